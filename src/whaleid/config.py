@@ -1,0 +1,517 @@
+"""Every YAML file as a typed, checked model: competitions, experiments, recipes.
+
+A key that is not known is refused with its file and its place, so that no setting is ever ignored.
+Experiments extend one another (`extends: default`): omegaconf merges, pydantic checks.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml import YAMLError
+
+from whaleid.errors import WhaleidError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Checked = TypeVar("Checked", bound="Model")
+
+
+class Model(BaseModel):
+    """Base of all settings: immutable, and no key besides those declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ---------------------------------------------------------------------------------------------- competition
+
+
+class Table(Model):
+    """A CSV of images: which columns hold what, and the folder that holds the pictures."""
+
+    csv: str
+    images: str
+    image: str
+    identity: str | None = None
+    extra: dict[str, str] = {}
+    """Further columns to keep: name in images.parquet -> column of the CSV (happywhale: species)."""
+    suffix: str = ""
+    """Appended to the image's name to get its file, where the CSV leaves out `.jpg`."""
+
+
+class Submission(Model):
+    """The submission's columns: the image, and its guesses joined by spaces."""
+
+    image: str
+    identities: str
+
+
+class Competition(Model):
+    """Where images, labels and the submission's form come from (design: *A competition*)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    root: Path
+    train: Table
+    test: Table | None = None
+    submission: Submission = Submission(image="Image", identities="Id")
+    unknown: str | None = None
+    unknown_share: Share | None = None
+    k: Positive = 5
+    boxes: str | None = None
+    solution: str | None = None
+    mend: dict[str, dict[str, str]] = {}
+    """Spelling mistakes of the data: column of images.parquet -> wrong value -> right value."""
+    group: str | None = None
+    """Name in `train.extra` of a column whose equal values must share a fold (an encounter, a burst)."""
+    kaggle: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Competition:
+        if self.train.identity is None:
+            raise ValueError("train.identity is missing: name the CSV column that holds the identity")
+        if self.group is not None and self.group not in self.train.extra:
+            raise ValueError(f"group '{self.group}' is not among train.extra: {sorted(self.train.extra)}")
+        if self.unknown is None and self.unknown_share:
+            raise ValueError("unknown_share is set but unknown is null: name the unknown label or drop the share")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------- experiment
+
+
+class ModelConfig(Model):
+    """Backbone, pooling and neck: image to embedding."""
+
+    backbone: str
+    weights: str
+    """`imagenet` (weights/ folder, then timm's hub), `random`, or the path of a .safetensors file."""
+    pool: Literal["avg", "max", "sum", "gem"]
+    gem_p: Annotated[float, Field(gt=0)]
+    neck: Literal["none", "linear", "bnneck"]
+    embedding: Positive
+    """Size of the embedding; the backbone's own where neck is `none`."""
+    dropout: Share
+    drop_path: Share
+
+
+class SoftmaxHead(Model):
+    """Linear classifier with cross entropy; `focal` > 0 turns it into the focal loss of that gamma."""
+
+    name: Literal["softmax"]
+    smoothing: Share = 0.0
+    focal: Annotated[float, Field(ge=0)] = 0.0
+
+
+class BySize(Model):
+    """Margin that falls with the class's number of images n: `factor * n ** power + floor`."""
+
+    factor: Annotated[float, Field(ge=0)] = 0.271
+    power: Annotated[float, Field(le=0)] = -0.364
+    floor: Annotated[float, Field(ge=0)] = 0.05
+
+
+class MarginHead(Model):
+    """ArcFace / CosFace family: cosine logits with a margin (ArcFace: radians) and a scale."""
+
+    name: Literal["arcface", "cosface"]
+    scale: Annotated[float, Field(gt=0)] = 30.0
+    margin: Annotated[float, Field(ge=0, lt=3.2)] = 0.3
+    subcenters: Positive = 1
+    smoothing: Share = 0.0
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    by_size: BySize | None = None
+
+
+class MetricHead(Model):
+    """Any loss of pytorch-metric-learning by class name, with an optional miner by class name."""
+
+    name: Literal["metric"]
+    loss: str
+    arguments: dict[str, Any] = {}
+    miner: str | None = None
+    miner_arguments: dict[str, Any] = {}
+
+
+class SumHead(Model):
+    """Weighted sum of heads on the same embedding."""
+
+    name: Literal["sum"]
+    parts: Annotated[list[WeightedHead], Field(min_length=1)]
+
+
+class WeightedHead(Model):
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    head: Head
+
+
+Head = Annotated[SoftmaxHead | MarginHead | MetricHead | SumHead, Field(discriminator="name")]
+
+
+class ImageConfig(Model):
+    """Size of the network's input: width and height, or a budget of pixels with the data's own aspect."""
+
+    width: Positive | None
+    height: Positive | None
+    pixels: Positive | None
+    """width x height about this many, aspect of the median box, both multiples of 32 (or of 16 when small)."""
+    box_margin: Annotated[float, Field(ge=0, le=1)]
+    """Share of the box's sides added on each side before cropping."""
+    cache: Literal["raw", "jpeg"]
+    """Form of the cache of resized images: raw pixels (fastest, width x height x 3 bytes an image), or JPEG of
+    quality 95 packed in one file (about a tenth of the disk, one decode an image)."""
+    mirror_identities: bool
+    """A mirrored image is another identity: doubles the classes (flukes and flanks are not symmetrical)."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ImageConfig:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("image.width and image.height go together")
+        if (self.width is None) == (self.pixels is None):
+            raise ValueError("give image.width and image.height, or image.pixels, not both and not neither")
+        return self
+
+
+class AugmentConfig(Model):
+    """Strengths of the training augmentations; 0 turns one off."""
+
+    flip: Share
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    shift: Annotated[float, Field(ge=0, lt=1)]
+    shear: Annotated[float, Field(ge=0, le=45)]
+    perspective: Annotated[float, Field(ge=0, lt=0.5)]
+    brightness: Annotated[float, Field(ge=0, le=1)]
+    contrast: Annotated[float, Field(ge=0, le=1)]
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    gray: Share
+    blur: Share
+    noise: Share
+    erase: Share
+
+
+class SamplerConfig(Model):
+    """How batches are drawn: `shuffle`, or `balanced`: P identities x K images each."""
+
+    name: Literal["shuffle", "balanced"]
+    images: Positive
+    """K: images an identity in a balanced batch (P = batch / K)."""
+    unknown: Literal["drop", "own"]
+    """Unknown images in training: left out, or each an identity of its own."""
+
+
+class FreezeConfig(Model):
+    epochs: Annotated[int, Field(ge=0)]
+    """The backbone stands still for this many epochs at the start."""
+    batchnorm: bool
+    """The backbone's batch normalisation keeps its statistics throughout."""
+
+
+class TrainConfig(Model):
+    """The schedule of one run."""
+
+    epochs: Positive | None
+    images_seen: Positive | None
+    """Instead of epochs: train until about this many images were seen (rounded to whole epochs, at least 1)."""
+    batch: Annotated[int, Field(ge=2)]
+    accumulate: Positive
+    optimizer: Literal["adamw", "sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    """Peak rate of neck and head."""
+    backbone_lr: Annotated[float, Field(ge=0)]
+    """Peak rate of the backbone as a multiple of lr."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Share
+    """Share of all steps spent warming up; then half a cosine down to `final_lr` x lr."""
+    final_lr: Share
+    clip: Annotated[float, Field(ge=0)]
+    """Largest norm of the gradient; 0 turns clipping off."""
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    """Decay of the moving average of the weights (0: none); it is what is saved and used."""
+    precision: Literal["auto", "no", "fp16", "bf16"]
+    select: Literal["last", "best"]
+    """`last` weights, or the epoch with the fold's best own score: optimistic, and marked so in the report."""
+    freeze: FreezeConfig
+    seed: int
+    workers: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.epochs is None) == (self.images_seen is None):
+            raise ValueError("give train.epochs or train.images_seen, not both and not neither")
+        return self
+
+
+class FeatureConfig(Model):
+    """Embedding of all images by a trained run."""
+
+    batch: Positive
+    mirror: bool
+    """Also embed the mirrored image (averaged; side by side where mirror_identities is on)."""
+    scales: Annotated[list[float], Field(min_length=1)]
+    """Input sizes as multiples of the training size, averaged; [1.0] for one."""
+    half: bool
+    """float16 on disk."""
+    logits: bool
+    """Also write the head's class logits (n, classes), for the blend; costs disk with many classes."""
+
+
+class Experiment(Model):
+    """One training configuration (design: *An experiment*)."""
+
+    name: str
+    model: ModelConfig
+    head: Head
+    image: ImageConfig
+    augment: AugmentConfig
+    sampler: SamplerConfig
+    train: TrainConfig
+    features: FeatureConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.image.mirror_identities and self.augment.flip > 0:
+            raise ValueError("augment.flip must be 0 where image.mirror_identities is on: a mirror is another identity")
+        if self.sampler.name == "balanced" and self.train.batch % self.sampler.images:
+            raise ValueError(
+                f"train.batch ({self.train.batch}) must be a multiple of sampler.images ({self.sampler.images})"
+            )
+        return self
+
+
+# --------------------------------------------------------------------------------------------------- recipe
+
+
+class ConcatConfig(Model):
+    """Features of all sources side by side, whitened on the training part of the fold."""
+
+    whiten: Positive | None = 512
+    """At most this many dimensions after PCA; null: no PCA."""
+    power: Share = 0.5
+    """0: PCA rotation only; 1: full whitening; between: partial (eigenvalue ** -power/2)."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weight of a source (default 1)."""
+
+
+class KnnConfig(Model):
+    """From image similarities to identity scores."""
+
+    score: Literal["max", "mean", "centroid"] = "max"
+    top: Positive = 2
+    """`mean`: of the top this many images of the identity."""
+    neighbours: Positive = 200
+    """Images looked at for each query."""
+
+
+class ClassifierConfig(Model):
+    """Softmax classifier on the concatenated features."""
+
+    epochs: Positive = 40
+    batch: Positive = 256
+    lr: Annotated[float, Field(gt=0)] = 1.0e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1.0e-2
+    smoothing: Share = 0.1
+    scale: Annotated[float, Field(gt=0)] = 20.0
+    mixup: Annotated[float, Field(ge=0)] = 0.2
+    seeds: Positive = 2
+
+
+class CombineConfig(Model):
+    """How the sources become one ranking (design: *A recipe*)."""
+
+    concat: ConcatConfig = ConcatConfig()
+    knn: KnnConfig = KnnConfig()
+    classifier: ClassifierConfig | None = ClassifierConfig()
+    logits: Annotated[int, Field(ge=0)] = 3
+    """Class probabilities of this many best single experiments join the blend."""
+    candidates: Positive = 50
+    """Candidates kept for each query and source."""
+    unknown: Literal["threshold", "share"] = "threshold"
+    """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
+
+
+class Recipe(Model):
+    """A list of experiments and how they are combined."""
+
+    name: str
+    folds: Annotated[int, Field(ge=2)]
+    train_folds: list[int] | None = None
+    """Train these folds alone (a quick look); null: all."""
+    experiments: list[str] = []
+    sources: dict[str, str] = {}
+    """Foreign features: name -> folder with `fold<k>/embeddings.npy` and `rows.csv`."""
+    set: dict[str, Any] = {}
+    """Overrides for every experiment: dotted key -> value, as SET on the command line."""
+    combine: CombineConfig = CombineConfig()
+    seed: int = 0
+
+    @field_validator("experiments")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"experiment listed twice: {', '.join(twice)}")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if not self.experiments and not self.sources:
+            raise ValueError("a recipe needs experiments or sources")
+        outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
+        if outside:
+            raise ValueError(f"train_folds {outside} are outside 0..{self.folds - 1}")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def repository_root() -> Path:
+    """Folder that holds `configs/`: the checkout this package runs from, else the current folder."""
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "configs").is_dir() else Path.cwd()
+
+
+def config_path(kind: Literal["competitions", "experiments", "recipes"], name: str, near: Path | None = None) -> Path:
+    """Path of a YAML given by name (`configs/<kind>/<name>.yaml`) or by path.
+
+    near: folder searched first, so that a recipe finds experiments lying beside it.
+    """
+    folder = repository_root() / "configs" / kind
+    if name.endswith((".yaml", ".yml")):
+        given = Path(name).expanduser()
+        tries = [given] if given.is_absolute() else [(near or Path.cwd()) / given, Path.cwd() / given]
+    else:
+        tries = [parent / f"{name}.yaml" for parent in ([near] if near else []) + [folder]]
+    for path in tries:
+        if path.is_file():
+            return path.resolve()
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    guess = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{guess[0]}'?" if guess else f"known: {', '.join(known)}"
+    raise WhaleidError(f"{kind[:-1]} '{name}' not found (looked for {tries[0]}); {hint}, or give the path of a YAML file")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Content of a YAML file as plain dictionaries."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise WhaleidError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise WhaleidError(f"{path}: a mapping of keys to values is expected, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def load_competition(name: str) -> Competition:
+    """Competition by name or path; its `root` is made absolute.
+
+    A relative root is looked for from the repository, then from the folder of the YAML file.
+    """
+    path = config_path("competitions", name)
+    competition = _checked(Competition, read_yaml(path), path)
+    root = competition.root.expanduser()
+    if not root.is_absolute():
+        places = [repository_root() / root, path.parent / root]
+        root = next((place for place in places if place.exists()), places[0])
+    return competition.model_copy(update={"root": root.resolve()})
+
+
+def load_experiment(name: str, overrides: dict[str, Any] | None = None, near: Path | None = None) -> Experiment:
+    """Experiment by name or path, merged over what it extends, then over dotted `overrides`."""
+    path = config_path("experiments", name, near)
+    merged = _extended(path, ())
+    for key, value in (overrides or {}).items():
+        merged = override(merged, key, value)
+    merged["name"] = path.stem
+    return _checked(Experiment, merged, path)
+
+
+def load_recipe(name: str) -> tuple[Recipe, list[Experiment]]:
+    """Recipe by name or path, with its experiments (the recipe's `set` applied)."""
+    return load_recipe_with(name, {})
+
+
+def load_recipe_with(name: str, overrides: dict[str, Any]) -> tuple[Recipe, list[Experiment]]:
+    """As `load_recipe`, with further overrides (SET) laid over the recipe's own."""
+    path = config_path("recipes", name)
+    content = read_yaml(path)
+    content["name"] = path.stem
+    recipe = _checked(Recipe, content, path)
+    merged = {**recipe.set, **overrides}
+    experiments = [load_experiment(item, merged, near=path.parent) for item in recipe.experiments]
+    names = [experiment.name for experiment in experiments]
+    if len(set(names) | set(recipe.sources)) < len(names) + len(recipe.sources):
+        raise WhaleidError(f"{path}: two sources of the recipe have one name: {names + list(recipe.sources)}")
+    sources = {key: str((path.parent / Path(value).expanduser()).resolve()) for key, value in recipe.sources.items()}
+    return recipe.model_copy(update={"set": merged, "sources": sources}), experiments
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["image.width=128", ...]` as a mapping of dotted keys to values read as YAML."""
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, _ = pair.partition("=")
+        if not separator or not key.strip():
+            raise WhaleidError(f"SET '{pair}': expected key=value, for example image.width=128")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([pair]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise WhaleidError(f"SET '{pair}': {' '.join(str(error).split())}") from error
+        overrides[key] = _leaf(parsed, key)
+    return overrides
+
+
+def override(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Copy of nested `content` with the dotted `key` set to `value`."""
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {**content, head: value}
+    inner = content.get(head)
+    if not isinstance(inner, dict):
+        raise WhaleidError(f"SET {key}: '{head}' is not a group of settings; groups: {', '.join(sorted(content))}")
+    return {**content, head: override(inner, rest, value)}
+
+
+def _leaf(parsed: Any, key: str) -> Any:
+    for part in key.split("."):
+        parsed = parsed[part]
+    return parsed
+
+
+def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise WhaleidError(f"{path}: extends itself through {' -> '.join(item.stem for item in seen)}")
+    content = read_yaml(path)
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    base = _extended(config_path("experiments", str(parent), path.parent), (*seen, path))
+    if "head" in content:  # another head brings its own settings: nothing of the parent's may linger
+        base = {key: value for key, value in base.items() if key != "head"}
+    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(content)))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _checked(kind: type[Checked], content: dict[str, Any], path: Path) -> Checked:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise WhaleidError(f"{path}: {_first_problem(error, content)}") from error
+
+
+def _first_problem(error: ValidationError, content: dict[str, Any]) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{place}'; remove it or mend its spelling"
+    if problem["type"] == "missing":
+        return f"key '{place}' is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(problem.get("input"), dict) else f" (found {problem.get('input')!r})"
+    return f"{place}: {message}{shown}" if place else message

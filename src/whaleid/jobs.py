@@ -1,0 +1,122 @@
+"""A recipe as a list of jobs (train and embed one experiment on one fold), and the runner that does them.
+
+Each job is also a command line (`Job.command`), which is all that a runner needs: in turn in this process,
+several at once as processes (one a GPU), or on a cluster whose engine submits the same commands.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from whaleid.errors import WhaleidError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One experiment on one fold, from training to features; `current` when nothing is left to do."""
+
+    experiment: str
+    fold: int
+    stage: str
+    """`train` or `features` (which trains first where that is missing)."""
+    current: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment} fold {self.fold}"
+
+    def command(self, options: list[str]) -> list[str]:
+        """Command line that does this job alone; `options` name competition, recipe, work folder and SET."""
+        only = ["--experiment", self.experiment, "--fold", str(self.fold)]
+        return [sys.executable, "-m", "whaleid", self.stage, *options, *only]
+
+
+def run_jobs(jobs: list[Job], do: Callable[[Job], None], options: list[str], at_once: int, logs: Path) -> int:
+    """Do every job that is not current; returns how many were done.
+
+    at_once: 1 calls `do(job)` here; more starts that many processes of `job.command(options)`, each with its
+        share of the cores and its own GPU, its output in `logs/<experiment>.fold<k>.log`.
+    Raises WhaleidError when a job fails: those still running are ended, and what they had done is kept.
+    """
+    waiting = [job for job in jobs if not job.current]
+    if at_once > 1 and len(waiting) > 1:
+        _run_processes(waiting, options, at_once, logs)
+        return len(waiting)
+    for number, job in enumerate(waiting, start=1):
+        Console(stderr=True).print(f"[{number}/{len(waiting)}] {job.stage} {job.title}", markup=False)
+        do(job)
+    return len(waiting)
+
+
+def share_of_cores(at_once: int) -> int:
+    """Threads for each of `at_once` processes."""
+    return max(1, (os.cpu_count() or 1) // at_once)
+
+
+def _run_processes(waiting: list[Job], options: list[str], at_once: int, logs: Path) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    gpus = _gpu_count()
+    free_places = list(range(at_once))
+    running: dict[int, tuple[subprocess.Popen[bytes], Job, float]] = {}
+    queue = list(waiting)
+    done = 0
+    try:
+        while queue or running:
+            while queue and free_places:
+                place, job = free_places.pop(0), queue.pop(0)
+                running[place] = (_start(job, options, at_once, place, gpus, logs), job, time.monotonic())
+                console.print(f"started  {job.stage} {job.title} (log: {_log_path(logs, job)})", markup=False)
+            for place, (process, job, began) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[place]
+                free_places.append(place)
+                _raise_if_failed(process.returncode, job, logs)
+                done += 1
+                minutes = (time.monotonic() - began) / 60
+                console.print(f"[{done}/{len(waiting)}] {job.stage} {job.title} in {minutes:.1f} min", markup=False)
+            time.sleep(0.2)
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+
+
+def _start(
+    job: Job, options: list[str], at_once: int, place: int, gpus: int, logs: Path
+) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(at_once)))
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+    with _log_path(logs, job).open("ab") as log:
+        return subprocess.Popen(
+            job.command(options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
+
+
+def _log_path(logs: Path, job: Job) -> Path:
+    return logs / f"{job.experiment}.fold{job.fold}.log"
+
+
+def _raise_if_failed(code: int, job: Job, logs: Path) -> None:
+    if code == 0:
+        return
+    log = _log_path(logs, job)
+    lines = log.read_text(errors="replace").strip().splitlines()
+    last = lines[-1].removeprefix("error: ") if lines else "no output"
+    raise WhaleidError(f"{job.stage} {job.title} ended with code {code}: {last} (whole log: {log})")
+
+
+def _gpu_count() -> int:
+    """GPUs to spread the processes over: those of CUDA_VISIBLE_DEVICES, else all."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,0 +1,146 @@
+"""From similar images to candidate identities: search, group by identity, keep the best.
+
+An identity is photographed many times; its score is that of its best image, the mean of its best few, or that
+of its mean direction. All queries are done at once, by sorting, and none in a Python loop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from whaleid.config import KnnConfig
+from whaleid.errors import WhaleidError
+from whaleid.retrieval.index import search
+
+PADDING = -1
+"""Code of "no candidate here"; its score is minus infinity."""
+
+
+def nearest_identities(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    gallery_codes: np.ndarray,
+    knn: KnnConfig,
+    keep: int,
+    chunk: int = 4096,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `keep` best identities of each query: search, then `identity_candidates`, for every score alike.
+
+    queries: float (q, d), gallery: float (g, d), unit rows. gallery_codes: int64 (g,), -1 = not a candidate.
+    Where a query's `knn.neighbours` nearest images hold fewer than `keep` identities, that query is searched
+    twice as wide again and again, until they hold enough or the gallery ends: a list is only ever short
+    (padded) where the gallery has too few identities. Score `max` is exact; `mean` is of the images seen.
+    Returns codes int64 (q, keep), -1 padded, and scores float32 (q, keep), -inf padded, descending.
+    """
+    if len(gallery) != len(gallery_codes):
+        raise WhaleidError(f"gallery: {len(gallery)} embeddings but {len(gallery_codes)} codes")
+    gallery, gallery_codes = _comparable(gallery, gallery_codes, knn)
+    reachable = min(keep, len(np.unique(gallery_codes)))
+    codes = np.full((len(queries), keep), PADDING, dtype=np.int64)
+    scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
+    for start in range(0, len(queries), chunk):  # neighbours are wide: never those of all queries at once
+        short = np.arange(start, min(start + chunk, len(queries)))
+        neighbours = keep if knn.score == "centroid" else max(knn.neighbours, keep)
+        while len(short):
+            similarity, rows = search(queries[short], gallery, neighbours)
+            codes[short], scores[short] = identity_candidates(similarity, rows, gallery_codes, knn, keep)
+            short = short[(codes[short] >= 0).sum(axis=1) < reachable]
+            neighbours *= 2
+    return codes, scores
+
+
+def _comparable(gallery: np.ndarray, codes: np.ndarray, knn: KnnConfig) -> tuple[np.ndarray, np.ndarray]:
+    """What queries are compared with and its codes: float32 images of known identity, or their centroids."""
+    if knn.score == "centroid":
+        return centroids(gallery, codes)
+    known = codes >= 0
+    if not known.all():
+        gallery, codes = gallery[known], codes[known]
+    return np.ascontiguousarray(gallery, dtype=np.float32), codes
+
+
+def identity_candidates(
+    similarity: np.ndarray, rows: np.ndarray, gallery_codes: np.ndarray, knn: KnnConfig, keep: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct identities of each query's nearest images, best first.
+
+    similarity: float (q, m), descending. rows: int64 (q, m), gallery rows, -1 = none. gallery_codes: int64
+    (g,), the identity of each gallery row, -1 = not a candidate.
+    Score of an identity: `max`, its most similar image; `mean`, the mean of its `knn.top` most similar images
+    among the neighbours (of those there are, if fewer); `centroid`: as `max`, the gallery being `centroids`.
+    Equal scores stand in the order of their best images among the neighbours.
+    Returns codes int64 (q, keep) and scores float32 (q, keep), descending. Where the neighbours hold fewer
+    than `keep` identities the rest is -1 and -inf: `nearest_identities` widens the search instead.
+    """
+    _check_neighbours(similarity, rows, keep)
+    if not similarity.size:
+        return _padded(np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.float32), keep)
+    neighbour_codes = np.where(rows >= 0, gallery_codes[rows], PADDING)
+    top = knn.top if knn.score == "mean" else 1
+    score_at = _score_at_first(similarity, neighbour_codes, top)
+    order = np.argsort(-score_at, axis=1, kind="stable")[:, :keep]
+    scores = np.take_along_axis(score_at, order, axis=1)
+    codes = np.where(np.isfinite(scores), np.take_along_axis(neighbour_codes, order, axis=1), PADDING)
+    return _padded(codes, scores, keep)
+
+
+def _score_at_first(similarity: np.ndarray, codes: np.ndarray, top: int) -> np.ndarray:
+    """Each identity's score, put where its best image stands among the neighbours; -inf elsewhere.
+
+    similarity float, codes int64, both (q, m). Sorting a row's codes (stably) brings the images of an
+    identity together, most similar first: a run, whose first `top` members are averaged.
+    Returns float32 (q, m).
+    """
+    queries, neighbours = codes.shape
+    order = np.argsort(codes, axis=1, kind="stable")
+    in_runs = np.take_along_axis(codes, order, axis=1)
+    opens = np.ones((queries, neighbours), dtype=bool)
+    opens[:, 1:] = in_runs[:, 1:] != in_runs[:, :-1]
+    starts = np.flatnonzero(opens)
+    lengths = np.diff(starts, append=opens.size)
+    flat = (order + np.arange(queries)[:, None] * neighbours).ravel()  # a place in the whole (q, m) table
+    values = similarity.ravel()[flat].astype(np.float64)
+    for later in range(1, min(top, neighbours)):  # the second, third, ... image of a run joins its first
+        values[starts[lengths > later]] += values[starts[lengths > later] + later]
+    score_at = np.full(queries * neighbours, -np.inf, dtype=np.float32)
+    real = in_runs.ravel()[starts] != PADDING
+    score_at[flat[starts[real]]] = (values[starts] / np.minimum(lengths, top))[real]
+    return score_at.reshape(queries, neighbours)
+
+
+def _padded(codes: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both tables widened to `keep` columns by padding."""
+    missing = ((0, 0), (0, max(0, keep - codes.shape[1])))
+    return (
+        np.pad(codes, missing, constant_values=PADDING),
+        np.pad(scores, missing, constant_values=-np.inf),
+    )
+
+
+def centroids(embeddings: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean direction of each identity.
+
+    embeddings: float (n, d), unit rows. codes: int64 (n,), -1 = left out.
+    Returns unit rows float32 (c, d) and their codes int64 (c,), ascending. An identity whose embeddings
+    cancel to zero has no direction: its row is zero, as similar to every query as chance.
+    """
+    known = np.flatnonzero(codes >= 0)
+    known = known[np.argsort(codes[known], kind="stable")]
+    names, starts = np.unique(codes[known], return_index=True)
+    if not len(names):
+        return np.empty((0, embeddings.shape[1]), dtype=np.float32), names
+    sums = np.add.reduceat(embeddings[known], starts, axis=0, dtype=np.float64)
+    length = np.linalg.norm(sums, axis=1, keepdims=True)
+    unit = np.divide(sums, length, out=np.zeros_like(sums), where=length > 1e-6)
+    return unit.astype(np.float32), names
+
+
+def _check_neighbours(similarity: np.ndarray, rows: np.ndarray, keep: int) -> None:
+    if similarity.ndim != 2 or similarity.shape != rows.shape:
+        raise WhaleidError(
+            f"neighbours: similarity {similarity.shape} and rows {rows.shape} must be one (q, m)"
+        )
+    if keep < 1:
+        raise WhaleidError(f"candidates: keep {keep}; at least 1 is needed")
+    if np.isnan(similarity).any() or (similarity[:, 1:] > similarity[:, :-1]).any():
+        raise WhaleidError("neighbours: similarities must fall along each row, without NaN")

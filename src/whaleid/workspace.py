@@ -1,0 +1,142 @@
+"""Every path of the work folder, atomic writes, and the knowledge of what is up to date.
+
+A stage asks `is_current(path, key)` with a key made of its configuration and of its inputs' own keys; when it
+has written its output it says `mark_current(path, key)`. Stamps live in `.stamps/`, outputs stay in the
+documented form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whaleid.errors import WhaleidError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one competition's work (design: *What passes between rooms*)."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images.parquet"
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds.csv"
+
+    def cache(self, name: str) -> Path:
+        """Folder of resized images of one size."""
+        return self.root / "cache" / name
+
+    def run(self, experiment: str, fold: int) -> Path:
+        return self.root / "runs" / experiment / f"fold{fold}"
+
+    def features(self, source: str, fold: int) -> Path:
+        return self.root / "features" / source / f"fold{fold}"
+
+    def candidates(self, recipe: str) -> Path:
+        return self.root / "candidates" / recipe
+
+    def metrics(self, recipe: str) -> Path:
+        """`metrics.json` of a recipe: every figure that was printed, with the configuration that gave it."""
+        return self.candidates(recipe) / "metrics.json"
+
+    def report(self, recipe: str) -> Path:
+        return self.root / "report" / recipe
+
+    def is_current(self, output: Path, key: str) -> bool:
+        """Whether `output` is there and was made from exactly what `key` stands for."""
+        return output.exists() and self.stamp(output).get("key") == key
+
+    def stamp(self, output: Path) -> dict[str, Any]:
+        """What `mark_current` noted for `output`; empty when nothing was."""
+        path = self._stamp_path(output)
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+    def mark_current(self, output: Path, key: str, **notes: Any) -> None:
+        """Note that `output` stands for `key`; `notes` (JSON) are kept beside it."""
+        write_json(self._stamp_path(output), {"key": key, **notes})
+
+    def _stamp_path(self, output: Path) -> Path:
+        return self.root / ".stamps" / f"{output.relative_to(self.root).as_posix()}.json"
+
+
+def digest(*parts: Any) -> str:
+    """Short key of JSON-like parts: equal parts give equal keys, on any machine."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def file_digest(path: Path) -> str:
+    """Short key of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Temporary sibling of `path` to write a file or a folder to; it takes `path`'s place when the block ends well.
+
+    When the block fails the temporary is removed and what stood at `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, keys in the given order."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse before starting when the disk that holds `folder` has fewer than `needed` bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise WhaleidError(
+            f"{folder}: {what} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; "
+            "free some space or put the work elsewhere with WORK="
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

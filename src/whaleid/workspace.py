@@ -49,9 +49,10 @@ class Workspace:
     def candidates(self, recipe: str) -> Path:
         return self.root / "candidates" / recipe
 
-    def metrics(self, recipe: str) -> Path:
-        """`metrics.json` of a recipe: every figure that was printed, with the configuration that gave it."""
-        return self.candidates(recipe) / "metrics.json"
+    @property
+    def metrics(self) -> Path:
+        """`metrics.json`: recipe -> every figure that was printed, with the configuration that gave it."""
+        return self.root / "metrics.json"
 
     def report(self, recipe: str) -> Path:
         return self.root / "report" / recipe

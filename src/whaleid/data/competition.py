@@ -1,7 +1,7 @@
 """A competition's CSVs as one table of rows, checked against the files that they name.
 
-Nothing here opens a picture. The CSVs are read as text, so that an identity `007` or `NA` stays what it is, and
-each row remembers its line of the file, so that an error can say where it is.
+Nothing here opens a picture. The CSVs are read as text, so that an identity `007` or `NA` stays what it is,
+and each row remembers its line of the file, so that an error can say where it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from whaleid.config import Competition, Table
 from whaleid.errors import WhaleidError
 
 NAMED = 5  # offenders that a message names before it goes on with a count
-RESERVED = {"image", "path", "split", "identity", "width", "height", "x0", "y0", "x1", "y1", "phash", "group", "fold"}
+RESERVED = {"image", "path", "split", "identity", "width", "height", "phash", "group", "fold"}
+RESERVED |= {"x0", "y0", "x1", "y1"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def read_rows(competition: Competition) -> pd.DataFrame:
     rows, problems = inspect_rows(competition)
     if problems:
         more = len(problems) - 1
-        also = f" (and {more} more kind{'s' * (more > 1)} of problem: whaleid data check names all)" if more else ""
+        kinds = f"{more} more kind{'s' * (more > 1)} of problem"
+        also = f" (and {kinds}: whaleid data check names all)" if more else ""
         raise WhaleidError(problems[0].message + also)
     return rows
 
@@ -54,9 +56,7 @@ def inspect_rows(competition: Competition) -> tuple[pd.DataFrame, list[Problem]]
     """
     _require_root(competition)
     splits = {"train": competition.train, "test": competition.test}
-    parts = [
-        _split_rows(competition, split, table) for split, table in splits.items() if table is not None
-    ]
+    parts = [_split_rows(competition, split, table) for split, table in splits.items() if table is not None]
     rows = pd.concat([part for part, _ in parts], ignore_index=True)
     problems = [problem for _, found in parts for problem in found]
     rows = _mended(rows, competition)
@@ -71,31 +71,16 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     Blank lines are passed over. Raises WhaleidError for a missing file, a missing column (with the nearest
     name), a row with another number of cells than the header, and text that is not UTF-8.
     """
-    lines: list[int] = []
-    records: list[list[str]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            for record in reader:
-                if record:
-                    lines.append(reader.line_num)
-                    records.append(record)
-    except FileNotFoundError:
-        raise WhaleidError(f"{path}: file not found{_unpack_hint(path)}") from None
-    except IsADirectoryError:
-        raise WhaleidError(f"{path}: is a folder; a CSV file is expected") from None
-    except UnicodeDecodeError as error:
-        raise WhaleidError(f"{path}: not UTF-8 text (byte {error.start}); save the CSV as UTF-8") from error
-    except csv.Error as error:
-        raise WhaleidError(f"{path}: line {len(lines) + 2} is not readable as CSV: {error}") from error
+    header, lines, records = _records(path)
     _require_columns(path, header, columns)
     for line, record in zip(lines, records, strict=True):
         if len(record) != len(header):
-            raise WhaleidError(f"{path}: line {line} has {len(record)} cells, the header has {len(header)}; mend the row")
+            raise WhaleidError(
+                f"{path}: line {line} has {len(record)} cells, the header has {len(header)}; mend the row"
+            )
     wanted = {name: header.index(name) for name in dict.fromkeys(columns)}
     content = {name: [record[place] for record in records] for name, place in wanted.items()}
-    return pd.DataFrame(content, index=pd.Index(lines, dtype="int64", name="line"), dtype="str")
+    return pd.DataFrame(content, index=pd.Index(lines, dtype="int64", name="line"))
 
 
 def named(items: Iterable[str], limit: int = NAMED) -> str:
@@ -105,13 +90,37 @@ def named(items: Iterable[str], limit: int = NAMED) -> str:
     return ", ".join(items[:limit]) + more
 
 
+def _records(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
+    """Header of a CSV, the line at which each further record ends, and the records; blank lines left out."""
+    lines: list[int] = []
+    records: list[list[str]] = []
+    try:
+        file = path.open(newline="", encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise WhaleidError(f"{path}: file not found{_unpack_hint(path)}") from None
+    except OSError as error:
+        raise WhaleidError(f"{path}: a readable CSV file is expected ({error.strerror})") from error
+    with file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            for record in reader:
+                if record:
+                    lines.append(reader.line_num)
+                    records.append(record)
+        except UnicodeDecodeError as error:
+            raise WhaleidError(f"{path}: not UTF-8 text; save the CSV as UTF-8") from error
+        except csv.Error as error:
+            raise WhaleidError(f"{path}: line {reader.line_num} is not readable as CSV: {error}") from error
+    return header, lines, records
+
+
 def _require_root(competition: Competition) -> None:
     if competition.root.is_dir():
         return
-    fetch = f" (kaggle competitions download {competition.kaggle} -p DIR, then unzip)" if competition.kaggle else ""
-    raise WhaleidError(
-        f"{competition.root}: folder not found; put the data of '{competition.name}' there{fetch} or change its root"
-    )
+    fetch = f" (kaggle competitions download {competition.kaggle}, unzip)" if competition.kaggle else ""
+    what = f"put the data of '{competition.name}' there{fetch} or change root"
+    raise WhaleidError(f"{competition.root}: folder not found; {what}")
 
 
 def _require_columns(path: Path, header: list[str], columns: Iterable[str]) -> None:
@@ -124,7 +133,9 @@ def _require_columns(path: Path, header: list[str], columns: Iterable[str]) -> N
         if name in header:
             continue
         if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
-            raise WhaleidError(f"{path}: columns are not separated by commas (header: {header[0]!r}); save it with commas")
+            raise WhaleidError(
+                f"{path}: columns are not separated by commas (header: {header[0]!r}); save it with commas"
+            )
         by_case = {column.lower(): column for column in header}
         guess = difflib.get_close_matches(name.lower(), by_case, n=1)
         hint = f"; did you mean '{by_case[guess[0]]}'?" if guess else ""
@@ -132,7 +143,10 @@ def _require_columns(path: Path, header: list[str], columns: Iterable[str]) -> N
 
 
 def _unpack_hint(path: Path) -> str:
-    archive = next((item for item in (path.with_name(f"{path.name}.zip"), path.with_suffix(".zip")) if item.is_file()), None)
+    archive = next(
+        (item for item in (path.with_name(f"{path.name}.zip"), path.with_suffix(".zip")) if item.is_file()),
+        None,
+    )
     return f"; unpack {archive.name} that lies beside it" if archive else ""
 
 
@@ -143,14 +157,17 @@ def _split_rows(competition: Competition, split: str, table: Table) -> tuple[pd.
     """One table's good rows (with their `line`) and its bad ones."""
     _check_settings(table, split)
     path = competition.root / table.csv
-    extra = {name: column for name, column in table.extra.items()}
     labelled = [table.identity] if table.identity else []
-    content = read_table(path, [table.image, *labelled, *extra.values()])
+    content = read_table(path, [table.image, *labelled, *table.extra.values()])
+    if content.empty:
+        raise WhaleidError(f"{path}: lists no image; at least one row below the header is expected")
     rows = pd.DataFrame({"image": content[table.image]})
     rows["path"] = [_joined(table, image) for image in rows["image"]]
     rows["split"] = split
-    rows["identity"] = content[table.identity] if table.identity else None
-    for name, column in extra.items():
+    rows["identity"] = (
+        content[table.identity] if table.identity else content[table.image].where(content.index < 0)
+    )
+    for name, column in table.extra.items():
         rows[name] = content[column].where(content[column] != "", None)
     rows["line"] = rows.index
 
@@ -165,12 +182,14 @@ def _split_rows(competition: Competition, split: str, table: Table) -> tuple[pd.
 def _check_settings(table: Table, split: str) -> None:
     if split == "test" and table.identity is not None:
         raise WhaleidError(
-            "test.identity is set, but identities of test images are read by score and report alone: name that "
-            "file as `solution` and remove test.identity"
+            "test.identity is set, but identities of test images are read by score and report alone: "
+            "name that file as `solution` and remove test.identity"
         )
     taken = sorted(RESERVED & set(table.extra))
     if taken:
-        raise WhaleidError(f"{split}.extra.{taken[0]}: images.parquet has a column of that name; choose another")
+        raise WhaleidError(
+            f"{split}.extra.{taken[0]}: images.parquet has a column of that name; choose another"
+        )
 
 
 def _joined(table: Table, image: str) -> str:
@@ -189,7 +208,7 @@ def _empty(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
             continue
         blank = rows[name].str.strip() == ""
         if blank.any():
-            where = named((f"line {line}" for line in rows.loc[blank, "line"]))
+            where = named(f"line {line}" for line in rows.loc[blank, "line"])
             fix = "fill it in or remove the row"
             problems.append(Problem("empty", f"{path}: empty '{column}' in {where}; {fix}", int(blank.sum())))
             bad |= blank
@@ -204,8 +223,8 @@ def _spaced(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
         return rows, []
     first = rows[spaced].iloc[0]
     message = (
-        f"{path}: identity {first['identity']!r} in line {first['line']} has a space ({spaced.sum():,} such rows); "
-        "a submission separates identities by spaces, so use another sign"
+        f"{path}: identity {first['identity']!r} in line {first['line']} has a space ({spaced.sum():,} such "
+        "rows); a submission separates identities by spaces, so use another sign"
     )
     return rows[~spaced], [Problem("name", message, int(spaced.sum()))]
 
@@ -218,13 +237,15 @@ def _repeated(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
     first = rows[~again].set_index("image")
     repeats = rows[again]
     earlier = first.loc[repeats["image"]].set_axis(repeats.index)
-    same = (repeats["identity"] == earlier["identity"]) | (repeats["identity"].isna() & earlier["identity"].isna())
+    same = (repeats["identity"] == earlier["identity"]) | (
+        repeats["identity"].isna() & earlier["identity"].isna()
+    )
     problems = []
     if (~same).any():
         both = zip(repeats[~same].itertuples(), earlier[~same].itertuples(), strict=True)
         clashes = named(
-            f"{row.image} is '{before.identity}' in line {before.line} and '{row.identity}' in line {row.line}"
-            for row, before in both
+            f"{row.image} is '{old.identity}' in line {old.line} and '{row.identity}' in line {row.line}"
+            for row, old in both
         )
         message = f"{path}: contradictory rows: {clashes}; keep the right one"
         problems.append(Problem("contradictory", message, int((~same).sum())))
@@ -242,18 +263,23 @@ def _absent(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Checked
     if not folder.is_dir():
         raise WhaleidError(f"{folder}: folder of images not found{_unpack_hint(folder)}")
     inside = os.path.realpath(root)
-    found: dict[str, str] = {}
-    parents = rows["path"].str.rpartition("/")[0] if len(rows) else rows["path"]
-    for parent in pd.unique(parents):
-        found.update(_listing(root, parent, inside))
-    state = rows["path"].map(found).fillna("missing")
-    state[[os.path.isabs(item) or item.startswith("../") for item in rows["path"]]] = "outside"  # noqa: PTH117
+    parents = pd.Series([os.path.dirname(item) for item in rows["path"]], index=rows.index, dtype=object)  # noqa: PTH120
+    folders = {parent: root / parent for parent in pd.unique(parents)}
+    away = {parent for parent, place in folders.items() if not _within(os.path.realpath(place), inside)}
+    states: dict[str, str] = {}
+    for parent, place in folders.items():
+        if parent not in away:
+            states.update(_listing(place, parent, inside))
+    state = pd.Series([states.get(item, "missing") for item in rows["path"]], index=rows.index, dtype=object)
+    state[parents.isin(away) | rows["path"].str.startswith("../")] = "outside"
 
     problems = []
     outside, missing = state == "outside", state == "missing"
     if outside.any():
         which = named(f"line {row.line} ({row.image})" for row in rows[outside].itertuples())
-        message = f"{path}: image lies outside of {root}: {which}; images must lie inside the competition's root"
+        message = (
+            f"{path}: image lies outside of {root}: {which}; images must lie inside the competition's root"
+        )
         problems.append(Problem("outside", message, int(outside.sum())))
     if missing.any():
         which = named(f"{row.path} (line {row.line})" for row in rows[missing].itertuples())
@@ -262,39 +288,30 @@ def _absent(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Checked
     return rows[state == "file"], problems
 
 
-def _listing(root: Path, parent: str, inside: str) -> dict[str, str]:
-    """State of every entry of one folder: 'file', or 'outside' for what a link puts out of the root.
+def _listing(folder: Path, parent: str, inside: str) -> dict[str, str]:
+    """State of every file of one folder by its path: 'file', or 'outside' for a link that leaves the root.
 
     One scan of the folder instead of a question per image: 100,000 images take a fraction of a second.
     """
-    folder = root / parent
-    if not _within(os.path.realpath(folder), inside):
-        try:
-            return {_entry(parent, name): "outside" for name in os.listdir(folder)}  # noqa: PTH208
-        except OSError:
-            return {}
     states = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                path = f"{parent}/{entry.name}" if parent else entry.name
                 if entry.is_symlink() and not _within(os.path.realpath(entry.path), inside):
-                    states[_entry(parent, entry.name)] = "outside"
+                    states[path] = "outside"
                 elif entry.is_file():
-                    states[_entry(parent, entry.name)] = "file"
+                    states[path] = "file"
     except (FileNotFoundError, NotADirectoryError):
-        pass  # its images are then missing, which is what the message says
+        return {}  # its images are then missing, which is what the message says
     return states
-
-
-def _entry(parent: str, name: str) -> str:
-    return f"{parent}/{name}" if parent else name
 
 
 def _within(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
-# --------------------------------------------------------------------------------------------- both tables' rows
+# ---------------------------------------------------------------------------------------- both tables' rows
 
 
 def _mended(rows: pd.DataFrame, competition: Competition) -> pd.DataFrame:
@@ -316,5 +333,7 @@ def _without_shared(rows: pd.DataFrame, competition: Competition) -> Checked:
         return rows, []
     path = competition.root / competition.test.csv
     which = named(f"{row.image} (line {row.line})" for row in rows[shared].itertuples())
-    message = f"{path}: {shared.sum():,} images are in train and in test: {which}; an image has one row in all"
+    message = (
+        f"{path}: {shared.sum():,} images are in train and in test: {which}; an image has one row in all"
+    )
     return rows[~shared], [Problem("both", message, int(shared.sum()))]

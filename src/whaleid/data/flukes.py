@@ -1,8 +1,9 @@
 """One humpback whale's fluke: its outline, skin and relief, drawn from a random generator.
 
-All drawing is done on one canonical canvas that shows the underside of the fluke as a camera straight behind
-the animal would see it. Canvas units: x runs from -1 (left tip) to 1 (right tip), y points up, 0 is about the
-height of the trailing edge and negative values lie towards the peduncle, which leaves the canvas at its bottom.
+All drawing is done on one canonical canvas that shows the underside of the fluke as a camera straight
+behind the animal would see it. Canvas units: x runs from -1 (left tip) to 1 (right tip), y points up, 0 is
+about the height of the trailing edge and negative values lie towards the peduncle, which leaves the canvas at
+its bottom.
 `photographs.py` turns this canvas into pictures; nothing here knows about light, water or cameras.
 """
 
@@ -15,8 +16,8 @@ import cv2
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-UNIT = 280  # canvas pixels a unit: a span of 560 pixels, slightly finer than a photograph at its 2x drawing size
-LEFT, RIGHT, TOP, BOTTOM = -1.12, 1.12, 0.42, -1.05  # what the canvas shows, in canvas units
+UNIT = 280  # canvas pixels a unit: a span of 560 pixels, slightly finer than a photograph's drawing
+LEFT, RIGHT, TOP, BOTTOM = -1.12, 1.12, 0.42, -0.95  # what the canvas shows, in canvas units
 WIDTH, HEIGHT = round((RIGHT - LEFT) * UNIT), round((TOP - BOTTOM) * UNIT)
 SHAPE = (HEIGHT, WIDTH)
 PEDUNCLE = (0.0, -0.85)  # the skin's streaks fan out from here
@@ -43,7 +44,7 @@ def draw_individual(rng: np.random.Generator) -> Individual:
 
 
 def _axes() -> tuple[np.ndarray, np.ndarray]:
-    """Canvas units of the canvas pixels: x, float32 (1, WIDTH), and y, float32 (HEIGHT, 1); they broadcast."""
+    """Canvas units of the pixels: x, float32 (1, WIDTH), and y, float32 (HEIGHT, 1); they broadcast."""
     x = np.linspace(LEFT, RIGHT, WIDTH, dtype=np.float32)
     y = np.linspace(TOP, BOTTOM, HEIGHT, dtype=np.float32)
     return x[None, :], y[:, None]
@@ -64,10 +65,9 @@ def _rays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
-    """Smooth noise of mean 0 and deviation 1: float32 `shape`, one random value every `cell` (rows, columns) pixels."""
+    """Smooth noise, mean 0, deviation 1, float32 `shape`: a random value each `cell` (rows, columns)."""
     coarse = [max(4, int(np.ceil(side / step)) + 3) for side, step in zip(shape, cell, strict=True)]
     grid = rng.standard_normal(coarse).astype(np.float32)
-    # A grid as fine as the picture needs no interpolation; cubic resizing to a larger size keeps it smooth.
     field = cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
     some = field[::3, ::3]  # enough to know mean and deviation by
     return (field - some.mean()) / (some.std() + 1e-6)
@@ -102,18 +102,20 @@ def _lobe(rng: np.random.Generator, build: np.ndarray, notch: float) -> np.ndarr
     chord = 0.05 * build[5]  # broad or slender lobes
     width = 0.105 + 0.012 * build[6]  # half width of the peduncle at its narrowest
     sweep = 0.03 * build[7]
-    knots = np.array([
-        tip,
-        [0.965 + 0.01 * build[8], tip[1] - 0.075],
-        [0.86 + sweep, tip[1] - 0.185 - 0.3 * chord],
-        [0.66 + sweep, tip[1] - 0.315 - 0.7 * chord],
-        [0.42 + 0.5 * sweep, -0.335 - chord],
-        [0.24, -0.46 - chord],
-        [width + 0.035, -0.60 - chord],
-        [width, -0.74],
-        [width + 0.03, -0.9],
-        [width + 0.07, BOTTOM - 0.05],
-    ])
+    knots = np.array(
+        [
+            tip,
+            [0.965 + 0.01 * build[8], tip[1] - 0.075],
+            [0.86 + sweep, tip[1] - 0.185 - 0.3 * chord],
+            [0.66 + sweep, tip[1] - 0.315 - 0.7 * chord],
+            [0.42 + 0.5 * sweep, -0.335 - chord],
+            [0.24, -0.46 - chord],
+            [width + 0.035, -0.60 - chord],
+            [width, -0.74],
+            [width + 0.03, -0.9],
+            [width + 0.07, BOTTOM - 0.05],
+        ]
+    )
     return np.concatenate([trailing, _through(knots, 120)])
 
 
@@ -131,18 +133,19 @@ def _trailing_edge(
 
 
 def _serration(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """Height of the small teeth along a trailing edge, float64 like x; it fades at the notch and at the tip."""
+    """Height of the small teeth along a trailing edge, float64 like x; they fade at notch and tip."""
     fine, coarse = rng.integers(35, 70), rng.integers(9, 18)  # teeth a lobe
     where = np.linspace(0, 1, 90)
     strength = np.abs(np.interp(x, np.linspace(0, 1, 6), rng.uniform(0.1, 1.0, 6)))
     teeth = [np.interp(x, np.linspace(0, 1, n), rng.standard_normal(n)) for n in (fine, coarse)]
     fade = np.interp(x, [0, 0.08, 0.9, 1], [0, 1, 1, 0])
     wobble = np.interp(x, where, rng.standard_normal(90)) * 0.002
-    return fade * (strength * (rng.uniform(0.003, 0.011) * teeth[0] + rng.uniform(0.004, 0.013) * teeth[1]) + wobble)
+    height = rng.uniform(0.003, 0.011) * teeth[0] + rng.uniform(0.004, 0.013) * teeth[1]
+    return fade * (strength * height + wobble)
 
 
 def _injuries(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """Depth cut out of a trailing edge, float64 like x: V-shaped nicks, round bites and, rarely, a lost tip."""
+    """Depth cut out of a trailing edge, float64 like x: V-shaped nicks, round bites, rarely a lost tip."""
     cut = np.zeros_like(x)
     for _ in range(rng.poisson(1.3)):
         middle, half, depth = rng.uniform(0.1, 0.9), rng.uniform(0.012, 0.05), rng.uniform(0.02, 0.085)
@@ -182,7 +185,10 @@ def _pigmented(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
     The field sums what biologists describe: white lobes, a dark middle, dark margins, patches that are partly
     mirrored between the lobes, and streaks that fan out from the peduncle.
     """
-    level = rng.choice([-1.9, -0.7, 0.1, 0.7, 1.6], p=[0.2, 0.25, 0.2, 0.2, 0.15]) + 0.3 * rng.standard_normal()
+    kind = rng.choice(
+        [-1.9, -0.7, 0.1, 0.7, 1.6], p=[0.2, 0.25, 0.2, 0.2, 0.15]
+    )  # nearly black .. nearly white
+    level = kind + 0.3 * rng.standard_normal()
     cell = rng.uniform(0.2, 0.38) * UNIT
     patches = noise(rng, SHAPE, (0.8 * cell, cell))
     mirrored = patches + patches[:, ::-1]
@@ -198,7 +204,7 @@ def _pigmented(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
 
 
 def _lobes_middle_margins(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
-    """The regular part of the pigmentation field, float32 (HEIGHT, WIDTH): how white each place tends to be."""
+    """The regular part of the pigmentation field, float32 (HEIGHT, WIDTH): where skin tends to be white."""
     x, y = _axes()
     field = np.zeros(SHAPE, np.float32)
     for side in (-1, 1):
@@ -225,7 +231,7 @@ def _top_edge(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _fan(
     rng: np.random.Generator, rays: tuple[np.ndarray, np.ndarray], angular: float, radial: float
 ) -> np.ndarray:
-    """Noise stretched along `_rays()`, float32 (HEIGHT, WIDTH): `angular` cells in a half turn, `radial` a unit."""
+    """Noise along `_rays()`, float32 (HEIGHT, WIDTH): `angular` cells in a half turn, `radial` in a unit."""
     tile = noise(rng, (96, 384), (96 / (2 * radial), 384 / angular))
     return cv2.remap(tile, 383 * rays[0], 95 / 2 * np.minimum(rays[1], 2), cv2.INTER_LINEAR)
 
@@ -252,20 +258,26 @@ def _scarred(rng: np.random.Generator, skin: np.ndarray) -> np.ndarray:
 
 
 def _somewhere(rng: np.random.Generator) -> np.ndarray:
-    """A random place on a lobe, float64 (2,) in canvas units; it may miss the fluke, where nothing is seen."""
+    """A random place, float64 (2,) in canvas units, on a lobe or just beside it, where nothing is seen."""
     x = rng.uniform(-0.85, 0.85)
     return np.array([x, rng.uniform(-0.32 + 0.3 * abs(x), 0.03)])
 
 
 def _draw_line(
-    layer: np.ndarray, start: np.ndarray, angle: float, length: float, rng: np.random.Generator, width: int = 0
+    layer: np.ndarray,
+    start: np.ndarray,
+    angle: float,
+    length: float,
+    rng: np.random.Generator,
+    width: int = 0,
 ) -> None:
     """Draw a slightly bent scar into a uint8 layer, in place; width 0 draws a random one."""
     along = np.linspace(0, length, 24)
     bend = angle + rng.uniform(-1, 1) * along / max(length, 0.05)
     steps = np.stack([np.cos(bend), np.sin(bend)], axis=1) * (length / 24)
     width = width or int(rng.integers(1, 5))
-    cv2.polylines(layer, [_pixels(start + np.cumsum(steps, axis=0))], False, 255, width, cv2.LINE_AA, _SUBPIXEL)
+    points = start + np.cumsum(steps, axis=0)
+    cv2.polylines(layer, [_pixels(points)], False, 255, width, cv2.LINE_AA, _SUBPIXEL)
 
 
 def _draw_rake(layer: np.ndarray, rng: np.random.Generator) -> None:

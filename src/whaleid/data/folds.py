@@ -1,9 +1,9 @@
 """Folds: the training images dealt into K parts of the same make-up.
 
-Every identity's images spread over as many folds as they can, so that a fold's query finds its like in the other
-folds; singletons and unknown images spread evenly too, because they are a fold's unknown queries; images of one
-group (duplicates, an encounter) stay together, whatever their identities, because a copy in the gallery would
-give the answer away.
+Every identity's images spread over as many folds as they can, so that a fold's query finds its like in
+the other folds. Singletons and unknown images spread evenly too, because they are a fold's unknown queries.
+Images of one group (duplicates, an encounter) stay together, whatever their identities, because a copy in the
+gallery would give the answer away.
 """
 
 from __future__ import annotations
@@ -89,17 +89,22 @@ def _require_enough(folds: int, images: int, groups: int) -> None:
     if folds > groups:
         together = f" in {groups:,} groups that stay together" if groups < images else ""
         raise WhaleidError(
-            f"{folds} folds are more than the {images:,} training images{together} can fill; lower folds in the recipe"
+            f"{folds} folds are more than the {images:,} training images{together} can fill; lower `folds`"
         )
 
 
 def _bundles(identity: pd.Series, group: np.ndarray, unknown: str | None) -> list[Bundle]:
     """The groups with what dealing them needs, in the order of their codes."""
     codes, names = pd.factorize(identity, sort=True)
-    pairs = pd.DataFrame({"group": group, "identity": codes}).value_counts(sort=False).rename("count").reset_index()
+    pairs = (
+        pd.DataFrame({"group": group, "identity": codes})
+        .value_counts(sort=False)
+        .rename("count")
+        .reset_index()
+    )
     pairs = pairs.sort_values(["group", "identity"])
     groups_of_identity = np.bincount(pairs["identity"], minlength=len(names))
-    unknown_code = names.get_loc(unknown) if unknown in names else -1
+    unknown_code = names.tolist().index(unknown) if unknown in names else -1
 
     held: list[list[tuple[int, int]]] = [[] for _ in range(int(group.max()) + 1)]
     for number, code, count in zip(pairs["group"], pairs["identity"], pairs["count"], strict=True):
@@ -119,8 +124,8 @@ def _deal(bundles: list[Bundle], folds: int, seed: int) -> np.ndarray:
     """Fold of each bundle, int64 (groups,).
 
     One at a time, strata and identities in turn, large bundles of an identity first. A bundle goes where its
-    identities have the fewest images; among those, where its stratum has; among those, where there are fewest in
-    all. As the last two change with every bundle, no fold collects all the remainders.
+    identities have the fewest images; among those, where its stratum has; among those, where there are fewest
+    in all. As the last two change with every bundle, no fold collects all the remainders.
     """
     random = np.random.default_rng(seed)
     tie_break = random.permutation(folds).tolist()
@@ -140,10 +145,16 @@ def _deal(bundles: list[Bundle], folds: int, seed: int) -> np.ndarray:
         bundle = bundles[number]
         stratum = in_stratum[bundle.stratum]
         own = [of_identity.setdefault(code, [0] * folds) for code in bundle.identities]
-        best = min(tie_break, key=lambda fold: (sum(held[fold] for held in own), stratum[fold], in_fold[fold]))  # noqa: B023
+        cost = list(zip(_total(own, folds), stratum, in_fold, strict=True))
+        best = min(tie_break, key=cost.__getitem__)
         dealt[number] = best
         in_fold[best] += bundle.size
         stratum[best] += bundle.size
         for held, count in zip(own, bundle.counts, strict=True):
             held[best] += count
     return dealt
+
+
+def _total(rows: list[list[int]], folds: int) -> list[int]:
+    """Sum of lists of `folds` numbers, place by place."""
+    return rows[0] if len(rows) == 1 else [sum(row[fold] for row in rows) for fold in range(folds)]

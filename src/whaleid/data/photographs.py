@@ -1,7 +1,8 @@
 """Photographs of a fluke at sea: pose, framing, water, light and camera, drawn from a random generator.
 
-`photograph` is the way in. Everything is drawn at twice the final size and averaged down, so that edges are
-smooth. Image coordinates: pixels, x to the right and y down; heights named `row` are given in pixels, too.
+`photograph` is the way in. The fluke is drawn at twice the final size and averaged down, so that its edge is
+smooth; water, foam and camera, which have no sharp edges, are made at the final size. Image coordinates are
+pixels, columns to the right and rows down.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ import numpy as np
 from whaleid.data.flukes import HEIGHT, LEFT, TOP, UNIT, WIDTH, Individual, noise, sigmoid
 
 SUPERSAMPLING = 2
-DISTANCE = 4.0  # camera to fluke in canvas units: near enough for perspective, far enough to look like a zoom lens
+DISTANCE = 4.0  # camera to fluke in canvas units: perspective shows, but it looks like a zoom lens
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How hard the photographs are to tell apart. Angles in degrees; `sd` = standard deviation, `share` = 0..1.
+    """How hard the photographs are to tell apart. Angles in degrees; sd: standard deviation; share: 0..1.
 
     Pose is what defeats comparison of raw pixels; light and water are what a trained network has to ignore.
     """
 
     width: tuple[int, int] = (230, 290)  # pixels; the height follows from the fluke's own proportions
-    yaw_sd: float = 20.0  # seen from the side: one lobe is foreshortened
-    pitch_sd: float = 15.0  # tilted towards or away from the camera: the fluke looks flat or tall
-    roll_sd: float = 7.0  # one tip higher than the other
-    droop_sd: float = 0.09  # lobes bent up or down at the tip, canvas units, both together
-    flex_sd: float = 0.045  # the same for each lobe on its own
-    margin: tuple[float, float] = (0.02, 0.17)  # free room around the fluke, share of its size, each side its own
+    yaw_sd: float = 18.0  # seen from the side: one lobe is foreshortened
+    pitch_sd: float = 12.0  # tilted towards or away from the camera: the fluke looks flat or tall
+    roll_sd: float = 6.0  # one tip higher than the other
+    droop_sd: float = 0.075  # lobes bent up or down at the tip, canvas units, both together
+    flex_sd: float = 0.035  # the same for each lobe on its own
+    margin: tuple[float, float] = (0.02, 0.13)  # free room at each side of the fluke, share of its size
     cut_share: float = 0.06  # photographs whose frame cuts a tip off
     waterline: tuple[float, float] = (-0.80, -0.42)  # canvas y at which the tail enters the water
     contrast: tuple[float, float] = (0.55, 1.15)
-    gamma_sd: float = 0.25  # of log gamma: exposure
+    gamma_sd: float = 0.22  # of log gamma: exposure
     backlight_share: float = 0.18  # fluke nearly a silhouette before bright water
     gloss: tuple[float, float] = (0.0, 0.35)  # reflections of the sky on wet skin
     splash_share: float = 0.35  # foam and drops hide some of the lower part
@@ -46,13 +47,12 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the fluke is: canvas -> image is bend (upwards by `lift(x)`), then a homography."""
+    """Where the fluke is: canvas -> image is a bend (upwards by `_lift(x)`), then a homography."""
 
     homography: np.ndarray  # float64 (3, 3), bent canvas units -> pixels of the drawing
     droop: tuple[float, float]  # how far the left and the right tip are bent up, canvas units
     size: tuple[int, int]  # rows and columns of the drawing
     waterline: float  # canvas y
-    roll: float  # radians
 
 
 def photograph(
@@ -108,11 +108,11 @@ def _pose(individual: Individual, rng: np.random.Generator, conditions: Conditio
     seen[:, 1] += _lift(seen[:, 0], (left, right))
     corners = cv2.perspectiveTransform(seen[None], project)[0]
     frame, size = _frame(corners, rng, conditions)
-    return Pose(frame @ project, (float(left), float(right)), size, float(waterline), float(roll))
+    return Pose(frame @ project, (float(left), float(right)), size, float(waterline))
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Rotation matrix float64 (3, 3): first roll in the image plane, then pitch, then yaw; radians."""
+    """Rotation matrix float64 (3, 3): first pitch, then yaw, then roll in the image plane; radians."""
     (cy, sy), (cp, sp), (cr, sr) = ((np.cos(angle), np.sin(angle)) for angle in (yaw, pitch, roll))
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
@@ -128,7 +128,7 @@ def _lift(x: np.ndarray, droop: tuple[float, float]) -> np.ndarray:
 def _frame(
     corners: np.ndarray, rng: np.random.Generator, conditions: Conditions
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Scale and shift (3, 3) that put projected points (n, 2) into a drawing of the returned (rows, columns)."""
+    """Scale and shift (3, 3) of projected points (n, 2) into a drawing, and its size (rows, columns)."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     span = high - low
     before, after = rng.uniform(*conditions.margin, (2, 2)) * span
@@ -147,7 +147,7 @@ def _frame(
 
 
 def _view(individual: Individual, pose: Pose) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Skin, mask and the relief's slopes (right, down) as the pose shows them: float32 (rows, columns) each."""
+    """Skin, mask and the relief's slopes (right, down) in this pose: each float32 (rows, columns)."""
     columns, rows = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in pose.size[::-1]))
     back = np.linalg.inv(pose.homography).astype(np.float32)
     depth = back[2, 0] * columns + back[2, 1] * rows + back[2, 2]
@@ -190,7 +190,7 @@ def _lit(
 
 
 def _sea(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The picture without a whale, float32 (rows, columns, 3), and its waves, float32 (rows, columns), 0 +- 1."""
+    """The scene without a whale, float32 (rows, columns, 3), and its waves, float32 (rows, columns)."""
     rows, columns = size
     horizon = rng.uniform(-1.6, 0.35) * rows  # mostly above the frame: nothing but water behind the fluke
     waves = _waves(rng, rows, columns, horizon)
@@ -251,7 +251,9 @@ def _reflection(rng: np.random.Generator, mask: np.ndarray, water: np.ndarray) -
     down = _rows(mask.shape)
     shake = 2.5 * noise(rng, mask.shape, (2.5, 20))
     map_x = np.arange(columns, dtype=np.float32) + 2 * shake
-    mirrored = cv2.remap(mask, map_x, 2 * water - down + shake, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    mirrored = cv2.remap(
+        mask, map_x, 2 * water - down + shake, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+    )
     fade = np.clip(1 - (down - water) / (0.5 * rows), 0, 1)
     return cv2.GaussianBlur(mirrored, (0, 0), 1.2) * fade * (down > water)
 
@@ -264,7 +266,7 @@ def _foamed(
     waves: np.ndarray,
     conditions: Conditions,
 ) -> np.ndarray:
-    """The picture with white water where the tail enters and, in some, a splash: float32 (rows, columns, 3)."""
+    """The picture with white water around the tail and, in some, a splash: float32 (rows, columns, 3)."""
     rows, columns = mask.shape
     distance = _rows(mask.shape) - water
     at_water = mask[np.clip(water[0].astype(int), 0, rows - 1), np.arange(columns)][None, :]
@@ -272,7 +274,8 @@ def _foamed(
     near = near / (near.max() + 1e-3)
     splash = rng.random() < conditions.splash_share
     reach = rng.uniform(0.05, 0.22) * rows if splash else rng.uniform(0.01, 0.03) * rows
-    height = np.where(distance < 0, np.exp(distance / reach), np.exp(-distance / (2.0 * reach)))
+    fall_off = np.where(distance < 0, reach, 2 * reach)  # foam floats further than it rises
+    height = np.exp(-np.abs(distance) / fall_off)
     texture = noise(rng, mask.shape, (6, 8)) + 0.8 * noise(rng, mask.shape, (2, 2.5)) + 0.3 * waves
     spread = near * (1.0 if splash else 0.7) + (0.3 if splash else 0.05)
     presence = np.clip(height * spread, 0, 1)

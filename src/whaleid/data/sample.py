@@ -43,7 +43,7 @@ UNKNOWN_TRAIN = 9_664 / 25_361
 UNKNOWN_TEST = 0.276
 SINGLETONS = 2_073 / 5_004
 TAIL = 1.0  # log-deviation of the number of images of an identity that has several: a long tail
-ASKED = 0.75  # test images of an identity ~ its training images to this power: many are asked more, one is asked
+ASKED = 0.75  # test images of an identity ~ its train images to this power: singletons are asked, too
 SEEN_TWICE = 0.08  # of the individuals without a label, those that were photographed twice
 DUPLICATES = 0.004  # train images that are a recompressed copy of another one
 QUALITY = (55, 95)  # JPEG
@@ -93,8 +93,14 @@ def make_sample(
     complete; an older sample is replaced, a folder that is not a sample is refused.
     """
     root = Path(root)
-    arguments = {"seed": seed, "identities": identities, "train_images": train_images, "test_images": test_images}
-    made_from = {"format": FORMAT, "arguments": arguments, "conditions": _plain(asdict(Conditions()))}
+    made_from = {
+        "format": FORMAT,
+        "seed": seed,
+        "identities": identities,
+        "train_images": train_images,
+        "test_images": test_images,
+        "conditions": _plain(asdict(Conditions())),
+    }
     existing = _existing(root)
     if existing is not None and existing.get("made_from") == made_from and _is_complete(root, existing):
         return SampleSummary(root, **existing["counts"], made=False)
@@ -246,9 +252,7 @@ def _draw_all(
             progress(done, len(photos))
 
 
-def _each(
-    work: Callable[[list[Photo]], int], jobs: list[list[Photo]], workers: int
-) -> Iterator[int]:
+def _each(work: Callable[[list[Photo]], int], jobs: list[list[Photo]], workers: int) -> Iterator[int]:
     """Results of `work` on every job, in the order in which they end."""
     if workers == 1:
         yield from map(work, jobs)
@@ -310,7 +314,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _plain(content: dict) -> dict:
-    """The same as it looks after a way through JSON (tuples become lists), so that the two can be compared."""
+    """The same as JSON gives it back (tuples become lists), so that old and new can be compared."""
     return json.loads(json.dumps(content))
 
 
@@ -322,7 +326,7 @@ def _existing(root: Path) -> dict | None:
         return json.loads((root / "sample.json").read_text())
     except (OSError, ValueError):
         raise WhaleidError(
-            f"{root}: exists and is not a sample (no readable sample.json): choose another folder or remove it"
+            f"{root}: is not a sample (no readable sample.json in it): choose another folder or remove it"
         ) from None
 
 

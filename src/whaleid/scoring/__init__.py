@@ -1,11 +1,12 @@
 """Forms of an answer, each with its metric: what is submitted, how it is checked, and what it scores.
 
     metrics.py      numbers alone: rank of the truth -> MAP@k with its interval and slices
+    tables.py       CSV files as text columns and codes, with the row of every fault
     submissions.py  the form `ranked`: an image and its ranked guesses, scored by MAP@k
     log.py          one row for every submission made
 
-Another form (one identity or unknown, a similarity for each pair, a cluster for each image) is one more file that
-holds the two functions of `Form`, whose score holds the two of `Score`, and one more row in `FORMS`.
+Another form (one identity or unknown, a similarity for each pair, a cluster for each image) is one more file
+with the two functions of `Form`, the score of which has the two of `Score`, and one more row in `FORMS`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""submissions/log.csv: one row for every submission made, so that cross-validation and leaderboard can be compared."""
+"""submissions/log.csv: a row for every submission, to compare out-of-fold scores with the leaderboard."""
 
 from __future__ import annotations
 
 import csv
 import math
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from whaleid.errors import WhaleidError
 from whaleid.workspace import atomic_path
@@ -17,35 +18,35 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubmissionRecord:
-    """One submission. Scores are in [0, 1], or None (a blank cell) while they are not known."""
+    """One submission, its fields the log's columns. Scores are in [0, 1], or None (blank) while not known."""
 
+    time: str = field(default_factory=utc_now)
     file: str
     """Name of the submission's file: what tells one row from another."""
+    commit: str = ""
     competition: str
     recipe: str
-    commit: str = ""
     cv: float | None = None
-    """Out-of-fold score, and half the width of its 95 % interval."""
+    """Out-of-fold score."""
     cv_interval: float | None = None
+    """Half the width of its 95 % interval."""
     solution: float | None = None
     public: float | None = None
     """Leaderboard scores, filled in by hand or by `submit`."""
     private: float | None = None
-    time: str = field(default_factory=utc_now)
 
 
-COLUMNS = ("time", "file", "commit", "competition", "recipe", "cv", "cv_interval", "solution", "public", "private")
+COLUMNS = tuple(one.name for one in fields(SubmissionRecord))
 _SCORES = ("cv", "cv_interval", "solution", "public", "private")
-assert set(COLUMNS) == {one.name for one in fields(SubmissionRecord)}
 
 
 def read_log(path: Path) -> list[SubmissionRecord]:
     """Every row of the log, oldest first; none if there is no such file.
 
-    Columns that are missing are blank. Raises WhaleidError for a column that rewriting the log would lose, and for a
-    score that is not a number.
+    Columns that are missing are blank. Raises WhaleidError for a column that rewriting the log would lose,
+    and for a score that is not a number.
     """
     if not path.exists() or not path.stat().st_size:
         return []
@@ -60,8 +61,8 @@ def read_log(path: Path) -> list[SubmissionRecord]:
 def append_log(path: Path, record: SubmissionRecord) -> None:
     """Add a row, or replace the row of the same file; the log is replaced whole, never left half written.
 
-    Leaderboard scores that the new row leaves blank are kept from the replaced one if both come from the same recipe
-    with the same out-of-fold score: then it is the same submission made again, and typed-in scores still belong to it.
+    Leaderboard scores that the new row leaves blank are kept from the replaced one if both have the same
+    recipe and out-of-fold score: it is then the same submission made again, and the scores are still its own.
     """
     records = read_log(path)
     places = [place for place, old in enumerate(records) if old.file == record.file]
@@ -88,20 +89,28 @@ def _keep_leaderboard(old: SubmissionRecord, new: SubmissionRecord) -> Submissio
 
 
 def _cell(value: str | float | None) -> str:
-    """Five decimals for a score, as everywhere in the output; blank for none."""
+    """Five decimals for a score, as everywhere in the output; blank for None."""
     if value is None:
         return ""
     return value if isinstance(value, str) else f"{value:.5f}"
 
 
 def _record(path: Path, number: int, row: dict[str, str | None]) -> SubmissionRecord:
-    values: dict[str, str | float | None] = {name: row.get(name) or "" for name in COLUMNS}
-    for name in _SCORES:
-        text = str(values[name]).strip()
-        try:
-            values[name] = float(text) if text else None
-        except ValueError:
-            values[name] = math.nan
-        if isinstance(values[name], float) and not math.isfinite(float(text and values[name] or 0.0)):
-            raise WhaleidError(f"{path}: row {number}, column {name}: {text!r} is not a score; give a number or nothing")
-    return SubmissionRecord(**values)  # type: ignore[arg-type]
+    """One row as a record; `row` may lack columns."""
+    values: dict[str, Any] = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    scores: dict[str, Any] = {
+        name: _score(values[name], f"{path}: row {number}, column {name}") for name in _SCORES
+    }
+    return SubmissionRecord(**(values | scores))
+
+
+def _score(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise WhaleidError(f"{where}: {text!r} is not a score; give a number, or leave it blank")
+    return value

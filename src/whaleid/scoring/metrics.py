@@ -1,7 +1,7 @@
 """MAP@k: the mean over queries of 1 / rank of the true identity among at most k distinct guesses.
 
-Identities are int codes here, so that ten million guesses are a few array operations; names are the business of
-`submissions.py`.
+Identities are int codes here, so that ten million guesses are a few array operations; `submissions.py` deals
+with names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from whaleid.errors import WhaleidError
 PADDING = -1
 """Code of "no guess here"; every negative code is read as this one."""
 SLICES = ("1", "2-5", "6+", "unknown")
-"""Names of the slices: number of gallery images of the true identity, in the order in which they are shown."""
+"""Names of the slices, in the order they are shown: number of gallery images of the true identity."""
 
 _BLOCK = 1 << 15  # rows at a time: five int32 columns of them and their masks stay in the CPU's cache
 _MAX_GROUPS = 4096  # different (score, weight) pairs above which the interval is computed, not resampled
@@ -26,7 +26,7 @@ _CELLS = 1 << 20  # counts drawn at a time by the bootstrap: 8 MB
 _Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
-# ------------------------------------------------------------------------------------------------------- ranks
+# ------------------------------------------------------------------------------------------------------ ranks
 
 
 def reciprocal_rank_at_k(rank: np.ndarray, k: int = 5) -> np.ndarray:
@@ -82,7 +82,7 @@ def rank_of_truth(guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:
         place = np.zeros(columns.shape[1], dtype=np.int32)
         for column, fresh in zip(columns, _first_seen(columns), strict=True):
             place += fresh
-            rank[rows] += place * (fresh & (column == truth[rows]))  # a label is fresh once: never added twice
+            rank[rows] += place * (fresh & (column == truth[rows]))  # fresh once in a row: never added twice
     return rank
 
 
@@ -95,7 +95,7 @@ def _first_seen(columns: np.ndarray) -> np.ndarray:
     return fresh
 
 
-# ------------------------------------------------------------------------------------------------------- score
+# ------------------------------------------------------------------------------------------------------ score
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class MapScore:
         if self.queries < 1:
             raise WhaleidError(f"MAP@{self.k}: {self.queries} queries; at least one is needed")
         if not 0.0 <= self.low <= self.map <= self.high <= 1.0:
-            raise WhaleidError(f"MAP@{self.k}: 0 <= {self.low} <= {self.map} <= {self.high} <= 1 does not hold")
+            raise WhaleidError(f"MAP@{self.k}: not 0 <= {self.low} <= {self.map} <= {self.high} <= 1")
         if sum(part.queries for part in self.slices.values()) > self.queries:
             raise WhaleidError(f"MAP@{self.k}: the slices hold more queries than the whole, {self.queries}")
         for name, part in self.slices.items():
@@ -154,8 +154,9 @@ def score_ranks(
 ) -> MapScore:
     """MAP@k with a 95 % percentile bootstrap interval over queries, and that of each slice.
 
-    rank: int (n,), from `rank_of_truth`. weights: float (n,), >= 0, None for equal ones (`expected_share_weights`).
-    slices: str (n,), from `size_slices`. A slice is weighted as the whole is, or plainly if its weights are all 0.
+    rank: int (n,), from `rank_of_truth`. slices: str (n,), from `size_slices`.
+    weights: float (n,), at least 0, from `expected_share_weights`; None for equal ones. They hold in the
+    slices too, but for a slice whose weights are all 0, which is averaged plainly.
     The same arguments and seed give the same interval.
     Raises WhaleidError where there are no queries, or weights are negative, not finite or all zero.
     """
@@ -168,8 +169,9 @@ def score_ranks(
         _check_weights(weights, len(rank))
     scores = reciprocal_rank_at_k(rank, k)
     mean = _mean(scores, weights)
-    low, high = _interval(scores, weights, mean, np.random.default_rng(seed), bootstraps)
-    return MapScore(mean, k, len(rank), low, high, {} if slices is None else _by_slice(scores, weights, slices))
+    low, high = _interval(rank, k, weights, mean, np.random.default_rng(seed), bootstraps)
+    parts = {} if slices is None else _by_slice(scores, weights, slices)
+    return MapScore(mean, k, len(rank), low, high, parts)
 
 
 def _mean(scores: np.ndarray, weights: np.ndarray | None) -> float:
@@ -180,26 +182,30 @@ def _mean(scores: np.ndarray, weights: np.ndarray | None) -> float:
 
 
 def _interval(
-    scores: np.ndarray, weights: np.ndarray | None, mean: float, rng: np.random.Generator, bootstraps: int
+    rank: np.ndarray,
+    k: int,
+    weights: np.ndarray | None,
+    mean: float,
+    rng: np.random.Generator,
+    bootstraps: int,
 ) -> tuple[float, float]:
     """95 % interval of the weighted mean; it always holds the mean itself.
 
-    Scores take few values (0 and 1/1 to 1/k) and weights usually two, so that drawing n queries again is drawing how
-    often each (score, weight) pair comes: one multinomial over a dozen groups, whatever n is.
+    Scores take few values (0 and 1/1 to 1/k) and weights usually two, so that drawing n queries again is
+    drawing how often each (score, weight) pair comes: one multinomial over a dozen groups, whatever n is.
     """
-    values, value_of = np.unique(scores, return_inverse=True)
-    if weights is None:
-        sums, weight_of_group = values, np.ones(len(values))
-        counts = np.bincount(value_of)
-    else:
+    place = np.where((rank >= 1) & (rank <= k), rank, 0)
+    values = reciprocal_rank_at_k(np.arange(int(place.max()) + 1), k)
+    levels, level_of = np.ones(1), np.zeros((), dtype=np.int64)
+    if weights is not None:
         levels, level_of = np.unique(weights, return_inverse=True)
         if len(levels) * len(values) > _MAX_GROUPS:
-            return _normal_interval(scores, weights, mean)
-        counts = np.bincount(level_of * len(values) + value_of, minlength=len(levels) * len(values))
-        weight_of_group = np.repeat(levels, len(values))
-        used = (counts > 0) & (weight_of_group > 0)  # what weighs nothing takes no part, and no draw weighs nothing
-        counts, weight_of_group = counts[used], weight_of_group[used]
-        sums = np.tile(values, len(levels))[used] * weight_of_group
+            return _normal_interval(reciprocal_rank_at_k(rank, k), weights, mean)
+    counts = np.bincount(level_of * len(values) + place, minlength=len(levels) * len(values))
+    weight_of_group = np.repeat(levels, len(values))
+    sums = np.tile(values, len(levels)) * weight_of_group
+    used = (counts > 0) & (weight_of_group > 0)  # so that no draw weighs nothing in all
+    counts, weight_of_group, sums = counts[used], weight_of_group[used], sums[used]
     queries = int(counts.sum())
     means = np.empty(bootstraps)
     step = max(1, _CELLS // len(counts))
@@ -212,13 +218,13 @@ def _interval(
 
 
 def _normal_interval(scores: np.ndarray, weights: np.ndarray, mean: float) -> tuple[float, float]:
-    """Interval from the variance of a ratio of sums: with thousands of different weights the means are normal."""
+    """Interval from the variance of a ratio of sums: with thousands of weights the means are normal."""
     deviation = math.sqrt(float(np.sum((weights * (scores - mean)) ** 2))) / float(weights.sum())
     return max(mean - _Z95 * deviation, 0.0), min(mean + _Z95 * deviation, 1.0)
 
 
 def _by_slice(scores: np.ndarray, weights: np.ndarray | None, slices: np.ndarray) -> dict[str, SliceScore]:
-    """The score of each slice that holds a query; SLICES in their order, other names after them by alphabet."""
+    """The score of each slice that holds a query: SLICES in their order, then other names by alphabet."""
     if slices.shape != scores.shape:
         raise WhaleidError(f"slices: shape {slices.shape}, but there are {len(scores)} queries")
     names = [str(name) for name in np.unique(slices)]
@@ -230,13 +236,13 @@ def _by_slice(scores: np.ndarray, weights: np.ndarray | None, slices: np.ndarray
     return parts
 
 
-# ------------------------------------------------------------------------------------------ slices and weights
+# ----------------------------------------------------------------------------------------- slices and weights
 
 
 def size_slices(truth_sizes: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     """Slice of each query by how many gallery images its true identity has.
 
-    truth_sizes: int (n,), 0 for an identity with no gallery image, which is an unknown one whatever `unknown` says.
+    truth_sizes: int (n,); 0, an identity with no gallery image, is an unknown one whatever `unknown` says.
     unknown: bool (n,). Returns str (n,), each one of SLICES.
     """
     if truth_sizes.shape != unknown.shape:
@@ -248,10 +254,10 @@ def size_slices(truth_sizes: np.ndarray, unknown: np.ndarray) -> np.ndarray:
 def expected_share_weights(is_unknown: np.ndarray, share: float | None) -> np.ndarray:
     """Weight of each query so that the unknown ones weigh `share` of the whole, as expected of the test set.
 
-    is_unknown: bool (n,). share: in [0, 1]; 0 leaves unknown queries in the table with weight 0, 1 the known ones;
-    None keeps the share as it is.
-    Returns float64 (n,), mean 1. All ones if share is None, or if every query is known or every one unknown: there
-    is then nothing that the other kind could be weighed against.
+    is_unknown: bool (n,). share: in [0, 1], where 0 gives unknown queries weight 0, and 1 the known ones;
+    None keeps the share that the queries have.
+    Returns float64 (n,), mean 1. All ones if share is None, and where every query is known or every one
+    unknown: there is then nothing to weigh them against.
     """
     if share is not None and not 0.0 <= share <= 1.0:  # NaN is refused too
         raise WhaleidError(f"unknown_share: {share}; give a share from 0 to 1, or null")
@@ -261,7 +267,7 @@ def expected_share_weights(is_unknown: np.ndarray, share: float | None) -> np.nd
     return np.where(is_unknown, share * queries / unknown, (1.0 - share) * queries / (queries - unknown))
 
 
-# ------------------------------------------------------------------------------------------------------ checks
+# ----------------------------------------------------------------------------------------------------- checks
 
 
 def _check_k(k: int) -> None:

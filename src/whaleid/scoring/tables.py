@@ -1,10 +1,38 @@
-HEAD
+"""CSV files of images and labels as arrow text columns, for every form of an answer.
+
+Rows are numbered as an editor and a spreadsheet number them: the header is row 1, blank lines count. Columns
+stay arrow arrays from file to codes, so that a million rows take a second or two; only a file with an odd row
+is read again by Python's csv module, which knows the number of each row.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions at run time)
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+
+from whaleid.errors import WhaleidError
+from whaleid.scoring.metrics import PADDING
+
+_NAMED = 3  # images that an error names
+_LISTED = 10  # rows that an error names
+_MAX_CODES = 1 << 29  # 2 GB: a row that holds a whole list of identities by mistake stops here
+
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV as text. columns: arrow string arrays (n,), none null. rows: int (n,), the row of each in the file.
+    """A CSV as text, its first column the images.
 
-    ragged: rows with more or fewer cells than the header, whose surplus cells were joined to the last column.
+    columns: arrow string arrays (n,), none null. rows: int (n,), the number of each row in the file.
+    ragged: rows with more or fewer cells than the header; surplus cells are joined to the last column.
     """
 
     path: Path
@@ -18,15 +46,24 @@ class Table:
         return self.columns[0]
 
 
+# ---------------------------------------------------------------------------------------------------- reading
+
+
 def read_table(path: Path, lenient: bool = False) -> Table:
-    """A CSV with a header, two columns or more and one row or more; `lenient` lets ragged rows pass, and notes them."""
+    """A CSV with a header, two columns or more and one row or more.
+
+    lenient: ragged rows pass, and are noted; else they are an error, as all other faults are.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header = next(csv.reader(file), None)
         if header is None:
             raise WhaleidError(f"{path}: the file is empty; a header and a row for each image are needed")
         if len(header) < 2:
-            raise WhaleidError(f"{path}: one column only ({''.join(header)}); give the image, a comma, then its labels")
+            found = header[0] if header else "a blank line"
+            raise WhaleidError(
+                f"{path}: row 1: one column only ({found}); give the image, a comma, the labels"
+            )
         table = _read_fast(path, header) or _read_slowly(path, header)
     except FileNotFoundError as error:
         raise WhaleidError(f"{path}: there is no such file; check the path") from error
@@ -36,7 +73,7 @@ def read_table(path: Path, lenient: bool = False) -> Table:
         raise WhaleidError(f"{path}: a header and no rows; give a row for each image")
     if table.ragged and not lenient:
         raise WhaleidError(
-            f"{path}: row {table.ragged[0]} has not {len(header)} cells, as the header has; join labels by spaces"
+            f"{path}: row {table.ragged[0]}: not {len(header)} cells, as in the header; join labels by spaces"
         )
     return table
 
@@ -49,7 +86,7 @@ def _read_fast(path: Path, header: list[str]) -> Table | None:
         ragged.append(row)
         return "skip"
 
-    names = [f"f{i}" for i in range(len(header))]  # arrow's own: header names may repeat
+    names = [f"f{i}" for i in range(len(header))]  # arrow's own: names in the header may repeat
     try:
         table = arrow_csv.read_csv(
             path,
@@ -59,8 +96,10 @@ def _read_fast(path: Path, header: list[str]) -> Table | None:
         )
     except pa.ArrowInvalid:
         return None
-    columns = [pa.concat_arrays(table[name].slice(1).chunks) for name in names if len(table) > 1]
-    if ragged or not columns or pc.any(pc.equal(columns[0], "")).as_py():
+    if ragged or len(table) < 2 or len(table.column_names) != len(header):
+        return None
+    columns = [pa.concat_arrays(table[name].slice(1).chunks) for name in names]
+    if pc.any(pc.equal(columns[0], "")).as_py():
         return None
     return Table(path, header, columns, np.arange(2, len(table) + 1), [])
 
@@ -85,29 +124,36 @@ def _read_slowly(path: Path, header: list[str]) -> Table:
     return Table(path, header, columns, np.array(rows, dtype=np.int64), ragged)
 
 
-def joined(columns: Sequence[Any]) -> Any:
+# ----------------------------------------------------------------------------------------------------- labels
+
+
+def joined(columns: list[Any]) -> Any:
+    """One column of labels out of several."""
     return columns[0] if len(columns) == 1 else pc.binary_join_element_wise(*columns, " ")
 
 
 def encode(table: Table, cells: Any) -> tuple[np.ndarray, Any]:
-    """Labels joined by white space -> codes int32 (n, m), PADDING at the end of a row, and the labels they stand for."""
+    """Labels joined by white space, as codes.
+
+    cells: arrow strings (n,), of `table`. Returns int32 (n, m), each row's codes first and PADDING after
+    them, and the labels they stand for, arrow strings (c,).
+    """
     split = pc.ascii_split_whitespace(cells)
-    flat, row = split.flatten(), np.repeat(np.arange(len(cells)), pc.list_value_length(split).to_numpy())
-    full = pc.not_equal(flat, "")  # splitting leaves "" for an empty cell and at both ends
+    flat, count = split.flatten(), pc.list_value_length(split).to_numpy()
+    full = pc.not_equal(flat, "")  # splitting leaves "" for an empty cell, and for white space at both ends
     if not pc.all(full).as_py():
-        flat, row = flat.filter(full), row[full.to_numpy(zero_copy_only=False)]
+        row = np.repeat(np.arange(len(cells)), count)[full.to_numpy(zero_copy_only=False)]
+        flat, count = flat.filter(full), np.bincount(row, minlength=len(cells))
     encoded = flat.dictionary_encode()
-    count = np.bincount(row, minlength=len(cells))
-    width = int(count.max(initial=0))
-    if width * len(cells) > _MAX_CELLS:
-        raise WhaleidError(f"{table.path}: row {table.rows[count.argmax()]} has {width} guesses; that is too many")
+    width = int(count.max())
+    if width * len(cells) > _MAX_CODES:
+        at = table.rows[count.argmax()]
+        raise WhaleidError(f"{table.path}: row {at}: {width} guesses, too many to hold for {len(cells)} rows")
     codes = np.full((len(cells), width), PADDING, dtype=np.int32)
-    codes[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = encoded.indices.to_numpy()
+    codes[np.arange(width) < count[:, None]] = (
+        encoded.indices.to_numpy()
+    )  # row after row, each from its start
     return codes, encoded.dictionary
-
-
-def objects(array: Any) -> np.ndarray:
-    return array.to_numpy(zero_copy_only=False)
 
 
 def blank(cells: Any) -> np.ndarray:
@@ -116,46 +162,46 @@ def blank(cells: Any) -> np.ndarray:
 
 
 def not_in(values: Any, others: Any) -> np.ndarray:
+    """bool (n,): which of the arrow strings `values` are not among `others`."""
     return pc.invert(pc.is_in(values, value_set=others)).to_numpy(zero_copy_only=False)
 
 
-def PLACES(values: Any, others: Any) -> np.ndarray:
-    return np.flatnonzero(not_in(values, others))
-
-
-# ---------------------------------------------------------------------------------------------- what must hold
+# --------------------------------------------------------------------------------------------- what must hold
 
 
 def require_images(table: Table) -> None:
+    """Every row names an image."""
     empty = blank(table.images)
     if empty.any():
         raise WhaleidError(f"{table.path}: row {table.rows[empty.argmax()]}: the image is empty; fill it in")
 
 
 def require_distinct(table: Table) -> None:
+    """Every image has one row."""
     encoded = table.images.dictionary_encode()
-    if len(encoded.dictionary) == len(table.images):
+    surplus = len(table.images) - len(encoded.dictionary)
+    if not surplus:
         return
     places = encoded.indices.to_numpy()
     name = int(np.argmax(np.bincount(places) > 1))
     rows = table.rows[places == name]
     shown = ", ".join(str(row) for row in rows[:_LISTED]) + (", ..." if len(rows) > _LISTED else "")
-    surplus = len(table.images) - len(encoded.dictionary)
     raise WhaleidError(
-        f"{table.path}: image {encoded.dictionary[name]} is in rows {shown} ({surplus} surplus rows in all); "
+        f"{table.path}: image {encoded.dictionary[name]} is in rows {shown} ({surplus} surplus row(s)); "
         "keep one row for each image"
     )
 
 
 def require_same_images(answers: Table, truths: Table) -> None:
-    missing = truths.images.take(pa.array(PLACES(truths.images, answers.images))).to_pylist()
-    extra = answers.images.take(pa.array(PLACES(answers.images, truths.images))).to_pylist()
+    """Both tables hold the same images, whatever their order."""
+    missing = truths.images.filter(pa.array(not_in(truths.images, answers.images))).to_pylist()
+    extra = answers.images.filter(pa.array(not_in(answers.images, truths.images))).to_pylist()
     if missing or extra:
-        raise WhaleidError(f"{answers.path}: {difference(missing, extra, str(truths.path))}")
+        raise WhaleidError(f"{answers.path}: {difference(missing, extra, truths.path)}")
 
 
-def difference(missing: list[str], extra: list[str], other: str) -> str:
-    """`2 images of <other> have no row (a, b)` and the reverse."""
+def difference(missing: list[str], extra: list[str], other: Path) -> str:
+    """`2 image(s) of <other> have no row (a, b); 1 image(s) are not in <other> (c)`."""
 
     def named(images: list[str]) -> str:
         return ", ".join(images[:_NAMED]) + (", ..." if len(images) > _NAMED else "")

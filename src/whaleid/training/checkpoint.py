@@ -1,4 +1,4 @@
-"""A finished run on disk: `checkpoint.safetensors`, `config.yaml`, `classes.txt`; written once, read strictly."""
+"""A finished run on disk: checkpoint.safetensors, config.yaml, classes.txt; written once, read strictly."""
 
 from __future__ import annotations
 
@@ -48,18 +48,24 @@ class TrainedRun:
 
 
 def write_description(folder: Path, experiment: Experiment, classes: list[str]) -> None:
-    """`config.yaml` and `classes.txt`: what the weights are weights of; written before the training starts."""
+    """`config.yaml` and `classes.txt`, written before training: what the weights will be weights of."""
     broken = next((name for name in classes if "\n" in name), None)
     if broken is not None:
         raise WhaleidError(f"identity {broken!r} holds a line break: rename it in the competition's CSV")
     with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        temporary.write_text(
+            yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        )
     with atomic_path(folder / CLASSES) as temporary:
         temporary.write_bytes("".join(f"{name}\n" for name in classes).encode())
 
 
 def save_checkpoint(
-    folder: Path, weights: Mapping[str, Tensor], class_sizes: np.ndarray, size: tuple[int, int], metadata: dict[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    class_sizes: np.ndarray,
+    size: tuple[int, int],
+    metadata: dict[str, Any],
 ) -> None:
     """Write `checkpoint.safetensors` atomically.
 
@@ -88,14 +94,15 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> TrainedRun:
     sizes = weights.pop(SIZES, torch.zeros(0)).numpy()
     if len(classes) != len(sizes):
         raise WhaleidError(
-            f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: {_AGAIN.format(folder)}"
+            f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: "
+            f"{_AGAIN.format(folder)}"
         )
-    embedder = build_embedder(experiment.model, pretrained=False)
+    width, height = metadata["size"]
+    embedder = build_embedder(experiment.model, pretrained=False, size=(width, height))
     head = build_head(experiment.head, embedder.dim, sizes)
     _fill(torch.nn.ModuleDict({"embedder": embedder, "head": head}), weights, folder)
     for module in (embedder, head):
         module.to(device).eval().requires_grad_(False)
-    width, height = metadata["size"]
     return TrainedRun(embedder, head, classes, sizes, experiment, (width, height), metadata)
 
 
@@ -104,21 +111,29 @@ _AGAIN = "the run's files do not belong together; delete {} and train it again"
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise WhaleidError(f"{path}: there is no checkpoint; the run is not finished: train it first (make train)")
+        raise WhaleidError(
+            f"{path}: there is no checkpoint; the run is not finished: train it first (make train)"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise WhaleidError(f"{path}: broken or cut short ({error}); delete it and train the run again") from error
+        raise WhaleidError(
+            f"{path}: broken or cut short ({error}); delete it and train the run again"
+        ) from error
     if "size" not in metadata:
-        raise WhaleidError(f"{path}: not a checkpoint of whaleid (its header has no 'size'); train the run again")
+        raise WhaleidError(
+            f"{path}: not a checkpoint of whaleid (its header has no 'size'); train the run again"
+        )
     return weights, metadata
 
 
 def _read_experiment(path: Path) -> Experiment:
     if not path.is_file():
-        raise WhaleidError(f"{path}: missing; it says how the checkpoint's network is built: train the run again")
+        raise WhaleidError(
+            f"{path}: missing; it says how the checkpoint's network is built: train the run again"
+        )
     try:
         return Experiment.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -138,7 +153,11 @@ def _fill(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> 
     wanted = module.state_dict()
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     misshapen = [name for name in wanted if name in weights and wanted[name].shape != weights[name].shape]
-    for what, names in (("lacks", missing), ("has too much:", unexpected), ("has another shape of", misshapen)):
+    for what, names in (
+        ("lacks", missing),
+        ("has too much:", unexpected),
+        ("has another shape of", misshapen),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise WhaleidError(f"{folder / CHECKPOINT}: {what} {names[0]}{more}: {_AGAIN.format(folder)}")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 def ema_decay(decay: float, step: int) -> float:
     """Decay at `step` (0 for the first): min(decay, (1 + step) / (10 + step)).
 
-    The first average is then nearly the weights themselves, and a run of a few hundred steps is not dominated by
-    its random start.
+    The first average is then nearly the weights themselves, and a run of a few hundred steps is not dominated
+    by its random start.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -31,7 +31,9 @@ class Ema:
         """Take in the weights after `step` (0 for the first): average <- d average + (1 - d) weights."""
         live = self._live()
         weight = 1.0 - ema_decay(self._decay, step)
-        torch._foreach_lerp_([self.values[name] for name in live], list(live.values()), weight)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [self.values[name] for name in live], list(live.values()), weight
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The module's state with the averages in place of what they average; integer buffers as they are."""
@@ -59,4 +61,6 @@ class Ema:
             tensor.copy_(values[name])
 
     def _live(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self._module.state_dict().items() if tensor.is_floating_point()}
+        return {
+            name: tensor for name, tensor in self._module.state_dict().items() if tensor.is_floating_point()
+        }

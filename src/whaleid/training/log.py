@@ -20,7 +20,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, length: int, step: int):
-        """length: bytes of log.jsonl to keep (what the state that is resumed from knew of); step: steps done."""
+        """length: bytes of log.jsonl to keep (those that the resumed state knew of); step: steps done."""
         self._path = folder / "log.jsonl"
         self._path.touch()
         os.truncate(self._path, min(length, self._path.stat().st_size))

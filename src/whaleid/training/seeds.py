@@ -1,7 +1,7 @@
 """One source of chance: everything random is a pure function of the run's seed and of where the run stands.
 
-A run that was killed therefore needs no generator's state to go on exactly as it would have: whatever drew random
-numbers before (a data loader, an evaluation) cannot change what the next step draws.
+A run that was killed therefore needs no generator's state to go on exactly as it would have: whatever drew
+random numbers before (a data loader, an evaluation) cannot change what the next step draws.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def seed_everything(seed: int) -> None:
 def prefer_determinism() -> None:
     """Ask for the same result from the same seed where it costs little.
 
-    On CPU torch is deterministic for a given number of threads; on a GPU cuDNN must not choose its algorithms by
-    timing them. Full determinism there would forbid operations that some backbones need.
+    On CPU torch is deterministic for a given number of threads; on a GPU cuDNN must not choose its algorithms
+    by timing them. Full determinism there would forbid operations that some backbones need.
     """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

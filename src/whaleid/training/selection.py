@@ -1,4 +1,4 @@
-"""`select: best`: score of the fold's own queries during training. Choosing by it is optimistic, and marked so."""
+"""`select: best`: score of the fold's own queries during training; choosing by it is optimistic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from whaleid.scoring.metrics import reciprocal_rank_at_k
 _QUERIES = 256  # rows of the similarity matrix at a time
 
 
-def fold_queries(images: pd.DataFrame, folds: pd.DataFrame, fold: int, unknown: str | None) -> tuple[np.ndarray, ...]:
+def fold_queries(
+    images: pd.DataFrame, folds: pd.DataFrame, fold: int, unknown: str | None
+) -> tuple[np.ndarray, ...]:
     """Rows of images.parquet and codes of the fold's gallery and of those queries that it can answer.
 
     Returns (gallery_rows (g,), gallery_codes (g,), query_rows (q,), query_codes (q,)), int64.
@@ -47,8 +49,8 @@ def embed_rows(embedder: Embedder, cache: ImageCache, rows: np.ndarray, batch: i
 def identity_map(queries: Tensor, truth: Tensor, gallery: Tensor, codes: Tensor, k: int = 5) -> float:
     """MAP@k of cosine nearest neighbours, an identity as near as its nearest image.
 
-    queries: float32 (q, d) and gallery: float32 (g, d), unit rows; truth: int64 (q,) and codes: int64 (g,), every
-    code of 0..max(codes) in the gallery. Ties count against the truth.
+    queries: float32 (q, d) and gallery: float32 (g, d), unit rows; truth: int64 (q,) and codes: int64 (g,),
+    every code of 0..max(codes) in the gallery. Ties count against the truth.
     """
     identities = int(codes.max()) + 1
     ranks = []

@@ -1,6 +1,6 @@
-"""What a killed run resumes from: one safetensors file, tensors in its body and the rest as JSON in its header.
+"""What a killed run resumes from: one safetensors file, tensors in its body, the rest as JSON in its header.
 
-One file that is renamed into place is either the old state or the new one, at whatever moment the run is killed.
+One file that is renamed into place is either the old state or the new one, whenever the run is killed.
 No generator's state is in it: see seeds.py.
 """
 
@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from whaleid.workspace import atomic_path
+
+GROUPS = ("model", "optimizer", "ema", "best", "hidden")
+"""Groups of tensors in a state."""
 
 
 @dataclass
@@ -47,37 +49,50 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """Content of a state file: `tensors` by group (`model`, `optimizer`, `ema`, `best`) and name."""
+    """Content of a state file."""
 
     progress: Progress
     tensors: dict[str, dict[str, Tensor]]
+    """By group (one of GROUPS) and name."""
+    hidden: dict[str, bool | int | float]
+    """Numbers that the head keeps outside of its state_dict."""
     scaler: dict[str, Any]
     """GradScaler's own state; empty without fp16."""
 
 
 def save_state(path: Path, key: str, state: State) -> None:
     """Write atomically. key: digest of all that must be equal when the run goes on."""
-    header = {"key": key, "progress": json.dumps(asdict(state.progress)), "scaler": json.dumps(state.scaler)}
-    flat = {f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()}
+    rest = {"progress": asdict(state.progress), "hidden": state.hidden, "scaler": state.scaler}
+    header = {"key": key, **{name: json.dumps(value) for name, value in rest.items()}}
+    flat = {
+        f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()
+    }
     with atomic_path(path) as temporary:
         save_file(storable(flat), temporary, metadata=header)
 
 
 def load_state(path: Path, key: str) -> State | None:
-    """The state at `path`, on the CPU; None when there is none, or when it is another configuration's or broken."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("key") != key:
-                return None
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (FileNotFoundError, SafetensorError):
+    """The state at `path`, on the CPU; None where there is none, or it is broken or of another key."""
+    if not is_state_of(path, key):
         return None
-    tensors: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}, "best": {}}
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for name, tensor in flat.items():
         group, _, rest = name.partition("/")
         tensors[group][rest] = tensor
-    return State(Progress(**json.loads(header["progress"])), tensors, json.loads(header["scaler"]))
+    rest = {name: json.loads(header[name]) for name in ("progress", "hidden", "scaler")}
+    return State(Progress(**rest["progress"]), tensors, rest["hidden"], rest["scaler"])
+
+
+def is_state_of(path: Path, key: str) -> bool:
+    """Whether a whole state of this key lies at `path`; only its header is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("key") == key
+    except (FileNotFoundError, SafetensorError):
+        return False
 
 
 def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,31 +104,3 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stored[name] = plain.clone() if plain.data_ptr() in seen else plain
         seen.add(plain.data_ptr())
     return stored
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's moments as `<moment>/<parameter's name>`; parameters never stepped have none."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    for parameter, moments in optimizer.state.items():
-        for moment, value in moments.items():
-            if value is not None:
-                tensors[f"{moment}/{names[parameter]}"] = torch.as_tensor(value)
-    return tensors
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put saved moments back, in each parameter's own memory layout (so that results stay equal to the bit)."""
-    parameters = dict(module.named_parameters())
-    order = {
-        parameter: place
-        for place, parameter in enumerate(item for group in optimizer.param_groups for item in group["params"])
-    }
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        moment, _, owner = name.partition("/")
-        parameter = parameters[owner]
-        if tensor.shape == parameter.shape and tensor.ndim:
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        state.setdefault(order[parameter], {})[moment] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,163 @@
+"""A step of whaleid's training loop against a bare loop: same network, head, optimizer and batch, in memory.
+
+The loops take turns in changing order, so that whatever else the machine does meets all of them; a ratio is
+the median over the rounds. Settings are those of configs/experiments/default.yaml, with random weights. Loops:
+`bare` (forward, backward, step), `bare + clip` (with torch's clipping alone), `loop` (ours: clipping, checks,
+seeds, log) and `loop + ema`. Result: benchmarks/results/training.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from whaleid.config import load_experiment
+from whaleid.data.batches import TrainingItems
+from whaleid.data.cache import ImageCache
+from whaleid.training.loop import train_epoch
+from whaleid.training.record import recorder
+from whaleid.training.run import Task, start
+from whaleid.training.session import Session, make_accelerator
+from whaleid.workspace import write_json
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+ROUNDS, STEPS, CLASSES = 24, 2, 150
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def main() -> None:
+    experiment = load_experiment("default", {"model.weights": "random"})
+    size = (experiment.image.width or 128, experiment.image.height or 64)
+    generator = torch.Generator().manual_seed(0)
+    shape = (experiment.train.batch, size[1], size[0], 3)
+    batch = (
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        torch.randint(0, CLASSES, shape[:1], generator=generator),
+    )
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        loops = {
+            "bare": bare_loop(make_session(size, Path(folder, "bare")), batch, clip=0.0),
+            "bare + clip": bare_loop(make_session(size, Path(folder, "clip")), batch, experiment.train.clip),
+            "loop": whaleid_loop(
+                make_session(size, Path(folder, "loop")), batch, Path(folder, "loop"), stack
+            ),
+            "loop + ema": whaleid_loop(
+                make_session(size, Path(folder, "ema"), ema=0.999), batch, Path(folder, "ema"), stack
+            ),
+        }
+        seconds = measure(loops)
+    report(
+        seconds,
+        {"backbone": experiment.model.backbone, "width": size[0], "height": size[1], "batch": shape[0]},
+    )
+
+
+def make_session(size: tuple[int, int], out: Path, ema: float = 0.0) -> Session:
+    """A session whose epoch has `STEPS` batches; nothing is read from its items or its cache."""
+    settings = {"model.weights": "random", "train.ema": ema, "train.epochs": 100_000}
+    experiment = load_experiment("default", settings)
+    count = STEPS * experiment.train.batch
+    labels = np.arange(count) % CLASSES
+    rows = np.arange(count)
+    items = TrainingItems(
+        rows, np.zeros(count, dtype=bool), labels, [f"{name:03d}" for name in range(CLASSES)]
+    )
+    cache = ImageCache(out, size, np.empty(0), None)
+    task = Task(experiment, 0, items, cache, out, "benchmark")
+    return start(task, make_accelerator("auto", task.title), out)
+
+
+def bare_loop(session: Session, batch: Batch, clip: float) -> Callable[[], None]:
+    module, optimizer, device = session.module, session.optimizer, session.accelerator.device
+    module.train()
+    raw = getattr(optimizer, "optimizer", optimizer)  # without accelerate's wrapper
+
+    def run() -> None:
+        for _ in range(STEPS):
+            raw.zero_grad(set_to_none=True)
+            with session.accelerator.autocast():
+                loss = module(batch[0].to(device), batch[1].to(device))
+            loss.backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+            raw.step()
+
+    return run
+
+
+def whaleid_loop(session: Session, batch: Batch, folder: Path, stack: ExitStack) -> Callable[[], None]:
+    record = stack.enter_context(recorder(session, folder, "benchmark", save_seconds=60.0))
+    assert record is not None
+    sizes = [len(batch[1])] * STEPS
+
+    def run() -> None:
+        batches: Iterator[Batch] = itertools.repeat(batch)
+        train_epoch(session, sizes, batches, record.after_tick)
+        session.progress.batch = 0
+
+    return run
+
+
+def measure(loops: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Seconds a step of each loop in each round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(ROUNDS + 1):
+        names = list(loops)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            taken = timed(loops[name]) / STEPS
+            if number:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(run: Callable[[], None]) -> float:
+    """Processor time on a CPU, which others on the machine do not stretch; wall time on a GPU."""
+    if not torch.cuda.is_available():
+        begin = time.process_time()
+        run()
+        return time.process_time() - begin
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def report(seconds: dict[str, list[float]], settings: dict[str, Any]) -> None:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    ratios = {
+        name: statistics.median(ours / bare for ours, bare in zip(taken, seconds["bare"], strict=True))
+        for name, taken in seconds.items()
+        if name != "bare"
+    }
+    content = {
+        **settings,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "clock": "wall" if torch.cuda.is_available() else "processor time",
+        "rounds": ROUNDS,
+        "seconds_a_step": {name: round(statistics.median(taken), 5) for name, taken in seconds.items()},
+        "ratio_to_bare": {name: round(ratio, 4) for name, ratio in ratios.items()},
+    }
+    write_json(RESULTS, content)
+    for name, ratio in ratios.items():
+        print(
+            f"training step, {name}: {ratio:.3f} x the bare loop's ({content['seconds_a_step'][name]:.4f} s)"
+        )
+
+
+if __name__ == "__main__":
+    main()

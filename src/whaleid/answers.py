@@ -1,0 +1,308 @@
+"""The last stages of the road: the ensemble's ladder, the submission, its score, and what is printed of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from whaleid.config import Competition, repository_root
+from whaleid.data.competition import read_rows
+from whaleid.errors import WhaleidError
+from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, select_jobs, sources
+from whaleid.scoring.log import SubmissionRecord, append_log
+from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
+from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
+from whaleid.workspace import atomic_path, write_json
+
+SUBMISSIONS = Path("submissions")
+
+
+# ------------------------------------------------------------------------------------------------- the ladder
+
+
+def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[str, Any]:
+    """Candidates of every rung out of fold and for the test set; returns the recipe's part of `metrics.json`."""
+    jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
+    workspace = project.workspace
+    out = workspace.candidates(project.recipe.name)
+    key = project.ensemble_key()
+    figures = read_figures(project)
+    if workspace.is_current(out, key) and figures is not None and figures["key"] == key:
+        return figures
+    from whaleid.ensemble.ladder import combine
+
+    result = combine(
+        images_stage(project), folds_stage(project), sources(project), project.recipe, project.competition, out
+    )
+    figures = {
+        "key": key,
+        "competition": project.competition.name,
+        "recipe": project.recipe.name,
+        "commit": commit(),
+        "ladder": result.as_json(),
+        "settings": {
+            "recipe": project.recipe.model_dump(mode="json"),
+            "experiments": [experiment.model_dump(mode="json") for experiment in project.experiments],
+        },
+        "runs": {
+            f"{experiment.name}/fold{fold}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
+            for experiment in project.experiments
+            for fold in project.folds
+        },
+    }
+    write_json(workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
+    workspace.mark_current(out, key)
+    return figures
+
+
+def read_metrics(project: Project) -> dict[str, Any]:
+    """`metrics.json`: recipe -> its figures; empty where there is none yet."""
+    path = project.workspace.metrics
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise WhaleidError(f"{path}: not readable as JSON ({error}); remove it and run again") from error
+
+
+def read_figures(project: Project) -> dict[str, Any] | None:
+    """The recipe's part of `metrics.json`, None where it has not been combined yet."""
+    return read_metrics(project).get(project.recipe.name)
+
+
+def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None = None) -> list[str]:
+    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight.
+
+    solution: score of each rung against the competition's solution, where it has one.
+    """
+    ladder = figures["ladder"]
+    rows = [_ladder_row(rung, ladder, solution) for rung in ladder["rungs"]]
+    table = pd.DataFrame(rows).to_string(index=False).splitlines()
+    notes = []
+    if ladder["unanswerable"]:
+        notes.append(
+            f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
+            "no other image of their identity is in the gallery, and the competition has no unknown label"
+        )
+    return [*table, *notes]
+
+
+def _ladder_row(
+    rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None
+) -> dict[str, str]:
+    k, gain = ladder["k"], rung["gain"]
+    row = {
+        "rung": rung["name"],
+        f"MAP@{k} (out of fold)": f"{rung['map']:.5f} ± {(rung['high'] - rung['low']) / 2:.5f}",
+        "gain": "best single" if gain is None else f"{gain['gain']:+.5f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
+    }
+    if solution:
+        row[f"MAP@{k} (solution)"] = f"{solution[rung['name']].map:.5f}"
+    weight = rung["weight"]
+    row["weight"] = "" if weight is None else "dropped" if weight == 0 else f"{weight:.2f}"
+    if any(other["optimistic"] for other in ladder["rungs"]):
+        row["note"] = "optimistic" if rung["optimistic"] else ""
+    return row
+
+
+# -------------------------------------------------------------------------------------------- the submission
+
+
+@dataclass(frozen=True)
+class TestAnswer:
+    """Guesses of one rung for the test images. images: str (n,). guesses: str (n, k), "" where there are fewer."""
+
+    rung: str
+    images: np.ndarray
+    guesses: np.ndarray
+
+
+def submission_stage(project: Project, at_once: int, options: list[str]) -> Path:
+    """Write the final rung's guesses into `submissions/`, checked against the sample submission, and log them."""
+    figures = ensemble_stage(project, at_once, options)
+    path = submission_path(project, figures["key"])
+    if path.is_file():
+        return path
+    competition = project.competition
+    answer = test_answers(project)[-1]
+    template = submission_template(competition, project.workspace.root)
+    images, guesses = _with_missing(answer, template, _prior(project))
+    columns = (competition.submission.image, competition.submission.identities)
+    write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+    final = figures["ladder"]["rungs"][-1]
+    record = SubmissionRecord(
+        file=path.name,
+        competition=competition.name,
+        recipe=project.recipe.name,
+        commit=commit(),
+        cv=final["map"],
+        cv_interval=(final["high"] - final["low"]) / 2,
+    )
+    append_log(SUBMISSIONS / "log.csv", record)
+    return path
+
+
+def submission_path(project: Project, key: str) -> Path:
+    """A file of its own for every different answer: its name ends in the answer's key."""
+    return SUBMISSIONS / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
+
+
+def test_answers(project: Project) -> list[TestAnswer]:
+    """The test images' guesses of every rung, in the ladder's order."""
+    from whaleid.ensemble.results import labels
+    from whaleid.retrieval.candidates import read_candidates
+
+    path = project.workspace.candidates(project.recipe.name) / "test.parquet"
+    if not path.is_file():
+        raise WhaleidError(
+            f"competition {project.competition.name} has no test images to answer: add `test` to its YAML"
+        )
+    k = project.competition.k
+    return [TestAnswer(rung, lists.queries, labels(lists, k)) for rung, _, lists in read_candidates(path)]
+
+
+def submission_template(competition: Competition, folder: Path) -> Path:
+    """The sample submission; where the competition's test CSV is no submission, a template made from its images."""
+    test = competition.test
+    if test is None:
+        raise WhaleidError(f"competition {competition.name} has no test images: add `test` to its YAML")
+    path = competition.root / test.csv
+    if not path.is_file():
+        raise WhaleidError(f"{path}: not found; it lists the test images (test.csv in the competition's YAML)")
+    wanted = [competition.submission.image, competition.submission.identities]
+    if list(pd.read_csv(path, nrows=0).columns) == wanted:
+        return path
+    rows = read_rows(competition)
+    made = folder / "sample_submission.csv"
+    with atomic_path(made) as temporary:
+        table = pd.DataFrame({wanted[0]: rows.image[rows.split == "test"], wanted[1]: ""})
+        table.to_csv(temporary, index=False)
+    return made
+
+
+def submission_problems(path: Path, competition: Competition, work: Path) -> list[str]:
+    """What is wrong with any submission file of a competition, a line each."""
+    template = submission_template(competition, work / competition.name)
+    problems = check_submission(path, template, known_labels(competition), competition.k)
+    return [problem if problem.startswith(str(path)) else f"{path}: {problem}" for problem in problems]
+
+
+def known_labels(competition: Competition) -> set[str]:
+    """Every label that may be guessed."""
+    rows = read_rows(competition)
+    return set(rows.identity[rows.split == "train"]) | ({competition.unknown} if competition.unknown else set())
+
+
+def _prior(project: Project) -> list[str]:
+    """Guesses for an image that could not be read: unknown, then the identities with most images."""
+    labelled = folds_stage(project).identity
+    unknown = project.competition.unknown
+    common = labelled[labelled != unknown].value_counts(sort=True).index.tolist()
+    return ([unknown] if unknown else [])[:1] + common[: project.competition.k - bool(unknown)]
+
+
+def _with_missing(
+    answer: TestAnswer, template: Path, prior: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """The answer with the prior for every image of the template that has none (skipped as unreadable)."""
+    images, guesses = answer.images.tolist(), [list(row) for row in answer.guesses]
+    missing = sorted(set(read_guesses(template).images) - set(images))
+    if missing:
+        print(f"{len(missing)} unreadable test images get the most frequent identities: {', '.join(missing[:3])} ...")
+    return images + missing, guesses + [prior] * len(missing)
+
+
+# -------------------------------------------------------------------------------------------------- the score
+
+
+def solution_path(competition: Competition) -> Path | None:
+    """The competition's solution file, None where it has none."""
+    return None if competition.solution is None else competition.root / competition.solution
+
+
+def own_submission(project: Project) -> tuple[Path, Path, int]:
+    """The recipe's latest submission, the competition's solution, and k."""
+    figures, solution = read_figures(project), solution_path(project.competition)
+    if figures is None or not submission_path(project, figures["key"]).is_file():
+        raise WhaleidError(
+            f"recipe {project.recipe.name} has no submission for {project.competition.name} yet: make submission first"
+        )
+    if solution is None:
+        raise WhaleidError(
+            f"competition {project.competition.name} has no solution file: give SUBMISSION and SOLUTION by path"
+        )
+    return submission_path(project, figures["key"]), solution, project.competition.k
+
+
+def solution_scores(project: Project) -> dict[str, MapScore]:
+    """MAP@k of every rung against the solution. Only for the eye: nothing is chosen by it."""
+    path = solution_path(project.competition)
+    if path is None or project.competition.test is None:
+        return {}
+    truths = read_guesses(path)
+    truth_of = dict(zip(truths.images.tolist(), (row[0] for row in truths.as_lists()), strict=True))
+    return {answer.rung: _score(answer, truth_of, project.competition.k) for answer in test_answers(project)}
+
+
+def _score(answer: TestAnswer, truth_of: dict[str, str], k: int) -> MapScore:
+    truth = np.array([truth_of.get(image, "") for image in answer.images.tolist()])
+    labels = np.unique(np.concatenate([answer.guesses.ravel(), truth]))
+    guesses = np.where(answer.guesses == "", -1, np.searchsorted(labels, answer.guesses))
+    return score_ranks(rank_of_truth(guesses, np.searchsorted(labels, truth)), k)
+
+
+# --------------------------------------------------------------------------------------------- the leaderboard
+
+
+def leaderboard_lines(project: Project, at_once: int, options: list[str]) -> Iterator[str]:
+    """Every stage, and the lines that end `make leaderboard`."""
+    before = read_figures(project)
+    figures = ensemble_stage(project, at_once, options)
+    solution = solution_scores(project)
+    yield from ladder_lines(figures, solution)
+    yield ""
+    final = figures["ladder"]["rungs"][-1]
+    yield from _slice_lines(final)
+    if before is not None and before["key"] == figures["key"]:
+        yield f"everything is up to date in {project.workspace.root}"
+    k, half = figures["ladder"]["k"], (final["high"] - final["low"]) / 2
+    yield f"MAP@{k} (out of fold): {final['map']:.5f} ± {half:.5f}" + (
+        " (optimistic: an epoch was chosen by the fold's own score)" if final["optimistic"] else ""
+    )
+    if project.competition.test is None:
+        yield "no submission: the competition's YAML names no test images"
+        return
+    path = submission_stage(project, at_once, options)
+    truth = solution_path(project.competition)
+    if truth is not None:
+        score = score_submission(path, truth, k)
+        yield f"top-1 (solution): {score_submission(path, truth, 1).map:.5f}"
+        yield score.line("solution")
+    yield f"submission: {path}"
+
+
+def _slice_lines(rung: dict[str, Any]) -> list[str]:
+    parts = [f"{name} {part['map']:.3f} ({part['queries']:,})" for name, part in rung["slices"].items()]
+    return ["out of fold by images of the identity: " + ", ".join(parts)] if parts else []
+
+
+def commit() -> str:
+    """Short commit of the checkout, with + where files differ from it; empty outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(repository_root()), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return described.stdout.strip()

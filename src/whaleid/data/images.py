@@ -1,0 +1,183 @@
+"""Pixels of one image: decode, crop to the box, resize, and the size that all images are brought to.
+
+Images are uint8 (height, width, 3) arrays in RGB order; sizes are (width, height), as in OpenCV and PIL.
+"""
+
+from __future__ import annotations
+
+import io
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from whaleid.config import ImageConfig
+from whaleid.errors import WhaleidError
+
+cv2.setNumThreads(0)  # the work is spread over images; threads inside one small image only cost
+
+REDUCTIONS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+def decode(path: Path, reduce: int = 1) -> np.ndarray:
+    """Pixels of an image file: uint8 (h, w, 3), RGB, turned upright as its EXIF orientation says.
+
+    Grey images get three equal channels, 16 bits become 8, transparency is dropped, CMYK is converted.
+    reduce: 1, 2, 4 or 8: a JPEG comes out smaller by this factor (sides rounded up), which saves most of the
+        work where it is shrunk further anyway; other formats come out smaller through `resize`.
+    Raises WhaleidError when the file cannot be read, is empty, truncated, or not an image.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WhaleidError(f"{path}: cannot be read ({error.strerror}); restore the image") from error
+    if not content:
+        raise WhaleidError(f"{path}: empty file (0 bytes); restore the image")
+    whole = _is_whole(content)
+    if not whole and content.startswith(_JPEG_START) and _jpeg_is_cut(content):
+        raise WhaleidError(f"{path}: truncated JPEG ({len(content)} bytes, no end marker); restore the image")
+    image = _decode_fast(content, reduce) if whole else None
+    return _decode_any(path, content, reduce) if image is None else image
+
+
+def crop_box(image: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
+    """View of the part of `image` inside `box` (x0, y0, x1, y1 in pixels), widened, clipped to the image.
+
+    margin: share of the box's width and height added on each of its sides.
+    Raises WhaleidError for a box that holds no pixel of the image.
+    """
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = (float(side) for side in box)
+    wider, higher = margin * (x1 - x0), margin * (y1 - y0)
+    if not (x1 > x0 and y1 > y0):  # also true of NaN
+        raise WhaleidError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is empty; x0 < x1 and y0 < y1 are needed")
+    left, top = max(0, int(np.floor(x0 - wider))), max(0, int(np.floor(y0 - higher)))
+    right, bottom = min(width, int(np.ceil(x1 + wider))), min(height, int(np.ceil(y1 + higher)))
+    if left >= right or top >= bottom:
+        raise WhaleidError(
+            f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside of its {width} x {height} image"
+        )
+    return image[top:bottom, left:right]
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`image` brought to `size` (width, height); its aspect is squeezed rather than padded.
+
+    Squeezing keeps every input pixel for the animal, and all images of a kind are squeezed alike. A side that
+    shrinks is averaged over areas (no aliasing), a side that grows is interpolated.
+    """
+    width, height = size
+    shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
+    if shrunk != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != size:
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(image)
+
+
+def prepare(path: Path, box: np.ndarray, margin: float, size: tuple[int, int]) -> np.ndarray:
+    """Decode, crop and resize one file: uint8 (h, w, 3) of `size`. Errors name the file."""
+    reduce = reduction(box, size)
+    image = decode(path, reduce)
+    try:
+        return resize(crop_box(image, np.asarray(box, dtype=float) / reduce, margin), size)
+    except WhaleidError as error:
+        raise WhaleidError(f"{path}: {error}") from error
+
+
+def reduction(box: np.ndarray, size: tuple[int, int]) -> int:
+    """Largest factor by which a JPEG may be decoded smaller: its box keeps twice `size` on each side."""
+    room = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    return max([1, *(factor for factor in REDUCTIONS if room / factor >= 2)])
+
+
+def input_size(config: ImageConfig, boxes: np.ndarray) -> tuple[int, int]:
+    """Width and height of the network's input.
+
+    boxes: float (n, 4), x0, y0, x1, y1 in pixels. Read only where the configuration gives a budget of pixels:
+        their median width / height is the aspect, and the sides are the multiples of 32 (of 16 where a side
+        would be under 96) that come closest to budget and aspect; networks halve their input five times.
+    """
+    if config.width is not None and config.height is not None:
+        return config.width, config.height
+    budget = config.pixels
+    assert budget is not None  # ImageConfig has one or the other
+    aspect = _median_aspect(boxes)
+    sides = np.sqrt(budget * aspect), np.sqrt(budget / aspect)
+    step = 32 if min(sides) >= 96 else 16
+    choices = [sorted({max(1, int(side // step)), int(side // step) + 1}) for side in sides]
+
+    def distance(size: tuple[int, int]) -> float:
+        width, height = size
+        return abs(np.log(width * height / budget)) + abs(np.log(width / height / aspect))
+
+    return min(((w * step, h * step) for w, h in product(*choices)), key=distance)
+
+
+def _median_aspect(boxes: np.ndarray) -> float:
+    sides = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    width, height = sides[:, 2] - sides[:, 0], sides[:, 3] - sides[:, 1]
+    usable = (width > 0) & (height > 0)
+    if not usable.any():
+        raise WhaleidError(
+            "image.pixels needs the images' boxes and found none that is not empty; give width and height"
+        )
+    return float(np.median(width[usable] / height[usable]))
+
+
+def _jpeg_is_cut(content: bytes) -> bool:
+    """Whether a JPEG certainly lacks its end: compressed pixels never contain the end marker by chance."""
+    return content.find(_JPEG_END, max(0, content.find(_JPEG_SCAN))) < 0
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether a file is one that OpenCV decodes for sure in full.
+
+    OpenCV 4 returns what there is of a truncated file, the rest grey, without a word; so files whose end is
+    not where it belongs (and all rarer formats) are left to PIL, which checks as it decodes.
+    """
+    end = content[-64:].rstrip(b"\0\r\n")
+    return (content.startswith(_JPEG_START) and end.endswith(_JPEG_END)) or (
+        content.startswith(_PNG_START) and end.endswith(_PNG_END)
+    )
+
+
+def _decode_fast(content: bytes, reduce: int) -> np.ndarray | None:
+    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), REDUCTIONS[reduce])
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_any(path: Path, content: bytes, reduce: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            pixels = _eight_bits(upright)
+    except Exception as error:  # PIL's plugins raise whatever their format's parser stumbles over
+        reason = " ".join(str(error).split())
+        raise WhaleidError(
+            f"{path}: not a readable image ({type(error).__name__}: {reason}); restore it"
+        ) from error
+    if reduce == 1:
+        return pixels
+    height, width = pixels.shape[:2]
+    return resize(pixels, (-(-width // reduce), -(-height // reduce)))
+
+
+def _eight_bits(picture: Image.Image) -> np.ndarray:
+    """RGB pixels; PIL's own conversion would clip 16 bits to white instead of scaling them."""
+    if picture.mode.startswith("I"):
+        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError("floating point pixels have no agreed range")
+    return np.array(picture.convert("RGB"))

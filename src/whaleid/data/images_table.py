@@ -1,0 +1,164 @@
+"""The images table: one row an image, with all that later stages ask of it without opening it again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.config import Competition, Table
+from whaleid.data.boxes import CORNERS, placed_boxes, whole_images
+from whaleid.data.competition import RESERVED, named, read_table
+from whaleid.data.duplicates import duplicate_components
+from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_text
+from whaleid.errors import WhaleidError
+from whaleid.workspace import digest, file_digest
+
+FORMAT = 1  # raise it when the table's making changes, so that older tables are made again
+NAMED_UNREADABLE = 10
+
+
+def build_images(
+    competition: Competition, rows: pd.DataFrame, skip_unreadable: bool = False, workers: int | None = None
+) -> pd.DataFrame:
+    """The images table (`images.parquet`) of the rows that `read_rows` gave.
+
+    Adds to `image, path, split, identity`: width, height (int32, pixels as seen); x0, y0, x1, y1 (float64,
+    pixels, within the image; the whole image where no box is given); phash (16 hexadecimal digits); group
+    (images that must share a fold: copies of one photograph, and equal values of `competition.group`; named
+    by the alphabetically first image of the group). The columns of `extra` come last.
+
+    skip_unreadable: leave out images that cannot be read, with a warning, instead of raising the WhaleidError
+    that names them. workers: processes (default: all cores).
+    """
+    if competition.boxes is not None:
+        require_boxes(competition)  # before minutes of reading pictures
+    found = fingerprint_images(competition.root, rows["path"].tolist(), workers)
+    unreadable = found.problem != ""
+    if unreadable.any():
+        rows, found = _without_unreadable(competition, rows, found, skip_unreadable)
+    return images_table(competition, rows, found)
+
+
+def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprints) -> pd.DataFrame:
+    """The table of rows whose fingerprints are known, all of them readable."""
+    boxes = whole_images(found.size)
+    if competition.boxes is not None:
+        boxes, _ = placed_boxes(require_boxes(competition), rows["image"], found.size)
+    images = rows[["image", "path", "split", "identity"]].reset_index(drop=True)
+    images["width"], images["height"] = found.size[:, 0], found.size[:, 1]
+    images[CORNERS] = boxes
+    images["phash"] = hash_text(found.phash)
+    encounter = rows[competition.group] if competition.group else None
+    images["group"] = group_names(rows["image"], duplicate_components(found), encounter)
+    extras = [name for name in rows.columns if name not in RESERVED]
+    return images.join(rows[extras].reset_index(drop=True))
+
+
+def group_names(images: pd.Series, photographs: np.ndarray, encounter: pd.Series | None) -> np.ndarray:
+    """Group of each image, object (n,): the alphabetically first image of its group, whatever the row order.
+
+    images: names (n,). photographs: int (n,), equal for copies of one photograph. encounter: text (n,) whose
+    equal values share a group too, null where an image has none.
+    """
+    component = photographs if encounter is None else _merged(photographs, encounter)
+    names = images.to_numpy(object)
+    first = pd.Series(names).groupby(component).transform("min")
+    return first.to_numpy(object)
+
+
+def images_key(competition: Competition) -> str:
+    """Short key of all that the images table depends on, found without opening a picture.
+
+    The CSVs' bytes, the settings that the table is made with, and name, size and time of change of every
+    listed file. Not the root's own place: a data folder that moves stays the same data.
+    """
+    settings = competition.model_dump(include={"train", "test", "boxes", "mend", "group"})
+    tables = [table for table in (competition.train, competition.test) if table is not None]
+    files = [table.csv for table in tables] + ([competition.boxes] if competition.boxes else [])
+    content = [file_digest(_existing(competition.root / file)) for file in files]
+    listings = [_listing_digest(competition.root, table) for table in tables]
+    return digest(FORMAT, settings, content, listings)
+
+
+def require_boxes(competition: Competition) -> Path:
+    """Path of the competition's boxes; raises WhaleidError when the file is not there."""
+    path = competition.root / str(competition.boxes)
+    if not path.is_file():
+        raise WhaleidError(
+            f"{path}: boxes file not found; put it there or set boxes to null in '{competition.name}'"
+        )
+    return path
+
+
+def unreadable_line(root: Path, rows: pd.DataFrame, found: Fingerprints) -> str:
+    """The images that cannot be read: how many, and the first ten by name with the reason of each."""
+    bad = np.flatnonzero(found.problem != "")
+    which = named((f"{rows['path'].iloc[row]} ({found.problem[row]})" for row in bad), NAMED_UNREADABLE)
+    return f"{root}: {len(bad):,} of {len(rows):,} images cannot be read: {which}"
+
+
+def readable(found: Fingerprints) -> Fingerprints:
+    """The fingerprints of the images that can be read."""
+    good = found.problem == ""
+    return Fingerprints(*(values[good] for values in vars(found).values()))
+
+
+def _without_unreadable(
+    competition: Competition, rows: pd.DataFrame, found: Fingerprints, skip: bool
+) -> tuple[pd.DataFrame, Fingerprints]:
+    bad = found.problem != ""
+    line = unreadable_line(competition.root, rows, found)
+    if not skip:
+        raise WhaleidError(f"{line}; replace them, or leave them out with --skip-unreadable")
+    if bad.all():
+        raise WhaleidError(f"{line}; none is left")
+    tests = int((rows["split"][bad] == "test").sum())
+    note = f" ({tests:,} of them to be answered in the submission)" if tests else ""
+    print(f"warning: {line}; they are left out{note}", file=sys.stderr)
+    return rows[~bad].reset_index(drop=True), readable(found)
+
+
+def _merged(photographs: np.ndarray, encounter: pd.Series) -> np.ndarray:
+    """Components when images of one encounter are joined too: int (n,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    met = np.flatnonzero(encounter.notna().to_numpy())
+    codes = pd.factorize(encounter.iloc[met])[0] + photographs.max(initial=-1) + 1
+    n = int(max(photographs.max(initial=-1), codes.max(initial=-1))) + 1
+    graph = coo_array((np.ones(len(met), bool), (photographs[met], codes)), shape=(n, n))
+    return connected_components(graph, directed=False)[1][photographs]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise WhaleidError(f"{path}: file not found")
+    return path
+
+
+def _listing_digest(root: Path, table: Table) -> str:
+    """Key of name, size and time of change of a table's files, by one scan of each folder that holds some."""
+    listed = read_table(root / table.csv, [table.image])[table.image]
+    names = {os.path.normpath(name + table.suffix) for name in listed}
+    facts: list[tuple[str, int, int]] = []
+    for parent in sorted({os.path.dirname(name) for name in names}):  # noqa: PTH120
+        facts += _folder_facts(root / table.images, parent, names)
+    return digest(sorted(facts))
+
+
+def _folder_facts(folder: Path, parent: str, names: set[str]) -> list[tuple[str, int, int]]:
+    facts = []
+    try:
+        with os.scandir(folder / parent) as entries:
+            for entry in entries:
+                name = os.path.join(parent, entry.name)  # noqa: PTH118
+                if name in names and entry.is_file():
+                    stat = entry.stat()
+                    facts.append((name, stat.st_size, stat.st_mtime_ns))
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # read_rows says what is missing
+    return facts

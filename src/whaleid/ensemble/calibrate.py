@@ -1,0 +1,113 @@
+"""Scores of any origin as probabilities, so that a cosine, a softmax and a foreign model's score can be
+added.
+
+The probability that candidate i of a query is the true one, against the other candidates and against "none of
+these" (an unknown identity):
+
+    p_i = exp(a x_i) / (exp(c) + sum_j exp(a x_j)),     p_none = exp(c) / (the same)
+
+x is the score (its logarithm where it is a probability), centred and scaled. The slope a is an inverse
+temperature (Guo et al., "On calibration of modern neural networks", 2017); c keeps what the **height** of the
+best score says about unknown identities, which a softmax alone forgets. Two numbers, fitted by Newton's
+method on a convex loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from whaleid.retrieval.candidates import Candidates
+
+_FLOOR = 1e-12  # probabilities below this are read as this one
+_RIDGE = 1e-3  # pull of a towards 1 and of c towards 0, in units of the mean loss of a query
+_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """probability: scores are logarithmised first. center, spread: of x. slope: a > 0. none: c."""
+
+    probability: bool
+    center: float
+    spread: float
+    slope: float
+    none: float
+
+
+def fit_calibration(
+    candidates: Candidates, truth: np.ndarray, weights: np.ndarray, probability: bool
+) -> Calibration:
+    """Calibration with the least weighted log-loss of the truth (none of these, where it is not listed).
+
+    truth: int64 (n,), -1 = unknown. weights: float64 (n,).
+    """
+    raw = _raw(candidates.scores, probability)
+    first = raw[np.isfinite(raw[:, 0]), 0]
+    center = float(np.median(first)) if len(first) else 0.0
+    listed = raw[np.isfinite(raw)]
+    spread = max(float(listed.std()), 1e-6) if len(listed) else 1.0
+    hit = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
+    used = weights > 0
+    slope, none = _newton((raw[used] - center) / spread, hit[used], weights[used] / weights[used].sum())
+    return Calibration(probability, center, spread, slope, none)
+
+
+def calibrated(candidates: Candidates, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float32 (n, m) of the candidates (-inf where padded) and float32 (n,) of none of them."""
+    x = (_raw(candidates.scores, calibration.probability) - calibration.center) / calibration.spread
+    p, none = _probabilities(x, calibration.slope, calibration.none)
+    return np.where(np.isfinite(x), p, -np.inf).astype(np.float32), none.astype(np.float32)
+
+
+def _raw(scores: np.ndarray, probability: bool) -> np.ndarray:
+    """Scores as x before scaling, float64; padding stays -inf."""
+    scores = scores.astype(np.float64)
+    if not probability:
+        return scores
+    return np.where(np.isfinite(scores), np.log(np.maximum(scores, _FLOOR)), -np.inf)
+
+
+def _probabilities(x: np.ndarray, slope: float, none: float) -> tuple[np.ndarray, np.ndarray]:
+    z = slope * x
+    top = np.maximum(z[:, 0], none)  # rows are descending
+    e, e_none = np.exp(z - top[:, None]), np.exp(none - top)
+    total = e.sum(axis=1) + e_none
+    return e / total[:, None], e_none / total
+
+
+def _newton(x: np.ndarray, hit: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Slope and none of the least loss. x: float64 (n, m), descending, -inf padded. hit: bool (n, m)."""
+    finite = np.where(np.isfinite(x), x, 0.0)
+    target = np.array([(weights * (finite * hit).sum(axis=1)).sum(), weights @ ~hit.any(axis=1)])
+    point, scale = np.array([1.0, 0.0]), 1.0
+
+    def loss(at: np.ndarray) -> float:
+        z = at[0] * x
+        top = np.maximum(z[:, 0], at[1])
+        lse = top + np.log(np.exp(z - top[:, None]).sum(axis=1) + np.exp(at[1] - top))
+        return float(weights @ lse - target @ at + _RIDGE / 2 * ((at[0] - 1) ** 2 + at[1] ** 2))
+
+    value = loss(point)
+    for _ in range(_STEPS):
+        p, none = _probabilities(x, *point)
+        mean = (p * finite).sum(axis=1)
+        square = (p * finite**2).sum(axis=1)
+        gradient = np.array([weights @ mean, weights @ none]) - target + _RIDGE * (point - [1.0, 0.0])
+        cross = -(weights @ (mean * none))
+        hessian = np.array([[weights @ (square - mean**2), cross], [cross, weights @ (none - none**2)]])
+        step = np.linalg.solve(hessian + _RIDGE * np.eye(2), gradient)
+        scale = 1.0
+        while scale > 1e-6:
+            moved = point - scale * step
+            if moved[0] > 1e-3 and (new := loss(moved)) <= value:
+                break
+            scale /= 2
+        else:
+            break
+        done = value - new < 1e-12
+        point, value = moved, new
+        if done:
+            break
+    return float(point[0]), float(point[1])

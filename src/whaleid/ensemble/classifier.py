@@ -1,0 +1,136 @@
+"""Softmax classifier on the concatenated features: what kNN weighs alike, it learns to weigh.
+
+A linear layer on unit features with unit class vectors (a cosine softmax: Wang et al., "NormFace", 2017),
+started at the class centroids, so that it begins as good as the nearest centroid and can only learn from
+there. Label smoothing and mix-up of features (Zhang et al., "mixup", 2018; manifold mix-up, Verma et al.
+2019) keep it from memorising identities of one image. The training images' features come from networks that
+saw those images: they are tidier than any query's, and this is why it is regularised this much and judged out
+of fold alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from whaleid.config import ClassifierConfig
+
+_WARMUP = 0.05  # share of the steps spent raising the learning rate
+_CHUNK = 4096  # queries classified at a time: 80 MB with 5,000 classes
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Class vectors of several trainings: probability = mean over them of softmax(scale x cosine).
+
+    codes: int64 (c,), the identity of each class. vectors: float32 (seeds, c, d), unit rows. scale: > 0.
+    """
+
+    codes: np.ndarray
+    vectors: np.ndarray
+    scale: float
+
+
+def train_classifier(
+    features: np.ndarray, codes: np.ndarray, config: ClassifierConfig, seed: int = 0
+) -> Classifier:
+    """Train `config.seeds` classifiers on the same images; same arguments, same result on the same machine.
+
+    features: float32 (n, d), unit rows. codes: int64 (n,), identities, all >= 0.
+    """
+    classes, labels = np.unique(codes, return_inverse=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
+    target = torch.from_numpy(labels.astype(np.int64)).to(device)
+    start = _centroids(data, target, len(classes))
+    vectors = [
+        _train_once(data, target, start, config, seed * 1000 + number) for number in range(config.seeds)
+    ]
+    return Classifier(classes.astype(np.int64), torch.stack(vectors).cpu().numpy(), config.scale)
+
+
+def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `keep` most probable identities of each query.
+
+    features: float32 (q, d), unit rows.
+    Returns codes int64 (q, keep), -1 padded where there are fewer classes, and probabilities float32,
+    descending, -inf padded.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vectors = torch.from_numpy(classifier.vectors).to(device)
+    most = min(keep, len(classifier.codes))
+    codes = np.full((len(features), keep), -1, dtype=np.int64)
+    scores = np.full((len(features), keep), -np.inf, dtype=np.float32)
+    for start in range(0, len(features), _CHUNK):
+        chunk = torch.from_numpy(np.ascontiguousarray(features[start : start + _CHUNK])).to(device)
+        probability = torch.zeros(len(chunk), len(classifier.codes), device=device)
+        for one in vectors:
+            probability += functional.softmax(classifier.scale * (chunk @ one.T), dim=1)
+        best, place = (probability / len(vectors)).topk(most, dim=1)
+        codes[start : start + _CHUNK, :most] = classifier.codes[place.cpu().numpy()]
+        scores[start : start + _CHUNK, :most] = best.cpu().numpy()
+    return codes, scores
+
+
+def _centroids(data: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
+    """Mean direction of each class, float32 (c, d); summed in sorted segments, so that a GPU repeats itself
+    too.
+    """
+    order = torch.argsort(target, stable=True)
+    sums = torch.segment_reduce(data[order], "sum", lengths=torch.bincount(target, minlength=classes), axis=0)
+    return functional.normalize(sums)
+
+
+def _train_once(
+    data: torch.Tensor, target: torch.Tensor, start: torch.Tensor, config: ClassifierConfig, seed: int
+) -> torch.Tensor:
+    """One training from the centroids; returns unit class vectors float32 (c, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = np.random.default_rng(seed)
+    vectors = start.clone().requires_grad_()
+    optimizer = torch.optim.AdamW([vectors], lr=config.lr, weight_decay=config.weight_decay)
+    batches = math.ceil(len(data) / config.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(config.epochs * batches))
+    for _ in range(config.epochs):
+        order = torch.randperm(len(data), generator=generator).to(data.device)
+        for batch in order.tensor_split(batches):
+            loss = _loss(vectors, data[batch], target[batch], config, mixing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return functional.normalize(vectors.detach())
+
+
+def _loss(
+    vectors: torch.Tensor,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    config: ClassifierConfig,
+    mixing: np.random.Generator,
+) -> torch.Tensor:
+    """Cross entropy of one batch; with mix-up, of each image blended with its neighbour in the (shuffled)
+    batch.
+    """
+    share = float(mixing.beta(config.mixup, config.mixup)) if config.mixup > 0 else 1.0
+    mixed = functional.normalize(share * features + (1 - share) * features.roll(1, 0))
+    logits = config.scale * (mixed @ functional.normalize(vectors).T)
+    first = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
+    second = functional.cross_entropy(logits, labels.roll(1, 0), label_smoothing=config.smoothing)
+    return share * first + (1 - share) * second
+
+
+def _cosine(steps: int):
+    """Factor of the learning rate at each step: a short rise, then half a cosine down to 0."""
+    warmup = max(1, int(_WARMUP * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return factor

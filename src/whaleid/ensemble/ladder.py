@@ -1,0 +1,307 @@
+"""The stage that makes one answer of many networks, and says what each step of it is worth.
+
+Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities), all of them
+side by side (kNN), a classifier on that, and the blend, which is the answer. Every rung is scored out of
+fold: a fold's queries are ranked by what never saw them, and thresholds and weights used on them were learnt
+from the other folds' out-of-fold candidates (which were compared with this fold's images as gallery: that
+much, and no more, the folds know of one another). For the test set thresholds and weights are learnt from all
+folds, and scores are averaged over the folds' models. The test set's gallery is larger than any fold's, by 1
+/ (folds - 1): its best scores come out a little higher, and a threshold tuned out of fold puts `unknown` a
+little too low; `ladder.json` shows both medians, and `combine.unknown: share` sets the test threshold by the
+expected share instead.
+
+The final rung is always the blend, also where a lower rung happens to score above it: choosing the rung by
+the score that is reported would make that score optimistic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.config import CombineConfig, Competition, Recipe
+from whaleid.ensemble.blend import (
+    Blend,
+    Member,
+    Questions,
+    apply_blend,
+    average,
+    best_members,
+    fit_blend,
+    stack,
+    tuned_map,
+)
+from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
+from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
+from whaleid.ensemble.unknown import share_threshold, standing, with_unknown
+from whaleid.errors import WhaleidError
+from whaleid.progress import progress_bar
+from whaleid.retrieval.candidates import Candidates
+from whaleid.scoring.metrics import rank_of_truth, score_ranks, size_slices
+
+BLEND = "blend"
+
+
+def combine(
+    images: pd.DataFrame,
+    folds: pd.DataFrame,
+    sources: list[Source],
+    recipe: Recipe,
+    competition: Competition,
+    out: Path,
+) -> LadderResult:
+    """Rank, blend and score; write `oof.parquet`, `test.parquet` and `ladder.json` to the folder `out`.
+
+    images, folds: images.parquet and folds.csv. sources: each with a folder of features for every fold used.
+    Raises WhaleidError where the sources' folds differ, or features do not fit the images.
+    """
+    protocol = read_protocol(images, folds, competition, common_folds(sources))
+    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed)
+    result = climb(protocol, rankings, recipe.combine, recipe.seed)
+    write_result(result, protocol, out)
+    return result
+
+
+def common_folds(sources: list[Source]) -> list[int]:
+    """The folds for which every source has features, which must be the same for all."""
+    if not sources:
+        raise WhaleidError("combine: no sources; name experiments or sources in the recipe")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise WhaleidError(f"combine: two sources have one name: {', '.join(sorted(names))}")
+    numbers = sorted(set().union(*(source.folds for source in sources)))
+    for source in sources:
+        for number in numbers:
+            if number not in source.folds:
+                raise WhaleidError(
+                    f"source '{source.name}': no features of fold {number}, which other sources have; "
+                    "extract them, or leave the fold out (train_folds)"
+                )
+            if not source.folds[number].is_dir():
+                raise WhaleidError(
+                    f"source '{source.name}': {source.folds[number]}: no such folder; "
+                    "run the features stage, or mend the path"
+                )
+    if not numbers:
+        raise WhaleidError(f"source '{names[0]}': no folds; extract its features first")
+    return numbers
+
+
+def rank_all(
+    sources: list[Source], images: pd.DataFrame, protocol: Protocol, config: CombineConfig, seed: int
+) -> list[Ranking]:
+    """Every ranking below the blend: the singles in the sources' order, then concat kNN, then the
+    classifier.
+    """
+    unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
+    if unknown_names:
+        raise WhaleidError(
+            f"combine.concat.weights: '{unknown_names[0]}' is no source; sources: "
+            f"{', '.join(source.name for source in sources)}"
+        )
+    rankings: list[Ranking] = []
+    dims: list[int] = []
+    with progress_bar("ranking", total=len(sources) + len(protocol.parts)) as bar:
+        for source in sources:
+            found, dim = rank_source(source, images, protocol, config)
+            rankings += found
+            dims.append(dim)
+            bar.advance(note=source.name)
+        for ranking in rank_jointly(sources, dims, images, protocol, config, seed):
+            if ranking is None:
+                bar.advance(note="all sources")
+            else:
+                rankings.append(ranking)
+    return rankings
+
+
+def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, seed: int = 0) -> LadderResult:
+    """Score every ranking, then the blend of them, cross-fitted as the head of this file says."""
+    final, by_fold, ranking, limits = blend_rankings(protocol, rankings, config)
+    rungs = [_rung(protocol, one, _limits(protocol, one), config, seed) for one in rankings]
+    rungs.append(_rung(protocol, ranking, limits, config, seed))
+    return compare(rungs, final, by_fold, protocol, seed)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Tuned thresholds. by_fold: in the order of the folds, each tuned on the others; tuned: on all of them.
+
+    All None where there is no unknown label.
+    """
+
+    by_fold: list[float | None]
+    tuned: float | None
+
+
+def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
+    """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
+    places = list(range(len(protocol.parts)))
+
+    def limit(chosen: list[int]) -> float | None:
+        return _threshold(protocol, [ranking.oof[place] for place in chosen], chosen)
+
+    return _Limits([limit(protocol.others(place)) for place in places], limit(places))
+
+
+# -------------------------------------------------------------------------------------------------- the blend
+
+
+def blend_rankings(
+    protocol: Protocol, rankings: list[Ranking], config: CombineConfig
+) -> tuple[Blend, dict[int, Blend], Ranking, _Limits]:
+    """The blend for the test set (tuned on all folds), that of each fold (tuned on the others), the ranking,
+    limits.
+
+    The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
+    out-of-fold answers would not do: those were blended by weights that fold k's truth had a part in.
+    """
+    places = list(range(len(protocol.parts)))
+    keep = max(config.candidates, protocol.k)
+
+    def blended(blend: Blend, chosen: list[int]) -> list[Candidates]:
+        return [apply_blend(blend, {one.name: one.oof[place] for one in rankings}, keep) for place in chosen]
+
+    by_fold: dict[int, Blend] = {}
+    oof: list[Candidates] = []
+    by_place: list[float | None] = []
+    with progress_bar("blending", total=len(places) + 1) as bar:
+        for place in places:
+            others = protocol.others(place)
+            blend = _tune(protocol, rankings, config, others)
+            by_fold[protocol.parts[place].fold] = blend
+            oof += blended(blend, [place])
+            by_place.append(_threshold(protocol, blended(blend, others), others))
+            bar.advance()
+        final = _tune(protocol, rankings, config, places)
+        limits = _Limits(by_place, _threshold(protocol, blended(final, places), places))
+        bar.advance()
+    tests = len(protocol.parts) if len(protocol.test_rows) else 0
+    test = [
+        apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)
+    ]
+    used = set(final.used).union(*(blend.used for blend in by_fold.values()))
+    optimistic = any(one.optimistic for one in rankings if one.name in used)
+    return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits
+
+
+def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int]) -> Blend:
+    """Blend of concat kNN, classifier and the best class probabilities, tuned on the queries of these folds
+    alone.
+    """
+    questions = _questions(protocol, places)
+
+    def members(*kinds: str) -> list[Member]:
+        chosen = [ranking for ranking in rankings if ranking.kind in kinds]
+        return [Member(one.name, stack([one.oof[p] for p in places]), one.probability) for one in chosen]
+
+    singles = best_members(members("logits"), questions, config.logits)
+    return fit_blend([*members("concat", "classifier"), *singles], questions)
+
+
+def _questions(protocol: Protocol, places: list[int]) -> Questions:
+    return Questions(
+        protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None
+    )
+
+
+# --------------------------------------------------------------------------------------------------- one rung
+
+
+def _rung(protocol: Protocol, ranking: Ranking, limits: _Limits, config: CombineConfig, seed: int) -> Rung:
+    """Thresholds, guesses and out-of-fold score of one ranking; the gains are added by `compare`."""
+    places = list(range(len(protocol.parts)))
+    oof = [
+        with_unknown(lists, threshold, protocol.unknown)
+        for lists, threshold in zip(ranking.oof, limits.by_fold, strict=True)
+    ]
+    keep = max(config.candidates, protocol.k)
+    test = average(ranking.test, keep) if ranking.test else None
+    thresholds = _thresholds(protocol, ranking, limits, config, test)
+    rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
+    weights = protocol.weights(places)
+    asked = weights > 0 if protocol.unknown is None else np.ones(len(weights), dtype=bool)
+    sizes = np.concatenate([part.sizes for part in protocol.parts])
+    slices = size_slices(sizes, protocol.truth(places) < 0)
+    return Rung(
+        name=ranking.name,
+        kind=ranking.kind,
+        score=score_ranks(rank[asked], protocol.k, weights[asked], slices[asked], seed=seed),
+        rank=rank,
+        optimistic=ranking.optimistic or not protocol.crossfitted,
+        thresholds=thresholds,
+        oof=tuple(oof),
+        test=None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown),
+    )
+
+
+def _threshold(protocol: Protocol, lists: list[Candidates], places: list[int]) -> float | None:
+    """Best threshold of the queries of these folds; None where there is no unknown label."""
+    questions = _questions(protocol, places)
+    return tuned_map(standing(stack(lists), questions.truth, questions.weights, questions.k), questions)[0]
+
+
+def _thresholds(
+    protocol: Protocol,
+    ranking: Ranking,
+    limits: _Limits,
+    config: CombineConfig,
+    test: Candidates | None,
+) -> Thresholds | None:
+    """What the rung knows of the unknown identity; None where there is no unknown label."""
+    tuned = limits.tuned
+    if protocol.unknown is None or tuned is None:
+        return None
+    places = list(range(len(protocol.parts)))
+    first = np.concatenate([lists.scores[:, 0] for lists in ranking.oof])
+    first_of_test = np.empty(0, np.float32) if test is None else test.scores[:, 0]
+    share = None
+    if test is not None and protocol.share is not None:
+        share = share_threshold(first_of_test, protocol.share)
+    if config.unknown == "share" and share is None:
+        raise WhaleidError(
+            "combine.unknown: share needs test images and the competition's unknown_share; "
+            "give them, or take threshold"
+        )
+    matched = tuned if test is None else _after_averaging(ranking.test, first_of_test, tuned)
+    used = share if config.unknown == "share" and share is not None else matched
+    weights = protocol.weights(places)
+    limit = np.concatenate(
+        [np.full(len(lists), value) for lists, value in zip(ranking.oof, limits.by_fold, strict=True)]
+    )
+    return Thresholds(
+        used=used,
+        tuned=tuned,
+        matched=matched,
+        by_share=share,
+        by_fold={part.fold: value for part, value in zip(protocol.parts, limits.by_fold, strict=True)},
+        oof_first=float(weights @ (first < limit) / weights.sum()),
+        test_first=None if test is None else float((first_of_test < used).mean()),
+        oof_median=float(np.median(first)),
+        test_median=None if test is None else float(np.median(first_of_test)),
+    )
+
+
+def _after_averaging(lists: tuple[Candidates, ...], first: np.ndarray, tuned: float) -> float:
+    """The threshold on averaged scores that puts `unknown` first as often as the folds' models do one by one.
+
+    The best score of an average is lower than the average of best scores: models agree on the truth and err
+    each in its own way. A threshold tuned on one model's scores would call far too many averaged queries
+    unknown. first: float32 (n,), best averaged scores.
+    """
+    if len(lists) == 1:
+        return tuned
+    limit = np.float32(tuned)
+    return share_threshold(first, float(np.mean([(given.scores[:, 0] < limit).mean() for given in lists])))
+
+
+def _rank(lists: Candidates, protocol: Protocol, place: int) -> np.ndarray:
+    """Place of the truth among the first k guesses; the truth of an unknown query is the label `unknown`."""
+    truth = protocol.parts[place].truth
+    if protocol.unknown is not None:
+        truth = np.where(truth < 0, len(protocol.classes), truth)
+    return rank_of_truth(lists.codes[:, : protocol.k], truth)

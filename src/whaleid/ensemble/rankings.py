@@ -1,0 +1,222 @@
+"""Every way of ranking the identities before any blending: one source, or all of them side by side.
+
+A ranking is a list of candidates for every query of every fold, and for every test image under every fold's
+model. Features of different folds' models live in different spaces, so everything here happens within a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.config import CombineConfig
+from whaleid.ensemble.classifier import top_classes, train_classifier
+from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
+from whaleid.ensemble.protocol import FoldPart, Protocol
+from whaleid.errors import WhaleidError
+from whaleid.retrieval.candidates import Candidates, nearest_identities
+from whaleid.retrieval.features import Features, read_features
+
+CONCAT, CLASSIFIER = "concat kNN", "classifier"
+_CELLS = 1 << 25  # logits held as float32 at a time: 128 MB
+
+
+@dataclass(frozen=True)
+class Source:
+    """Features of one network (one a fold). folds: fold -> folder with embeddings.npy, rows.csv, maybe
+    logits.npy.
+
+    optimistic: its epoch was chosen by the fold's own score (train.select: best); every rung that uses it
+    says so.
+    """
+
+    name: str
+    folds: dict[int, Path]
+    optimistic: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates of one way of ranking.
+
+    kind: knn | logits | concat | classifier | blend. oof: one a fold, in the protocol's order. test: the test
+    images under each fold's model, in the same order; empty where there are no test images.
+    probability: scores are probabilities of a softmax over classes, not cosines.
+    """
+
+    name: str
+    kind: str
+    oof: tuple[Candidates, ...]
+    test: tuple[Candidates, ...]
+    probability: bool
+    optimistic: bool = False
+
+
+def rank_source(
+    source: Source, images: pd.DataFrame, protocol: Protocol, config: CombineConfig
+) -> tuple[list[Ranking], int]:
+    """kNN on the source's embeddings and, where it has logits, its class probabilities; and its
+    dimensions.
+    """
+    keep = max(config.candidates, protocol.k)
+    knn: list[tuple[Candidates, Candidates | None]] = []
+    logits: list[tuple[Candidates, Candidates | None]] = []
+    dims = set()
+    for part in protocol.parts:
+        features = read_features(source.folds[part.fold], images)
+        dims.add(features.embeddings.shape[1])
+        knn.append(_rank_knn(features.embeddings, part, protocol, config, keep))
+        if features.logits is not None:
+            logits.append(_rank_logits(features, part, protocol, keep, source.folds[part.fold]))
+    if len(dims) > 1 or len(logits) not in (0, len(protocol.parts)):
+        raise WhaleidError(
+            f"source '{source.name}': its folds differ: dimensions {sorted(dims)}, {len(logits)} of "
+            f"{len(protocol.parts)} folds have logits.npy; all must come from one experiment"
+        )
+    rankings = [_ranking(source.name, "knn", knn, False, source.optimistic)]
+    if logits:
+        rankings.append(_ranking(f"{source.name} logits", "logits", logits, True, source.optimistic))
+    return rankings, dims.pop()
+
+
+def rank_jointly(
+    sources: list[Source],
+    dims: list[int],
+    images: pd.DataFrame,
+    protocol: Protocol,
+    config: CombineConfig,
+    seed: int,
+) -> Iterator[Ranking | None]:
+    """All sources side by side, whitened within each fold: kNN on that, and the classifier trained on it.
+
+    Yields None after each fold (for a progress bar), then the rankings.
+    """
+    keep = max(config.candidates, protocol.k)
+    knn: list[tuple[Candidates, Candidates | None]] = []
+    classified: list[tuple[Candidates, Candidates | None]] = []
+    for part in protocol.parts:
+        features = _whitened(sources, dims, images, part, config, seed)
+        knn.append(_rank_knn(features, part, protocol, config, keep))
+        if config.classifier is not None:
+            trained = train_classifier(features[part.gallery], part.gallery_codes, config.classifier, seed)
+            oof = _candidates(part.names, protocol, *top_classes(trained, features[part.rows], keep))
+            classified.append(
+                (oof, _of_test(protocol, top_classes(trained, features[protocol.test_rows], keep)))
+            )
+        yield None
+    optimistic = any(source.optimistic for source in sources)
+    yield _ranking(CONCAT, "concat", knn, False, optimistic)
+    if classified:
+        yield _ranking(CLASSIFIER, "classifier", classified, True, optimistic)
+
+
+def _whitened(
+    sources: list[Source],
+    dims: list[int],
+    images: pd.DataFrame,
+    part: FoldPart,
+    config: CombineConfig,
+    seed: int,
+) -> np.ndarray:
+    """Concatenated features of all images by this fold's models, whitened on the fold's training part
+    alone.
+    """
+    weights = [config.concat.weights.get(source.name, 1.0) for source in sources]
+    parts = (read_features(source.folds[part.fold], images).embeddings for source in sources)
+    joined = concatenate(parts, weights, dims)
+    return whiten(joined, fit_whitening(joined, part.training, config.concat, seed))
+
+
+def _rank_knn(
+    embeddings: np.ndarray, part: FoldPart, protocol: Protocol, config: CombineConfig, keep: int
+) -> tuple[Candidates, Candidates | None]:
+    """Out of fold against the other folds' images; the test set against every labelled image."""
+    oof = nearest_identities(
+        embeddings[part.rows], embeddings[part.gallery], part.gallery_codes, config.knn, keep
+    )
+    if not len(protocol.test_rows):
+        return _candidates(part.names, protocol, *oof), None
+    whole = embeddings[protocol.gallery]
+    test = nearest_identities(embeddings[protocol.test_rows], whole, protocol.gallery_codes, config.knn, keep)
+    return _candidates(part.names, protocol, *oof), _of_test(protocol, test)
+
+
+def _rank_logits(
+    features: Features, part: FoldPart, protocol: Protocol, keep: int, folder: Path
+) -> tuple[Candidates, Candidates | None]:
+    """Class probabilities of the network itself.
+
+    Out of fold only identities of the gallery may be named: a foreign model may know more, and would answer
+    queries whose identity counts as unknown here.
+    """
+    assert features.logits is not None and features.classes is not None
+    codes = _class_codes(np.asarray(features.classes), protocol, folder)
+    in_gallery = np.where(np.isin(codes, part.gallery_codes), codes, -1)
+    oof = top_probabilities(features.logits, part.rows, in_gallery, keep)
+    test = top_probabilities(features.logits, protocol.test_rows, codes, keep)
+    return _candidates(part.names, protocol, *oof), _of_test(protocol, test)
+
+
+def top_probabilities(
+    logits: np.ndarray, rows: np.ndarray, codes: np.ndarray, keep: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax over the classes with a code, and its `keep` largest; a chunk of queries at a time.
+
+    logits: float (n, c). rows: int64 (q,), queries. codes: int64 (c,), identity of each column, -1 = leave
+    out. Returns codes int64 (q, keep), -1 padded, and probabilities float32 (q, keep), descending, -inf
+    padded.
+    """
+    columns = np.flatnonzero(codes >= 0)
+    most = min(keep, len(columns))
+    out = np.full((len(rows), keep), -1, dtype=np.int64)
+    scores = np.full((len(rows), keep), -np.inf, dtype=np.float32)
+    chunk = max(1, _CELLS // max(1, logits.shape[1]))
+    for start in range(0, len(rows) if most else 0, chunk):
+        block = np.asarray(logits[rows[start : start + chunk]], dtype=np.float32)[:, columns]
+        block -= block.max(axis=1, keepdims=True)
+        total = np.exp(block).sum(axis=1, keepdims=True)
+        best = np.sort(np.argpartition(-block, most - 1, axis=1)[:, :most], axis=1)
+        value = np.take_along_axis(block, best, axis=1)
+        order = np.argsort(-value, axis=1, kind="stable")
+        best, value = np.take_along_axis(best, order, axis=1), np.take_along_axis(value, order, axis=1)
+        out[start : start + chunk, :most] = codes[columns[best]]
+        scores[start : start + chunk, :most] = np.exp(value) / total
+    return out, scores
+
+
+def _class_codes(names: np.ndarray, protocol: Protocol, folder: Path) -> np.ndarray:
+    """Code of each column of logits.npy; the unknown label has none."""
+    names = names.astype(str)
+    place = np.minimum(np.searchsorted(protocol.classes, names), len(protocol.classes) - 1)
+    codes = np.where(protocol.classes[place] == names, place, -1)
+    foreign = np.flatnonzero((codes < 0) & (names != (protocol.unknown or "")))
+    if len(foreign):
+        raise WhaleidError(
+            f"{folder / 'classes.txt'}: line {foreign[0] + 1}: '{names[foreign[0]]}' is no identity of the "
+            f"training data; {len(foreign)} such lines: remove logits.npy, or name the classes as "
+            "the competition does"
+        )
+    return codes.astype(np.int64)
+
+
+def _of_test(protocol: Protocol, found: tuple[np.ndarray, np.ndarray]) -> Candidates | None:
+    return _candidates(protocol.test_names, protocol, *found) if len(protocol.test_rows) else None
+
+
+def _candidates(names: np.ndarray, protocol: Protocol, codes: np.ndarray, scores: np.ndarray) -> Candidates:
+    return Candidates(names, protocol.classes, codes, scores)
+
+
+def _ranking(
+    name: str,
+    kind: str,
+    lists: list[tuple[Candidates, Candidates | None]],
+    probability: bool,
+    optimistic: bool,
+) -> Ranking:
+    test = tuple(test for _, test in lists if test is not None)
+    return Ranking(name, kind, tuple(oof for oof, _ in lists), test, probability, optimistic)

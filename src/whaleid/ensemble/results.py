@@ -1,0 +1,229 @@
+"""What the ladder found: its rungs, the gain of each over the best single network, and the files it
+leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whaleid.ensemble.blend import Blend
+from whaleid.ensemble.protocol import Protocol
+from whaleid.retrieval.candidates import Candidates, write_candidates
+from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.workspace import write_json
+
+SINGLE = ("knn", "logits")
+"""Kinds of ranking that one network gives by itself."""
+AVERAGED = -1
+"""Number of the fold in test.parquet: the scores are averaged over the folds."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The score of `unknown` in one rung, and how often it stands first.
+
+    tuned: on all folds, for the scores of one fold's model. matched: the same for scores averaged over the
+    folds. by_share: puts the expected share of the test images first (None where no share is expected).
+    used: for the test set, matched or by_share.
+    by_fold: fold -> tuned on the other folds. oof_first (weighted), test_first: share of queries whose first
+    guess is unknown. oof_median, test_median: of the queries' best scores.
+    """
+
+    used: float
+    tuned: float
+    matched: float
+    by_share: float | None
+    by_fold: dict[int, float | None]
+    oof_first: float
+    test_first: float | None
+    oof_median: float
+    test_median: float | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Difference of two rungs' MAP@k on the same queries, with its paired 95 % bootstrap interval."""
+
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way of answering.
+
+    score: out of fold, cross-fitted. rank: int32 (n,), place of the truth for every query out of fold.
+    optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None
+    for that one). weight: in the final blend, None where it is no member; weights: fold -> in that fold's
+    blend. oof: candidates with `unknown` placed, one a fold. test: the same for the test images, None where
+    there are none.
+    """
+
+    name: str
+    kind: str
+    score: MapScore
+    rank: np.ndarray
+    optimistic: bool
+    thresholds: Thresholds | None
+    oof: tuple[Candidates, ...]
+    test: Candidates | None
+    gain: Gain | None = None
+    weight: float | None = None
+    weights: dict[int, float] | None = None
+
+    def test_guesses(self, k: int) -> np.ndarray:
+        """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
+        return np.empty((0, k), dtype=str) if self.test is None else labels(self.test, k)
+
+
+@dataclass(frozen=True)
+class LadderResult:
+    """Rungs from the ground up; the last is the answer.
+
+    best_single: name of the single network with the largest out-of-fold score: every gain is over this one.
+    unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
+    test_images: str (n_test,), in the order of the guesses.
+    """
+
+    rungs: tuple[Rung, ...]
+    best_single: str
+    queries: int
+    unanswerable: int
+    k: int
+    test_images: np.ndarray
+
+    @property
+    def final(self) -> Rung:
+        return self.rungs[-1]
+
+    @property
+    def test_guesses(self) -> np.ndarray:
+        """Labels str (n_test, k) of the final rung, `unknown` among them; "" where there are fewer than k."""
+        return self.final.test_guesses(self.k)
+
+    def rung(self, name: str) -> Rung:
+        return next(rung for rung in self.rungs if rung.name == name)
+
+    def lines(self) -> list[str]:
+        """The ladder as text, a line a rung."""
+        width = max(len(rung.name) for rung in self.rungs)
+        return [_line(rung, width) for rung in self.rungs]
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure as plain types."""
+        return {
+            "k": self.k,
+            "queries": self.queries,
+            "unanswerable": self.unanswerable,
+            "best_single": self.best_single,
+            "final": self.final.name,
+            "rungs": [_rung_json(rung) for rung in self.rungs],
+        }
+
+
+def labels(candidates: Candidates, k: int) -> np.ndarray:
+    """The first k candidates by name: str (n, k), "" where there is none."""
+    codes = candidates.codes[:, :k]
+    codes = np.pad(codes, ((0, 0), (0, k - codes.shape[1])), constant_values=-1)
+    return np.append(candidates.classes.astype(str), "")[codes]
+
+
+def compare(
+    rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol: Protocol, seed: int
+) -> LadderResult:
+    """The rungs with their gain over the best single network and their weight in the blend."""
+    weights = protocol.weights(list(range(len(protocol.parts))))
+    best = max((rung for rung in rungs if rung.kind in SINGLE), key=lambda rung: rung.score.map)
+    base = reciprocal_rank_at_k(best.rank, protocol.k)
+    finished = []
+    for rung in rungs:
+        gain = None
+        if rung is not best:
+            gain = paired_gain(reciprocal_rank_at_k(rung.rank, protocol.k) - base, weights, seed)
+        finished.append(replace(rung, gain=gain, **_weights(rung.name, final, by_fold)))
+    return LadderResult(
+        rungs=tuple(finished),
+        best_single=best.name,
+        queries=len(weights),
+        unanswerable=int((weights == 0).sum()) if protocol.unknown is None else 0,
+        k=protocol.k,
+        test_images=protocol.test_names,
+    )
+
+
+def paired_gain(difference: np.ndarray, weights: np.ndarray, seed: int, bootstraps: int = 1000) -> Gain:
+    """Weighted mean of the queries' differences and its 95 % percentile bootstrap interval over queries.
+
+    difference: float (n,), of the same queries' scores. weights: float (n,), >= 0, one above 0.
+    Differences and weights take few values: drawing queries is drawing how often each pair of them comes.
+    """
+    used = weights > 0
+    pairs, counts = np.unique(np.stack([difference[used], weights[used]], axis=1), axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=bootstraps)
+    means = drawn @ (pairs[:, 0] * pairs[:, 1]) / (drawn @ pairs[:, 1])
+    low, high = np.quantile(means, (0.025, 0.975))
+    mean = float(weights @ difference / weights.sum())
+    return Gain(mean, min(float(low), mean), max(float(high), mean))
+
+
+def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
+    """`oof.parquet` and `test.parquet` (candidates of every rung, `unknown` placed) and `ladder.json`.
+
+    test.parquet is left out where there are no test images; ladder.json comes last.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
+    if len(result.test_images):
+        tests = ((rung.name, AVERAGED, rung.test) for rung in result.rungs if rung.test is not None)
+        write_candidates(out / "test.parquet", tests)
+    write_json(out / "ladder.json", result.as_json())
+
+
+def _oof_blocks(result: LadderResult, protocol: Protocol) -> Iterator[tuple[str, int, Candidates]]:
+    for rung in result.rungs:
+        for part, lists in zip(protocol.parts, rung.oof, strict=True):
+            yield rung.name, part.fold, lists
+
+
+def _weights(name: str, final: Blend, by_fold: dict[int, Blend]) -> dict[str, Any]:
+    """Weight in the final blend and in each fold's, of those blends that considered it."""
+    weight = dict(zip(final.names, final.weights, strict=True)).get(name)
+    each = {fold: dict(zip(blend.names, blend.weights, strict=True)) for fold, blend in by_fold.items()}
+    return {
+        "weight": weight,
+        "weights": {fold: own[name] for fold, own in each.items() if name in own} or None,
+    }
+
+
+def _line(rung: Rung, width: int) -> str:
+    spread = (rung.score.high - rung.score.low) / 2
+    parts = [f"{rung.name:<{width}}  MAP@{rung.score.k} {rung.score.map:.5f} ± {spread:.5f}"]
+    if rung.gain is None:
+        parts.append("best single")
+    else:
+        parts.append(f"{rung.gain.gain:+.5f} [{rung.gain.low:+.5f}, {rung.gain.high:+.5f}]")
+    if rung.weight is not None:
+        parts.append(f"weight {rung.weight:.2f}" if rung.weight > 0 else "weight 0: dropped")
+    if rung.optimistic:
+        parts.append("optimistic")
+    return "  ".join(parts)
+
+
+def _rung_json(rung: Rung) -> dict[str, Any]:
+    return {
+        "name": rung.name,
+        "kind": rung.kind,
+        **rung.score.as_json(),
+        "gain": None if rung.gain is None else asdict(rung.gain),
+        "optimistic": rung.optimistic,
+        "weight": rung.weight,
+        "weights": rung.weights,
+        "dropped": rung.weight == 0.0,
+        "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
+    }

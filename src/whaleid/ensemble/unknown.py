@@ -1,0 +1,136 @@
+"""The unknown identity as one more candidate: its score is a threshold.
+
+Guesses stand by score; `unknown` stands where the scores fall under the threshold t. MAP@k as a function of t
+is a staircase that changes only at the scores themselves, so the best t is found exactly: sort the steps, add
+them up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from whaleid.errors import WhaleidError
+from whaleid.retrieval.candidates import Candidates
+from whaleid.scoring.metrics import reciprocal_rank_at_k
+
+_BEYOND = 2.0  # past all scores: cosines and probabilities span no more than 2
+_EQUAL = 1e-12  # sums that differ less differ by rounding
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What MAP@k needs to know about ranked lists whose queries weigh something.
+
+    rank: int (n,), place of the truth among the candidates, 1 = first; 0 where it is not among them.
+    truth_score: float32 (n,), its score (anything where rank is 0).
+    top: float32 (u, k), the k best scores of each **unknown** query, descending, -inf padded.
+    is_unknown: bool (n,), u of them. weights: float64 (n,).
+    """
+
+    rank: np.ndarray
+    truth_score: np.ndarray
+    top: np.ndarray
+    is_unknown: np.ndarray
+    weights: np.ndarray
+
+
+def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> Standing:
+    """Where the truth stands in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
+    found = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
+    place = found.argmax(axis=1)
+    rank = np.where(found.any(axis=1), place + 1, 0)
+    score = np.take_along_axis(candidates.scores, place[:, None], axis=1)[:, 0]
+    top = candidates.scores[truth < 0, :k]
+    top = np.pad(top, ((0, 0), (0, k - top.shape[1])), constant_values=-np.inf)
+    return Standing(rank, score, top, truth < 0, weights)
+
+
+def map_without_unknown(given: Standing, k: int) -> float:
+    """Weighted MAP@k where `unknown` is never guessed."""
+    return float(given.weights @ reciprocal_rank_at_k(given.rank, k) / given.weights.sum())
+
+
+def best_threshold(given: Standing, k: int) -> tuple[float, float]:
+    """The threshold with the largest weighted MAP@k, exactly, and that MAP@k.
+
+    With rising t a known query loses 1/r - 1/(r + 1) when t passes its truth's score at rank r, and an
+    unknown one climbs from rank j + 1 to j when t passes its j-th score: n k steps, sorted once.
+    The threshold is a float32 value between two neighbouring steps: a candidate of exactly this score stands
+    before `unknown`. Of equally good intervals the widest is taken; an end (always, never unknown first) only
+    if better.
+    """
+    steps, change, start = _staircase(given, k)
+    if not len(steps):
+        return -_BEYOND, start
+    order = np.argsort(steps, kind="stable")
+    steps, height = steps[order], start + np.cumsum(change[order])
+    last = np.append(steps[1:] > steps[:-1], True)  # of equal steps, all are passed together
+    steps, height = steps[last], height[last]
+    lower = np.concatenate([[steps[0] - 2 * _BEYOND], steps])
+    upper = np.concatenate([steps, [steps[-1] + 2 * _BEYOND]])
+    height = np.concatenate([[start], height])
+    width = upper - lower
+    width[[0, -1]] = 0.0
+    best = np.flatnonzero(height >= height.max() - _EQUAL)
+    choice = best[np.argmax(width[best])]
+    return _between(float(lower[choice]), float(upper[choice])), float(height[choice])
+
+
+def share_threshold(top: np.ndarray, share: float) -> float:
+    """The threshold that puts `unknown` first for a `share` of the queries.
+
+    top: float32 (n,), best score of each query. share: in [0, 1]. Equal scores at the border stay on the
+    known side.
+    """
+    if not len(top):
+        raise WhaleidError("combine.unknown: share needs test images; take threshold")
+    ordered = np.sort(top)
+    first = round(share * len(top))
+    if first == 0:
+        return float(np.float32(ordered[0] - _BEYOND))
+    if first == len(top):
+        return float(np.float32(ordered[-1] + _BEYOND))
+    return _between(ordered[first - 1], ordered[first])
+
+
+def with_unknown(candidates: Candidates, threshold: float | None, unknown: str | None) -> Candidates:
+    """The same lists with `unknown` placed among them, before the first score under the threshold.
+
+    Its code is len(candidates.classes), its score the threshold. Without unknown label or threshold:
+    unchanged.
+    """
+    if unknown is None or threshold is None:
+        return candidates
+    width = candidates.codes.shape[1]
+    limit = np.float32(threshold)
+    place = (candidates.scores >= limit).sum(axis=1)[:, None]
+    column = np.arange(width + 1)[None, :]
+    source = np.clip(np.where(column > place, column - 1, column), 0, width - 1)
+    here = column == place
+    codes = np.where(here, len(candidates.classes), np.take_along_axis(candidates.codes, source, axis=1))
+    scores = np.where(here, limit, np.take_along_axis(candidates.scores, source, axis=1))
+    classes = np.append(candidates.classes.astype(object), unknown).astype(str)
+    return Candidates(candidates.queries, classes, codes, scores.astype(np.float32))
+
+
+def _staircase(given: Standing, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Steps float64 (s,), change of MAP@k on passing each, and MAP@k under all of them."""
+    weight = given.weights / given.weights.sum()
+    known = (given.rank >= 1) & (given.rank <= k) & (weight > 0)
+    rank = given.rank[known]
+    fall = (reciprocal_rank_at_k(rank + 1, k) - reciprocal_rank_at_k(rank, k)) * weight[known]
+    climb = reciprocal_rank_at_k(np.arange(1, k + 1), k) - reciprocal_rank_at_k(np.arange(2, k + 2), k)
+    listed = np.isfinite(given.top)
+    rise = (climb * weight[given.is_unknown][:, None])[listed]
+    steps = np.concatenate([given.truth_score[known], given.top[listed]]).astype(np.float64)
+    below = reciprocal_rank_at_k(listed.sum(axis=1) + 1, k)  # a list shorter than k has `unknown` at its end
+    start = float(weight @ reciprocal_rank_at_k(given.rank, k)) + float(weight[given.is_unknown] @ below)
+    return steps, np.concatenate([fall, rise]), start
+
+
+def _between(lower: float, upper: float) -> float:
+    """A float32 value above `lower`, at most `upper`: scores are float32, and must fall on the side meant."""
+    middle = np.float32((float(lower) + float(upper)) / 2)
+    return float(middle) if middle > np.float32(lower) else float(np.float32(upper))

@@ -1,0 +1,169 @@
+"""What a recipe would cost before anything is trained: jobs, sizes, operations, hours, disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from whaleid.config import Experiment
+from whaleid.errors import WhaleidError
+from whaleid.pipeline import Project
+
+BACKWARD = 3.0
+"""A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
+
+SUSTAINED_TFLOPS = {"cuda": 30.0, "cpu": 0.05}
+"""Sustained in training. GPU: an A100 in bf16 with convolutions (a T4 in fp16: about 8; say `--tflops 8`).
+CPU: two cores on EfficientNet-Lite at 64 x 128 (benchmarks/)."""
+
+DEFAULT_ASPECT = 2.0
+"""Width over height where neither the data nor the experiment says: a fluke's."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """The counts that decide the cost."""
+
+    labelled: int
+    unknown: int
+    identities: int
+    test: int
+    aspect: float
+    estimated: bool
+    """The figures were given on the command line: the data is not here."""
+
+    @property
+    def all_images(self) -> int:
+        return self.labelled + self.unknown + self.test
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One experiment, all its folds."""
+
+    experiment: str
+    backbone: str
+    head: str
+    size: tuple[int, int]
+    parameters: int
+    forward_flops: float
+    images_seen: int
+    training_flops: float
+    embedding_flops: float
+
+    def hours(self, tflops: float) -> float:
+        return (self.training_flops + self.embedding_flops) / (tflops * 1e12) / 3600
+
+
+def plan_lines(project: Project, tflops: float | None, images: int | None, identities: int | None) -> list[str]:
+    """The table that `whaleid plan` prints.
+
+    tflops: sustained rate of the device; None: that of the device found here.
+    images, identities: counts to plan with where the competition's data is not here.
+    """
+    census = count_images(project, images, identities)
+    rate = tflops or SUSTAINED_TFLOPS[_device()]
+    costs = [experiment_cost(item, census, project.recipe.folds, len(project.folds)) for item in project.experiments]
+    table = pd.DataFrame(
+        {
+            "experiment": [cost.experiment for cost in costs],
+            "backbone": [cost.backbone for cost in costs],
+            "head": [cost.head for cost in costs],
+            "size": [f"{cost.size[0]}x{cost.size[1]}" for cost in costs],
+            "Mparam": [f"{cost.parameters / 1e6:.1f}" for cost in costs],
+            "GFLOP": [f"{cost.forward_flops / 1e9:.2f}" for cost in costs],
+            "seen/run": [f"{cost.images_seen:,}" for cost in costs],
+            "hours": [f"{cost.hours(rate):.2f}" for cost in costs],
+        }
+    )
+    total = sum(cost.hours(rate) for cost in costs)
+    return [
+        f"recipe {project.recipe.name} on {project.competition.name}: {len(costs)} experiments x "
+        f"{len(project.folds)} folds = {len(costs) * len(project.folds)} runs",
+        f"images: {census.labelled:,} labelled, {census.unknown:,} unknown, {census.test:,} test; "
+        f"{census.identities:,} identities" + (" (as given, not counted)" if census.estimated else ""),
+        "",
+        table.to_string(index=False),
+        "",
+        f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
+        f"(--tflops to change), {total / max(1, len(costs) * len(project.folds)):.2f} h a run",
+        f"features on disk: {_feature_bytes(project, census) / 1e9:.1f} GB",
+    ]
+
+
+def count_images(project: Project, images: int | None, identities: int | None) -> Census:
+    """Counts from the competition's data where it is here, else from what was given."""
+    if not (project.competition.root / project.competition.train.csv).is_file():
+        if images is None or identities is None:
+            raise WhaleidError(
+                f"{project.competition.root / project.competition.train.csv} is not here: get the data, or plan "
+                "with given counts, e.g. ARGS='--images 25361 --identities 5004'"
+            )
+        return Census(images, 0, identities, images // 3, DEFAULT_ASPECT, estimated=True)
+    from whaleid.pipeline import images_stage
+
+    table = images_stage(project)
+    train = table[table.split == "train"]
+    unknown = int((train.identity == project.competition.unknown).sum())
+    known = train.identity[train.identity != project.competition.unknown].nunique()
+    aspect = float(((table.x1 - table.x0) / (table.y1 - table.y0)).median())
+    return Census(len(train) - unknown, unknown, known, int((table.split == "test").sum()), aspect, estimated=False)
+
+
+def experiment_cost(experiment: Experiment, census: Census, folds: int, trained: int) -> Cost:
+    """Operations of one experiment over its folds, counted on torch's meta device: no memory, no weights."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from whaleid.data.images import input_size
+    from whaleid.model.embedder import build_embedder
+
+    boxes = np.array([[0.0, 0.0, census.aspect * 1000, 1000.0]])
+    size = input_size(experiment.image, boxes)
+    with torch.device("meta"):
+        embedder = build_embedder(experiment.model, pretrained=False, size=size)
+        embedder.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            embedder(torch.empty((1, size[1], size[0], 3), dtype=torch.uint8))
+    forward = float(counter.get_total_flops())
+    seen = _images_seen(experiment, census, folds)
+    views = (2 if experiment.features.mirror else 1) * sum(scale**2 for scale in experiment.features.scales)
+    return Cost(
+        experiment.name,
+        experiment.model.backbone,
+        experiment.head.name,
+        size,
+        sum(parameter.numel() for parameter in embedder.parameters()),
+        forward,
+        seen,
+        BACKWARD * forward * seen * trained,
+        forward * views * census.all_images * trained,
+    )
+
+
+def _images_seen(experiment: Experiment, census: Census, folds: int) -> int:
+    """Images that one run sees in training."""
+    if experiment.train.images_seen is not None:
+        return experiment.train.images_seen
+    assert experiment.train.epochs is not None
+    own = census.unknown if experiment.sampler.unknown == "own" else 0
+    items = (census.labelled + own) * (folds - 1) / folds * (2 if experiment.image.mirror_identities else 1)
+    return round(items * experiment.train.epochs)
+
+
+def _feature_bytes(project: Project, census: Census) -> int:
+    """Bytes of all features (embeddings, and logits where they are kept)."""
+    total = 0
+    for experiment in project.experiments:
+        width = experiment.model.embedding * (2 if experiment.image.mirror_identities else 1)
+        width += census.identities if experiment.features.logits else 0
+        total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds)
+    return total
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

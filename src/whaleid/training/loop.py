@@ -1,0 +1,148 @@
+"""The loop: batches in, changed weights out; what is logged and saved on the way is its caller's business."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from whaleid.errors import WhaleidError
+from whaleid.model.backbone import freeze_batchnorm
+from whaleid.model.parameters import set_backbone_trainable
+from whaleid.training.optimizer import set_rates
+from whaleid.training.seeds import mix, seed_everything
+from whaleid.training.session import LossModule, Session
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Images uint8 (b, h, w, 3) and labels int64 (b,)."""
+
+
+def train_epoch(
+    session: Session, sizes: list[int], batches: Batches, after_tick: Callable[[int], None]
+) -> None:
+    """Train what is left of the running epoch.
+
+    sizes: images in each batch of the epoch's whole plan; batches: those from `progress.batch` on.
+    after_tick is called every few steps and after the last, with the number of steps since the last call; the
+    losses up to then are known to be finite.
+    """
+    progress = session.progress
+    set_mode(session)
+    model = across_processes(session.module, session.accelerator)
+    losses: list[Tensor] = []
+    started = time.perf_counter()
+    for start in range(progress.batch, len(sizes), session.config.accumulate):
+        group = sizes[start : start + session.config.accumulate]
+        losses.append(take_step(session, model, batches, group))
+        progress.step += 1
+        progress.batch += len(group)
+        progress.images += sum(group)
+        if progress.step % session.tick == 0 or progress.batch == len(sizes):
+            settle(session, losses)
+            now = time.perf_counter()
+            progress.seconds += now - started
+            started = now
+            after_tick(len(losses))
+            losses = []
+
+
+def set_mode(session: Session) -> None:
+    """Training mode, with the backbone standing still where the settings say so."""
+    embedder, freeze = session.module.embedder, session.config.freeze
+    if freeze.batchnorm:
+        freeze_batchnorm(embedder.backbone)
+    if freeze.epochs > 0:
+        set_backbone_trainable(embedder, session.progress.epoch >= freeze.epochs)
+    session.module.train()
+
+
+def take_step(session: Session, model: nn.Module, batches: Batches, sizes: list[int]) -> Tensor:
+    """One change of the weights from `len(sizes)` batches; returns their mean loss, detached.
+
+    A batch counts by its images, so that the gradient is that of one large batch (where neither loss nor
+    network couples the images of a batch).
+    """
+    accelerator, config, step = session.accelerator, session.config, session.progress.step
+    set_rates(session.optimizer, session.schedule.factor(step))
+    losses = []
+    for place, size in enumerate(sizes):
+        images, labels = next(batches)
+        seed_everything(mix(session.seed, step, place, accelerator.process_index))
+        last = place == len(sizes) - 1
+        with nullcontext() if last else unsynchronised(model):
+            with accelerator.autocast():
+                loss = model(
+                    images.to(accelerator.device, non_blocking=True),
+                    labels.to(accelerator.device, non_blocking=True),
+                )
+            share = loss * (size / sum(sizes)) if len(sizes) > 1 else loss
+            accelerator.backward(share)
+        losses.append(share.detach())
+    limit = config.clip if config.clip > 0 else math.inf
+    session.gradient_norm = accelerator.clip_grad_norm_(session.module.parameters(), limit)
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+    if session.ema:
+        session.ema.update(step)
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def settle(session: Session, losses: list[Tensor]) -> None:
+    """Bring the losses of the last steps to the CPU, refuse any that is not finite, and add them up."""
+    progress = session.progress
+    stacked = torch.stack(losses).float()
+    if session.accelerator.num_processes > 1:  # all processes must come to the same conclusion
+        stacked = cast(Tensor, session.accelerator.reduce(stacked, reduction="mean"))
+    for place, value in enumerate(stacked.tolist()):
+        if not math.isfinite(value):
+            raise not_finite(session, f"loss is {value}", progress.step - len(losses) + place + 1)
+        progress.epoch_loss += value
+        progress.window_loss += value
+    progress.epoch_steps += len(losses)
+    progress.window_steps += len(losses)
+
+
+def require_finite_weights(session: Session) -> None:
+    """Refuse to keep weights that a step has just broken, though its loss was still finite."""
+    finite = torch.stack([parameter.detach().isfinite().all() for parameter in session.module.parameters()])
+    if not bool(finite.all()):
+        raise not_finite(session, "weights are no longer finite", session.progress.step)
+
+
+def not_finite(session: Session, what: str, step: int) -> WhaleidError:
+    """The error of a run that has diverged; `step` counts from 1."""
+    config = session.config
+    clip = f"a smaller train.clip (now {config.clip:g})" if config.clip > 0 else "train.clip=5 (now off)"
+    precision = session.accelerator.mixed_precision
+    bf16 = "train.precision=bf16 or no (now fp16), " if precision == "fp16" else ""
+    return WhaleidError(
+        f"{session.title}: the {what} at epoch {session.progress.epoch + 1}, step {step}; "
+        f"the last good state is kept; try a lower train.lr (now {config.lr:g}), {bf16}{clip} "
+        f"or a longer train.warmup (now {config.warmup:g})"
+    )
+
+
+def across_processes(module: LossModule, accelerator: Accelerator) -> nn.Module:
+    """The module itself, or with several processes one that averages gradients over them.
+
+    Made anew for each epoch, because it must know which parameters are frozen.
+    """
+    if accelerator.num_processes == 1:
+        return module
+    device = accelerator.device
+    # A pair or triplet loss without a single pair in its batch leaves its own parameters without gradients.
+    return DistributedDataParallel(
+        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+    )
+
+
+def unsynchronised(model: nn.Module):
+    """Context in which gradients stay each process's own: all but the last batch of a step."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

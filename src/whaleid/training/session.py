@@ -1,0 +1,153 @@
+"""All that a training step reads and changes: network, optimizer, average, progress."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from whaleid.config import TrainConfig
+from whaleid.errors import WhaleidError
+from whaleid.model.embedder import Embedder
+from whaleid.model.heads import HeadModule
+from whaleid.training.ema import Ema
+from whaleid.training.optimizer import optimizer_tensors, restore_optimizer
+from whaleid.training.schedule import Schedule
+from whaleid.training.state import Progress, State
+
+_TICK = 10
+
+
+class LossModule(nn.Module):
+    """Embedder and head as one module: its state is the checkpoint's `embedder.*` and `head.*`."""
+
+    def __init__(self, embedder: Embedder, head: HeadModule):
+        super().__init__()
+        self.embedder = embedder
+        self.head = head
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of uint8 (b, h, w, 3) images with int64 (b,) labels."""
+        return self.head(self.embedder(images), labels)
+
+
+@dataclass
+class Session:
+    """One run in progress."""
+
+    title: str
+    """`experiment ..., fold ...`, for messages."""
+    config: TrainConfig
+    schedule: Schedule
+    seed: int
+    accelerator: Accelerator
+    module: LossModule
+    optimizer: torch.optim.Optimizer
+    """As accelerate wraps it: with fp16 its step unscales, and skips where a gradient overflowed."""
+    ema: Ema | None
+    progress: Progress = field(default_factory=Progress)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the epoch with the best score so far (`select: best`), on the CPU."""
+    gradient_norm: Tensor | None = None
+    """Of the last step, before clipping."""
+
+    @property
+    def tick(self) -> int:
+        """Steps between two looks at the loss: a look makes a GPU wait, and a CPU not."""
+        alone = self.accelerator.num_processes == 1
+        return 1 if alone and self.accelerator.device.type == "cpu" else _TICK
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that count: the moving average where there is one."""
+        return self.ema.state_dict() if self.ema else self.module.state_dict()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The module carries `weights()` within the block."""
+        return self.ema.applied() if self.ema else nullcontext()
+
+
+def make_accelerator(precision: str, title: str) -> Accelerator:
+    """Accelerator of one run: device and processes as found or as `accelerate launch` says.
+
+    precision: auto is bf16 where the GPU has it natively, fp16 on other CUDA GPUs, none elsewhere.
+    """
+    if precision == "auto":
+        precision = _best_precision()
+    AcceleratorState._reset_state()  # it insists on the precision of the run before, in one process
+    try:
+        accelerator = Accelerator(mixed_precision=precision)
+    except ValueError as error:
+        raise WhaleidError(f"{title}: train.precision={precision} does not work here: {error}") from error
+    if (
+        precision == "fp16" and accelerator.device.type == "cpu"
+    ):  # accelerate would train in float32, silently
+        raise WhaleidError(f"{title}: train.precision=fp16 needs a GPU; use auto, no or bf16")
+    return accelerator
+
+
+def _best_precision() -> str:
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def take_state(session: Session) -> State:
+    """What the session must know to go on; the tensors are the session's own, not copies."""
+    scaler = session.accelerator.scaler
+    hidden_tensors, hidden_numbers = hidden_state(session.module.head)
+    return State(
+        progress=session.progress,
+        tensors={
+            "model": session.module.state_dict(),
+            "optimizer": optimizer_tensors(session.optimizer, session.module),
+            "ema": session.ema.values if session.ema else {},
+            "best": session.best,
+            "hidden": hidden_tensors,
+        },
+        hidden=hidden_numbers,
+        scaler=scaler.state_dict() if scaler is not None else {},
+    )
+
+
+def restore(session: Session, state: State) -> None:
+    """Put a session back to where `state` was taken."""
+    session.progress = state.progress
+    session.module.load_state_dict(state.tensors["model"])
+    restore_hidden(session.module.head, state.tensors["hidden"], state.hidden)
+    restore_optimizer(session.optimizer, session.module, state.tensors["optimizer"])
+    session.best = state.tensors["best"]
+    if session.ema:
+        session.ema.load(state.tensors["ema"])
+    if session.accelerator.scaler is not None:
+        session.accelerator.scaler.load_state_dict(state.scaler)
+
+
+def hidden_state(head: nn.Module) -> tuple[dict[str, Tensor], dict[str, bool | int | float]]:
+    """Tensors and numbers that a head's modules keep outside of their state_dict, by `<module>/<attribute>`.
+
+    Some losses of pytorch-metric-learning remember past batches so (CrossBatchMemory's place in its queue,
+    DynamicSoftMarginLoss's histogram); without them a resumed run would go another way.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, bool | int | float] = {}
+    for path, module in head.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                tensors[f"{path}/{name}"] = value
+            elif type(value) in (bool, int, float):
+                numbers[f"{path}/{name}"] = value
+    return tensors, numbers
+
+
+def restore_hidden(
+    head: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, bool | int | float]
+) -> None:
+    """Put back what `hidden_state` took."""
+    device = next((parameter.device for parameter in head.parameters()), None)
+    for place, value in {**tensors, **numbers}.items():
+        path, _, name = place.rpartition("/")
+        setattr(head.get_submodule(path), name, value.to(device) if isinstance(value, Tensor) else value)

@@ -1,0 +1,178 @@
+"""Calibration, the union of candidate lists, and the search for weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from test_unknown import naive_map, random_lists
+
+from whaleid.ensemble.blend import (
+    Member,
+    Questions,
+    apply_blend,
+    average,
+    best_members,
+    fit_blend,
+    stack,
+    union,
+)
+from whaleid.ensemble.calibrate import Calibration, calibrated, fit_calibration
+from whaleid.ensemble.unknown import best_threshold, standing
+from whaleid.retrieval.candidates import Candidates
+
+
+def noisy_member(truth, seed, noise, classes=20, width=10, name=None, probability=False):
+    """Lists in which the truth scores 1 above the rest, under noise; unknown queries have no such
+    identity.
+    """
+    rng = np.random.default_rng(seed)
+    scores = noise * rng.normal(size=(len(truth), classes))
+    known = truth >= 0
+    scores[known, truth[known]] += 1
+    if probability:
+        scores = np.exp(4 * scores) / np.exp(4 * scores).sum(axis=1, keepdims=True)
+    order = np.argsort(-scores, axis=1)[:, :width]
+    lists = Candidates(
+        np.array([f"q{number}" for number in range(len(truth))]),
+        np.array([f"c{number:02d}" for number in range(classes)]),
+        order.astype(np.int64),
+        np.take_along_axis(scores, order, axis=1).astype(np.float32),
+    )
+    return Member(name or f"m{seed}", lists, probability)
+
+
+def questions(seed=0, count=300, unknown=True):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 20, count)
+    truth[rng.random(count) < 0.25] = -1
+    weights = np.where(truth < 0, 0.8 if unknown else 0.0, 1.0)
+    return Questions(truth, weights, 5, unknown)
+
+
+# ------------------------------------------------------------------------------------------------ calibration
+
+
+@pytest.mark.parametrize("probability", [False, True])
+def test_calibration_is_the_least_loss(probability):
+    asked = questions()
+    member = noisy_member(asked.truth, 1, 0.4, probability=probability)
+    fit = fit_calibration(member.candidates, asked.truth, asked.weights, probability)
+
+    def loss(point):
+        slope, none = point
+        given = Calibration(probability, fit.center, fit.spread, slope, none)
+        p, rest = calibrated(member.candidates, given)
+        total = 0.0
+        for codes, row, other, true, weight in zip(
+            member.candidates.codes, p, rest, asked.truth, asked.weights, strict=True
+        ):
+            hit = np.flatnonzero((codes == true) & (true >= 0))
+            total -= weight * np.log(row[hit[0]] if len(hit) else other)
+        return total / asked.weights.sum() + 5e-4 * ((slope - 1) ** 2 + none**2)
+
+    best = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8})
+    assert loss([fit.slope, fit.none]) == pytest.approx(best.fun, abs=1e-5)
+
+
+def test_calibrated_probabilities_are_probabilities():
+    lists = random_lists(np.random.default_rng(0))
+    fit = fit_calibration(lists, np.random.default_rng(1).integers(-1, 12, 30), np.ones(30), False)
+    p, none = calibrated(lists, fit)
+    assert np.isneginf(p[lists.codes < 0]).all()
+    np.testing.assert_allclose(np.where(lists.codes >= 0, p, 0).sum(axis=1) + none, 1, atol=1e-5)
+    assert (np.diff(np.where(np.isfinite(p), p, -1), axis=1) <= 0).all()
+
+
+def test_calibration_of_perfect_lists_stays_finite():
+    lists = random_lists(np.random.default_rng(2))
+    fit = fit_calibration(lists, lists.codes[:, 0], np.ones(30), False)
+    assert np.isfinite([fit.slope, fit.none]).all() and fit.slope > 0
+
+
+# ------------------------------------------------------------------------------------------------------ union
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 4))
+def test_union_and_average_equal_a_loop(seed, count):
+    rng = np.random.default_rng(seed)
+    lists = tuple(random_lists(rng, queries=9, width=int(rng.integers(1, 8))) for _ in range(count))
+    codes, scores = union([(given.codes, given.scores) for given in lists])
+    mean = average(lists, 50)
+    for row in range(9):
+        own = [{c: s for c, s in zip(g.codes[row], g.scores[row], strict=True) if c >= 0} for g in lists]
+        every = sorted(set().union(*own))
+        assert [code for code in codes[row] if code >= 0] == every
+        expected = {}
+        for place, code in enumerate(every):
+            values = [table.get(code, min(table.values())) for table in own]
+            np.testing.assert_array_equal(scores[:, row, place], values)
+            expected[code] = np.mean(values)
+        got = {c: s for c, s in zip(mean.codes[row], mean.scores[row], strict=True) if c >= 0}
+        assert got.keys() == expected.keys()
+        np.testing.assert_allclose([got[c] for c in every], [expected[c] for c in every], atol=1e-5)
+
+
+def test_average_of_no_queries():
+    lists = random_lists(np.random.default_rng(0))
+    none = Candidates(lists.queries[:0], lists.classes, lists.codes[:0], lists.scores[:0])
+    assert average((none, none), 5).codes.shape == (0, 5)
+
+
+# ----------------------------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_blend_is_no_worse_than_its_best_member(seed, unknown):
+    asked = questions(seed, unknown=unknown)
+    members = [noisy_member(asked.truth, 10 * seed + n, noise) for n, noise in enumerate((0.35, 0.5, 1.5))]
+    blend = fit_blend(members, asked)
+    assert sum(blend.weights) == pytest.approx(1) and min(blend.weights) >= 0
+
+    def tuned(lists):
+        given = standing(lists, asked.truth, asked.weights, 5)
+        if not unknown:
+            return naive_map(lists, asked.truth, asked.weights, -9.0, 5)
+        threshold, value = best_threshold(given, 5)
+        assert naive_map(lists, asked.truth, asked.weights, threshold, 5) == pytest.approx(value)
+        return value
+
+    blended = tuned(apply_blend(blend, {member.name: member.candidates for member in members}, 10))
+    assert blended == pytest.approx(blend.map, abs=0.01)  # the search looks at the first candidates alone
+    assert blend.map >= max(tuned(member.candidates) for member in members) - 1e-6
+    assert blended > tuned(members[0].candidates)  # independent noise: together they know more
+
+
+def test_a_member_that_knows_nothing_is_dropped():
+    asked = questions(3, count=600)
+    good = noisy_member(asked.truth, 1, 0.3, name="good")
+    junk = noisy_member(np.full(600, -1), 2, 1.0, name="junk")
+    blend = fit_blend([junk, good], asked)
+    assert blend.used == ["good"] and blend.weights[0] == 0.0
+    apply_blend(blend, {"good": good.candidates}, 5)  # the dropped one need not be there
+
+
+def test_the_same_blend_twice():
+    asked = questions(5)
+    members = [noisy_member(asked.truth, n, 0.5) for n in range(3)]
+    assert fit_blend(members, asked) == fit_blend(members, asked)
+
+
+def test_best_members():
+    asked = questions(6)
+    members = [noisy_member(asked.truth, n, noise) for n, noise in enumerate((1.5, 0.3, 0.6))]
+    assert [member.name for member in best_members(members, asked, 2)] == ["m1", "m2"]
+    assert best_members(members, asked, 0) == []
+
+
+def test_stack_keeps_every_query():
+    lists = random_lists(np.random.default_rng(0))
+    parts = [
+        Candidates(lists.queries[rows], lists.classes, lists.codes[rows], lists.scores[rows])
+        for rows in (slice(0, 10), slice(10, 30))
+    ]
+    np.testing.assert_array_equal(stack(parts).codes, lists.codes)

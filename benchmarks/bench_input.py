@@ -52,12 +52,8 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=None, help="folder of pictures; default: random textures"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=None, help="folder of pictures; default: random textures")
     parser.add_argument("--images", type=int, default=400, help="at most this many")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--height", type=int, default=64)
@@ -80,9 +76,7 @@ def pictures(folder: Path | None, count: int, scratch: Path) -> list[Path]:
     return sorted(scratch.glob("*.jpg"))
 
 
-def measure(
-    paths: list[Path], size: tuple[int, int], rounds: int, scratch: Path
-) -> dict[str, dict[str, float]]:
+def measure(paths: list[Path], size: tuple[int, int], rounds: int, scratch: Path) -> dict[str, dict[str, float]]:
     """Images a second of each way, median of interleaved rounds."""
     experiment = load_experiment("default")
     sides = [np.asarray(cv2.imread(str(path))).shape[:2] for path in paths]
@@ -100,17 +94,13 @@ def measure(
     for form in forms:
         ways[f"build cache, {form}"] = lambda turn, form=form: build(form, f"{form}{turn}") or len(paths)
     for form in forms:
-        ways[f"training batches, {form}"] = lambda turn, form=form: epoch(
-            scratch / form, experiment.augment, turn
-        )
+        ways[f"training batches, {form}"] = lambda turn, form=form: epoch(scratch / form, experiment.augment, turn)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name, way in ways.items():
             wall, processor = time.perf_counter(), time.process_time()
             images = way(turn)
-            taken[name].append(
-                (images / (time.perf_counter() - wall), images / (time.process_time() - processor))
-            )
+            taken[name].append((images / (time.perf_counter() - wall), images / (time.process_time() - processor)))
     return {
         name: {"wall": float(wall), "processor": float(processor)}
         for name, (wall, processor) in ((name, np.median(rates, axis=0)) for name, rates in taken.items())
@@ -128,9 +118,7 @@ def epoch(folder: Path, augment, number: int, repeats: int = 5) -> int:
     """Batches of 32 with the default augmentation, every image `repeats` times; how many images they held."""
     cache = open_cache(folder)
     rows = np.tile(np.arange(len(cache)), repeats)
-    items = TrainingItems(
-        rows, np.zeros(len(rows), dtype=bool), rows, [str(row) for row in range(len(cache))]
-    )
+    items = TrainingItems(rows, np.zeros(len(rows), dtype=bool), rows, [str(row) for row in range(len(cache))])
     plan = epoch_batches(rows, SamplerConfig(name="shuffle", images=4, unknown="drop"), 32, number, 0)
     loader = make_loader(items, cache, Augmentation(augment, cache.size), plan, number, 0, workers=0)
     return sum(len(labels) for _, labels in loader)

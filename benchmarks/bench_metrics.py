@@ -66,9 +66,7 @@ def write_files(folder: Path, rows: int) -> tuple[Path, Path]:
         file.write("Image,Id\n")
         for row in rng.permutation(rows):
             file.write(f"{names[row]},{' '.join(labels[guesses[row]])}\n")
-    solution.write_text(
-        "Image,Id\n" + "".join(f"{n},{t}\n" for n, t in zip(names, labels[truth], strict=True))
-    )
+    solution.write_text("Image,Id\n" + "".join(f"{n},{t}\n" for n, t in zip(names, labels[truth], strict=True)))
     return submission, solution
 
 

@@ -107,9 +107,7 @@ def main() -> None:
     print(f"{'embeddings to identities (nearest_identities)':56}{whole_s:9.2f}{whole_s / bare_s:8.2f}")
     print(f"{'table of 5 sources, written':56}{write_s:9.2f}")
     print(f"{'table of 5 sources, read':56}{read_s:9.2f}")
-    figures = {
-        name: getattr(given, name) for name in ("queries", "gallery", "dim", "identities", "neighbours")
-    }
+    figures = {name: getattr(given, name) for name in ("queries", "gallery", "dim", "identities", "neighbours")}
     figures |= {"bare_s": bare_s, "whaleid_s": ours_s, "ratio": ours_s / bare_s, "agreement": agreement}
     figures |= {"loop_s": loop_s, "max_s": max_s, "mean_s": mean_s, "loop_ratio": loop_s / max_s}
     figures |= {"nearest_identities_s": whole_s, "table_sources": 5, "write_s": write_s, "read_s": read_s}

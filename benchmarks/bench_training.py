@@ -1,7 +1,7 @@
 """A step of whaleid's training loop against a bare loop: same network, head, optimizer and batch, in memory.
 
 The loops take turns in changing order, so that whatever else the machine does meets all of them; a ratio is
-the median over the rounds. Settings are those of configs/experiments/default.yaml, with random weights. Loops:
+the median over the rounds. Settings: configs/experiments/default.yaml with random weights. Loops:
 `bare` (forward, backward, step), `bare + clip` (with torch's clipping alone), `loop` (ours: clipping, checks,
 seeds, log) and `loop + ema`. Result: benchmarks/results/training.json.
 """
@@ -49,9 +49,7 @@ def main() -> None:
         loops = {
             "bare": bare_loop(make_session(size, Path(folder, "bare")), batch, clip=0.0),
             "bare + clip": bare_loop(make_session(size, Path(folder, "clip")), batch, experiment.train.clip),
-            "loop": whaleid_loop(
-                make_session(size, Path(folder, "loop")), batch, Path(folder, "loop"), stack
-            ),
+            "loop": whaleid_loop(make_session(size, Path(folder, "loop")), batch, Path(folder, "loop"), stack),
             "loop + ema": whaleid_loop(
                 make_session(size, Path(folder, "ema"), ema=0.999), batch, Path(folder, "ema"), stack
             ),
@@ -65,14 +63,12 @@ def main() -> None:
 
 def make_session(size: tuple[int, int], out: Path, ema: float = 0.0) -> Session:
     """A session whose epoch has `STEPS` batches; nothing is read from its items or its cache."""
-    settings = {"model.weights": "random", "train.ema": ema, "train.epochs": 100_000}
+    settings = {"model.weights": "random", "train.ema": ema, "train.epochs": 100_000, "train.warmup": 0.0}
     experiment = load_experiment("default", settings)
     count = STEPS * experiment.train.batch
     labels = np.arange(count) % CLASSES
     rows = np.arange(count)
-    items = TrainingItems(
-        rows, np.zeros(count, dtype=bool), labels, [f"{name:03d}" for name in range(CLASSES)]
-    )
+    items = TrainingItems(rows, np.zeros(count, dtype=bool), labels, [f"{name:03d}" for name in range(CLASSES)])
     cache = ImageCache(out, size, np.empty(0), None)
     task = Task(experiment, 0, items, cache, out, "benchmark")
     return start(task, make_accelerator("auto", task.title), out)
@@ -154,9 +150,7 @@ def report(seconds: dict[str, list[float]], settings: dict[str, Any]) -> None:
     }
     write_json(RESULTS, content)
     for name, ratio in ratios.items():
-        print(
-            f"training step, {name}: {ratio:.3f} x the bare loop's ({content['seconds_a_step'][name]:.4f} s)"
-        )
+        print(f"training step, {name}: {ratio:.3f} x the bare loop's ({content['seconds_a_step'][name]:.4f} s)")
 
 
 if __name__ == "__main__":

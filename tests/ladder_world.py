@@ -129,7 +129,7 @@ def recipe(**combine) -> Recipe:
 
 
 def _spread(identity: np.ndarray, folds: int) -> np.ndarray:
-    """Fold of each image, the images of an identity in turn, starting at another fold for every identity."""
+    """Fold of each image: an identity's images in turn, from another fold for every identity."""
     fold = np.empty(len(identity), dtype=int)
     for number, name in enumerate(np.unique(identity.astype(str))):
         rows = np.flatnonzero(identity == name)
@@ -137,9 +137,7 @@ def _spread(identity: np.ndarray, folds: int) -> np.ndarray:
     return fold
 
 
-def _logits(
-    embeddings: np.ndarray, identity: np.ndarray, trained: np.ndarray
-) -> tuple[np.ndarray, list[str]]:
+def _logits(embeddings: np.ndarray, identity: np.ndarray, trained: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """A head as a network would have it: scaled cosine with the centroids of the classes it was trained
     on.
     """

@@ -80,8 +80,7 @@ def test_probabilities_are_kept_and_independent_of_each_other():
     gray = np.array([(result[:, :, 0] == result[:, :, 1]).all() for result in results])
     flipped = np.array(
         [
-            np.abs(result.mean(2) - image()[:, ::-1].mean(2)).mean()
-            < np.abs(result.mean(2) - image().mean(2)).mean()
+            np.abs(result.mean(2) - image()[:, ::-1].mean(2)).mean() < np.abs(result.mean(2) - image().mean(2)).mean()
             for result in results
         ]
     )

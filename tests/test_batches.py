@@ -30,9 +30,7 @@ def labels_of(sizes: list[int]) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- plan
 
 
-@given(
-    count=st.integers(2, 300), batch=st.integers(2, 64), seed=st.integers(-3, 2**40), epoch=st.integers(0, 50)
-)
+@given(count=st.integers(2, 300), batch=st.integers(2, 64), seed=st.integers(-3, 2**40), epoch=st.integers(0, 50))
 @settings(deadline=None)
 def test_shuffle_shows_every_item_once(count, batch, seed, epoch):
     plan = epoch_batches(np.zeros(count, dtype=np.int64), SHUFFLE, batch, epoch, seed)
@@ -168,9 +166,7 @@ def cache(tmp_path_factory):
     for row in range(7):
         noise = np.random.default_rng(row).integers(0, 256, (20, 40, 3), dtype=np.uint8)
         cv2.imwrite(str(root / f"{row}.png"), noise)
-    images = pd.DataFrame(
-        {"path": [f"{row}.png" for row in range(7)], "x0": 0.0, "y0": 0.0, "x1": 40.0, "y1": 20.0}
-    )
+    images = pd.DataFrame({"path": [f"{row}.png" for row in range(7)], "x0": 0.0, "y0": 0.0, "x1": 40.0, "y1": 20.0})
     build_cache(images, root, root / "cache", (40, 20), experiment().image)
     return open_cache(root / "cache")
 

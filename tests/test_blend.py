@@ -63,14 +63,16 @@ def test_calibration_is_the_least_loss(probability):
 
     def loss(point):
         slope, none = point
-        given = Calibration(probability, fit.center, fit.spread, slope, none)
-        p, rest = calibrated(member.candidates, given)
         total = 0.0
-        for codes, row, other, true, weight in zip(
-            member.candidates.codes, p, rest, asked.truth, asked.weights, strict=True
+        for codes, row, true, weight in zip(
+            member.candidates.codes, member.candidates.scores.astype(float), asked.truth, asked.weights, strict=True
         ):
+            if probability:  # the classes that are not listed stand as one more
+                row = np.log(np.append(row, max(1 - row.sum(), 1e-12)))
+            mass = np.append(np.exp(slope * (row - fit.center) / fit.spread), np.exp(none))
             hit = np.flatnonzero((codes == true) & (true >= 0))
-            total -= weight * np.log(row[hit[0]] if len(hit) else other)
+            missed = -2 if probability and true >= 0 else -1
+            total -= weight * np.log(mass[hit[0] if len(hit) else missed] / mass.sum())
         return total / asked.weights.sum() + 5e-4 * ((slope - 1) ** 2 + none**2)
 
     best = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-8})

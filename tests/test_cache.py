@@ -39,9 +39,7 @@ def pictures(tmp_path):
     for number in range(COUNT):
         width, height = int(rng.integers(40, 90)), int(rng.integers(30, 60))
         small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        cv2.imwrite(
-            str(root / f"{number}.jpg"), cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-        )
+        cv2.imwrite(str(root / f"{number}.jpg"), cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC))
         rows.append((f"{number}.jpg", 3.0, 2.0, width - 4.0, height - 5.0))
     return pd.DataFrame(rows, columns=["path", "x0", "y0", "x1", "y1"])
 
@@ -160,9 +158,7 @@ def test_broken_images_are_named_all_at_once(pictures, tmp_path, form):
     whole = (root / "77.jpg").read_bytes()
     (root / "77.jpg").write_bytes(whole[: len(whole) // 2])
     pictures.loc[99, ["x0", "x1"]] = [500.0, 600.0]
-    with pytest.raises(
-        WhaleidError, match=r"4 of 100 .*0\.jpg: empty.*40\.jpg.*77\.jpg.*99\.jpg: box"
-    ) as caught:
+    with pytest.raises(WhaleidError, match=r"4 of 100 .*0\.jpg: empty.*40\.jpg.*77\.jpg.*99\.jpg: box") as caught:
         build(pictures, tmp_path, form)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []

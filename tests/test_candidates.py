@@ -91,9 +91,7 @@ def test_nearest_max_is_exact_whatever_the_neighbours_and_chunks() -> None:
     queries, gallery, codes = rng.normal(size=(40, 8)), rng.normal(size=(300, 8)), rng.integers(-1, 30, 300)
     whole = naive(*search(queries, gallery, 300), codes, 1, 12)
     for neighbours, chunk in ((1, 7), (20, 40), (300, 4096)):
-        found, scores = nearest_identities(
-            queries, gallery, codes, KnnConfig(neighbours=neighbours), 12, chunk
-        )
+        found, scores = nearest_identities(queries, gallery, codes, KnnConfig(neighbours=neighbours), 12, chunk)
         np.testing.assert_array_equal(found, whole[0])
         np.testing.assert_allclose(scores, whole[1], rtol=1e-5)
 
@@ -166,9 +164,7 @@ def test_candidates_and_their_top() -> None:
         ([[0, 1], [1, 1]], [[0.2, 0.1], [0.2, 0.1]], r"query q1.jpg \(row 1\).*1 of 2"),
     ],
 )
-def test_impossible_candidates_are_refused(
-    codes: list[list[int]], scores: list[list[float]], problem: str
-) -> None:
+def test_impossible_candidates_are_refused(codes: list[list[int]], scores: list[list[float]], problem: str) -> None:
     with pytest.raises(WhaleidError, match=problem):
         make(codes, scores)
 
@@ -203,9 +199,7 @@ def same(one: Candidates, other: Candidates) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_the_table_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_the_table_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     queries, classes = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 9))
     width = data.draw(st.integers(1, classes))
@@ -223,9 +217,7 @@ def test_the_table_comes_back_as_it_was(
 
 
 def test_the_table_is_the_documented_one(tmp_path: Path) -> None:
-    write_candidates(
-        tmp_path / "c.parquet", [("knn", 1, make([[3, 0], [-1, -1]], [[0.5, 0.25], [-INF, -INF]]))]
-    )
+    write_candidates(tmp_path / "c.parquet", [("knn", 1, make([[3, 0], [-1, -1]], [[0.5, 0.25], [-INF, -INF]]))])
     table = pd.read_parquet(tmp_path / "c.parquet")
     assert table.columns.tolist() == ["query", "identity", "rank", "score", "source", "fold"]
     assert table.iloc[:2].to_numpy().tolist() == [

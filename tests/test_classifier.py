@@ -16,13 +16,8 @@ def clusters(seed=0, classes=12, each=8, dims=16, useless=16, noise=0.4):
     rng = np.random.default_rng(seed)
     centre = np.random.default_rng(99).normal(size=(classes, dims))
     codes = np.repeat(np.arange(classes), each) * 3  # codes with gaps: not every identity is in a fold
-    x = np.concatenate(
-        [
-            centre[codes // 3] + noise * rng.normal(size=(len(codes), dims)),
-            2 * rng.normal(size=(len(codes), useless)),
-        ],
-        axis=1,
-    )
+    useful = centre[codes // 3] + noise * rng.normal(size=(len(codes), dims))
+    x = np.concatenate([useful, 2 * rng.normal(size=(len(codes), useless))], axis=1)
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     return x.astype(np.float32), codes.astype(np.int64)
 

@@ -61,9 +61,7 @@ class TinyHead(nn.Module):
 
 def experiment(**settings: object) -> Experiment:
     base = {"features.batch": 4, "features.half": False, "features.mirror": False}
-    return load_experiment(
-        "default", base | {key.replace("__", "."): value for key, value in settings.items()}
-    )
+    return load_experiment("default", base | {key.replace("__", "."): value for key, value in settings.items()})
 
 
 @pytest.fixture
@@ -129,9 +127,7 @@ MIRRORED = [*CLASSES, *(f"{name}|mirror" for name in CLASSES)]
 # -------------------------------------------------------------------------------------------- what is written
 
 
-def test_plain_embeddings_and_logits(
-    tmp_path: Path, images: pd.DataFrame, cache: ImageCache, fake: Fake
-) -> None:
+def test_plain_embeddings_and_logits(tmp_path: Path, images: pd.DataFrame, cache: ImageCache, fake: Fake) -> None:
     run = fake(CLASSES)
     out = embed(tmp_path, images, cache)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -329,9 +325,7 @@ def real_run(folder: Path, images: pd.DataFrame, cache: ImageCache) -> None:
     np.save(folder / "pixels.npy", cache.read_many(np.arange(IMAGES)))
 
 
-def test_kill_9_in_a_real_run_changes_nothing(
-    tmp_path: Path, images: pd.DataFrame, cache: ImageCache
-) -> None:
+def test_kill_9_in_a_real_run_changes_nothing(tmp_path: Path, images: pd.DataFrame, cache: ImageCache) -> None:
     real_run(tmp_path, images, cache)
     embed_run(tmp_path / "run", images, cache, tmp_path / "whole", "tiny")
     with subprocess.Popen([sys.executable, "-c", _REAL, str(tmp_path)]) as job:
@@ -366,9 +360,7 @@ def table() -> np.ndarray:
     return np.random.default_rng(2).normal(size=(IMAGES, 5)) * 1000
 
 
-def test_foreign_features_are_put_in_order_and_brought_to_length_1(
-    foreign: Path, images: pd.DataFrame
-) -> None:
+def test_foreign_features_are_put_in_order_and_brought_to_length_1(foreign: Path, images: pd.DataFrame) -> None:
     features = read_features(foreign, images)
     expected = table() / np.linalg.norm(table(), axis=1, keepdims=True)
     assert features.embeddings.dtype == np.float32
@@ -444,7 +436,5 @@ def test_broken_features_are_one_clear_line(
 
 def test_reading_needs_no_torch() -> None:
     code = "import sys, whaleid.retrieval.features; print('torch' in sys.modules)"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "False"

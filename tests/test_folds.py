@@ -65,9 +65,7 @@ def test_groups_stay_together(data, folds):
 @given(st.data(), fold_counts)
 def test_row_order_and_group_names_do_not_matter(data, folds):
     identities = data.draw(identity_lists)
-    images = table(
-        identities, [row // 2 if row % 7 == 1 else row for row in range(100, 100 + len(identities))]
-    )
+    images = table(identities, [row // 2 if row % 7 == 1 else row for row in range(100, 100 + len(identities))])
     renamed = images.assign(group="other" + images["group"])
     order = data.draw(st.permutations(range(len(images))))
     if images["group"].nunique() < folds:

@@ -26,9 +26,7 @@ SIZES = [1, 2, 5, 40, 3]
 def batch(count: int = 12, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Embeddings float32 (count, DIM) of many lengths, and labels that hold every class."""
     generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(count, DIM, generator=generator) * (
-        1 + 5 * torch.rand(count, 1, generator=generator)
-    )
+    embeddings = torch.randn(count, DIM, generator=generator) * (1 + 5 * torch.rand(count, 1, generator=generator))
     labels = torch.arange(count) % classes
     return embeddings, labels[torch.randperm(count, generator=generator)]
 
@@ -45,9 +43,7 @@ def naive_classification(logits: np.ndarray, label: int, smoothing: float, focal
     return float(sum(-wanted[j] * (1 - p[j]) ** focal * math.log(p[j]) for j in range(len(p))))
 
 
-def naive_margin_loss(
-    head: MarginClassifier, embeddings: Tensor, labels: Tensor, margins: list[float]
-) -> float:
+def naive_margin_loss(head: MarginClassifier, embeddings: Tensor, labels: Tensor, margins: list[float]) -> float:
     """The margin heads as the papers write them: angles by arccos, in float64, one image at a time."""
     config, centers = head.config, head.centers.detach().double().numpy()
     losses = []
@@ -61,9 +57,7 @@ def naive_margin_loss(
         else:
             theta = math.acos(cosines[label])
             beyond = theta + margin > math.pi
-            cosines[label] = (
-                math.cos(theta) - margin * math.sin(margin) if beyond else math.cos(theta + margin)
-            )
+            cosines[label] = math.cos(theta) - margin * math.sin(margin) if beyond else math.cos(theta + margin)
         losses.append(naive_classification(config.scale * cosines, label, config.smoothing, config.focal))
     return float(np.mean(losses))
 
@@ -78,14 +72,9 @@ def test_classification_loss_equals_a_loop(smoothing: float, focal: float, scale
     logits = (torch.randn(6, 4, generator=generator) * scale).double()
     labels = torch.randint(0, 4, (6,), generator=generator)
     expected = np.mean(
-        [
-            naive_classification(row.numpy(), int(y), smoothing, focal)
-            for row, y in zip(logits, labels, strict=True)
-        ]
+        [naive_classification(row.numpy(), int(y), smoothing, focal) for row, y in zip(logits, labels, strict=True)]
     )
-    assert classification_loss(logits, labels, smoothing, focal).item() == pytest.approx(
-        expected, rel=1e-6, abs=1e-9
-    )
+    assert classification_loss(logits, labels, smoothing, focal).item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_softmax_head_is_linear_with_cross_entropy() -> None:
@@ -93,9 +82,7 @@ def test_softmax_head_is_linear_with_cross_entropy() -> None:
     head = build_head(SoftmaxHead(name="softmax"), DIM, SIZES)
     weight, bias = (value.detach().double().numpy() for value in head.parameters())
     logits = embeddings.double().numpy() @ weight.T + bias
-    expected = np.mean(
-        [naive_classification(row, int(y), 0, 0) for row, y in zip(logits, labels, strict=True)]
-    )
+    expected = np.mean([naive_classification(row, int(y), 0, 0) for row, y in zip(logits, labels, strict=True)])
     assert head(embeddings, labels).item() == pytest.approx(expected, rel=1e-5)
     found = head.logits(embeddings)
     assert found is not None
@@ -117,9 +104,7 @@ def test_certain_logits_keep_finite_gradients(focal: float, smoothing: float) ->
 @pytest.mark.parametrize("subcenters", [1, 3])
 @pytest.mark.parametrize(("smoothing", "focal"), [(0.0, 0.0), (0.1, 0.0), (0.1, 2.0)])
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1.5])
-def test_margin_heads_equal_a_loop(
-    name: str, subcenters: int, smoothing: float, focal: float, margin: float
-) -> None:
+def test_margin_heads_equal_a_loop(name: str, subcenters: int, smoothing: float, focal: float, margin: float) -> None:
     config = MarginHead(
         name=name,  # type: ignore[arg-type]
         scale=16,
@@ -295,9 +280,7 @@ def test_multi_similarity_equals_a_loop() -> None:
     alpha, beta, base = 2.0, 10.0, 0.5
     values = []
     for a in range(12):
-        near = sum(
-            math.exp(-alpha * (cosines[a, i] - base)) for i in range(12) if labels[i] == labels[a] and i != a
-        )
+        near = sum(math.exp(-alpha * (cosines[a, i] - base)) for i in range(12) if labels[i] == labels[a] and i != a)
         far = sum(math.exp(beta * (cosines[a, i] - base)) for i in range(12) if labels[i] != labels[a])
         values.append(math.log1p(near) / alpha + math.log1p(far) / beta)
     head = build_head(metric("MultiSimilarityLoss", alpha=alpha, beta=beta, base=base), DIM, SIZES)
@@ -387,9 +370,7 @@ def naive_smooth_ap(embeddings: Tensor, labels: Tensor, temperature: float) -> f
 
     def rank(query: int, item: int, among: list[int]) -> float:
         others = [j for j in among if j != item]
-        return 1 + sum(
-            1 / (1 + math.exp(-(cosines[query, j] - cosines[query, item]) / temperature)) for j in others
-        )
+        return 1 + sum(1 / (1 + math.exp(-(cosines[query, j] - cosines[query, item]) / temperature)) for j in others)
 
     losses = []
     for a in range(n):
@@ -402,20 +383,14 @@ def naive_smooth_ap(embeddings: Tensor, labels: Tensor, temperature: float) -> f
 def test_smooth_ap_equals_a_loop_for_any_batch(count: int) -> None:
     embeddings, labels = batch(count)
     head = build_head(metric("SmoothAPLoss", temperature=0.1), DIM, SIZES)
-    assert head(embeddings, labels).item() == pytest.approx(
-        naive_smooth_ap(embeddings, labels, 0.1), rel=1e-4
-    )
+    assert head(embeddings, labels).item() == pytest.approx(naive_smooth_ap(embeddings, labels, 0.1), rel=1e-4)
 
 
 def test_smooth_ap_equals_the_library_where_that_is_right() -> None:
     embeddings, _ = batch(9)
-    labels = (
-        torch.arange(9) // 3
-    )  # three classes of three: the one form of batch that the library reads rightly
+    labels = torch.arange(9) // 3  # three classes of three: the one form of batch that the library reads rightly
     head = build_head(metric("SmoothAPLoss", temperature=0.1), DIM, SIZES)
-    torch.testing.assert_close(
-        head(embeddings, labels), pml.SmoothAPLoss(temperature=0.1)(embeddings, labels)
-    )
+    torch.testing.assert_close(head(embeddings, labels), pml.SmoothAPLoss(temperature=0.1)(embeddings, labels))
 
 
 LOSSES = [
@@ -479,9 +454,7 @@ def test_the_order_of_a_batch_does_not_matter(config: MetricHead) -> None:
     torch.testing.assert_close(shuffled(embeddings[order], labels[order]), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "loss", ["HistogramLoss", "FastAPLoss", "TripletMarginLoss", "SupConLoss", "SmoothAPLoss"]
-)
+@pytest.mark.parametrize("loss", ["HistogramLoss", "FastAPLoss", "TripletMarginLoss", "SupConLoss", "SmoothAPLoss"])
 def test_losses_are_finite_for_identical_and_opposite_embeddings(loss: str) -> None:
     row = torch.randn(1, DIM, generator=torch.Generator().manual_seed(0))
     embeddings = torch.cat([row, row, -row, -row]).requires_grad_()
@@ -536,9 +509,7 @@ def test_memory_goes_on_where_the_checkpoint_was_taken() -> None:
         (metric("FastAPLoss", num_bins="many"), r"head\.loss FastAPLoss: arguments .*many.* do not work"),
         (metric("SmoothAPLoss", distance="LpDistance"), r"head\.loss SmoothAPLoss: .*do not work"),
         (
-            MetricHead(
-                name="metric", loss="SupConLoss", miner="BatchHardMiner", miner_arguments={"margin": 1}
-            ),
+            MetricHead(name="metric", loss="SupConLoss", miner="BatchHardMiner", miner_arguments={"margin": 1}),
             r"head\.miner BatchHardMiner: unknown argument 'margin'",
         ),
         (
@@ -555,9 +526,7 @@ def test_wrong_names_and_arguments_are_one_clear_line(config: MetricHead, messag
 
 def test_a_batch_that_a_loss_cannot_use_is_one_clear_line() -> None:
     head = build_head(metric("SmoothAPLoss", "BatchHardMiner"), DIM, SIZES)
-    with pytest.raises(
-        WhaleidError, match=r"SmoothAPLoss cannot use this batch of 4 images of 2 classes.*no miner"
-    ):
+    with pytest.raises(WhaleidError, match=r"SmoothAPLoss cannot use this batch of 4 images of 2 classes.*no miner"):
         head(torch.randn(4, DIM), torch.tensor([0, 0, 1, 1]))
     head = build_head(metric("VICRegLoss"), DIM, SIZES)
     with pytest.raises(WhaleidError, match="VICRegLoss cannot use this batch"):
@@ -577,9 +546,7 @@ def test_a_sum_is_the_weighted_sum_of_its_parts() -> None:
     head = build_head(config, DIM, SIZES)
     embeddings, labels = batch(15)
     inner = [module for module in head.heads if isinstance(module, HeadModule)]  # type: ignore[union-attr]
-    expected = sum(
-        weight * module(embeddings, labels).item() for (weight, _), module in zip(parts, inner, strict=True)
-    )
+    expected = sum(weight * module(embeddings, labels).item() for (weight, _), module in zip(parts, inner, strict=True))
     assert head(embeddings, labels).item() == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(head.logits(embeddings), inner[1].logits(embeddings))  # the first that has any
     assert len(list(head.parameters())) == 3

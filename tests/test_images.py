@@ -89,9 +89,7 @@ def test_decode_refuses_a_jpeg_whose_end_is_zeros_and_takes_one_with_something_b
         assert difference(decode(path), whole) < 1
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no image at all", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\nIEND\xaeB`\x82"]
-)
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\nIEND\xaeB`\x82"])
 def test_decode_refuses_what_is_no_image(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(WhaleidError, match=r"a\.jpg") as caught:
@@ -139,14 +137,9 @@ def test_prepare_is_the_same_picture_with_and_without_reduced_decoding(tmp_path,
     image = picture(1050, 603)
     Image.fromarray(image).save(tmp_path / name, quality=95)
     box = np.array([101.0, 50, 951, 553])
-    assert (
-        reduction(box, (128, 64)) == 2 and reduction(box, (32, 16)) == 8 and reduction(box, (512, 256)) == 1
-    )
+    assert reduction(box, (128, 64)) == 2 and reduction(box, (32, 16)) == 8 and reduction(box, (512, 256)) == 1
     for size in ((128, 64), (32, 16)):
-        assert (
-            difference(prepare(tmp_path / name, box, 0.05, size), resize(crop_box(image, box, 0.05), size))
-            < 2
-        )
+        assert difference(prepare(tmp_path / name, box, 0.05, size), resize(crop_box(image, box, 0.05), size)) < 2
 
 
 def test_prepare_names_the_file_of_a_bad_box(tmp_path):
@@ -173,12 +166,8 @@ def test_input_size_keeps_budget_and_aspect(pixels, aspect):
     for other_width in (width - step, width, width + step):
         for other_height in (height - step, height, height + step):
             if min(other_width, other_height) > 0:
-                better = abs(np.log(other_width * other_height / pixels)) < abs(
-                    np.log(width * height / pixels)
-                )
-                truer = abs(np.log(other_width / other_height / aspect)) < abs(
-                    np.log(width / height / aspect)
-                )
+                better = abs(np.log(other_width * other_height / pixels)) < abs(np.log(width * height / pixels))
+                truer = abs(np.log(other_width / other_height / aspect)) < abs(np.log(width / height / aspect))
                 assert not (better and truer)
 
 

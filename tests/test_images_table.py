@@ -268,9 +268,7 @@ def test_encounters_share_a_group_with_copies():
 
 def test_group_column_of_a_competition(tmp_path, files):
     competition = make(tmp_path, files, LABELS)
-    (tmp_path / "train.csv").write_text(
-        "Image,Id,met\na.jpg,1,x\nb.jpg,1,\nc.jpg,2,x\nd.jpg,2,\ne.jpg,new,\n"
-    )
+    (tmp_path / "train.csv").write_text("Image,Id,met\na.jpg,1,x\nb.jpg,1,\nc.jpg,2,x\nd.jpg,2,\ne.jpg,new,\n")
     train = competition.train.model_copy(update={"extra": {"encounter": "met"}})
     images = build(competition.model_copy(update={"train": train, "group": "encounter"}))
     assert images["group"].tolist() == ["a.jpg", "b.jpg", "a.jpg", "a.jpg", "b.jpg", "q.jpg"]

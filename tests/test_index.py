@@ -144,9 +144,7 @@ def test_no_queries() -> None:
         (np.ones((1, 2)), np.array([[np.inf, 1.0]]), 1, "gallery: row 0"),
     ],
 )
-def test_bad_input_is_one_clear_line(
-    queries: np.ndarray, gallery: np.ndarray, neighbours: int, message: str
-) -> None:
+def test_bad_input_is_one_clear_line(queries: np.ndarray, gallery: np.ndarray, neighbours: int, message: str) -> None:
     with pytest.raises(WhaleidError, match=message) as caught:
         search(queries, gallery, neighbours)
     assert "\n" not in str(caught.value)
@@ -154,9 +152,7 @@ def test_bad_input_is_one_clear_line(
 
 def test_the_full_matrix_never_exists() -> None:
     """3,000 x 20,000 similarities are 240 MB; a fresh process must not grow by a third of that."""
-    grown = subprocess.run(
-        [sys.executable, "-c", _GROWTH], capture_output=True, text=True, check=True, timeout=60
-    )
+    grown = subprocess.run([sys.executable, "-c", _GROWTH], capture_output=True, text=True, check=True, timeout=60)
     assert 0 <= int(grown.stdout) < 80_000  # kB
 
 

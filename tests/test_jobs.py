@@ -28,9 +28,7 @@ def test_current_jobs_are_not_done_again(tmp_path: Path) -> None:
 
 
 def test_several_at_once_do_every_job(tmp_path: Path) -> None:
-    jobs = [
-        ScriptJob("a", fold, "train", False, f"open(r'{tmp_path}/{fold}', 'w').write('x')") for fold in range(5)
-    ]
+    jobs = [ScriptJob("a", fold, "train", False, f"open(r'{tmp_path}/{fold}', 'w').write('x')") for fold in range(5)]
     assert run_jobs(jobs, pytest.fail, [], 2, tmp_path / "logs") == 5
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == list("01234")
 

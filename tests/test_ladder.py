@@ -21,7 +21,7 @@ from whaleid.retrieval.candidates import read_candidates
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world()
+    return make_world(seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_together_they_know_more(result, world):
         assert rung.score.map > best + 0.05 and rung.gain.low > 0
         assert rung.gain.gain == pytest.approx(rung.score.map - best)
         assert solution_map(result, world, name) > solution_map(result, world, result.best_single) + 0.02
-    assert solution_map(result, world, "blend") == pytest.approx(result.final.score.map, abs=0.08)
+    assert solution_map(result, world, "blend") == pytest.approx(result.final.score.map, abs=0.06)
 
 
 def test_figures_equal_a_loop_over_the_file(result, world, out):
@@ -81,9 +81,8 @@ def test_figures_equal_a_loop_over_the_file(result, world, out):
         truth[image] = UNKNOWN if unknown[image] else row.identity
     share = world.competition.unknown_share
     count = sum(unknown.values())
-    weight = {
-        image: share / count if new else (1 - share) / (len(folds) - count) for image, new in unknown.items()
-    }
+    of_known = (1 - share) / (len(folds) - count)
+    weight = {image: share / count if new else of_known for image, new in unknown.items()}
     first = table[table["rank"] <= result.k]
     right = first["identity"].astype(str) == first["query"].astype(str).map(truth)
     first = first[right].assign(value=lambda rows: rows["query"].astype(str).map(weight) / rows["rank"])
@@ -109,16 +108,11 @@ def test_singletons_are_unknown(world):
 
 
 def test_files(result, world, out):
-    ladder = json.loads((out / "ladder.json").read_text())
-    assert ladder["final"] == "blend" and [rung["name"] for rung in ladder["rungs"]] == [
-        r.name for r in result.rungs
-    ]
-    assert (
-        "NaN" not in (out / "ladder.json").read_text() and "Infinity" not in (out / "ladder.json").read_text()
-    )
-    classes = np.append(
-        np.unique(world.folds["identity"][world.folds["identity"] != UNKNOWN]), UNKNOWN
-    ).astype(str)
+    text = (out / "ladder.json").read_text()
+    ladder = json.loads(text)
+    assert ladder["final"] == "blend" and "NaN" not in text and "Infinity" not in text
+    assert [rung["name"] for rung in ladder["rungs"]] == [rung.name for rung in result.rungs]
+    classes = np.array([*sorted(set(world.folds["identity"]) - {UNKNOWN}), UNKNOWN])
     blocks = read_candidates(out / "test.parquet", classes)
     assert [(name, fold) for name, fold, _ in blocks] == [(rung.name, -1) for rung in result.rungs]
     guesses = classes[blocks[-1][2].codes[:, :5]]
@@ -237,9 +231,7 @@ def test_closed_set(tmp_path):
 
 
 def test_unknown_by_share(world, sources, result, tmp_path):
-    by_share = combine(
-        world.images, world.folds, sources, recipe(unknown="share"), world.competition, tmp_path / "out"
-    )
+    by_share = combine(world.images, world.folds, sources, recipe(unknown="share"), world.competition, tmp_path / "out")
     for rung, tuned in zip(by_share.rungs, result.rungs, strict=True):
         first = rung.test_guesses(5)[:, 0] == UNKNOWN
         assert first.mean() == pytest.approx(0.2, abs=1 / len(first))
@@ -284,9 +276,7 @@ def test_one_source_without_logits_classifier_or_test(world, tmp_path):
     keep = (world.images["split"] == "train").to_numpy()
     for path in sources[0].folds.values():
         write_folder(path, images["image"], np.load(path / "embeddings.npy")[keep])
-    result = combine(
-        images, world.folds, sources, recipe(classifier=None), world.competition, tmp_path / "out"
-    )
+    result = combine(images, world.folds, sources, recipe(classifier=None), world.competition, tmp_path / "out")
     assert [rung.name for rung in result.rungs] == ["net0", "concat kNN", "blend"]
     assert result.test_guesses.shape == (0, 5) and not (tmp_path / "out" / "test.parquet").exists()
     assert result.rung("concat kNN").weight == 1.0
@@ -388,6 +378,5 @@ def test_tables_that_disagree(world, sources, tmp_path):
     assert "another identity" in complaint(world, sources, tmp_path, folds=other)
     twice = pd.concat([world.folds, world.folds[:1]])
     assert "listed twice" in complaint(world, sources, tmp_path, folds=twice)
-    assert "column 'fold' is missing" in complaint(
-        world, sources, tmp_path, folds=world.folds.drop(columns="fold")
-    )
+    without = world.folds.drop(columns="fold")
+    assert "column 'fold' is missing" in complaint(world, sources, tmp_path, folds=without)

@@ -127,9 +127,7 @@ def test_bootstrap_of_a_million_is_quick() -> None:
     rank, unknown = rng.integers(0, 7, 1_000_000), rng.random(1_000_000) < 0.3
     start = time.process_time()  # not the clock's: other tests run beside this one
     score_ranks(rank, weights=expected_share_weights(unknown, 0.1))
-    assert (
-        time.process_time() - start < 3
-    )  # 0.2 s when nothing else runs; a loop over resamples takes minutes
+    assert time.process_time() - start < 3  # 0.2 s when nothing else runs; a loop over resamples takes minutes
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.floats(0, 1))

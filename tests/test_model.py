@@ -60,9 +60,7 @@ def test_pools_equal_loops(name: str) -> None:
 @given(p=st.floats(0.05, 300), largest=st.floats(1e-3, 6e4), half=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_gem_is_finite_and_between_smallest_and_largest(p: float, largest: float, half: bool) -> None:
-    features = (torch.linspace(0.1, 1, 12).reshape(1, 1, 3, 4) * largest).to(
-        torch.float16 if half else torch.float32
-    )
+    features = (torch.linspace(0.1, 1, 12).reshape(1, 1, 3, 4) * largest).to(torch.float16 if half else torch.float32)
     features.requires_grad_()
     pool = build_pool("gem", p)
     pooled = pool(features)

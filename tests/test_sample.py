@@ -83,9 +83,7 @@ def test_same_seed_gives_the_same_bytes_whatever_the_workers(sample: Path, tmp_p
 
 def test_another_seed_gives_another_sample(sample: Path, tmp_path: Path) -> None:
     make_sample(tmp_path / "other", seed=4, workers=1, identities=5, train_images=30, test_images=5)
-    assert not contents(sample).keys() & {
-        name for name in contents(tmp_path / "other") if name.endswith("jpg")
-    }
+    assert not contents(sample).keys() & {name for name in contents(tmp_path / "other") if name.endswith("jpg")}
 
 
 def test_shares_of_the_default_plan() -> None:

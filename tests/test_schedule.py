@@ -21,9 +21,7 @@ shares = st.floats(0.0, 1.0)
 def test_warm_up_is_a_line_and_then_half_a_cosine():
     schedule = Schedule(epochs=4, steps_an_epoch=5, warmup=0.2, final=0.1)
     factors = [schedule.factor(step) for step in range(schedule.steps)]
-    expected = [0.25, 0.5, 0.75, 1.0] + [
-        0.1 + 0.9 * (math.cos(math.pi * done / 16) + 1) / 2 for done in range(16)
-    ]
+    expected = [0.25, 0.5, 0.75, 1.0] + [0.1 + 0.9 * (math.cos(math.pi * done / 16) + 1) / 2 for done in range(16)]
     assert factors == pytest.approx(expected, abs=1e-12)
     assert schedule.factor(schedule.steps) == pytest.approx(0.1)
 
@@ -49,9 +47,7 @@ def test_steps_count_groups_of_batches():
 
 
 def test_ema_decay_starts_low_and_ends_at_the_decay():
-    assert [ema_decay(0.9, step) for step in (0, 8, 79, 80, 1000)] == pytest.approx(
-        [0.1, 0.5, 80 / 89, 0.9, 0.9]
-    )
+    assert [ema_decay(0.9, step) for step in (0, 8, 79, 80, 1000)] == pytest.approx([0.1, 0.5, 80 / 89, 0.9, 0.9])
 
 
 def test_seeds_depend_on_every_part():

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from whaleid.training.checkpoint import CHECKPOINT, load_run, read_metadata
 from whaleid.training.record import STATE
 from whaleid.training.run import RunSummary, train_run
 from whaleid.training.selection import fold_queries, identity_map
+from whaleid.training.state import storable
 
 SIZE = (64, 32)
 IDENTITIES, EACH = 8, 5
@@ -48,9 +50,7 @@ SMALL = {
 
 def small(**settings: Any) -> Experiment:
     """The default experiment at a size for tests; `train_epochs=2` stands for `train.epochs=2`."""
-    return load_experiment(
-        "default", {**SMALL, **{key.replace("_", ".", 1): value for key, value in settings.items()}}
-    )
+    return load_experiment("default", {**SMALL, **{key.replace("_", ".", 1): value for key, value in settings.items()}})
 
 
 def write_case(folder: Path) -> None:
@@ -86,9 +86,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(case: Path, out: Path, experiment: Experiment, **settings: Any) -> RunSummary:
     images, folds = pd.read_parquet(case / "images.parquet"), pd.read_csv(case / "folds.csv")
     given: dict[str, Any] = {"fold": 0, "unknown": None, "weights": case, **settings}
-    return train_run(
-        experiment, images=images, folds=folds, cache=open_cache(case / "cache"), out=out, **given
-    )
+    return train_run(experiment, images=images, folds=folds, cache=open_cache(case / "cache"), out=out, **given)
 
 
 def checkpoint(out: Path) -> dict[str, torch.Tensor]:
@@ -158,9 +156,7 @@ def test_loss_parameters_are_trained_and_saved(case: Path, tmp_path: Path):
     head = {"name": "metric", "loss": "MarginLoss", "arguments": arguments}
     experiment = small(head=head, sampler_name="balanced", sampler_images=2, train_epochs=2)
     train(case, tmp_path, experiment)
-    beta = next(
-        tensor for name, tensor in checkpoint(tmp_path).items() if name.startswith("head.") and "beta" in name
-    )
+    beta = next(tensor for name, tensor in checkpoint(tmp_path).items() if name.startswith("head.") and "beta" in name)
     assert not torch.allclose(beta, torch.full_like(beta, 1.2), atol=1e-4)
     loaded = load_run(tmp_path).head.state_dict()
     assert any(torch.equal(tensor, beta) for tensor in loaded.values())
@@ -170,16 +166,12 @@ def test_frozen_backbone_stands_still(case: Path, tmp_path: Path):
     start = initial_weights(case, small(train_epochs=2))
     train(case, tmp_path, small(train_epochs=2, **{"train_freeze.epochs": 2}))
     moved = {
-        name
-        for name, tensor in checkpoint(tmp_path).items()
-        if name in start and not torch.equal(tensor, start[name])
+        name for name, tensor in checkpoint(tmp_path).items() if name in start and not torch.equal(tensor, start[name])
     }
     assert moved
     assert not any(name.startswith("embedder.backbone.") for name in moved)
     train(case, tmp_path, small(train_epochs=2, **{"train_freeze.epochs": 1}))
-    assert not torch.equal(
-        *(w["embedder.backbone.net.conv1.0.weight"] for w in (start, checkpoint(tmp_path)))
-    )
+    assert not torch.equal(*(w["embedder.backbone.net.conv1.0.weight"] for w in (start, checkpoint(tmp_path))))
 
 
 def test_frozen_statistics_stand_still_while_weights_move(case: Path, tmp_path: Path):
@@ -189,9 +181,7 @@ def test_frozen_statistics_stand_still_while_weights_move(case: Path, tmp_path: 
     statistics = [name for name in start if name.startswith("embedder.backbone") and "running_" in name]
     assert statistics
     assert all(torch.equal(start[name], end[name]) for name in statistics)
-    assert not torch.equal(
-        start["embedder.backbone.net.conv1.0.weight"], end["embedder.backbone.net.conv1.0.weight"]
-    )
+    assert not torch.equal(start["embedder.backbone.net.conv1.0.weight"], end["embedder.backbone.net.conv1.0.weight"])
 
 
 def make_session(case: Path, experiment: Experiment, out: Path) -> tuple[run.Task, run.Session]:
@@ -348,9 +338,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_good_state(case: Path, tmp_
         return loss * float("nan") if session.progress.step == 5 else loss
 
     monkeypatch.setattr(loop, "take_step", take_step)
-    with pytest.raises(
-        WhaleidError, match=r"experiment default, fold 0: the loss is nan at epoch 2, step 6"
-    ) as raised:
+    with pytest.raises(WhaleidError, match=r"experiment default, fold 0: the loss is nan at epoch 2, step 6") as raised:
         train(case, tmp_path, small(), save_seconds=0)
     assert "train.lr" in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -454,9 +442,7 @@ def test_fold_queries_are_those_that_the_gallery_can_answer():
 
 def test_identity_map_equals_a_loop():
     generator = torch.Generator().manual_seed(0)
-    queries, gallery = (
-        torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1) for n in (300, 40)
-    )
+    queries, gallery = (torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1) for n in (300, 40))
     codes = torch.arange(40) % 13
     truth = torch.randint(0, 13, (300,), generator=generator)
     total = 0.0
@@ -526,8 +512,9 @@ def in_children(works: list[Callable[[], None]]) -> list[int]:
             try:
                 work()
                 os._exit(0)
-            finally:
-                os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
         started.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
 
@@ -561,13 +548,11 @@ def train_as_rank(case: Path, out: Path, rank: int, port: int) -> None:
 
     run.finish = finish
     train(case, out, small(**TWO))
-    save_file(sessions[0].module.state_dict(), out / f"rank{rank}.safetensors")
+    save_file(storable(sessions[0].module.state_dict()), out / f"rank{rank}.safetensors")
 
 
 def main(case: Path, out: Path) -> None:
-    killed = [
-        partial(train_and_die, case, out / name, step, settings) for name, (step, settings) in KILLED.items()
-    ]
+    killed = [partial(train_and_die, case, out / name, step, settings) for name, (step, settings) in KILLED.items()]
     assert in_children(killed) == [-signal.SIGKILL] * len(killed)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

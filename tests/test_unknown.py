@@ -24,9 +24,8 @@ def random_lists(rng, queries=30, classes=12, width=8, levels=None):
     there.
     """
     codes = np.stack([rng.permutation(classes)[:width] for _ in range(queries)]).astype(np.int64)
-    scores = (
-        rng.normal(size=(queries, width)) if levels is None else rng.integers(0, levels, (queries, width))
-    )
+    shape = (queries, width)
+    scores = rng.normal(size=shape) if levels is None else rng.integers(0, levels, shape)
     scores = -np.sort(-scores.astype(np.float32), axis=1)
     length = rng.integers(1, width + 1, queries)[:, None]
     padded = np.arange(width) >= length

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from whaleid.errors import WhaleidError
 from whaleid.model import weights
 from whaleid.model.backbone import build_backbone
-from whaleid.model.weights import fetch_weights, fill_weights, find_weights, lite_to_timm
+from whaleid.model.weights import ensure_weights, fetch_weights, fill_weights, find_weights, lite_to_timm
 
 
 def save_network(name: str, path: Path, seed: int = 0) -> torch.nn.Module:
@@ -65,9 +65,7 @@ def test_transformers_take_weights_at_their_own_size_and_adapt_to_others(name: s
         same = build_backbone(name, str(path), size=(side, side)).eval()
         prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
         tokens = net.forward_features(pixels)[:, prefix:]  # type: ignore[operator]
-        tokens = net.fc_norm(
-            tokens
-        )  # where the file's network normalises the averaged tokens instead of each
+        tokens = net.fc_norm(tokens)  # where the file's network normalises the averaged tokens instead of each
         torch.testing.assert_close(same(pixels)[..., 0], tokens.transpose(1, 2))
         other = build_backbone(name, str(path), size=(96, 48)).eval()
         assert torch.isfinite(other(pixels[..., :48, :96])).all()
@@ -123,9 +121,7 @@ def test_a_truncated_file_is_one_clear_line(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- the hub
 
 
-def test_a_hub_that_never_answers_is_given_up_within_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_never_answers_is_given_up_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(weights.hub_constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(weights.hub_constants, "HF_HUB_OFFLINE", False)
@@ -157,9 +153,7 @@ def test_what_the_hub_gave_once_is_used_without_it(tmp_path: Path, monkeypatch: 
 
 
 def test_a_network_without_pretrained_weights_says_so(tmp_path: Path) -> None:
-    without = next(
-        name for name in timm.list_models("resne*") if timm.get_pretrained_cfg(name).hf_hub_id is None
-    )  # type: ignore
+    without = next(name for name in timm.list_models("resne*") if timm.get_pretrained_cfg(name).hf_hub_id is None)  # type: ignore
     with pytest.raises(WhaleidError, match="has no pretrained weights on timm's hub"):
         fetch_weights(without, tmp_path)
 
@@ -181,11 +175,7 @@ def package_state(name: str) -> dict[str, torch.Tensor]:
             layers = {"_expand_conv": block.conv_pw, "_bn0": block.bn1, "_depthwise_conv": block.conv_dw}
             layers |= {"_bn1": block.bn2, "_project_conv": block.conv_pwl, "_bn2": block.bn3}
         named |= {f"_blocks.{number}.{key}": layer for key, layer in layers.items()}
-    return {
-        f"{prefix}.{key}": value
-        for prefix, layer in named.items()
-        for key, value in layer.state_dict().items()
-    }
+    return {f"{prefix}.{key}": value for prefix, layer in named.items() for key, value in layer.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
@@ -206,9 +196,7 @@ def test_fill_weights_writes_once_and_fits(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(weights, "_lite_package_state", state_of)
     paths = fill_weights(tmp_path)
-    assert [path.name for path in paths] == [
-        f"tf_efficientnet_lite{number}.safetensors" for number in (0, 1, 2)
-    ]
+    assert [path.name for path in paths] == [f"tf_efficientnet_lite{number}.safetensors" for number in (0, 1, 2)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths]
     build_backbone("tf_efficientnet_lite1", "imagenet", folder=tmp_path)
     paths[1].unlink()
@@ -216,14 +204,29 @@ def test_fill_weights_writes_once_and_fits(tmp_path: Path, monkeypatch: pytest.M
     assert fetched == [0, 1, 2, 1]
 
 
-def test_pip_that_fails_is_one_clear_line_and_leaves_nothing(
+def test_ensure_weights_makes_what_it_can_and_asks_for_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    done = []
+    monkeypatch.setattr(weights, "_lite_package_state", lambda n: package_state(f"tf_efficientnet_lite{n}"))
+    monkeypatch.setattr(weights, "fetch_weights", lambda backbone, folder: done.append(backbone))
+    for _ in range(2):
+        ensure_weights("tf_efficientnet_lite1", "imagenet", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tf_efficientnet_lite1.safetensors"]
+    ensure_weights("resnet10t", "random", tmp_path)
+    assert done == []
+    ensure_weights("resnet10t", "imagenet", tmp_path)
+    assert done == ["resnet10t"]
+    with pytest.raises(WhaleidError, match="did you mean"):
+        ensure_weights("resnet10tt", "imagenet", tmp_path)
+    with pytest.raises(WhaleidError, match="no such file"):
+        ensure_weights("resnet10t", str(tmp_path / "absent.safetensors"), tmp_path)
+
+
+def test_pip_that_fails_is_one_clear_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         assert command[:3] == [sys.executable, "-m", "pip"]
-        return subprocess.CompletedProcess(
-            command, 1, "", "a warning\nERROR: No matching distribution found\n"
-        )
+        return subprocess.CompletedProcess(command, 1, "", "a warning\nERROR: No matching distribution found\n")
 
     monkeypatch.setattr(weights.subprocess, "run", failing)
     with pytest.raises(WhaleidError, match="No matching distribution found"):

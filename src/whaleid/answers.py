@@ -16,7 +16,7 @@ from whaleid.config import Competition, repository_root
 from whaleid.data.competition import read_rows
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, select_jobs, sources
-from whaleid.scoring.log import SubmissionRecord, append_log
+from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
 from whaleid.workspace import atomic_path, write_json
@@ -39,7 +39,12 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
     from whaleid.ensemble.ladder import combine
 
     result = combine(
-        images_stage(project), folds_stage(project), sources(project), project.recipe, project.competition, out
+        images_stage(project),
+        folds_stage(project),
+        sources(project),
+        project.recipe,
+        project.competition,
+        out,
     )
     figures = {
         "key": key,
@@ -95,9 +100,7 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
     return [*table, *notes]
 
 
-def _ladder_row(
-    rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None
-) -> dict[str, str]:
+def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:
     k, gain = ladder["k"], rung["gain"]
     row = {
         "rung": rung["name"],
@@ -128,26 +131,34 @@ class TestAnswer:
 def submission_stage(project: Project, at_once: int, options: list[str]) -> Path:
     """Write the final rung's guesses into `submissions/`, checked against the sample submission, and log them."""
     figures = ensemble_stage(project, at_once, options)
-    path = submission_path(project, figures["key"])
-    if path.is_file():
-        return path
     competition = project.competition
-    answer = test_answers(project)[-1]
-    template = submission_template(competition, project.workspace.root)
-    images, guesses = _with_missing(answer, template, _prior(project))
-    columns = (competition.submission.image, competition.submission.identities)
-    write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+    path = submission_path(project, figures["key"])
+    if not path.is_file():
+        template = submission_template(competition, project.workspace.root)
+        images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
+        columns = (competition.submission.image, competition.submission.identities)
+        write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+    log_submission(project, figures, path)
+    return path
+
+
+def log_submission(project: Project, figures: dict[str, Any], path: Path, solution: float | None = None) -> None:
+    """Give a submission its row in `submissions/log.csv`, or the row it has its solution score."""
+    log = SUBMISSIONS / "log.csv"
+    logged = [record for record in read_log(log) if record.file == path.name]
+    if logged and solution in (None, logged[-1].solution):
+        return
     final = figures["ladder"]["rungs"][-1]
     record = SubmissionRecord(
         file=path.name,
-        competition=competition.name,
+        competition=project.competition.name,
         recipe=project.recipe.name,
-        commit=commit(),
+        commit=figures["commit"],
         cv=final["map"],
         cv_interval=(final["high"] - final["low"]) / 2,
+        solution=solution,
     )
-    append_log(SUBMISSIONS / "log.csv", record)
-    return path
+    append_log(log, record)
 
 
 def submission_path(project: Project, key: str) -> Path:
@@ -209,9 +220,7 @@ def _prior(project: Project) -> list[str]:
     return ([unknown] if unknown else [])[:1] + common[: project.competition.k - bool(unknown)]
 
 
-def _with_missing(
-    answer: TestAnswer, template: Path, prior: list[str]
-) -> tuple[list[str], list[list[str]]]:
+def _with_missing(answer: TestAnswer, template: Path, prior: list[str]) -> tuple[list[str], list[list[str]]]:
     """The answer with the prior for every image of the template that has none (skipped as unreadable)."""
     images, guesses = answer.images.tolist(), [list(row) for row in answer.guesses]
     missing = sorted(set(read_guesses(template).images) - set(images))
@@ -248,7 +257,7 @@ def solution_scores(project: Project) -> dict[str, MapScore]:
     if path is None or project.competition.test is None:
         return {}
     truths = read_guesses(path)
-    truth_of = dict(zip(truths.images.tolist(), (row[0] for row in truths.as_lists()), strict=True))
+    truth_of = {image: row[0] for image, row in zip(truths.images, truths.as_lists(), strict=True) if row}
     return {answer.rung: _score(answer, truth_of, project.competition.k) for answer in test_answers(project)}
 
 
@@ -284,6 +293,7 @@ def leaderboard_lines(project: Project, at_once: int, options: list[str]) -> Ite
     truth = solution_path(project.competition)
     if truth is not None:
         score = score_submission(path, truth, k)
+        log_submission(project, figures, path, round(score.map, 5))
         yield f"top-1 (solution): {score_submission(path, truth, 1).map:.5f}"
         yield score.line("solution")
     yield f"submission: {path}"
@@ -298,7 +308,16 @@ def commit() -> str:
     """Short commit of the checkout, with + where files differ from it; empty outside git."""
     try:
         described = subprocess.run(
-            ["git", "-C", str(repository_root()), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"],
+            [
+                "git",
+                "-C",
+                str(repository_root()),
+                "describe",
+                "--always",
+                "--dirty=+",
+                "--abbrev=7",
+                "--exclude=*",
+            ],
             capture_output=True,
             text=True,
             check=True,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -34,18 +35,14 @@ COMPETITION_HELP = "name (configs/competitions) or path of a competition's YAML"
 CompetitionOption = Annotated[str, typer.Option("--competition", "-c", help=COMPETITION_HELP)]
 RecipeOption = Annotated[
     str | None,
-    typer.Option(
-        "--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"
-    ),
+    typer.Option("--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"),
 ]
 WorkOption = Annotated[Path, typer.Option("--work", "-w", help="folder of everything made on the way")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="key=value laid over every experiment, e.g. train.epochs=20; repeatable"),
 ]
-SkipOption = Annotated[
-    bool, typer.Option("--skip-unreadable", help="go on without the images that cannot be decoded")
-]
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="go on without the images that cannot be decoded")]
 JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="runs at once, each its own process")]
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
 FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
@@ -69,10 +66,11 @@ def main() -> None:
         _end(f"{place}{error.strerror}; free some space, or put the work elsewhere with WORK= (--work)", debug)
 
 
-def _end(message: str, debug: bool) -> None:
-    print(f"error: {message}", file=sys.stderr)
+def _end(message: str, debug: bool) -> NoReturn:
+    """The user's line and exit code 2; under --debug the traceback of the error being handled comes first."""
     if debug:
-        raise  # noqa: PLE0704  (called from an except block: the traceback is what --debug asks for)
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -96,7 +94,12 @@ def sample(
     folder = root or repository_root() / "data" / "sample"
     with progress_bar("drawing flukes", train_images + test_images) as bar:
         summary = make_sample(
-            folder, seed, identities, train_images, test_images, progress=lambda done, total: bar.move_to(done)
+            folder,
+            seed,
+            identities,
+            train_images,
+            test_images,
+            progress=lambda done, total: bar.move_to(done),
         )
     print(
         f"{folder}: {summary.train:,} train images ({summary.train_unknown:,} new_whale) of {summary.identities} "
@@ -110,7 +113,9 @@ def sample(
 
 @data_app.command("build")
 def data_build(
-    competition: CompetitionOption = "sample", work: WorkOption = Path("work"), skip_unreadable: SkipOption = False
+    competition: CompetitionOption = "sample",
+    work: WorkOption = Path("work"),
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
     from whaleid.config import load_competition
@@ -304,12 +309,8 @@ def plan(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
-    tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device in training")
-    ] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="training images, where the data is not here")
-    ] = None,
+    tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device in training")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="training images, where the data is not here")] = None,
     identities: Annotated[int | None, typer.Option(min=2, help="identities, where the data is not here")] = None,
 ) -> None:
     """Show what a recipe would train: jobs, sizes, parameters, estimated hours. Trains nothing."""
@@ -350,7 +351,14 @@ def _options(
     competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
 ) -> list[str]:
     """The same options again, for the command lines of jobs."""
-    options = ["--competition", competition, "--recipe", _recipe_name(competition, recipe), "--work", str(work)]
+    options = [
+        "--competition",
+        competition,
+        "--recipe",
+        _recipe_name(competition, recipe),
+        "--work",
+        str(work),
+    ]
     for pair in pairs or []:
         options += ["--set", pair]
     return options + (["--skip-unreadable"] if skip_unreadable else [])

@@ -116,11 +116,15 @@ class BySize(Model):
 
 
 class MarginHead(Model):
-    """ArcFace / CosFace family: cosine logits with a margin (ArcFace: radians) and a scale."""
+    """ArcFace / CosFace family: cosine logits with a margin (ArcFace: radians) and a scale.
+
+    `by_size`, where it is given, takes the place of `margin`. Margins above 2.33 are refused: the logit would no
+    longer fall as the angle grows.
+    """
 
     name: Literal["arcface", "cosface"]
     scale: Annotated[float, Field(gt=0)] = 30.0
-    margin: Annotated[float, Field(ge=0, lt=3.2)] = 0.3
+    margin: Annotated[float, Field(ge=0, le=2.33)] = 0.3
     subcenters: Positive = 1
     smoothing: Share = 0.0
     focal: Annotated[float, Field(ge=0)] = 0.0
@@ -393,7 +397,9 @@ def config_path(kind: Literal["competitions", "experiments", "recipes"], name: s
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     guess = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{guess[0]}'?" if guess else f"known: {', '.join(known)}"
-    raise WhaleidError(f"{kind[:-1]} '{name}' not found (looked for {tries[0]}); {hint}, or give the path of a YAML file")
+    raise WhaleidError(
+        f"{kind[:-1]} '{name}' not found (looked for {tries[0]}); {hint}, or give the path of a YAML file"
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

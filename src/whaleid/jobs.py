@@ -90,16 +90,12 @@ def _run_processes(waiting: list[Job], options: list[str], at_once: int, logs: P
             process.terminate()
 
 
-def _start(
-    job: Job, options: list[str], at_once: int, place: int, gpus: int, logs: Path
-) -> subprocess.Popen[bytes]:
+def _start(job: Job, options: list[str], at_once: int, place: int, gpus: int, logs: Path) -> subprocess.Popen[bytes]:
     environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(at_once)))
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
     with _log_path(logs, job).open("ab") as log:
-        return subprocess.Popen(
-            job.command(options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
+        return subprocess.Popen(job.command(options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
 def _log_path(logs: Path, job: Job) -> Path:

@@ -66,7 +66,7 @@ class Project:
 
     @cached_property
     def folds_key(self) -> str:
-        return digest("folds", FORMAT, self.images_key, self.recipe.folds, self.recipe.seed)
+        return digest("folds", FORMAT, self.images_key, self.competition.unknown, self.recipe.folds, self.recipe.seed)
 
     def cache_key(self, name: str) -> str:
         return digest("cache", FORMAT, self.images_key, name)
@@ -113,9 +113,7 @@ def images_stage(project: Project) -> pd.DataFrame:
     return images_table(project.competition, project.workspace, project.images_key, project.skip_unreadable)
 
 
-def images_table(
-    competition: Competition, workspace: Workspace, key: str, skip_unreadable: bool
-) -> pd.DataFrame:
+def images_table(competition: Competition, workspace: Workspace, key: str, skip_unreadable: bool) -> pd.DataFrame:
     """Read `images.parquet`, made first where it is missing or out of date."""
     if not workspace.is_current(workspace.images, key):
         from whaleid.data.competition import read_rows
@@ -175,9 +173,7 @@ def select_jobs(project: Project, stage: str, experiment: str | None, fold: int 
     if fold is not None and fold not in project.folds:
         raise WhaleidError(f"--fold {fold}: recipe {project.recipe.name} trains folds {project.folds}")
     return [
-        job
-        for job in job_list(project, stage)
-        if experiment in (None, job.experiment) and fold in (None, job.fold)
+        job for job in job_list(project, stage) if experiment in (None, job.experiment) and fold in (None, job.fold)
     ]
 
 

@@ -106,7 +106,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.rename(path)
             shutil.rmtree(old)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
         _remove(temporary)
 

@@ -96,10 +96,7 @@ def warp_matrix(config: AugmentConfig, width: int, height: int, draw: random.Ran
     if not config.perspective:
         return matrix
     corners = [(0, 0), (width, 0), (width, height), (0, height)]
-    moved = [
-        (x + between(config.perspective) * width, y + between(config.perspective) * height)
-        for x, y in corners
-    ]
+    moved = [(x + between(config.perspective) * width, y + between(config.perspective) * height) for x, y in corners]
     edges = np.array(corners, dtype=np.float32), np.array(moved, dtype=np.float32)
     return cv2.getPerspectiveTransform(*edges) @ matrix
 
@@ -135,9 +132,7 @@ def _damage(config: AugmentConfig, size: tuple[int, int]) -> list[TransformType]
     chosen: list[TransformType] = []
     if config.blur:
         reach = max(1.0, min(size) / 128)  # a photograph out of focus is so at any resolution
-        chosen.append(
-            albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.4 * reach, 1.2 * reach), p=config.blur)
-        )
+        chosen.append(albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.4 * reach, 1.2 * reach), p=config.blur))
     if config.noise:
         chosen.append(albumentations.GaussNoise(std_range=NOISE, p=config.noise))
     if config.erase:

@@ -103,9 +103,7 @@ def _with_mirrors(items: TrainingItems) -> TrainingItems:
 # ---------------------------------------------------------------------------------------------------- plan
 
 
-def epoch_batches(
-    labels: np.ndarray, config: SamplerConfig, batch: int, epoch: int, seed: int
-) -> list[np.ndarray]:
+def epoch_batches(labels: np.ndarray, config: SamplerConfig, batch: int, epoch: int, seed: int) -> list[np.ndarray]:
     """Plan of one epoch: for each batch, int64 indices into the training items.
 
     labels: int64 (n,). The number of batches depends on the labels and settings, not on epoch and seed.
@@ -114,9 +112,7 @@ def epoch_batches(
     balanced: see `_balanced`.
     """
     if len(labels) < 2 or batch < 2:
-        raise WhaleidError(
-            f"batches of {batch} from {len(labels)} training images: at least 2 of each are needed"
-        )
+        raise WhaleidError(f"batches of {batch} from {len(labels)} training images: at least 2 of each are needed")
     generator = _generator(seed, epoch, _PLAN)
     if config.name == "shuffle":
         return _shuffled(len(labels), batch, generator)

@@ -28,14 +28,10 @@ def read_boxes(path: Path) -> pd.DataFrame:
     boxes = content[CORNERS].apply(pd.to_numeric, errors="coerce").astype(np.float64)
     bad = np.logical_not(np.isfinite(boxes.to_numpy()).all(axis=1))
     if bad.any():
-        raise WhaleidError(
-            f"{path}: a corner is not a number in {_lines(boxes.index[bad])}; x0, y0, x1, y1 are pixels"
-        )
+        raise WhaleidError(f"{path}: a corner is not a number in {_lines(boxes.index[bad])}; x0, y0, x1, y1 are pixels")
     again = content["image"].duplicated()
     if again.any():
-        raise WhaleidError(
-            f"{path}: an image has a second box in {_lines(boxes.index[again])}; keep one an image"
-        )
+        raise WhaleidError(f"{path}: an image has a second box in {_lines(boxes.index[again])}; keep one an image")
     return boxes.assign(line=boxes.index).set_index(content["image"].to_numpy())
 
 
@@ -49,9 +45,7 @@ def placed_boxes(path: Path, images: pd.Series, size: np.ndarray) -> tuple[np.nd
     here = boxes.reindex(images.to_numpy())
     given = here["line"].notna().to_numpy()
     if len(boxes) and len(images) and not given.any():
-        raise WhaleidError(
-            f"{path}: none of its images ({boxes.index[0]}, ...) is in the competition; check the names"
-        )
+        raise WhaleidError(f"{path}: none of its images ({boxes.index[0]}, ...) is in the competition; check the names")
     limit = np.column_stack([size, size]).astype(np.float64)
     placed = np.where(given[:, None], np.clip(here[CORNERS].to_numpy(), 0, limit), whole_images(size))
     empty = (placed[:, 2] <= placed[:, 0]) | (placed[:, 3] <= placed[:, 1])

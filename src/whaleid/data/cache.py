@@ -73,9 +73,7 @@ class ImageCache:
         start = 0 if row == 0 else int(self._ends[row - 1])
         image = cv2.imdecode(self._pixels[start : int(self._ends[row])], cv2.IMREAD_COLOR)
         if image is None:
-            raise WhaleidError(
-                f"{self.folder}: image of row {row} is damaged; remove this folder and run again"
-            )
+            raise WhaleidError(f"{self.folder}: image of row {row} is damaged; remove this folder and run again")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def read_many(self, rows: np.ndarray) -> np.ndarray:
@@ -101,9 +99,7 @@ def open_cache(folder: Path) -> ImageCache:
             f"{folder}: no complete cache of images here; build it first (whaleid train does)"
         ) from error
     if content.get("format") != FORMAT:
-        raise WhaleidError(
-            f"{folder}: a cache of another version of whaleid; remove this folder and run again"
-        )
+        raise WhaleidError(f"{folder}: a cache of another version of whaleid; remove this folder and run again")
     width, height = content["size"]
     try:
         if content["form"] == "raw":
@@ -116,9 +112,7 @@ def open_cache(folder: Path) -> ImageCache:
     except (OSError, EOFError, ValueError) as error:
         raise WhaleidError(f"{folder}: damaged cache ({error}); remove this folder and run again") from error
     if not whole:
-        raise WhaleidError(
-            f"{folder}: damaged cache (pixels do not fit cache.json); remove this folder and run again"
-        )
+        raise WhaleidError(f"{folder}: damaged cache (pixels do not fit cache.json); remove this folder and run again")
     return ImageCache(folder, (width, height), pixels, ends)
 
 
@@ -187,9 +181,7 @@ def _content(sources: list[Source], size: tuple[int, int], config: ImageConfig) 
         "size": list(size),
         "form": config.cache,
         "margin": config.box_margin,
-        "sources": digest(
-            [(str(source.path), *_state(source.path), source.box.tolist()) for source in sources]
-        ),
+        "sources": digest([(str(source.path), *_state(source.path), source.box.tolist()) for source in sources]),
     }
 
 
@@ -237,9 +229,7 @@ def _fill(sources: list[Source], folder: Path, content: dict[str, Any], workers:
     broken: list[str] = []
     with _RawFile(folder, count, width, height) if raw else _PackedFile(folder) as file:
         done = file.done
-        bytes_a_pixel = (
-            3 if raw else 0.8
-        )  # JPEG of quality 95: a photograph takes about 0.5, drawn texture more
+        bytes_a_pixel = 3 if raw else 0.8  # JPEG of quality 95: a photograph takes about 0.5, drawn texture more
         require_space(folder, int((count - done) * width * height * bytes_a_pixel), "the cache of images")
         task = partial(_prepare_chunk, margin=content["margin"], size=(width, height), encode=not raw)
         chunks = [sources[start : start + CHUNK] for start in range(done, count, CHUNK)]
@@ -255,9 +245,7 @@ def _fill(sources: list[Source], folder: Path, content: dict[str, Any], workers:
         raise WhaleidError(f"{len(broken)} of {count} images cannot be used: {named}{more}")
 
 
-def _prepare_chunk(
-    chunk: list[Source], margin: float, size: tuple[int, int], encode: bool
-) -> list[bytes | str]:
+def _prepare_chunk(chunk: list[Source], margin: float, size: tuple[int, int], encode: bool) -> list[bytes | str]:
     """Each image's bytes for the cache, or what is wrong with it."""
     prepared: list[bytes | str] = []
     for source in chunk:
@@ -270,9 +258,7 @@ def _prepare_chunk(
 
 
 def _jpeg(image: np.ndarray) -> bytes:
-    _, packed = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    )
+    _, packed = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return packed.tobytes()
 
 
@@ -308,9 +294,7 @@ class _RawFile:
 
     def __enter__(self) -> _RawFile:
         self._file = self._path.open("r+b" if self._path.exists() else "w+b")
-        np.lib.format.write_array_header_1_0(
-            self._file, {"descr": "|u1", "fortran_order": False, "shape": self._shape}
-        )
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": self._shape})
         header = self._file.tell()
         self.done = max(0, self._path.stat().st_size - header) // self._image_bytes
         self._file.seek(header + self.done * self._image_bytes)

@@ -80,9 +80,7 @@ class DataReport:
             *(f"  {label:<{width}}  {value}" for label, value in facts),
             *(f"note: {note}" for note in self.notes),
             *(f"problem: {problem}" for problem in self.problems),
-            "the data is fit to run on"
-            if self.ok
-            else f"{len(self.problems)} to mend before the pipeline can run",
+            "the data is fit to run on" if self.ok else f"{len(self.problems)} to mend before the pipeline can run",
         ]
 
     def _facts(self) -> list[tuple[str, str | None]]:
@@ -199,11 +197,7 @@ def _boxes(
         _, given = placed_boxes(path, rows["image"], found.size)
     except WhaleidError as error:
         return 0, [str(error)], []
-    without = (
-        [f"{path}: {(~given).sum():,} images have no box; all of the image is used"]
-        if not given.all()
-        else []
-    )
+    without = [f"{path}: {(~given).sum():,} images have no box; all of the image is used"] if not given.all() else []
     return int(given.sum()), [], without
 
 
@@ -211,9 +205,7 @@ def _solution_lines(competition: Competition) -> list[str]:
     """Whether the solution is there; what it says is for `score` and `report` alone."""
     if competition.solution is None or (competition.root / competition.solution).is_file():
         return []
-    return [
-        f"{competition.root / competition.solution}: solution not found; put it there or set solution to null"
-    ]
+    return [f"{competition.root / competition.solution}: solution not found; put it there or set solution to null"]
 
 
 def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict, list[str]]:
@@ -242,9 +234,7 @@ def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict, list[str]]:
 
 def _torn(rows: pd.DataFrame) -> str:
     groups: Iterable[pd.DataFrame] = (group for _, group in rows.groupby("photograph"))
-    return named(
-        " = ".join(f"{row.image} ({row.identity})" for row in group.itertuples()) for group in groups
-    )
+    return named(" = ".join(f"{row.image} ({row.identity})" for row in group.itertuples()) for group in groups)
 
 
 def _count(problems: list[Problem], kind: str) -> int:

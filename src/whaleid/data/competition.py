@@ -164,9 +164,7 @@ def _split_rows(competition: Competition, split: str, table: Table) -> tuple[pd.
     rows = pd.DataFrame({"image": content[table.image]})
     rows["path"] = [_joined(table, image) for image in rows["image"]]
     rows["split"] = split
-    rows["identity"] = (
-        content[table.identity] if table.identity else content[table.image].where(content.index < 0)
-    )
+    rows["identity"] = content[table.identity] if table.identity else content[table.image].where(content.index < 0)
     for name, column in table.extra.items():
         rows[name] = content[column].where(content[column] != "", None)
     rows["line"] = rows.index
@@ -187,9 +185,7 @@ def _check_settings(table: Table, split: str) -> None:
         )
     taken = sorted(RESERVED & set(table.extra))
     if taken:
-        raise WhaleidError(
-            f"{split}.extra.{taken[0]}: images.parquet has a column of that name; choose another"
-        )
+        raise WhaleidError(f"{split}.extra.{taken[0]}: images.parquet has a column of that name; choose another")
 
 
 def _joined(table: Table, image: str) -> str:
@@ -237,9 +233,7 @@ def _repeated(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
     first = rows[~again].set_index("image")
     repeats = rows[again]
     earlier = first.loc[repeats["image"]].set_axis(repeats.index)
-    same = (repeats["identity"] == earlier["identity"]) | (
-        repeats["identity"].isna() & earlier["identity"].isna()
-    )
+    same = (repeats["identity"] == earlier["identity"]) | (repeats["identity"].isna() & earlier["identity"].isna())
     problems = []
     if (~same).any():
         both = zip(repeats[~same].itertuples(), earlier[~same].itertuples(), strict=True)
@@ -277,9 +271,7 @@ def _absent(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Checked
     outside, missing = state == "outside", state == "missing"
     if outside.any():
         which = named(f"line {row.line} ({row.image})" for row in rows[outside].itertuples())
-        message = (
-            f"{path}: image lies outside of {root}: {which}; images must lie inside the competition's root"
-        )
+        message = f"{path}: image lies outside of {root}: {which}; images must lie inside the competition's root"
         problems.append(Problem("outside", message, int(outside.sum())))
     if missing.any():
         which = named(f"{row.path} (line {row.line})" for row in rows[missing].itertuples())
@@ -333,7 +325,5 @@ def _without_shared(rows: pd.DataFrame, competition: Competition) -> Checked:
         return rows, []
     path = competition.root / competition.test.csv
     which = named(f"{row.image} (line {row.line})" for row in rows[shared].itertuples())
-    message = (
-        f"{path}: {shared.sum():,} images are in train and in test: {which}; an image has one row in all"
-    )
+    message = f"{path}: {shared.sum():,} images are in train and in test: {which}; an image has one row in all"
     return rows[~shared], [Problem("both", message, int(shared.sum()))]

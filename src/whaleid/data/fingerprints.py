@@ -117,9 +117,7 @@ def _fingerprint(data: bytes) -> tuple[tuple[int, int], int, np.ndarray]:
 
 def _seen_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
-    turned = (
-        picture.getexif().get(ORIENTATION, 1) >= 5 and picture.format != "TIFF"
-    )  # Pillow turns TIFF itself
+    turned = picture.getexif().get(ORIENTATION, 1) >= 5 and picture.format != "TIFF"  # Pillow turns TIFF itself
     return (height, width) if turned else (width, height)
 
 

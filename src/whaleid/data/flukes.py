@@ -185,9 +185,7 @@ def _pigmented(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
     The field sums what biologists describe: white lobes, a dark middle, dark margins, patches that are partly
     mirrored between the lobes, and streaks that fan out from the peduncle.
     """
-    kind = rng.choice(
-        [-1.9, -0.7, 0.1, 0.7, 1.6], p=[0.2, 0.25, 0.2, 0.2, 0.15]
-    )  # nearly black .. nearly white
+    kind = rng.choice([-1.9, -0.7, 0.1, 0.7, 1.6], p=[0.2, 0.25, 0.2, 0.2, 0.15])  # nearly black .. nearly white
     level = kind + 0.3 * rng.standard_normal()
     cell = rng.uniform(0.2, 0.38) * UNIT
     patches = noise(rng, SHAPE, (0.8 * cell, cell))
@@ -228,9 +226,7 @@ def _top_edge(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x, np.array([edge[columns == value, 1].max() for value in x])
 
 
-def _fan(
-    rng: np.random.Generator, rays: tuple[np.ndarray, np.ndarray], angular: float, radial: float
-) -> np.ndarray:
+def _fan(rng: np.random.Generator, rays: tuple[np.ndarray, np.ndarray], angular: float, radial: float) -> np.ndarray:
     """Noise along `_rays()`, float32 (HEIGHT, WIDTH): `angular` cells in a half turn, `radial` in a unit."""
     tile = noise(rng, (96, 384), (96 / (2 * radial), 384 / angular))
     return cv2.remap(tile, 383 * rays[0], 95 / 2 * np.minimum(rays[1], 2), cv2.INTER_LINEAR)

@@ -96,12 +96,7 @@ def _require_enough(folds: int, images: int, groups: int) -> None:
 def _bundles(identity: pd.Series, group: np.ndarray, unknown: str | None) -> list[Bundle]:
     """The groups with what dealing them needs, in the order of their codes."""
     codes, names = pd.factorize(identity, sort=True)
-    pairs = (
-        pd.DataFrame({"group": group, "identity": codes})
-        .value_counts(sort=False)
-        .rename("count")
-        .reset_index()
-    )
+    pairs = pd.DataFrame({"group": group, "identity": codes}).value_counts(sort=False).rename("count").reset_index()
     pairs = pairs.sort_values(["group", "identity"])
     groups_of_identity = np.bincount(pairs["identity"], minlength=len(names))
     unknown_code = names.tolist().index(unknown) if unknown in names else -1

@@ -63,9 +63,7 @@ def crop_box(image: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
     left, top = max(0, int(np.floor(x0 - wider))), max(0, int(np.floor(y0 - higher)))
     right, bottom = min(width, int(np.ceil(x1 + wider))), min(height, int(np.ceil(y1 + higher)))
     if left >= right or top >= bottom:
-        raise WhaleidError(
-            f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside of its {width} x {height} image"
-        )
+        raise WhaleidError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) lies outside of its {width} x {height} image")
     return image[top:bottom, left:right]
 
 
@@ -164,9 +162,7 @@ def _decode_any(path: Path, content: bytes, reduce: int) -> np.ndarray:
             pixels = _eight_bits(upright)
     except Exception as error:  # PIL's plugins raise whatever their format's parser stumbles over
         reason = " ".join(str(error).split())
-        raise WhaleidError(
-            f"{path}: not a readable image ({type(error).__name__}: {reason}); restore it"
-        ) from error
+        raise WhaleidError(f"{path}: not a readable image ({type(error).__name__}: {reason}); restore it") from error
     if reduce == 1:
         return pixels
     height, width = pixels.shape[:2]

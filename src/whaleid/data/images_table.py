@@ -88,9 +88,7 @@ def require_boxes(competition: Competition) -> Path:
     """Path of the competition's boxes; raises WhaleidError when the file is not there."""
     path = competition.root / str(competition.boxes)
     if not path.is_file():
-        raise WhaleidError(
-            f"{path}: boxes file not found; put it there or set boxes to null in '{competition.name}'"
-        )
+        raise WhaleidError(f"{path}: boxes file not found; put it there or set boxes to null in '{competition.name}'")
     return path
 
 

@@ -55,9 +55,7 @@ class Pose:
     waterline: float  # canvas y
 
 
-def photograph(
-    individual: Individual, rng: np.random.Generator, conditions: Conditions | None = None
-) -> np.ndarray:
+def photograph(individual: Individual, rng: np.random.Generator, conditions: Conditions | None = None) -> np.ndarray:
     """One picture of an individual: uint8 (height, width, 3), RGB (all three equal for a grey one)."""
     conditions = conditions or Conditions()
     pose = _pose(individual, rng, conditions)
@@ -125,9 +123,7 @@ def _lift(x: np.ndarray, droop: tuple[float, float]) -> np.ndarray:
     return np.where(x < 0, x.dtype.type(droop[0]), x.dtype.type(droop[1])) * np.abs(x) ** 1.7
 
 
-def _frame(
-    corners: np.ndarray, rng: np.random.Generator, conditions: Conditions
-) -> tuple[np.ndarray, tuple[int, int]]:
+def _frame(corners: np.ndarray, rng: np.random.Generator, conditions: Conditions) -> tuple[np.ndarray, tuple[int, int]]:
     """Scale and shift (3, 3) of projected points (n, 2) into a drawing, and its size (rows, columns)."""
     low, high = corners.min(axis=0), corners.max(axis=0)
     span = high - low
@@ -251,9 +247,7 @@ def _reflection(rng: np.random.Generator, mask: np.ndarray, water: np.ndarray) -
     down = _rows(mask.shape)
     shake = 2.5 * noise(rng, mask.shape, (2.5, 20))
     map_x = np.arange(columns, dtype=np.float32) + 2 * shake
-    mirrored = cv2.remap(
-        mask, map_x, 2 * water - down + shake, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-    )
+    mirrored = cv2.remap(mask, map_x, 2 * water - down + shake, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     fade = np.clip(1 - (down - water) / (0.5 * rows), 0, 1)
     return cv2.GaussianBlur(mirrored, (0, 0), 1.2) * fade * (down > water)
 

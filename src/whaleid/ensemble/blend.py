@@ -73,8 +73,7 @@ def fit_blend(members: list[Member], questions: Questions) -> Blend:
     where that holds, a likelier truth counts too (`_SMOOTH`).
     """
     calibrations = tuple(
-        fit_calibration(member.candidates, questions.truth, questions.weights, member.probability)
-        for member in members
+        fit_calibration(member.candidates, questions.truth, questions.weights, member.probability) for member in members
     )
     landscape = _landscape(members, calibrations, questions)
     alone = [_objective(row, landscape) for row in np.eye(len(members))]
@@ -203,9 +202,7 @@ class _Landscape:
     questions: Questions
 
 
-def _landscape(
-    members: list[Member], calibrations: tuple[Calibration, ...], questions: Questions
-) -> _Landscape:
+def _landscape(members: list[Member], calibrations: tuple[Calibration, ...], questions: Questions) -> _Landscape:
     used = questions.weights > 0
     if not used.any():
         raise WhaleidError("blend: no query weighs anything; nothing can be tuned")
@@ -223,9 +220,7 @@ def _landscape(
     return _Landscape(scores, codes >= 0, place, np.stack(none), inner)
 
 
-def _climb(
-    weights: np.ndarray, landscape: _Landscape, floor: float
-) -> tuple[tuple[float, float], np.ndarray]:
+def _climb(weights: np.ndarray, landscape: _Landscape, floor: float) -> tuple[tuple[float, float], np.ndarray]:
     """Coordinate search from `weights` (sum 1); returns (MAP@k, log-likelihood) and the weights reached."""
     best = _objective(weights, landscape)
     for _ in range(_ROUNDS):

@@ -1,15 +1,16 @@
 """Scores of any origin as probabilities, so that a cosine, a softmax and a foreign model's score can be
 added.
 
-The probability that candidate i of a query is the true one, against the other candidates and against "none of
-these" (an unknown identity):
+The probability that candidate i of a query is the true one, against the other candidates and against an
+unknown identity:
 
-    p_i = exp(a x_i) / (exp(c) + sum_j exp(a x_j)),     p_none = exp(c) / (the same)
+    p_i = exp(a x_i) / (exp(c) + sum_j exp(a x_j)),     p_unknown = exp(c) / (the same)
 
 x is the score (its logarithm where it is a probability), centred and scaled. The slope a is an inverse
 temperature (Guo et al., "On calibration of modern neural networks", 2017); c keeps what the **height** of the
-best score says about unknown identities, which a softmax alone forgets. Two numbers, fitted by Newton's
-method on a convex loss.
+best score says about unknown identities, which a softmax alone forgets. Where scores are probabilities over
+all classes, those not listed compete as one more j: with a = 1 and no unknown the scores come back as they
+were. Two numbers, fitted by Newton's method on a convex loss.
 """
 
 from __future__ import annotations
@@ -36,19 +37,25 @@ class Calibration:
     none: float
 
 
-def fit_calibration(
-    candidates: Candidates, truth: np.ndarray, weights: np.ndarray, probability: bool
-) -> Calibration:
-    """Calibration with the least weighted log-loss of the truth (none of these, where it is not listed).
+def fit_calibration(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, probability: bool) -> Calibration:
+    """Calibration with the least weighted log-loss of the truth.
+
+    A true identity that is not listed counts among the classes not listed, or, of cosines, as unknown.
+
 
     truth: int64 (n,), -1 = unknown. weights: float64 (n,).
     """
     raw = _raw(candidates.scores, probability)
     first = raw[np.isfinite(raw[:, 0]), 0]
     center = float(np.median(first)) if len(first) else 0.0
-    listed = raw[np.isfinite(raw)]
+    listed = raw[:, : candidates.codes.shape[1]]
+    listed = listed[np.isfinite(listed)]
     spread = max(float(listed.std()), 1e-6) if len(listed) else 1.0
-    hit = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
+    hit = np.zeros(raw.shape, dtype=bool)
+    width = candidates.codes.shape[1]
+    hit[:, :width] = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
+    if probability:
+        hit[:, width] = (truth >= 0) & ~hit.any(axis=1)
     used = weights > 0
     slope, none = _newton((raw[used] - center) / spread, hit[used], weights[used] / weights[used].sum())
     return Calibration(probability, center, spread, slope, none)
@@ -57,21 +64,28 @@ def fit_calibration(
 def calibrated(candidates: Candidates, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float32 (n, m) of the candidates (-inf where padded) and float32 (n,) of none of them."""
     x = (_raw(candidates.scores, calibration.probability) - calibration.center) / calibration.spread
-    p, none = _probabilities(x, calibration.slope, calibration.none)
-    return np.where(np.isfinite(x), p, -np.inf).astype(np.float32), none.astype(np.float32)
+    p, _ = _probabilities(x, calibration.slope, calibration.none)
+    p = np.where(np.isfinite(x), p, -np.inf)[:, : candidates.codes.shape[1]]
+    none = 1.0 - np.where(np.isfinite(p), p, 0.0).sum(axis=1)
+    return p.astype(np.float32), np.maximum(none, 0.0).astype(np.float32)
 
 
 def _raw(scores: np.ndarray, probability: bool) -> np.ndarray:
-    """Scores as x before scaling, float64; padding stays -inf."""
+    """Scores as x before scaling, float64 (n, m); padding stays -inf.
+
+    Probabilities get one more column: the mass of all classes that are not listed, which compete too.
+    """
     scores = scores.astype(np.float64)
     if not probability:
         return scores
+    listed = np.where(np.isfinite(scores), scores, 0.0)
+    scores = np.column_stack([scores, 1.0 - listed.sum(axis=1)])
     return np.where(np.isfinite(scores), np.log(np.maximum(scores, _FLOOR)), -np.inf)
 
 
 def _probabilities(x: np.ndarray, slope: float, none: float) -> tuple[np.ndarray, np.ndarray]:
     z = slope * x
-    top = np.maximum(z[:, 0], none)  # rows are descending
+    top = np.maximum(z.max(axis=1), none)
     e, e_none = np.exp(z - top[:, None]), np.exp(none - top)
     total = e.sum(axis=1) + e_none
     return e / total[:, None], e_none / total
@@ -85,7 +99,7 @@ def _newton(x: np.ndarray, hit: np.ndarray, weights: np.ndarray) -> tuple[float,
 
     def loss(at: np.ndarray) -> float:
         z = at[0] * x
-        top = np.maximum(z[:, 0], at[1])
+        top = np.maximum(z.max(axis=1), at[1])
         lse = top + np.log(np.exp(z - top[:, None]).sum(axis=1) + np.exp(at[1] - top))
         return float(weights @ lse - target @ at + _RIDGE / 2 * ((at[0] - 1) ** 2 + at[1] ** 2))
 

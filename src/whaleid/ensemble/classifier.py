@@ -35,9 +35,7 @@ class Classifier:
     scale: float
 
 
-def train_classifier(
-    features: np.ndarray, codes: np.ndarray, config: ClassifierConfig, seed: int = 0
-) -> Classifier:
+def train_classifier(features: np.ndarray, codes: np.ndarray, config: ClassifierConfig, seed: int = 0) -> Classifier:
     """Train `config.seeds` classifiers on the same images; same arguments, same result on the same machine.
 
     features: float32 (n, d), unit rows. codes: int64 (n,), identities, all >= 0.
@@ -47,9 +45,7 @@ def train_classifier(
     data = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
     target = torch.from_numpy(labels.astype(np.int64)).to(device)
     start = _centroids(data, target, len(classes))
-    vectors = [
-        _train_once(data, target, start, config, seed * 1000 + number) for number in range(config.seeds)
-    ]
+    vectors = [_train_once(data, target, start, config, seed * 1000 + number) for number in range(config.seeds)]
     return Classifier(classes.astype(np.int64), torch.stack(vectors).cpu().numpy(), config.scale)
 
 

@@ -51,9 +51,7 @@ def concatenate(parts: Iterable[np.ndarray], weights: Iterable[float], dims: Ite
     used = [(weight, dim) for weight, dim in zip(weights, dims, strict=True)]
     length = float(np.sqrt(sum(weight**2 for weight, _ in used)))
     if length == 0.0:
-        raise WhaleidError(
-            "combine.concat.weights: every source has weight 0; give one of them a weight above 0"
-        )
+        raise WhaleidError("combine.concat.weights: every source has weight 0; give one of them a weight above 0")
     joined: np.ndarray | None = None
     start = 0
     for (weight, dim), part in zip(used, parts, strict=True):

@@ -5,10 +5,12 @@ side by side (kNN), a classifier on that, and the blend, which is the answer. Ev
 fold: a fold's queries are ranked by what never saw them, and thresholds and weights used on them were learnt
 from the other folds' out-of-fold candidates (which were compared with this fold's images as gallery: that
 much, and no more, the folds know of one another). For the test set thresholds and weights are learnt from all
-folds, and scores are averaged over the folds' models. The test set's gallery is larger than any fold's, by 1
-/ (folds - 1): its best scores come out a little higher, and a threshold tuned out of fold puts `unknown` a
-little too low; `ladder.json` shows both medians, and `combine.unknown: share` sets the test threshold by the
-expected share instead.
+folds, and scores are averaged over the folds' models.
+
+The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
+by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger
+than any fold's, by 1 / (folds - 1), so its best scores come out a little higher and `unknown` a little too
+seldom; `ladder.json` shows both medians, and `combine.unknown: share` takes the expected share instead.
 
 The final rung is always the blend, also where a lower rung happens to score above it: choosing the rung by
 the score that is reported would make that score optimistic.
@@ -94,9 +96,7 @@ def common_folds(sources: list[Source]) -> list[int]:
 def rank_all(
     sources: list[Source], images: pd.DataFrame, protocol: Protocol, config: CombineConfig, seed: int
 ) -> list[Ranking]:
-    """Every ranking below the blend: the singles in the sources' order, then concat kNN, then the
-    classifier.
-    """
+    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier."""
     unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
     if unknown_names:
         raise WhaleidError(
@@ -154,8 +154,7 @@ def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
 def blend_rankings(
     protocol: Protocol, rankings: list[Ranking], config: CombineConfig
 ) -> tuple[Blend, dict[int, Blend], Ranking, _Limits]:
-    """The blend for the test set (tuned on all folds), that of each fold (tuned on the others), the ranking,
-    limits.
+    """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits.
 
     The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
     out-of-fold answers would not do: those were blended by weights that fold k's truth had a part in.
@@ -181,18 +180,14 @@ def blend_rankings(
         limits = _Limits(by_place, _threshold(protocol, blended(final, places), places))
         bar.advance()
     tests = len(protocol.parts) if len(protocol.test_rows) else 0
-    test = [
-        apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)
-    ]
+    test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
     used = set(final.used).union(*(blend.used for blend in by_fold.values()))
     optimistic = any(one.optimistic for one in rankings if one.name in used)
     return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits
 
 
 def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int]) -> Blend:
-    """Blend of concat kNN, classifier and the best class probabilities, tuned on the queries of these folds
-    alone.
-    """
+    """Blend of concat kNN, classifier and best class probabilities, tuned on these folds' queries alone."""
     questions = _questions(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
@@ -204,9 +199,7 @@ def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, pl
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:
-    return Questions(
-        protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None
-    )
+    return Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
 
 
 # --------------------------------------------------------------------------------------------------- one rung
@@ -264,8 +257,7 @@ def _thresholds(
         share = share_threshold(first_of_test, protocol.share)
     if config.unknown == "share" and share is None:
         raise WhaleidError(
-            "combine.unknown: share needs test images and the competition's unknown_share; "
-            "give them, or take threshold"
+            "combine.unknown: share needs test images and the competition's unknown_share; give them, or take threshold"
         )
     matched = tuned if test is None else _after_averaging(ranking.test, first_of_test, tuned)
     used = share if config.unknown == "share" and share is not None else matched

@@ -99,9 +99,7 @@ def query_weights(truth: np.ndarray, unknown: str | None, share: float | None) -
     return weights
 
 
-def read_protocol(
-    images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, numbers: list[int]
-) -> Protocol:
+def read_protocol(images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, numbers: list[int]) -> Protocol:
     """The questions of the folds `numbers` and of the test set.
 
     images, folds: the tables images.parquet and folds.csv.
@@ -143,9 +141,7 @@ def _labelled(images: pd.DataFrame, folds: pd.DataFrame) -> tuple[np.ndarray, np
     place = pd.Index(images["image"]).get_indexer(pd.Index(folds["image"]))
     if (place < 0).any() or len(np.unique(place)) < len(place):
         bad = folds["image"].to_numpy()[(place < 0) | pd.Series(place).duplicated().to_numpy()][0]
-        raise WhaleidError(
-            f"folds.csv: image '{bad}' is listed twice, or not in images.parquet; make the folds again"
-        )
+        raise WhaleidError(f"folds.csv: image '{bad}' is listed twice, or not in images.parquet; make the folds again")
     identity = images["identity"].to_numpy(dtype=object)
     fold_of = np.full(len(images), NONE, dtype=np.int64)
     fold_of[place] = folds["fold"].to_numpy(dtype=np.int64)

@@ -104,9 +104,7 @@ def rank_jointly(
         if config.classifier is not None:
             trained = train_classifier(features[part.gallery], part.gallery_codes, config.classifier, seed)
             oof = _candidates(part.names, protocol, *top_classes(trained, features[part.rows], keep))
-            classified.append(
-                (oof, _of_test(protocol, top_classes(trained, features[protocol.test_rows], keep)))
-            )
+            classified.append((oof, _of_test(protocol, top_classes(trained, features[protocol.test_rows], keep))))
         yield None
     optimistic = any(source.optimistic for source in sources)
     yield _ranking(CONCAT, "concat", knn, False, optimistic)
@@ -135,9 +133,7 @@ def _rank_knn(
     embeddings: np.ndarray, part: FoldPart, protocol: Protocol, config: CombineConfig, keep: int
 ) -> tuple[Candidates, Candidates | None]:
     """Out of fold against the other folds' images; the test set against every labelled image."""
-    oof = nearest_identities(
-        embeddings[part.rows], embeddings[part.gallery], part.gallery_codes, config.knn, keep
-    )
+    oof = nearest_identities(embeddings[part.rows], embeddings[part.gallery], part.gallery_codes, config.knn, keep)
     if not len(protocol.test_rows):
         return _candidates(part.names, protocol, *oof), None
     whole = embeddings[protocol.gallery]

@@ -134,9 +134,7 @@ def labels(candidates: Candidates, k: int) -> np.ndarray:
     return np.append(candidates.classes.astype(str), "")[codes]
 
 
-def compare(
-    rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol: Protocol, seed: int
-) -> LadderResult:
+def compare(rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol: Protocol, seed: int) -> LadderResult:
     """The rungs with their gain over the best single network and their weight in the blend."""
     weights = protocol.weights(list(range(len(protocol.parts))))
     best = max((rung for rung in rungs if rung.kind in SINGLE), key=lambda rung: rung.score.map)

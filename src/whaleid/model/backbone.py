@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from whaleid.errors import WhaleidError
 from whaleid.model.loading import load_weights
+from whaleid.model.names import check_backbone
 from whaleid.model.weights import default_folder, fetch_weights, find_weights
 
 Layout = Literal["NCHW", "NHWC", "NLC"]
@@ -87,20 +87,6 @@ def build_backbone(
     if source is not None:
         load_weights(net, source, name)
     return Backbone(net, name)
-
-
-def check_backbone(name: str) -> None:
-    """Raise WhaleidError with the nearest names unless timm has a network (and tag) of this name."""
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
-        raise WhaleidError(f"model.backbone '{name}': timm {timm.__version__} has no such network; {hint}")
-    if tag and name not in timm.list_models(f"{architecture}.*", pretrained=True):
-        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
-        raise WhaleidError(
-            f"model.backbone '{name}': '{architecture}' has no weights named '{tag}'; known: {known}"
-        )
 
 
 def freeze_batchnorm(backbone: Backbone) -> None:

@@ -81,9 +81,7 @@ def build_embedder(
     if config.neck == "none":
         return Embedder(backbone, pool, nn.Dropout(config.dropout), backbone.channels)
     if config.neck == "linear":
-        neck: nn.Module = nn.Sequential(
-            nn.Dropout(config.dropout), nn.Linear(backbone.channels, config.embedding)
-        )
+        neck: nn.Module = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(backbone.channels, config.embedding))
     else:
         neck = BatchNormNeck(backbone.channels, config.embedding, config.dropout)
     return Embedder(backbone, pool, neck, config.embedding)

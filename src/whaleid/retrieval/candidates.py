@@ -69,9 +69,7 @@ def _check_tables(given: Candidates) -> None:
             f"do not fit {len(given.queries)} queries; all need one row a query"
         )
     if codes.dtype != np.int64 or scores.dtype != np.float32:
-        raise WhaleidError(
-            f"candidates: codes {codes.dtype}, scores {scores.dtype}; int64, float32 are needed"
-        )
+        raise WhaleidError(f"candidates: codes {codes.dtype}, scores {scores.dtype}; int64, float32 are needed")
     for name, values in (("queries", given.queries), ("classes", given.classes)):
         if values.ndim != 1 or len(np.unique(values)) < len(values):
             raise WhaleidError(f"candidates: {name} must be one row of distinct names")
@@ -220,9 +218,7 @@ def _recoded(path: Path, codes: np.ndarray, names: np.ndarray, classes: np.ndarr
     used = np.unique(codes[codes >= 0])
     foreign = [str(names[code]) for code in used if str(names[code]) not in place]
     if foreign:
-        raise WhaleidError(
-            f"{path}: {len(foreign)} identities are not among the classes, first '{foreign[0]}'"
-        )
+        raise WhaleidError(f"{path}: {len(foreign)} identities are not among the classes, first '{foreign[0]}'")
     table = np.full(len(names) + 1, PADDING, dtype=np.int64)  # the last one answers for -1
     table[used] = [place[str(names[code])] for code in used]
     return table[codes]
@@ -241,9 +237,7 @@ def _wide(
     row = np.argsort(order)[row]
     width = np.bincount(row).max()
     if rank.min() < 0 or rank.max() > width:
-        raise WhaleidError(
-            f"ranks must count 1, 2, 3, ... for each query; found {rank.min()} to {rank.max()}"
-        )
+        raise WhaleidError(f"ranks must count 1, 2, 3, ... for each query; found {rank.min()} to {rank.max()}")
     listed = rank > 0
     codes = np.full((len(queries), width), PADDING, dtype=np.int64)
     scores = np.full(codes.shape, -np.inf, dtype=np.float32)

@@ -52,9 +52,7 @@ class Features:
     classes: np.ndarray | None = None
 
 
-def read_features(
-    folder: Path, images: pd.DataFrame, rows: np.ndarray | None = None, logits: bool = True
-) -> Features:
+def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = None, logits: bool = True) -> Features:
     """The features of `images` from a folder, checked, in the order of images.parquet whatever theirs is.
 
     images: the whole table, column `image`. rows: int (m,), only these rows of it, in this order; None: all.
@@ -85,9 +83,7 @@ def _places(path: Path, names: np.ndarray) -> np.ndarray:
     index = pd.Index(given)
     if not index.is_unique:
         twice = index[index.duplicated()]
-        raise WhaleidError(
-            f"{path}: image '{twice[0]}' is listed twice ({len(twice)} repeats); list each once"
-        )
+        raise WhaleidError(f"{path}: image '{twice[0]}' is listed twice ({len(twice)} repeats); list each once")
     place = index.get_indexer(pd.Index(names))
     missing = names[place < 0]
     if len(missing):
@@ -120,13 +116,9 @@ def _open_table(path: Path, expected: int) -> np.ndarray:
     except (ValueError, OSError, EOFError) as error:
         raise WhaleidError(f"{path}: not a whole .npy file of numbers: {error}") from error
     if table.ndim != 2 or table.shape[1] < 1 or table.dtype not in _TYPES:
-        raise WhaleidError(
-            f"{path}: {table.dtype} {table.shape}; float16, 32 or 64 of shape (n, d) is needed"
-        )
+        raise WhaleidError(f"{path}: {table.dtype} {table.shape}; float16, 32 or 64 of shape (n, d) is needed")
     if len(table) != expected:
-        raise WhaleidError(
-            f"{path}: {len(table)} rows, but rows.csv lists {expected} images; both need the same"
-        )
+        raise WhaleidError(f"{path}: {len(table)} rows, but rows.csv lists {expected} images; both need the same")
     return table
 
 
@@ -142,9 +134,7 @@ def _unit_rows(path: Path, table: np.ndarray, rows: np.ndarray, names: np.ndarra
         usable = (length > 0) & np.isfinite(length)
         if not usable.all():
             name = names[part][int(np.argmin(usable))]
-            raise WhaleidError(
-                f"{path}: the embedding of '{name}' is all zeros, or too large to have a length"
-            )
+            raise WhaleidError(f"{path}: the embedding of '{name}' is all zeros, or too large to have a length")
         unit[part] = block / length
     return unit
 
@@ -161,9 +151,7 @@ def _has_logits(folder: Path) -> bool:
     """Whether both files of logits are there; one without the other is an error."""
     there = [(folder / name).is_file() for name in ("logits.npy", "classes.txt")]
     if any(there) and not all(there):
-        raise WhaleidError(
-            f"{folder}: logits.npy and classes.txt go together; add the other or remove this one"
-        )
+        raise WhaleidError(f"{folder}: logits.npy and classes.txt go together; add the other or remove this one")
     return all(there)
 
 
@@ -212,16 +200,12 @@ def embed_run(run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, sou
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            raise WhaleidError(
-                f"{out}: the disk is full ({error.strerror}); free some space and run again"
-            ) from error
+            raise WhaleidError(f"{out}: the disk is full ({error.strerror}); free some space and run again") from error
 
 
 def _check_cache(cache: ImageCache, views: Views, images: int, run: Path) -> None:
     if tuple(cache.size) != tuple(views.size):
-        raise WhaleidError(
-            f"{run}: trained on images of {views.size}, but the cache holds {cache.size} pixels"
-        )
+        raise WhaleidError(f"{run}: trained on images of {views.size}, but the cache holds {cache.size} pixels")
     if len(cache) != images:
         raise WhaleidError(f"cache: {len(cache)} images, but images.parquet has {images}; build it again")
 

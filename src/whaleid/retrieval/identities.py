@@ -137,9 +137,7 @@ def centroids(embeddings: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np
 
 def _check_neighbours(similarity: np.ndarray, rows: np.ndarray, keep: int) -> None:
     if similarity.ndim != 2 or similarity.shape != rows.shape:
-        raise WhaleidError(
-            f"neighbours: similarity {similarity.shape} and rows {rows.shape} must be one (q, m)"
-        )
+        raise WhaleidError(f"neighbours: similarity {similarity.shape} and rows {rows.shape} must be one (q, m)")
     if keep < 1:
         raise WhaleidError(f"candidates: keep {keep}; at least 1 is needed")
     if np.isnan(similarity).any() or (similarity[:, 1:] > similarity[:, :-1]).any():

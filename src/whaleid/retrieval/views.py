@@ -83,9 +83,7 @@ class Views:
                 mirrored, mirrored_logits = self._side(shown.flip(2), self.mirror_columns)
                 logits = [*logits, *mirrored_logits]
                 if self.side_by_side:
-                    embeddings = torch.cat([_mean_direction(embeddings), _mean_direction(mirrored)], dim=1)[
-                        None
-                    ]
+                    embeddings = torch.cat([_mean_direction(embeddings), _mean_direction(mirrored)], dim=1)[None]
                 else:
                     embeddings = torch.cat([embeddings, mirrored])
             found = [_mean_direction(embeddings)] + ([torch.stack(logits).mean(0)] if logits else [])
@@ -133,9 +131,7 @@ def load_views(folder: Path, identities: np.ndarray) -> Views:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = load_run(folder, device)
     if any(scale <= 0 for scale in run.experiment.features.scales):
-        raise WhaleidError(
-            f"{folder}: features.scales {run.experiment.features.scales}; each must be above 0"
-        )
+        raise WhaleidError(f"{folder}: features.scales {run.experiment.features.scales}; each must be above 0")
     columns = np.flatnonzero(np.isin(np.array(run.classes, dtype=str), identities.astype(str)))
     with_logits = run.experiment.features.logits and _has_logits(run, device)
     if with_logits and not len(columns):

@@ -98,9 +98,7 @@ def _cell(value: str | float | None) -> str:
 def _record(path: Path, number: int, row: dict[str, str | None]) -> SubmissionRecord:
     """One row as a record; `row` may lack columns."""
     values: dict[str, Any] = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    scores: dict[str, Any] = {
-        name: _score(values[name], f"{path}: row {number}, column {name}") for name in _SCORES
-    }
+    scores: dict[str, Any] = {name: _score(values[name], f"{path}: row {number}, column {name}") for name in _SCORES}
     return SubmissionRecord(**(values | scores))
 
 

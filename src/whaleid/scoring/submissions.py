@@ -111,9 +111,7 @@ def _order(answers: Table, truths: Table) -> np.ndarray:
     places = pc.index_in(truths.images, value_set=answers.images)
     taken = np.zeros(len(answers.rows), dtype=bool)
     taken[places.drop_null().to_numpy()] = True
-    if (
-        len(answers.rows) != len(truths.rows) or not taken.all()
-    ):  # else one to one: no other look-up is needed
+    if len(answers.rows) != len(truths.rows) or not taken.all():  # else one to one: no other look-up is needed
         require_distinct(truths)
         require_distinct(answers)
         require_same_images(answers, truths)
@@ -153,9 +151,7 @@ def check_submission(path: Path, sample: Path, known: Collection[str] | None = N
     if table.header != template.header:
         found, wanted = ",".join(table.header), ",".join(template.header)
         problems.append(f"row 1: the header is {found}; the sample's is {wanted}")
-    problems += _listed(
-        table.ragged, lambda row: f"row {row}: not {len(table.header)} cells, as in the header"
-    )
+    problems += _listed(table.ragged, lambda row: f"row {row}: not {len(table.header)} cells, as in the header")
     return problems + _image_problems(table, template) + _label_problems(table, known, k)
 
 
@@ -245,21 +241,15 @@ def _label_problems(table: Table, known: Collection[str] | None, k: int) -> list
     def label(i: int, column: int) -> str:
         return repr(labels[int(codes[i, column])].as_py())
 
-    problems = _listed(
-        np.flatnonzero(wrong), lambda i: f"{at(i)}: separate labels by one space, nothing else"
-    )
+    problems = _listed(np.flatnonzero(wrong), lambda i: f"{at(i)}: separate labels by one space, nothing else")
     problems += _listed(np.flatnonzero(count == 0), lambda i: f"{at(i)}: no guesses")
-    problems += _listed(
-        np.flatnonzero(count > k), lambda i: f"{at(i)}: {count[i]} guesses, at most {k} allowed"
-    )
+    problems += _listed(np.flatnonzero(count > k), lambda i: f"{at(i)}: {count[i]} guesses, at most {k} allowed")
     problems += _listed(np.argwhere(repeated), lambda p: f"{at(p[0])}: {label(*p)} is guessed more than once")
     if known is not None:
         # PADDING is -1, the place of the last: never foreign
         foreign = np.append(not_in(labels, pa.array(list(known), pa.string())), False)
         unlisted = np.argwhere(foreign[codes])
-        problems += _listed(
-            unlisted, lambda p: f"{at(p[0])}: {label(*p)} is not an identity of this competition"
-        )
+        problems += _listed(unlisted, lambda p: f"{at(p[0])}: {label(*p)} is not an identity of this competition")
     return problems
 
 
@@ -277,9 +267,7 @@ def _require_identities(table: Table, truth: Any, unguessed: Any) -> None:
     empty = blank(truth)
     if empty.any():
         row = rows[empty.argmax()]
-        raise WhaleidError(
-            f"{table.path}: row {row}: the identity is empty; a solution names one for each image"
-        )
+        raise WhaleidError(f"{table.path}: row {row}: the identity is empty; a solution names one for each image")
     several = pc.match_substring_regex(truth, r"\s").to_numpy(zero_copy_only=False)
     if several.any():
         row, text = rows[several.argmax()], truth[int(several.argmax())].as_py()

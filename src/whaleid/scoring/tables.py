@@ -61,9 +61,7 @@ def read_table(path: Path, lenient: bool = False) -> Table:
             raise WhaleidError(f"{path}: the file is empty; a header and a row for each image are needed")
         if len(header) < 2:
             found = header[0] if header else "a blank line"
-            raise WhaleidError(
-                f"{path}: row 1: one column only ({found}); give the image, a comma, the labels"
-            )
+            raise WhaleidError(f"{path}: row 1: one column only ({found}); give the image, a comma, the labels")
         table = _read_fast(path, header) or _read_slowly(path, header)
     except FileNotFoundError as error:
         raise WhaleidError(f"{path}: there is no such file; check the path") from error
@@ -150,9 +148,7 @@ def encode(table: Table, cells: Any) -> tuple[np.ndarray, Any]:
         at = table.rows[count.argmax()]
         raise WhaleidError(f"{table.path}: row {at}: {width} guesses, too many to hold for {len(cells)} rows")
     codes = np.full((len(cells), width), PADDING, dtype=np.int32)
-    codes[np.arange(width) < count[:, None]] = (
-        encoded.indices.to_numpy()
-    )  # row after row, each from its start
+    codes[np.arange(width) < count[:, None]] = encoded.indices.to_numpy()  # row after row, each from its start
     return codes, encoded.dictionary
 
 

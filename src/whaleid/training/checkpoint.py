@@ -53,9 +53,7 @@ def write_description(folder: Path, experiment: Experiment, classes: list[str]) 
     if broken is not None:
         raise WhaleidError(f"identity {broken!r} holds a line break: rename it in the competition's CSV")
     with atomic_path(folder / CONFIG) as temporary:
-        temporary.write_text(
-            yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        )
+        temporary.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     with atomic_path(folder / CLASSES) as temporary:
         temporary.write_bytes("".join(f"{name}\n" for name in classes).encode())
 
@@ -94,8 +92,7 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> TrainedRun:
     sizes = weights.pop(SIZES, torch.zeros(0)).numpy()
     if len(classes) != len(sizes):
         raise WhaleidError(
-            f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: "
-            f"{_AGAIN.format(folder)}"
+            f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: {_AGAIN.format(folder)}"
         )
     width, height = metadata["size"]
     embedder = build_embedder(experiment.model, pretrained=False, size=(width, height))
@@ -111,29 +108,21 @@ _AGAIN = "the run's files do not belong together; delete {} and train it again"
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise WhaleidError(
-            f"{path}: there is no checkpoint; the run is not finished: train it first (make train)"
-        )
+        raise WhaleidError(f"{path}: there is no checkpoint; the run is not finished: train it first (make train)")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise WhaleidError(
-            f"{path}: broken or cut short ({error}); delete it and train the run again"
-        ) from error
+        raise WhaleidError(f"{path}: broken or cut short ({error}); delete it and train the run again") from error
     if "size" not in metadata:
-        raise WhaleidError(
-            f"{path}: not a checkpoint of whaleid (its header has no 'size'); train the run again"
-        )
+        raise WhaleidError(f"{path}: not a checkpoint of whaleid (its header has no 'size'); train the run again")
     return weights, metadata
 
 
 def _read_experiment(path: Path) -> Experiment:
     if not path.is_file():
-        raise WhaleidError(
-            f"{path}: missing; it says how the checkpoint's network is built: train the run again"
-        )
+        raise WhaleidError(f"{path}: missing; it says how the checkpoint's network is built: train the run again")
     try:
         return Experiment.model_validate(read_yaml(path))
     except ValidationError as error:

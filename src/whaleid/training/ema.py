@@ -61,6 +61,4 @@ class Ema:
             tensor.copy_(values[name])
 
     def _live(self) -> dict[str, Tensor]:
-        return {
-            name: tensor for name, tensor in self._module.state_dict().items() if tensor.is_floating_point()
-        }
+        return {name: tensor for name, tensor in self._module.state_dict().items() if tensor.is_floating_point()}

@@ -24,9 +24,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 """Images uint8 (b, h, w, 3) and labels int64 (b,)."""
 
 
-def train_epoch(
-    session: Session, sizes: list[int], batches: Batches, after_tick: Callable[[int], None]
-) -> None:
+def train_epoch(session: Session, sizes: list[int], batches: Batches, after_tick: Callable[[int], None]) -> None:
     """Train what is left of the running epoch.
 
     sizes: images in each batch of the epoch's whole plan; batches: those from `progress.batch` on.
@@ -138,8 +136,9 @@ def across_processes(module: LossModule, accelerator: Accelerator) -> nn.Module:
         return module
     device = accelerator.device
     # A pair or triplet loss without a single pair in its batch leaves its own parameters without gradients.
+    metric = any(type(part).__module__.startswith("pytorch_metric_learning") for part in module.head.modules())
     return DistributedDataParallel(
-        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=metric
     )
 
 

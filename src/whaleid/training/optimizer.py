@@ -45,16 +45,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
     return tensors
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put saved moments back, in each parameter's own memory layout: results stay equal to the bit."""
     parameters = dict(module.named_parameters())
     order = {
         parameter: place
-        for place, parameter in enumerate(
-            item for group in optimizer.param_groups for item in group["params"]
-        )
+        for place, parameter in enumerate(item for group in optimizer.param_groups for item in group["params"])
     }
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -41,9 +41,7 @@ class Recorder:
         """An epoch is done. loss: mean over its steps; score: of the fold's queries, if asked for."""
         progress = self._session.progress
         figures = {} if score is None else {"score": score}
-        self._log.write(
-            "epoch", progress.step, progress.epoch, loss=loss, seconds=progress.seconds, **figures
-        )
+        self._log.write("epoch", progress.step, progress.epoch, loss=loss, seconds=progress.seconds, **figures)
         self._save_if_older_than(min(EPOCH_SAVE_SECONDS, self._save_seconds))
 
     def _write_window(self) -> None:

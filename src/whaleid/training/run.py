@@ -129,13 +129,9 @@ def train_run(
 # ---------------------------------------------------------------------------------------------------- start
 
 
-def run_key(
-    experiment: Experiment, fold: int | None, items: TrainingItems, size: tuple[int, int], key: str
-) -> str:
+def run_key(experiment: Experiment, fold: int | None, items: TrainingItems, size: tuple[int, int], key: str) -> str:
     """Digest of all that a run's weights depend on: settings, items, size, and what the caller knows."""
-    settings = experiment.model_dump(
-        mode="json", exclude={"name": True, "features": True, "train": {"workers"}}
-    )
+    settings = experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
     content = sha256()
     for array in (items.rows, items.mirrored, items.labels):
         content.update(np.ascontiguousarray(array).tobytes())
@@ -174,9 +170,7 @@ def start(task: Task, accelerator: Accelerator, weights: Path) -> Session:
 def _prepare_folder(task: Task, key: str) -> None:
     """Make room for the run: what is left there of other settings goes, a state of these settings stays."""
     task.out.mkdir(parents=True, exist_ok=True)
-    (task.out / CHECKPOINT).unlink(
-        missing_ok=True
-    )  # a finished run of these settings would not be trained again
+    (task.out / CHECKPOINT).unlink(missing_ok=True)  # a finished run of these settings would not be trained again
     path = task.out / STATE
     if not is_state_of(path, key):
         if path.exists():
@@ -191,7 +185,7 @@ def _build_session(task: Task, accelerator: Accelerator, weights: Path, pretrain
     seed_everything(task.seed)
     embedder = build_embedder(task.experiment.model, weights, pretrained, task.cache.size)
     head = build_head(task.experiment.head, embedder.dim, class_sizes(task.items))
-    # Channels last: up to a tenth faster on a CPU, more on a GPU in half precision; the pixels come so anyway.
+    # Channels last: up to a tenth faster on a CPU, more on a GPU in half precision; the pixels come so.
     module = LossModule(embedder, head).to(accelerator.device, memory_format=torch.channels_last)
     groups = parameter_groups(embedder, head, config.lr, config.backbone_lr, config.weight_decay)
     optimizer = accelerator.prepare(build_optimizer(groups, config))
@@ -229,9 +223,7 @@ def run_epoch(task: Task, session: Session, record: Recorder | None, score: Scor
         session.config.workers,
         start=progress.batch,
     )
-    train_epoch(
-        session, [len(batch) for batch in plan], batches, record.after_tick if record else lambda _: None
-    )
+    train_epoch(session, [len(batch) for batch in plan], batches, record.after_tick if record else lambda _: None)
     progress.last_loss = progress.epoch_loss / max(1, progress.epoch_steps)
     progress.epoch_loss, progress.epoch_steps = 0.0, 0
     progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -268,9 +260,7 @@ def fold_score(task: Task, images: pd.DataFrame, folds: pd.DataFrame, unknown: s
         embedder, device = session.module.embedder, session.accelerator.device
         with session.averaged():
             near, asked = (embed_rows(embedder, task.cache, rows, batch) for rows in (gallery, queries))
-        return identity_map(
-            asked, torch.from_numpy(truth).to(device), near, torch.from_numpy(codes).to(device)
-        )
+        return identity_map(asked, torch.from_numpy(truth).to(device), near, torch.from_numpy(codes).to(device))
 
     return score
 

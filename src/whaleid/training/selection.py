@@ -14,9 +14,7 @@ from whaleid.scoring.metrics import reciprocal_rank_at_k
 _QUERIES = 256  # rows of the similarity matrix at a time
 
 
-def fold_queries(
-    images: pd.DataFrame, folds: pd.DataFrame, fold: int, unknown: str | None
-) -> tuple[np.ndarray, ...]:
+def fold_queries(images: pd.DataFrame, folds: pd.DataFrame, fold: int, unknown: str | None) -> tuple[np.ndarray, ...]:
     """Rows of images.parquet and codes of the fold's gallery and of those queries that it can answer.
 
     Returns (gallery_rows (g,), gallery_codes (g,), query_rows (q,), query_codes (q,)), int64.

@@ -82,9 +82,7 @@ def make_accelerator(precision: str, title: str) -> Accelerator:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
         raise WhaleidError(f"{title}: train.precision={precision} does not work here: {error}") from error
-    if (
-        precision == "fp16" and accelerator.device.type == "cpu"
-    ):  # accelerate would train in float32, silently
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32, silently
         raise WhaleidError(f"{title}: train.precision=fp16 needs a GPU; use auto, no or bf16")
     return accelerator
 
@@ -143,9 +141,7 @@ def hidden_state(head: nn.Module) -> tuple[dict[str, Tensor], dict[str, bool | i
     return tensors, numbers
 
 
-def restore_hidden(
-    head: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, bool | int | float]
-) -> None:
+def restore_hidden(head: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, bool | int | float]) -> None:
     """Put back what `hidden_state` took."""
     device = next((parameter.device for parameter in head.parameters()), None)
     for place, value in {**tensors, **numbers}.items():

@@ -64,9 +64,7 @@ def save_state(path: Path, key: str, state: State) -> None:
     """Write atomically. key: digest of all that must be equal when the run goes on."""
     rest = {"progress": asdict(state.progress), "hidden": state.hidden, "scaler": state.scaler}
     header = {"key": key, **{name: json.dumps(value) for name, value in rest.items()}}
-    flat = {
-        f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()
-    }
+    flat = {f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()}
     with atomic_path(path) as temporary:
         save_file(storable(flat), temporary, metadata=header)
 

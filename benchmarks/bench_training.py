@@ -1,7 +1,7 @@
 """A step of whaleid's training loop against a bare loop: same network, head, optimizer and batch, in memory.
 
-The loops take turns in changing order, so that whatever else the machine does meets all of them; a ratio is
-the median over the rounds. Settings: configs/experiments/default.yaml with random weights. Loops:
+The loops take turns at one network, in changing order, so that whatever else the machine does meets all of
+them; a ratio is the median over the rounds. Settings: configs/experiments/default.yaml with random weights. Loops:
 `bare` (forward, backward, step), `bare + clip` (with torch's clipping alone), `loop` (ours: clipping, checks,
 seeds, log) and `loop + ema`. Result: benchmarks/results/training.json.
 """
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ import torch
 from whaleid.config import load_experiment
 from whaleid.data.batches import TrainingItems
 from whaleid.data.cache import ImageCache
+from whaleid.training.ema import Ema
 from whaleid.training.loop import train_epoch
 from whaleid.training.record import recorder
 from whaleid.training.run import Task, start
 from whaleid.training.session import Session, make_accelerator
+from whaleid.training.state import Progress
 from whaleid.workspace import write_json
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -45,25 +48,27 @@ def main() -> None:
         torch.randint(0, CLASSES, shape[:1], generator=generator),
     )
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        loops = {
-            "bare": bare_loop(make_session(size, Path(folder, "bare")), batch, clip=0.0),
-            "bare + clip": bare_loop(make_session(size, Path(folder, "clip")), batch, experiment.train.clip),
-            "loop": whaleid_loop(make_session(size, Path(folder, "loop")), batch, Path(folder, "loop"), stack),
-            "loop + ema": whaleid_loop(
-                make_session(size, Path(folder, "ema"), ema=0.999), batch, Path(folder, "ema"), stack
-            ),
-        }
-        seconds = measure(loops)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        session = make_session(size, folder / "loop")
+        averaged = replace(session, ema=Ema(session.module, 0.999), progress=Progress())
+        (folder / "ema").mkdir()
+        seconds = measure(
+            {
+                "bare": bare_loop(session, batch, clip=0.0),
+                "bare + clip": bare_loop(session, batch, experiment.train.clip),
+                "loop": whaleid_loop(session, batch, folder / "loop", stack),
+                "loop + ema": whaleid_loop(averaged, batch, folder / "ema", stack),
+            }
+        )
     report(
         seconds,
         {"backbone": experiment.model.backbone, "width": size[0], "height": size[1], "batch": shape[0]},
     )
 
 
-def make_session(size: tuple[int, int], out: Path, ema: float = 0.0) -> Session:
+def make_session(size: tuple[int, int], out: Path) -> Session:
     """A session whose epoch has `STEPS` batches; nothing is read from its items or its cache."""
-    settings = {"model.weights": "random", "train.ema": ema, "train.epochs": 100_000, "train.warmup": 0.0}
+    settings = {"model.weights": "random", "train.epochs": 100_000, "train.warmup": 0.0}
     experiment = load_experiment("default", settings)
     count = STEPS * experiment.train.batch
     labels = np.arange(count) % CLASSES
@@ -133,11 +138,12 @@ def timed(run: Callable[[], None]) -> float:
 
 def report(seconds: dict[str, list[float]], settings: dict[str, Any]) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    ratios = {
-        name: statistics.median(ours / bare for ours, bare in zip(taken, seconds["bare"], strict=True))
+    paired = {
+        name: [ours / bare for ours, bare in zip(taken, seconds["bare"], strict=True)]
         for name, taken in seconds.items()
         if name != "bare"
     }
+    ratios = {name: statistics.median(values) for name, values in paired.items()}
     content = {
         **settings,
         "device": device,
@@ -147,6 +153,10 @@ def report(seconds: dict[str, list[float]], settings: dict[str, Any]) -> None:
         "rounds": ROUNDS,
         "seconds_a_step": {name: round(statistics.median(taken), 5) for name, taken in seconds.items()},
         "ratio_to_bare": {name: round(ratio, 4) for name, ratio in ratios.items()},
+        "ratio_quartiles": {
+            name: [round(value, 4) for value in statistics.quantiles(values, n=4)[::2]]
+            for name, values in paired.items()
+        },
     }
     write_json(RESULTS, content)
     for name, ratio in ratios.items():

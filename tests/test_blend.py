@@ -19,7 +19,7 @@ from whaleid.ensemble.blend import (
     stack,
     union,
 )
-from whaleid.ensemble.calibrate import Calibration, calibrated, fit_calibration
+from whaleid.ensemble.calibrate import calibrated, fit_calibration
 from whaleid.ensemble.unknown import best_threshold, standing
 from whaleid.retrieval.candidates import Candidates
 

@@ -273,21 +273,11 @@ RESUMED = {
 }
 
 
-QUEUE = {
-    "head": {
-        "name": "metric",
-        "loss": "CrossBatchMemory",
-        "arguments": {"loss": "ContrastiveLoss", "memory_size": 24},
-    },
-    "sampler_name": "balanced",
-    "sampler_images": 2,
-}
-
-
+QUEUE = {"name": "metric", "loss": "CrossBatchMemory", "arguments": {"loss": "ContrastiveLoss", "memory_size": 24}}
 KILLED: dict[str, tuple[int, dict[str, Any]]] = {
     "everything": (6, RESUMED),
     "accumulated": (3, {"train_accumulate": 2, "train_optimizer": "sgd", "train_freeze.epochs": 2}),
-    "queue": (6, QUEUE),
+    "queue": (6, {"head": QUEUE, "sampler_name": "balanced", "sampler_images": 2}),
 }
 """Step in the middle of the second epoch at which the process kills itself, and the run's settings."""
 

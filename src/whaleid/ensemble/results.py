@@ -177,6 +177,7 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
+    (out / "test.parquet").unlink(missing_ok=True)
     if len(result.test_images):
         tests = ((rung.name, AVERAGED, rung.test) for rung in result.rungs if rung.test is not None)
         write_candidates(out / "test.parquet", tests)

@@ -69,6 +69,7 @@ def take_step(session: Session, model: nn.Module, batches: Batches, sizes: list[
     """
     accelerator, config, step = session.accelerator, session.config, session.progress.step
     set_rates(session.optimizer, session.schedule.factor(step))
+    session.optimizer.zero_grad(set_to_none=True)  # here, not at the end: the forward pass reuses the memory
     losses = []
     for place, size in enumerate(sizes):
         images, labels = next(batches)
@@ -86,7 +87,6 @@ def take_step(session: Session, model: nn.Module, batches: Batches, sizes: list[
     limit = config.clip if config.clip > 0 else math.inf
     session.gradient_norm = accelerator.clip_grad_norm_(session.module.parameters(), limit)
     session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
     if session.ema:
         session.ema.update(step)
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

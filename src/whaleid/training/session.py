@@ -96,7 +96,6 @@ def _best_precision() -> str:
 def take_state(session: Session) -> State:
     """What the session must know to go on; the tensors are the session's own, not copies."""
     scaler = session.accelerator.scaler
-    hidden_tensors, hidden_numbers = hidden_state(session.module.head)
     return State(
         progress=session.progress,
         tensors={
@@ -104,9 +103,7 @@ def take_state(session: Session) -> State:
             "optimizer": optimizer_tensors(session.optimizer, session.module),
             "ema": session.ema.values if session.ema else {},
             "best": session.best,
-            "hidden": hidden_tensors,
         },
-        hidden=hidden_numbers,
         scaler=scaler.state_dict() if scaler is not None else {},
     )
 
@@ -115,35 +112,9 @@ def restore(session: Session, state: State) -> None:
     """Put a session back to where `state` was taken."""
     session.progress = state.progress
     session.module.load_state_dict(state.tensors["model"])
-    restore_hidden(session.module.head, state.tensors["hidden"], state.hidden)
     restore_optimizer(session.optimizer, session.module, state.tensors["optimizer"])
     session.best = state.tensors["best"]
     if session.ema:
         session.ema.load(state.tensors["ema"])
     if session.accelerator.scaler is not None:
         session.accelerator.scaler.load_state_dict(state.scaler)
-
-
-def hidden_state(head: nn.Module) -> tuple[dict[str, Tensor], dict[str, bool | int | float]]:
-    """Tensors and numbers that a head's modules keep outside of their state_dict, by `<module>/<attribute>`.
-
-    Some losses of pytorch-metric-learning remember past batches so (CrossBatchMemory's place in its queue,
-    DynamicSoftMarginLoss's histogram); without them a resumed run would go another way.
-    """
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, bool | int | float] = {}
-    for path, module in head.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                tensors[f"{path}/{name}"] = value
-            elif type(value) in (bool, int, float):
-                numbers[f"{path}/{name}"] = value
-    return tensors, numbers
-
-
-def restore_hidden(head: nn.Module, tensors: dict[str, Tensor], numbers: dict[str, bool | int | float]) -> None:
-    """Put back what `hidden_state` took."""
-    device = next((parameter.device for parameter in head.parameters()), None)
-    for place, value in {**tensors, **numbers}.items():
-        path, _, name = place.rpartition("/")
-        setattr(head.get_submodule(path), name, value.to(device) if isinstance(value, Tensor) else value)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whaleid.workspace import atomic_path
 
-GROUPS = ("model", "optimizer", "ema", "best", "hidden")
+GROUPS = ("model", "optimizer", "ema", "best")
 """Groups of tensors in a state."""
 
 
@@ -54,15 +54,13 @@ class State:
     progress: Progress
     tensors: dict[str, dict[str, Tensor]]
     """By group (one of GROUPS) and name."""
-    hidden: dict[str, bool | int | float]
-    """Numbers that the head keeps outside of its state_dict."""
     scaler: dict[str, Any]
     """GradScaler's own state; empty without fp16."""
 
 
 def save_state(path: Path, key: str, state: State) -> None:
     """Write atomically. key: digest of all that must be equal when the run goes on."""
-    rest = {"progress": asdict(state.progress), "hidden": state.hidden, "scaler": state.scaler}
+    rest = {"progress": asdict(state.progress), "scaler": state.scaler}
     header = {"key": key, **{name: json.dumps(value) for name, value in rest.items()}}
     flat = {f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()}
     with atomic_path(path) as temporary:
@@ -80,8 +78,7 @@ def load_state(path: Path, key: str) -> State | None:
     for name, tensor in flat.items():
         group, _, rest = name.partition("/")
         tensors[group][rest] = tensor
-    rest = {name: json.loads(header[name]) for name in ("progress", "hidden", "scaler")}
-    return State(Progress(**rest["progress"]), tensors, rest["hidden"], rest["scaler"])
+    return State(Progress(**json.loads(header["progress"])), tensors, json.loads(header["scaler"]))
 
 
 def is_state_of(path: Path, key: str) -> bool:

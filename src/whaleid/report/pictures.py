@@ -1,0 +1,160 @@
+"""Pictures of the report: plots of the figures, and small views of the images."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from whaleid.scoring.metrics import MapScore
+
+VIEW = (220, 180)
+"""Largest width and height of a view of an image, in pixels: uncompressed 119 kB, as PNG never much more."""
+MARGIN = 0.05
+"""Share of the box's sides shown around it."""
+DPI = 110
+_BLUE, _ORANGE, _GREY = "#1f77a4", "#d95f02", "#8a979f"
+_COLUMNS = 4
+_LONGEST = 30  # characters of a name that fit over a small plot
+
+
+def draw_ladder(rungs: list[dict[str, Any]], solution: dict[str, MapScore], path: Path) -> None:
+    """Out-of-fold MAP@k of every rung as a dot with its interval, and its score against the solution as a cross."""
+    figure = _figure(8.0, 0.9 + 0.27 * len(rungs))
+    axes = figure.add_subplot()
+    heights = np.arange(len(rungs))[::-1]
+    for height, rung in zip(heights, rungs, strict=True):
+        color = _ORANGE if rung["optimistic"] else _BLUE
+        axes.plot([rung["low"], rung["high"]], [height, height], color=color, linewidth=2.5, alpha=0.45)
+        axes.plot(rung["map"], height, "o", color=color, markersize=6)
+        if rung["name"] in solution:
+            axes.plot(solution[rung["name"]].map, height, "x", color="#1c2730", markersize=6, markeredgewidth=1.6)
+    axes.set_yticks(heights, [_plain(rung["name"]) for rung in rungs])
+    axes.set_ylim(-0.7, len(rungs) - 0.3)
+    axes.set_xlabel(f"MAP@{rungs[0]['k']}")
+    axes.grid(axis="both", color="#e6ecef")
+    _legend(axes, rungs, bool(solution))
+    _save(figure, path)
+
+
+def draw_scores(known: np.ndarray, unknown: np.ndarray, limits: list[float], tuned: float, path: Path) -> None:
+    """Histogram of the best scores of known and of unknown queries, with the thresholds.
+
+    known, unknown: float (n,), either may be empty. limits: of each fold; tuned: on all folds.
+    """
+    figure = _figure(8.0, 3.0)
+    axes = figure.add_subplot()
+    scores = np.concatenate([known, unknown])
+    edges = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 41)
+    for values, color, name in ((known, _BLUE, "known"), (unknown, _ORANGE, "unknown")):
+        if len(values):
+            weights = np.full(len(values), 1.0 / len(values))
+            axes.hist(values, edges, weights=weights, color=color, alpha=0.55, label=f"{name} ({len(values):,})")
+    axes.set_xlim(edges[0], edges[-1])
+    for limit in limits:
+        axes.axvline(np.clip(limit, edges[0], edges[-1]), color=_GREY, linestyle=":", linewidth=1.2)
+    axes.axvline(np.clip(tuned, edges[0], edges[-1]), color="#1c2730", label=f"threshold, all folds ({tuned:.3f})")
+    axes.plot([], [], ":", color=_GREY, label="thresholds of the folds")
+    axes.set_xlabel("best score of a query")
+    axes.set_ylabel("share of queries")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Path) -> None:
+    """Small multiples: for each experiment the loss by epoch, a line a fold. curves: experiment -> fold -> points."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(_COLUMNS, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = _figure(max(2.6 * columns, 4.0), 2.1 * rows)
+    for number, (name, folds) in enumerate(curves.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        for fold, points in folds.items():
+            epochs, losses = zip(*points, strict=True)
+            marker = "o" if len(points) < 5 else ""
+            axes.plot(epochs, losses, marker=marker, color=f"C{fold % 10}", linewidth=1.3, markersize=4)
+        axes.set_title(_plain(name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"), fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.set_xlim(0.5, max(points[-1][0] for points in folds.values()) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        axes.grid(color="#e6ecef")
+        if number + columns >= len(curves):
+            axes.set_xlabel("epoch", fontsize=8)
+    lines = {fold: Line2D([], [], color=f"C{fold % 10}") for folds in curves.values() for fold in folds}
+    names = [f"fold {fold}" for fold in sorted(lines)]
+    handles = [lines[fold] for fold in sorted(lines)]
+    figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def write_views(images: pd.DataFrame, rows: set[int], root: Path, folder: Path) -> None:
+    """Small views of images, cut to their boxes: `<folder>/image-<row>.png`, at most VIEW large."""
+    for row in sorted(rows):
+        write_view(root / images["path"].iloc[row], _box(images, row), folder / view_name(row))
+
+
+def view_name(row: int) -> str:
+    return f"image-{row}.png"
+
+
+def write_view(source: Path, box: np.ndarray, path: Path) -> None:
+    """One image's box with some margin, as a PNG. box: float (4,), x0, y0, x1, y1 in pixels."""
+    from PIL import Image
+
+    from whaleid.data.images import prepare
+
+    pixels = prepare(source, box, MARGIN, view_size(box))
+    Image.fromarray(pixels).save(path, optimize=True)
+
+
+def view_size(box: np.ndarray) -> tuple[int, int]:
+    """Width and height of a view: the box's aspect, as large as VIEW allows."""
+    width, height = float(box[2] - box[0]), float(box[3] - box[1])
+    scale = min(VIEW[0] / width, VIEW[1] / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _box(images: pd.DataFrame, row: int) -> np.ndarray:
+    return images[["x0", "y0", "x1", "y1"]].iloc[row].to_numpy(dtype=float)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches; no window system, no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _legend(axes: Any, rungs: list[dict[str, Any]], solution: bool) -> None:
+    axes.plot([], [], "o-", color=_BLUE, label="out of fold, 95 % interval")
+    if any(rung["optimistic"] for rung in rungs):
+        axes.plot([], [], "o-", color=_ORANGE, label="optimistic")
+    if solution:
+        axes.plot([], [], "x", color="#1c2730", label="solution")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def _plain(name: str) -> str:
+    """A name in which matplotlib sees no formula."""
+    return name.replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a plot as a PNG of 256 colours, as many as the eye sees in it: a third of the bytes."""
+    from PIL import Image
+
+    for axes in figure.axes:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.set_axisbelow(True)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI, format="png")
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

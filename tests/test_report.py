@@ -1,0 +1,315 @@
+"""The report of a small work folder whose results were made by the real stages from foreign features."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from whaleid.answers import ensemble_stage, read_metrics
+from whaleid.config import Competition, Recipe
+from whaleid.errors import WhaleidError
+from whaleid.pipeline import Project, images_stage
+from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
+from whaleid.report.markup import Markup, table, tag, text
+from whaleid.report.material import Answers, read_material
+from whaleid.report.page import write_report
+from whaleid.report.pictures import VIEW, view_size
+from whaleid.workspace import Workspace, write_json
+
+UNKNOWN = "new<whale>"
+SOURCE = "net <b>&amp;"
+SUMMARY = {
+    "experiment": "lite<0>",
+    "fold": 0,
+    "epochs": 2,
+    "images": 400,
+    "classes": 7,
+    "loss": 1.25,
+    "seconds": 20.0,
+    "device": "cpu",
+    "precision": "no",
+    "best_epoch": None,
+}
+
+
+def make_project(root: Path, unknown: str | None = UNKNOWN) -> Project:
+    """A competition of 36 drawn images of 8 identities, two folds, and features of one foreign model."""
+    rng = np.random.default_rng(0)
+    labels = [f"w&{number}" for number in range(8) for _ in range(3)] + [unknown or "w&8"] * 4
+    truth = [f"w&{number}" for number in range(8)]
+    names = [f"{number:02d}&.png" for number in range(len(labels) + len(truth))]
+    for name in names:
+        folder = root / "data" / ("train" if name in names[: len(labels)] else "test")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(folder / name)
+    train, test = names[: len(labels)], names[len(labels) :]
+    pd.DataFrame({"Image": train, "Id": labels}).to_csv(root / "data" / "train.csv", index=False)
+    pd.DataFrame({"Image": test, "Id": ""}).to_csv(root / "data" / "test.csv", index=False)
+    pd.DataFrame({"Image": test, "Id": truth}).to_csv(root / "data" / "solution.csv", index=False)
+    write_features(root / "features", names, [*labels, *truth], rng)
+    competition = Competition.model_validate(
+        {
+            "name": "tiny",
+            "root": root / "data",
+            "train": {"csv": "train.csv", "images": "train", "image": "Image", "identity": "Id"},
+            "test": {"csv": "test.csv", "images": "test", "image": "Image"},
+            "unknown": unknown,
+            "unknown_share": 0.25 if unknown else None,
+            "solution": "solution.csv",
+        }
+    )
+    recipe = Recipe.model_validate(
+        {
+            "name": "own",
+            "folds": 2,
+            "sources": {SOURCE: str(root / "features")},
+            "combine": {"classifier": None, "concat": {"whiten": None}},
+        }
+    )
+    return Project(competition, recipe, (), Workspace(root / "work" / "tiny"))
+
+
+def write_features(folder: Path, names: list[str], labels: list[str], rng: np.random.Generator) -> None:
+    prototypes = {label: rng.normal(size=12) for label in sorted(set(labels))}
+    for fold in range(2):
+        out = folder / f"fold{fold}"
+        out.mkdir(parents=True)
+        rows = [prototypes[label] + 0.8 * rng.normal(size=12) for label in labels]
+        np.save(out / "embeddings.npy", np.array(rows, dtype=np.float32))
+        pd.DataFrame({"image": names}).to_csv(out / "rows.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = make_project(tmp_path_factory.mktemp("report"))
+    ensemble_stage(made, 1, [])
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(project: Project) -> str:
+    return write_report(project).read_text()
+
+
+class Page(HTMLParser):
+    """Collects the pictures and links of a page, and checks that every element that is opened is closed."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.pictures: list[str] = []
+        self.links: list[str] = []
+        self.anchors: list[str] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.anchors += [given["id"] or ""] if "id" in given else []
+        if tag == "img":
+            self.pictures.append(given["src"] or "")
+        if tag == "a":
+            self.links.append(given["href"] or "")
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def test_page_stands_by_itself(project: Project, page: str) -> None:
+    folder = project.workspace.report("own")
+    parsed = Page(page)
+    assert not parsed.open
+    assert set(parsed.pictures) == {path.name for path in folder.iterdir()} - {"index.html"}
+    assert all(link.removeprefix("#") in parsed.anchors for link in parsed.links)
+    assert all(path.stat().st_size < 300_000 for path in folder.glob("*.png"))
+    assert "<script" not in page and "http" not in page
+    assert [path.name for path in folder.parent.iterdir()] == ["own"]  # no temporary is left
+
+
+def test_labels_are_escaped(page: str) -> None:
+    assert UNKNOWN not in page and SOURCE not in page and "w&0" not in page
+    assert "new&lt;whale&gt;" in page and "net &lt;b&gt;&amp;amp;" in page and "w&amp;0" in page
+
+
+def test_figures_are_those_of_the_ladder(project: Project, page: str) -> None:
+    material = read_material(project)
+    for rung in material.rungs:
+        assert f"<td>{rung['map']:.5f}</td>" in page
+        assert f"<td>{material.solution[rung['name']].map:.5f}</td>" in page
+    final = material.rungs[-1]
+    assert f"<b>{final['map']:.5f} ± {(final['high'] - final['low']) / 2:.5f}</b>MAP@5, out of fold" in page
+    assert "<b>28</b>labelled images" in page and "<b>8</b>identities" in page and "<b>8</b>test images" in page
+    assert f"<td>{final['unknown']['used']:.4f}</td>" in page
+    assert "bring them up to date" not in page
+
+
+def test_foreign_features_have_no_runs(page: str) -> None:
+    assert "trained elsewhere: net" in page and "trains nothing here" in page
+
+
+def test_runs_are_shown_with_their_curves(project: Project, tmp_path: Path) -> None:
+    moved = with_runs(project, tmp_path)
+    folder = moved.workspace.run("lite<0>", 0)
+    folder.mkdir(parents=True)
+    lines = [{"kind": "epoch", "epoch": epoch, "loss": 3.0 / epoch} for epoch in (1, 2)]
+    lines.insert(1, {"kind": "step", "epoch": 1, "loss": 9.0})
+    (folder / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    page = write_report(moved).read_text()
+    assert "<td>lite&lt;0&gt;/fold0</td><td>2</td><td>400</td><td>7</td><td>1.2500</td><td>20</td><td>20.0</td>" in page
+    assert (moved.workspace.report("own") / "training.png").is_file()
+
+
+def test_runs_without_logs(project: Project, tmp_path: Path) -> None:
+    page = write_report(with_runs(project, tmp_path)).read_text()
+    assert "logs are not in the work folder" in page and "training.png" not in page
+
+
+def test_broken_log_is_named(project: Project, tmp_path: Path) -> None:
+    moved = with_runs(project, tmp_path)
+    moved.workspace.run("lite<0>", 0).mkdir(parents=True)
+    (moved.workspace.run("lite<0>", 0) / "log.jsonl").write_text('{"kind": "epo')
+    with pytest.raises(WhaleidError, match=r"log\.jsonl: not readable"):
+        write_report(moved)
+    assert not moved.workspace.report("own").exists()
+
+
+def with_runs(project: Project, root: Path) -> Project:
+    """A copy of the work folder whose figures name one run."""
+    workspace = Workspace(root / "tiny")
+    shutil.copytree(project.workspace.root, workspace.root, ignore=shutil.ignore_patterns("report"))
+    moved = replace(project, workspace=workspace)
+    figures = read_metrics(project)
+    figures["own"]["runs"] = {"lite<0>/fold0": SUMMARY, "lite<0>/fold1": None}
+    write_json(workspace.metrics, figures)
+    return moved
+
+
+def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    with pytest.raises(WhaleidError, match="run `make ensemble` first"):
+        write_report(project)
+    images_stage(project)
+    with pytest.raises(WhaleidError, match="run `make ensemble` first"):
+        write_report(project)
+
+
+def test_other_settings_are_noticed(project: Project) -> None:
+    other = replace(project, recipe=project.recipe.model_copy(update={"seed": 5}))
+    assert "bring them up to date" in write_report(other).read_text()
+
+
+def test_other_folds_are_refused(project: Project, tmp_path: Path) -> None:
+    moved = with_runs(project, tmp_path)
+    folds = pd.read_csv(moved.workspace.folds)
+    folds.loc[folds["fold"] == 0, "fold"] = 2
+    folds.to_csv(moved.workspace.folds, index=False)
+    only = replace(moved, recipe=moved.recipe.model_copy(update={"train_folds": [1]}))
+    with pytest.raises(WhaleidError, match=r"oof\.parquet: its queries are not the images of folds\.csv"):
+        write_report(only)
+
+
+def test_no_unknown_label(tmp_path: Path) -> None:
+    project = make_project(tmp_path, unknown=None)
+    ensemble_stage(project, 1, [])
+    page = write_report(project).read_text()
+    assert "no unknown label" in page and "called unknown" not in page
+    assert not (project.workspace.report("own") / "unknown.png").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- examples
+
+
+def answers(first: list[str], truth: list[str], best: list[float], known: list[bool]) -> Answers:
+    count = len(first)
+    guesses = np.array([[name, "z", ""] for name in first])
+    pairs = zip(first, best, strict=True)
+    scores = np.array([[0.5 if name == UNKNOWN else score, 0.0, np.nan] for name, score in pairs])
+    return Answers(
+        rows=np.arange(count) + 10,
+        folds=np.zeros(count, int),
+        truth=np.array(truth),
+        known=np.array(known),
+        guesses=guesses,
+        scores=scores.astype(np.float32),
+        best=np.array(best, np.float32),
+    )
+
+
+def test_choose_takes_the_surest_of_each_kind() -> None:
+    given = answers(
+        first=["a", "a", "b", "b", UNKNOWN, UNKNOWN, UNKNOWN, "a"],
+        truth=["a", "a", "a", UNKNOWN, "a", "b", UNKNOWN, "a"],
+        best=[0.6, 0.9, 0.7, 0.8, 0.4, 0.1, 0.0, 0.7],
+        known=[True, True, True, False, True, True, False, True],
+    )
+    chosen = choose(given, UNKNOWN, count=2)
+    rows = {kind: [example.row for example in examples] for kind, examples in chosen.items()}
+    assert rows == {"right": [11, 17], "wrong": [13, 12], "missed": [15, 14]}
+    assert [guess.identity for guess in chosen["right"][0].guesses] == ["a", "z"]  # no picture for an empty guess
+    assert [guess.right for guess in chosen["right"][0].guesses] == [True, False]
+
+
+def test_unanswerable_queries_are_not_called_wrong() -> None:
+    given = answers(["a", "b"], ["", "a"], [0.9, 0.5], [False, True])
+    assert [example.row for example in choose(given, None)["wrong"]] == [11]
+
+
+def test_nearest_gallery_image_is_shown(project: Project) -> None:
+    """Against all cosines of the query with the identity's images, from the features' own files."""
+    material = read_material(project)
+    folders = {fold: Path(project.recipe.sources[SOURCE]) / f"fold{fold}" for fold in (0, 1)}
+    images, part = material.images, material.protocol.parts[1]
+    query, identity = int(part.rows[0]), str(material.protocol.classes[part.gallery_codes[0]])
+    example = Example(query, 1, identity, (Guess(identity, 1.0, True), Guess(UNKNOWN, 0.0, False)))
+    found = with_pictures([example], material.protocol, images, folders)[0]
+
+    names = pd.read_csv(folders[1] / "rows.csv")["image"].tolist()
+    vectors = np.load(folders[1] / "embeddings.npy")[[names.index(name) for name in images["image"]]]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    fold_of = material.folds.set_index("image")["fold"]
+    own = [row for row in range(len(images)) if images["identity"].iloc[row] == identity]
+    gallery = [row for row in own if fold_of[images["image"].iloc[row]] != 1]
+    assert found.guesses[0].row == max(gallery, key=lambda row: vectors[row] @ vectors[query])
+    assert found.guesses[1].row is None
+    assert shown_rows([found]) == {query, found.guesses[0].row}
+    without = with_pictures([example], material.protocol, images, {})[0]
+    assert without.guesses[0].row in gallery
+
+
+def test_best_score_is_of_an_identity(project: Project) -> None:
+    """From oof.parquet read plainly: the highest score of a query that is not that of unknown."""
+    material = read_material(project)
+    long = pd.read_parquet(project.workspace.candidates("own") / "oof.parquet")
+    long = long[(long["source"] == "blend") & (long["identity"] != UNKNOWN)]
+    best = long.groupby(long["query"].astype(str))["score"].max()
+    names = material.images["image"].iloc[material.final.rows]
+    assert np.allclose(material.final.best, best[names].to_numpy())
+
+
+# ------------------------------------------------------------------------------------------------ small pieces
+
+
+def test_text_escapes_all_but_markup() -> None:
+    assert text('<a> & "b"') == "&lt;a&gt; &amp; &quot;b&quot;"
+    assert text(Markup("<a>")) == "<a>" and text(None) == ""
+    assert tag("p", "<", class_='"') == '<p class="&quot;">&lt;</p>'
+    assert re.search(r'<tr class="strong"><td>y</td>', table(["h"], [["x"], ["y"]], strong=1))
+
+
+def test_views_keep_the_aspect_and_fit() -> None:
+    assert view_size(np.array([0, 0, 440, 100])) == (220, 50)
+    assert view_size(np.array([10, 0, 20, 100])) == (18, 180)
+    assert VIEW[0] * VIEW[1] * 3 < 300_000  # so that no PNG of one is larger

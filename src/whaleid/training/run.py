@@ -24,6 +24,7 @@ from whaleid.model.parameters import parameter_groups
 from whaleid.training.checkpoint import CHECKPOINT, read_metadata, save_checkpoint, write_description
 from whaleid.training.ema import Ema
 from whaleid.training.loop import require_finite_weights, train_epoch
+from whaleid.training.memory import keep_freed_memory
 from whaleid.training.optimizer import build_optimizer
 from whaleid.training.record import STATE, Recorder, recorder
 from whaleid.training.schedule import make_schedule
@@ -182,6 +183,8 @@ def _prepare_folder(task: Task, key: str) -> None:
 def _build_session(task: Task, accelerator: Accelerator, weights: Path, pretrained: bool) -> Session:
     config = task.experiment.train
     prefer_determinism()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     seed_everything(task.seed)
     embedder = build_embedder(task.experiment.model, weights, pretrained, task.cache.size)
     head = build_head(task.experiment.head, embedder.dim, class_sizes(task.items))

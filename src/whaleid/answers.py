@@ -15,7 +15,7 @@ import pandas as pd
 from whaleid.config import Competition, repository_root
 from whaleid.data.competition import read_rows
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, select_jobs, sources
+from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
@@ -45,6 +45,7 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
         project.recipe,
         project.competition,
         out,
+        local_stage(project),
     )
     figures = {
         "key": key,

@@ -43,7 +43,9 @@ SetOption = Annotated[
     typer.Option("--set", "-s", help="key=value laid over every experiment, e.g. train.epochs=20; repeatable"),
 ]
 SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="go on without the images that cannot be decoded")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="runs at once, each its own process")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", "-j", min=0, help="runs at once, each its own process; 0: one a GPU, else one a core")
+]
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
 FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
 
@@ -177,7 +179,7 @@ def train(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
     skip_unreadable: SkipOption = False,
@@ -192,7 +194,7 @@ def features(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
     skip_unreadable: SkipOption = False,
@@ -210,7 +212,7 @@ def ensemble(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Rank identities, combine the sources, and print the ladder of out-of-fold scores."""
@@ -227,7 +229,7 @@ def submission_write(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Write the submission CSV into submissions/, checked against the sample submission."""
@@ -291,7 +293,7 @@ def leaderboard(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Everything: data, folds, training, features, ensemble, submission, score."""

@@ -324,6 +324,19 @@ class ClassifierConfig(Model):
     seeds: Positive = 2
 
 
+class LocalConfig(Model):
+    """Local matching: RootSIFT descriptors vote for identities."""
+
+    size: Annotated[int, Field(ge=32)] = 256
+    """Longer side of the picture (cropped to its box) in pixels, where it is larger."""
+    keypoints: Positive = 500
+    """Strongest keypoints of each image."""
+    neighbours: Annotated[int, Field(ge=2)] = 10
+    """Nearest descriptors looked at for each descriptor of the query; the last one says what chance gives."""
+    power: Share = 0.5
+    """An identity's votes are divided by its number of descriptors to this power."""
+
+
 class CombineConfig(Model):
     """How the sources become one ranking (design: *A recipe*)."""
 
@@ -332,6 +345,8 @@ class CombineConfig(Model):
     classifier: ClassifierConfig | None = ClassifierConfig()
     logits: Annotated[int, Field(ge=0)] = 3
     """Class probabilities of this many best single experiments join the blend."""
+    local: LocalConfig | None = None
+    """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
     candidates: Positive = 50
     """Candidates kept for each query and source."""
     unknown: Literal["threshold", "share"] = "threshold"

@@ -11,12 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from whaleid.errors import WhaleidError
+from whaleid.progress import PROGRESS_FILE, follow_bars
+
+MEMORY_OF_A_RUN = 3 * 2**30
+"""Bytes that a run on a CPU is given room for; small networks at small sizes take about half."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,30 @@ def run_jobs(jobs: list[Job], do: Callable[[Job], None], options: list[str], at_
     """Do every job that is not current; returns how many were done.
 
     at_once: 1 calls `do(job)` here; more starts that many processes of `job.command(options)`, each with its
-        share of the cores and its own GPU, its output in `logs/<experiment>.fold<k>.log`.
+        share of the cores and its own GPU, its output in `logs/<experiment>.fold<k>.log`; 0 chooses (`sensible`).
     Raises WhaleidError when a job fails: those still running are ended, and what they had done is kept.
     """
     waiting = [job for job in jobs if not job.current]
-    if at_once > 1 and len(waiting) > 1:
+    at_once = min(at_once or sensible(), len(waiting))
+    if at_once > 1:
         _run_processes(waiting, options, at_once, logs)
         return len(waiting)
     for number, job in enumerate(waiting, start=1):
         Console(stderr=True).print(f"[{number}/{len(waiting)}] {job.stage} {job.title}", markup=False)
         do(job)
     return len(waiting)
+
+
+def sensible() -> int:
+    """As many runs at once as there are GPUs; without one, as many as cores and free memory carry.
+
+    On CPUs, runs of one thread each use the cores better than one run of many threads (measured on two cores:
+    1.3 times the images a second), and do not wait for one another when something else uses a core.
+    """
+    gpus = _gpu_count()
+    if gpus:
+        return gpus
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY_OF_A_RUN))
 
 
 def share_of_cores(at_once: int) -> int:
@@ -63,18 +82,18 @@ def share_of_cores(at_once: int) -> int:
 
 def _run_processes(waiting: list[Job], options: list[str], at_once: int, logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
     gpus = _gpu_count()
     free_places = list(range(at_once))
     running: dict[int, tuple[subprocess.Popen[bytes], Job, float]] = {}
     queue = list(waiting)
     done = 0
-    try:
+    with follow_bars() as bars, ExitStack() as stack:
+        stack.callback(lambda: [process.terminate() for process, _, _ in running.values()])
         while queue or running:
             while queue and free_places:
                 place, job = free_places.pop(0), queue.pop(0)
                 running[place] = (_start(job, options, at_once, place, gpus, logs), job, time.monotonic())
-                console.print(f"started  {job.stage} {job.title} (log: {_log_path(logs, job)})", markup=False)
+                bars.print(f"started {job.stage} {job.title} (log: {_log_path(logs, job)})")
             for place, (process, job, began) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -83,15 +102,14 @@ def _run_processes(waiting: list[Job], options: list[str], at_once: int, logs: P
                 _raise_if_failed(process.returncode, job, logs)
                 done += 1
                 minutes = (time.monotonic() - began) / 60
-                console.print(f"[{done}/{len(waiting)}] {job.stage} {job.title} in {minutes:.1f} min", markup=False)
+                bars.print(f"[{done}/{len(waiting)}] {job.stage} {job.title} in {minutes:.1f} min")
+            bars.show([_progress_path(logs, job) for _, job, _ in running.values()])
             time.sleep(0.2)
-    finally:
-        for process, _, _ in running.values():
-            process.terminate()
 
 
 def _start(job: Job, options: list[str], at_once: int, place: int, gpus: int, logs: Path) -> subprocess.Popen[bytes]:
     environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(at_once)))
+    environment[PROGRESS_FILE] = str(_progress_path(logs, job))
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
     with _log_path(logs, job).open("ab") as log:
@@ -100,6 +118,10 @@ def _start(job: Job, options: list[str], at_once: int, place: int, gpus: int, lo
 
 def _log_path(logs: Path, job: Job) -> Path:
     return logs / f"{job.experiment}.fold{job.fold}.log"
+
+
+def _progress_path(logs: Path, job: Job) -> Path:
+    return logs / f"{job.experiment}.fold{job.fold}.progress"
 
 
 def _raise_if_failed(code: int, job: Job, logs: Path) -> None:

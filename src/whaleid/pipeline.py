@@ -71,6 +71,9 @@ class Project:
     def cache_key(self, name: str) -> str:
         return digest("cache", FORMAT, self.images_key, name)
 
+    def local_key(self, name: str) -> str:
+        return digest("local", FORMAT, self.images_key, name)
+
     def run_key(self, experiment: Experiment, fold: int) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images."""
         settings = experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
@@ -152,6 +155,21 @@ def cache_stage(project: Project, experiment: Experiment) -> ImageCache:
         build_cache(images, project.competition.root, folder, size, experiment.image)
         project.workspace.mark_current(folder, key, begun=key)
     return open_cache(folder)
+
+
+def local_stage(project: Project) -> Path | None:
+    """The keypoints' descriptors of all images; None where the recipe does without local matching."""
+    local = project.recipe.combine.local
+    if local is None:
+        return None
+    from whaleid.retrieval.keypoints import describe_images, local_name
+
+    folder = project.workspace.local(local_name(local))
+    key = project.local_key(folder.name)
+    if not project.workspace.is_current(folder, key):
+        describe_images(images_stage(project), project.competition.root, folder, local)
+        project.workspace.mark_current(folder, key)
+    return folder
 
 
 # ------------------------------------------------------------------------------------------ runs and features

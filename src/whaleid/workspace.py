@@ -46,6 +46,10 @@ class Workspace:
     def features(self, source: str, fold: int) -> Path:
         return self.root / "features" / source / f"fold{fold}"
 
+    def local(self, name: str) -> Path:
+        """Folder of the keypoints' descriptors of one size and number."""
+        return self.root / "local" / name
+
     def candidates(self, recipe: str) -> Path:
         return self.root / "candidates" / recipe
 

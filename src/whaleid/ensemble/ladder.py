@@ -1,7 +1,8 @@
 """The stage that makes one answer of many networks, and says what each step of it is worth.
 
 Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities), all of them
-side by side (kNN), a classifier on that, and the blend, which is the answer. Every rung is scored out of
+side by side (kNN), a classifier on that, local matching where the recipe asks for it, and the blend, which is the
+answer. Every rung is scored out of
 fold: a fold's queries are ranked by what never saw them, and thresholds and weights used on them were learnt
 from the other folds' out-of-fold candidates (which were compared with this fold's images as gallery: that
 much, and no more, the folds know of one another). For the test set thresholds and weights are learnt from all
@@ -37,7 +38,7 @@ from whaleid.ensemble.blend import (
     tuned_map,
 )
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_locally, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.unknown import share_threshold, standing, with_unknown
 from whaleid.errors import WhaleidError
@@ -55,14 +56,16 @@ def combine(
     recipe: Recipe,
     competition: Competition,
     out: Path,
+    local: Path | None = None,
 ) -> LadderResult:
     """Rank, blend and score; write `oof.parquet`, `test.parquet` and `ladder.json` to the folder `out`.
 
     images, folds: images.parquet and folds.csv. sources: each with a folder of features for every fold used.
+    local: folder of the keypoints' descriptors, where the recipe has `combine.local`.
     Raises WhaleidError where the sources' folds differ, or features do not fit the images.
     """
     protocol = read_protocol(images, folds, competition, common_folds(sources))
-    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed)
+    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
     result = climb(protocol, rankings, recipe.combine, recipe.seed)
     write_result(result, protocol, out)
     return result
@@ -94,9 +97,16 @@ def common_folds(sources: list[Source]) -> list[int]:
 
 
 def rank_all(
-    sources: list[Source], images: pd.DataFrame, protocol: Protocol, config: CombineConfig, seed: int
+    sources: list[Source],
+    images: pd.DataFrame,
+    protocol: Protocol,
+    config: CombineConfig,
+    seed: int,
+    local: Path | None = None,
 ) -> list[Ranking]:
-    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier."""
+    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching."""
+    if (config.local is None) != (local is None):
+        raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
     unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
     if unknown_names:
         raise WhaleidError(
@@ -105,7 +115,8 @@ def rank_all(
         )
     rankings: list[Ranking] = []
     dims: list[int] = []
-    with progress_bar("ranking", total=len(sources) + len(protocol.parts)) as bar:
+    steps = len(sources) + len(protocol.parts) + (0 if local is None else len(protocol.parts) + 1)
+    with progress_bar("ranking", total=steps) as bar:
         for source in sources:
             found, dim = rank_source(source, images, protocol, config)
             rankings += found
@@ -114,6 +125,11 @@ def rank_all(
         for ranking in rank_jointly(sources, dims, images, protocol, config, seed):
             if ranking is None:
                 bar.advance(note="all sources")
+            else:
+                rankings.append(ranking)
+        for ranking in rank_locally(local, images, protocol, config) if local is not None else ():
+            if ranking is None:
+                bar.advance(note="local matching")
             else:
                 rankings.append(ranking)
     return rankings
@@ -187,7 +203,7 @@ def blend_rankings(
 
 
 def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int]) -> Blend:
-    """Blend of concat kNN, classifier and best class probabilities, tuned on these folds' queries alone."""
+    """Blend of concat kNN, classifier, local matching and best class probabilities, tuned on these folds alone."""
     questions = _questions(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
@@ -195,7 +211,7 @@ def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, pl
         return [Member(one.name, stack([one.oof[p] for p in places]), one.probability) for one in chosen]
 
     singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend([*members("concat", "classifier"), *singles], questions)
+    return fit_blend([*members("concat", "classifier", "local"), *singles], questions)
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:

@@ -295,7 +295,7 @@ class ConcatConfig(Model):
 
     whiten: Positive | None = 512
     """At most this many dimensions after PCA; null: no PCA."""
-    power: Share = 0.5
+    power: Share = 0.25
     """0: PCA rotation only; 1: full whitening; between: partial (eigenvalue ** -power/2)."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Weight of a source (default 1)."""
@@ -331,9 +331,9 @@ class LocalConfig(Model):
     """Longer side of the picture (cropped to its box) in pixels, where it is larger."""
     keypoints: Positive = 500
     """Strongest keypoints of each image."""
-    neighbours: Annotated[int, Field(ge=2)] = 10
+    neighbours: Annotated[int, Field(ge=2)] = 3
     """Nearest descriptors looked at for each descriptor of the query; the last one says what chance gives."""
-    power: Share = 0.5
+    power: Share = 0.25
     """An identity's votes are divided by its number of descriptors to this power."""
 
 
@@ -431,13 +431,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def load_competition(name: str) -> Competition:
     """Competition by name or path; its `root` is made absolute.
 
-    A relative root is looked for from the repository, then from the folder of the YAML file.
+    A relative root is looked for from the repository where the YAML is one of its own, else from the YAML's folder
+    first.
     """
     path = config_path("competitions", name)
     competition = _checked(Competition, read_yaml(path), path)
     root = competition.root.expanduser()
     if not root.is_absolute():
-        places = [repository_root() / root, path.parent / root]
+        repository = repository_root()
+        places = [repository / root, path.parent / root]
+        if not path.is_relative_to(repository / "configs"):
+            places.reverse()
         root = next((place for place in places if place.exists()), places[0])
     return competition.model_copy(update={"root": root.resolve()})
 

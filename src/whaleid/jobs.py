@@ -104,7 +104,7 @@ def _run_processes(waiting: list[Job], options: list[str], at_once: int, logs: P
                 minutes = (time.monotonic() - began) / 60
                 bars.print(f"[{done}/{len(waiting)}] {job.stage} {job.title} in {minutes:.1f} min")
             bars.show([_progress_path(logs, job) for _, job, _ in running.values()])
-            time.sleep(0.2)
+            time.sleep(0.5)
 
 
 def _start(job: Job, options: list[str], at_once: int, place: int, gpus: int, logs: Path) -> subprocess.Popen[bytes]:

@@ -1,12 +1,11 @@
 """The stage that makes one answer of many networks, and says what each step of it is worth.
 
 Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities), all of them
-side by side (kNN), a classifier on that, local matching where the recipe asks for it, and the blend, which is the
-answer. Every rung is scored out of
-fold: a fold's queries are ranked by what never saw them, and thresholds and weights used on them were learnt
-from the other folds' out-of-fold candidates (which were compared with this fold's images as gallery: that
-much, and no more, the folds know of one another). For the test set thresholds and weights are learnt from all
-folds, and scores are averaged over the folds' models.
+side by side (kNN), a classifier on that, local matching where the recipe asks for it, and the blend, which is
+the answer. Every rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds
+and weights used on them were learnt from the other folds' out-of-fold candidates (which were compared with this
+fold's images as gallery: that much, and no more, the folds know of one another). For the test set thresholds
+and weights are learnt from all folds, and scores are averaged over the folds' models.
 
 The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
 by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger

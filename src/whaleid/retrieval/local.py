@@ -32,6 +32,7 @@ _PROBES = 16
 _TAUGHT = 40  # descriptors a list from which k-means learns them; faiss warns below 39
 _SEED = 0
 _CHUNK = 1 << 15  # query descriptors searched at a time
+_LEAST = 64  # descriptors that a query counts as at the least, which bounds the table of votes
 
 
 def local_candidates(
@@ -60,14 +61,12 @@ def local_candidates(
     index = build_index(vectors)
     classes = int(gallery_codes.max()) + 1
     held = np.maximum(np.bincount(owner_codes, minlength=classes), 1).astype(np.float64)
-    for start, stop in _chunks(described.counts(queries)):
-        asked, asker = described.take(queries[start:stop])
-        votes = np.zeros((stop - start, classes))
-        for first in range(0, len(asked), _CHUNK):
-            part = slice(first, first + _CHUNK)
-            distance, rows = index.search(asked[part], min(config.neighbours, len(vectors)))
-            add_votes(votes, asker[part], distance, np.where(rows >= 0, owner_codes[rows], PADDING))
-        codes[start:stop], scores[start:stop] = _best(scores_of(votes, held, config.power), keep)
+    for part in _chunks(described.counts(queries)):
+        asked, asker = described.take(queries[part])
+        distance, rows = index.search(asked, min(config.neighbours, len(vectors)))
+        found = np.where(rows >= 0, owner_codes[rows], PADDING)
+        votes = count_votes(asker, distance, found, len(queries[part]), classes)
+        codes[part], scores[part] = _best(scores_of(votes, held, config.power), keep)
     return codes, scores
 
 
@@ -95,11 +94,12 @@ def build_index(vectors: np.ndarray) -> faiss.Index:
     return index
 
 
-def add_votes(votes: np.ndarray, asker: np.ndarray, distance: np.ndarray, codes: np.ndarray) -> None:
-    """Add what each descriptor gives to each identity, in units of squared distance between unit vectors.
+def count_votes(asker: np.ndarray, distance: np.ndarray, codes: np.ndarray, queries: int, classes: int) -> np.ndarray:
+    """What the descriptors of each query give to each identity, in squared distance between unit vectors.
 
-    votes: float64 (q, c), added to. asker: int64 (m,), its query. distance: float32 (m, k), squared, ascending,
-    in steps of `UNIT`. codes: int64 (m, k), identity of each neighbour, -1 = none found.
+    asker: int64 (m,), the descriptor's query. distance: float32 (m, k), squared, ascending, as stored (`UNIT`).
+    codes: int64 (m, k), identity of each neighbour, -1 = none found. Returns float64 (queries, classes), >= 0;
+    exact, so that it does not depend on the order of summing.
     """
     found = codes != PADDING
     last = np.where(found, distance, -np.inf).max(axis=1, keepdims=True)
@@ -107,8 +107,8 @@ def add_votes(votes: np.ndarray, asker: np.ndarray, distance: np.ndarray, codes:
     for place in range(1, codes.shape[1]):  # neighbours stand by distance: the first of an identity is its best
         gain[(codes[:, :place] == codes[:, place : place + 1]).any(axis=1), place] = 0.0
     used = gain > 0
-    cells = np.broadcast_to(asker[:, None], codes.shape)[used] * votes.shape[1] + codes[used]
-    votes += np.bincount(cells, weights=gain[used], minlength=votes.size).reshape(votes.shape)
+    cells = np.broadcast_to(asker[:, None], codes.shape)[used] * classes + codes[used]
+    return np.bincount(cells, weights=gain[used], minlength=queries * classes).reshape(queries, classes)
 
 
 def scores_of(votes: np.ndarray, held: np.ndarray, power: float) -> np.ndarray:
@@ -128,8 +128,8 @@ def _best(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     return codes, np.pad(np.where(best > 0, best, -np.inf), padding, constant_values=-np.inf).astype(np.float32)
 
 
-def _chunks(counts: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of queries (start, stop) that together have about `_CHUNK` descriptors."""
-    before = np.cumsum(counts) - counts
-    starts = np.flatnonzero(np.diff(before // _CHUNK, prepend=-1))
-    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(counts)], strict=True))
+def _chunks(counts: np.ndarray) -> list[slice]:
+    """Runs of queries that together have about `_CHUNK` descriptors, and are not too many where they have few."""
+    cost = np.maximum(counts, _LEAST)
+    starts = np.flatnonzero(np.diff((np.cumsum(cost) - cost) // _CHUNK, prepend=-1)).tolist()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True)]

@@ -84,7 +84,7 @@ plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 
 test: setup  ## lint, types and tests
 	@$(MAKE) --no-print-directory lint
-	@$(VENV)/bin/python -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto $(ARGS)
 
 lint: setup  ## ruff and basedpyright
 	@$(VENV)/bin/ruff check .

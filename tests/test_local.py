@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from ladder_world import make_world, recipe, write_sources
 
-from whaleid.config import LocalConfig
+from whaleid.config import Competition, LocalConfig
 from whaleid.ensemble.ladder import combine, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
+from whaleid.pipeline import Project, local_stage
 from whaleid.retrieval import local
 from whaleid.retrieval.keypoints import (
     LENGTH,
@@ -27,6 +28,7 @@ from whaleid.retrieval.keypoints import (
     rooted,
 )
 from whaleid.retrieval.local import local_candidates
+from whaleid.workspace import Workspace
 
 CONFIG = LocalConfig(size=128, keypoints=60, neighbours=5, power=0.5)
 
@@ -150,7 +152,6 @@ def naive(described: Described, query: int, gallery: list[int], codes: list[int]
         (all_vectors[j], code) for row, code in zip(gallery, codes, strict=True) for j in range(off[row], off[row + 1])
     ]
     held = {code: sum(one == code for _, one in pool) for code in set(codes)}
-    mean = len(pool) / len(range(max(codes) + 1))
     votes: dict[int, float] = {}
     for descriptor in all_vectors[off[query] : off[query + 1]]:
         near = sorted((int(((descriptor - other) ** 2).sum()), code) for other, code in pool)[: config.neighbours]
@@ -159,7 +160,8 @@ def naive(described: Described, query: int, gallery: list[int], codes: list[int]
             best[code] = min(best.get(code, distance), distance)
         for code, distance in best.items():
             votes[code] = votes.get(code, 0.0) + (near[-1][0] - distance) / UNIT**2
-    return {code: vote / (held[code] / mean) ** config.power for code, vote in votes.items() if vote > 0}
+    fair = {code: vote / held[code] ** config.power for code, vote in votes.items() if vote > 0}
+    return {code: np.log(vote / sum(fair.values())) for code, vote in fair.items()}
 
 
 @pytest.mark.parametrize(("neighbours", "power"), [(2, 0.0), (5, 0.5), (11, 1.0), (500, 0.3)])
@@ -172,7 +174,7 @@ def test_votes_equal_loops(neighbours, power):
     for place, query in enumerate(queries):
         expected = naive(described, query, gallery.tolist(), gallery_codes.tolist(), config)
         found = {int(code): float(score) for code, score in zip(codes[place], scores[place], strict=True) if code >= 0}
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
         assert (np.diff(scores[place][codes[place] >= 0]) <= 0).all()
     assert (codes[2] == -1).all() and (scores[2] == -np.inf).all()  # image 1 has no keypoints
     assert codes.dtype == np.int64 and scores.dtype == np.float32
@@ -200,7 +202,7 @@ def test_inverted_file_agrees_and_repeats(monkeypatch):
     monkeypatch.setattr(local, "_PROBES", 2)
     once, again = (local_candidates(described, queries, gallery, codes, CONFIG, 5) for _ in range(2))
     assert np.array_equal(once[0], again[0]) and np.array_equal(once[1], again[1])
-    assert isinstance(local.build_index(described.take(gallery)[0]), faiss.IndexIVF)
+    assert isinstance(local.build_index(described, gallery), faiss.IndexIVF)
 
 
 def test_a_query_never_finds_itself():
@@ -349,12 +351,34 @@ def test_ladder_without_unknown(drawn, tmp_path):
     truth = world.images["identity"].to_numpy(dtype=object).copy()
     truth[world.images["split"].to_numpy() == "test"] = world.solution
     write_described(tmp_path / "local", world.images, truth)
-    competition = replace_competition(world)
+    competition = world.competition.model_copy(update={"unknown": None, "unknown_share": None})
     result = combine(
         world.images, world.folds, sources, recipe(local={}), competition, tmp_path / "out", tmp_path / "local"
     )
     assert (result.test_guesses[:, 0] != "").all() and result.rung("local matching").weight > 0
 
 
-def replace_competition(world):
-    return world.competition.model_copy(update={"unknown": None, "unknown_share": None})
+# ------------------------------------------------------------------------------------------------- the stage
+
+
+def test_stage_describes_once(tmp_path, monkeypatch):
+    """Made once for a size and number of keypoints; again for others; not at all where the recipe has none."""
+    (tmp_path / "pictures").mkdir()
+    images = write_images(tmp_path / "pictures", [texture(number) for number in range(4)])
+    images.assign(identity=["a", "b", "a", "b"])[["image", "identity"]].to_csv(tmp_path / "train.csv", index=False)
+    table = {"csv": "train.csv", "images": "pictures", "image": "image", "identity": "identity"}
+    competition = Competition.model_validate({"name": "small", "root": tmp_path, "train": table})
+
+    def stage(settings: dict | None) -> Path | None:
+        return local_stage(Project(competition, recipe(local=settings), (), Workspace(tmp_path / "work")))
+
+    folder = stage({"keypoints": 30, "size": 64})
+    assert folder == tmp_path / "work" / "local" / "64-30"
+    assert read_described(folder, images).counts(np.arange(4)).max() <= 30
+    other = stage({"keypoints": 20, "size": 64})
+    assert other != folder and stage(None) is None
+    monkeypatch.setattr("whaleid.retrieval.keypoints.describe_images", None)
+    assert stage({"keypoints": 30, "size": 64, "neighbours": 7}) == folder
+    cv2.imwrite(str(tmp_path / "pictures" / "000.png"), texture(9)[:100])
+    with pytest.raises(TypeError):  # another picture: described again
+        stage({"keypoints": 30, "size": 64})

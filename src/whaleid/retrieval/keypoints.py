@@ -65,7 +65,7 @@ def root_sift(grey: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     Returns descriptors uint8 (n, 128), see `rooted`, and points float32 (n, 2), x and y in pixels of `grey`;
     strongest first, n <= most, and 0 where nothing stands out.
     """
-    found, descriptors = cv2.SIFT_create(nfeatures=most, contrastThreshold=_CONTRAST).detectAndCompute(grey, None)
+    found, descriptors = cv2.SIFT.create(nfeatures=most, contrastThreshold=_CONTRAST).detectAndCompute(grey, None)
     if descriptors is None:
         return np.empty((0, LENGTH), np.uint8), np.empty((0, 2), np.float32)
     strength = np.array([keypoint.response for keypoint in found])
@@ -190,12 +190,16 @@ class Described:
         """How many descriptors each of these images has, int64."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Descriptors float32 (m, 128) of these images, one image after the other, and int64 (m,): place in `rows`."""
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of `vectors` that hold these images' descriptors, one image after the other, int64."""
         counts = self.counts(rows)
-        owner = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self.vectors[self.offsets[rows][owner] + within].astype(np.float32), owner
+        first = np.repeat(self.offsets[rows] - (np.cumsum(counts) - counts), counts)
+        return first + np.arange(len(first))
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Descriptors float32 (m, 128) of these images, in that order, and int64 (m,): the place in `rows` of each."""
+        owner = np.repeat(np.arange(len(rows)), self.counts(rows))
+        return self.vectors[self.places(rows)].astype(np.float32), owner
 
 
 def read_described(folder: Path, images: pd.DataFrame) -> Described:

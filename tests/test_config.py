@@ -47,8 +47,8 @@ def test_a_wrong_override_is_one_clear_line(pair: str, said: str) -> None:
 
 
 def test_overrides_reach_every_experiment() -> None:
-    _, experiments = load_recipe_with("sample", parse_overrides(["train.epochs=3", "head.scale=11"]))
-    assert {experiment.train.epochs for experiment in experiments} == {3}
+    _, experiments = load_recipe_with("sample", parse_overrides(["train.epochs=3", "image.width=64"]))
+    assert {(experiment.train.epochs, experiment.image.width) for experiment in experiments} == {(3, 64)}
 
 
 def test_another_head_brings_its_own_settings_alone(tmp_path: Path) -> None:

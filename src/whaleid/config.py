@@ -327,7 +327,7 @@ class ClassifierConfig(Model):
 class LocalConfig(Model):
     """Local matching: RootSIFT descriptors vote for identities. Its time grows with images x keypoints.
 
-    Defaults are those that did best out of fold on nyala (1,514 images of 237 identities).
+    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities).
     """
 
     size: Annotated[int, Field(ge=32)] = 256

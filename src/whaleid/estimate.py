@@ -17,6 +17,9 @@ SUSTAINED_TFLOPS = {"cuda": 30.0, "cpu": 0.05}
 """Sustained in training. GPU: an A100 in bf16 with convolutions (a T4 in fp16: about 8; say `--tflops 8`).
 CPU: two cores on EfficientNet-Lite at 64 x 128 (benchmarks/)."""
 
+TOO_LONG = 1000.0
+"""Hours above which a plan for a CPU is of no use, and a GPU is assumed."""
+
 DEFAULT_ASPECT = 2.0
 """Width over height where neither the data nor the experiment says: a fluke's."""
 
@@ -63,8 +66,8 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     images, identities: counts to plan with where the competition's data is not here.
     """
     census = count_images(project, images, identities)
-    rate = tflops or SUSTAINED_TFLOPS[_device()]
     costs = [experiment_cost(item, census, project.recipe.folds, len(project.folds)) for item in project.experiments]
+    rate = tflops or _rate(costs)
     table = pd.DataFrame(
         {
             "experiment": [cost.experiment for cost in costs],
@@ -90,6 +93,12 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         f"(--tflops to change), {total / max(1, len(costs) * len(project.folds)):.2f} h a run",
         f"features on disk: {_feature_bytes(project, census) / 1e9:.1f} GB",
     ]
+
+
+def _rate(costs: list[Cost]) -> float:
+    """Rate to estimate with: this machine's, unless it has no GPU and would take months."""
+    own = SUSTAINED_TFLOPS[_device()]
+    return own if sum(cost.hours(own) for cost in costs) < TOO_LONG else SUSTAINED_TFLOPS["cuda"]
 
 
 def count_images(project: Project, images: int | None, identities: int | None) -> Census:

@@ -19,7 +19,7 @@ OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
-	@echo "            [WORK=work] [JOBS=0: one run a GPU, else one a core] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [ARGS=...]"
+	@echo "            [WORK=work] [JOBS=0] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [ARGS=...]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo

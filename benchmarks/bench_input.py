@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from whaleid.config import SamplerConfig, load_experiment
+from whaleid.config import SamplerConfig
+from whaleid.configfiles import load_experiment
 from whaleid.data.augment import Augmentation
 from whaleid.data.batches import TrainingItems, epoch_batches, make_loader
 from whaleid.data.cache import build_cache, open_cache

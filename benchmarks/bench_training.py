@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from whaleid.config import load_experiment
+from whaleid.configfiles import load_experiment
 from whaleid.data.batches import TrainingItems
 from whaleid.data.cache import ImageCache
 from whaleid.training.ema import Ema

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.config import AugmentConfig, load_experiment
+from whaleid.config import AugmentConfig
+from whaleid.configfiles import load_experiment
 from whaleid.data.augment import Augmentation, transforms, warp_matrix
 
 OFF = dict.fromkeys(AugmentConfig.model_fields, 0.0)

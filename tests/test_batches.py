@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.config import SamplerConfig, load_experiment
+from whaleid.config import SamplerConfig
+from whaleid.configfiles import load_experiment
 from whaleid.data.augment import Augmentation
 from whaleid.data.batches import TrainingItems, epoch_batches, make_loader, training_items
 from whaleid.data.cache import build_cache, open_cache

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whaleid.config import load_experiment
+from whaleid.configfiles import load_experiment
 from whaleid.data import cache as module
 from whaleid.data.cache import build_cache, cache_name, open_cache
 from whaleid.data.images import prepare
@@ -99,7 +99,7 @@ def test_cache_travels_as_its_folder(pictures, tmp_path, form):
 SLOW_BUILD = """
 import sys, time, pandas
 from pathlib import Path
-from whaleid.config import load_experiment
+from whaleid.configfiles import load_experiment
 from whaleid.data import cache
 here, form = Path(sys.argv[1]), sys.argv[2]
 quick = cache.prepare

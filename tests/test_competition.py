@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.config import Competition, load_competition
+from whaleid.config import Competition
+from whaleid.configfiles import load_competition
 from whaleid.data.competition import inspect_rows, read_rows
 from whaleid.errors import WhaleidError
 

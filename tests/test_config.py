@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from whaleid import config
-from whaleid.config import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
+from whaleid import configfiles
+from whaleid.configfiles import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
 from whaleid.errors import WhaleidError
 
-CONFIGS = config.repository_root() / "configs"
+CONFIGS = configfiles.repository_root() / "configs"
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "competitions").glob("*.yaml")), ids=lambda path: path.stem)

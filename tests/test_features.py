@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whaleid.config import Experiment, load_experiment
+from whaleid.config import Experiment
+from whaleid.configfiles import load_experiment
 from whaleid.data.cache import ImageCache
 from whaleid.errors import WhaleidError
 from whaleid.retrieval import views

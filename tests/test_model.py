@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from whaleid.config import MarginHead, MetricHead, ModelConfig, load_recipe
+from whaleid.config import MarginHead, MetricHead, ModelConfig
+from whaleid.configfiles import load_recipe
 from whaleid.errors import WhaleidError
 from whaleid.model.backbone import build_backbone, freeze_batchnorm
 from whaleid.model.embedder import Embedder, build_embedder

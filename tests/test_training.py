@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from whaleid.config import Experiment, load_experiment
+from whaleid.config import Experiment
+from whaleid.configfiles import load_experiment
 from whaleid.data.cache import build_cache, open_cache
 from whaleid.errors import WhaleidError
 from whaleid.training import loop, run

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from whaleid.config import Competition, repository_root
+from whaleid.config import Competition
+from whaleid.configfiles import repository_root
 from whaleid.data.competition import read_rows
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources

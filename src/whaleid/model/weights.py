@@ -20,7 +20,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors.torch import save_file
 
-from whaleid.config import repository_root
+from whaleid.configfiles import repository_root
 from whaleid.errors import WhaleidError
 from whaleid.model.names import check_backbone
 from whaleid.progress import progress_bar

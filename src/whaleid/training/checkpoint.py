@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from whaleid.config import Experiment, read_yaml
+from whaleid.config import Experiment
+from whaleid.configfiles import read_yaml
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import Embedder, build_embedder
 from whaleid.model.heads import HeadModule, build_head

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Which individual is this? From a competition's photographs to a scored submission.\n\n"
     "Start with `whaleid sample` and `whaleid leaderboard`; every stage is also a command of its own, and a "
-    "stage whose inputs have not changed is skipped.",
+    "stage whose inputs have not changed is skipped. A mistake is one line; --debug shows the traceback too.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -40,7 +40,7 @@ def test_result_depends_on_image_and_seed_alone(seeds):
 
 def test_result_is_the_same_in_another_process():
     code = (
-        "import numpy as np, hashlib; from whaleid.config import load_experiment\n"
+        "import numpy as np, hashlib; from whaleid.configfiles import load_experiment\n"
         "from whaleid.data.augment import Augmentation\n"
         "image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)\n"
         "augment = Augmentation(load_experiment('default').augment, (64, 32))\n"

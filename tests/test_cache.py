@@ -169,7 +169,7 @@ def test_broken_images_are_named_all_at_once(pictures, tmp_path, form):
 
 
 def test_too_little_space_is_refused_before_starting(pictures, tmp_path):
-    with pytest.raises(WhaleidError, match=r"needs .* GB and the disk has"):
+    with pytest.raises(WhaleidError, match=r"needs .* MB and the disk has"):
         build_cache(pictures, tmp_path / "pictures", tmp_path / "cache", (10**6, 10**6), config("raw"), 1)
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []
 

@@ -47,7 +47,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def broken(drawn: Path, tmp_path: Path) -> Path:
     """A copy of it, to break."""
-    shutil.copytree(drawn, tmp_path / "copy")
+    shutil.copytree(drawn, tmp_path / "copy", ignore=shutil.ignore_patterns("work", "other", "submissions"))
     return tmp_path / "copy"
 
 

@@ -217,7 +217,7 @@ def test_the_margin_makes_the_loss_larger_and_learning_makes_it_smaller() -> Non
 
 
 def test_too_large_margins_are_refused() -> None:
-    with pytest.raises(ValidationError, match="less than or equal to 2.33"):
+    with pytest.raises(ValidationError, match=r"less than or equal to 2\.33"):
         MarginHead(name="arcface", margin=3.15)
     with pytest.raises(WhaleidError, match=r"head.by_size: .* above 2.33"):
         build_head(MarginHead(name="arcface", by_size=BySize(factor=4)), DIM, SIZES)

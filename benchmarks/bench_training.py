@@ -8,6 +8,7 @@ seeds, log) and `loop + ema`. Result: benchmarks/results/training.json.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import statistics
@@ -39,6 +40,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     experiment = load_experiment("default", {"model.weights": "random"})
     size = (experiment.image.width or 128, experiment.image.height or 64)
     generator = torch.Generator().manual_seed(0)

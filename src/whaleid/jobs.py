@@ -66,8 +66,9 @@ def run_jobs(jobs: list[Job], do: Callable[[Job], None], options: list[str], at_
 def sensible() -> int:
     """As many runs at once as there are GPUs; without one, as many as cores and free memory carry.
 
-    On CPUs, runs of one thread each use the cores better than one run of many threads (measured on two cores:
-    1.3 times the images a second), and do not wait for one another when something else uses a core.
+    On CPUs, runs of one thread each use the cores better than one run of many threads (two idle cores,
+    EfficientNet-Lite0 at 128 x 64: 127 images a second instead of 82), and do not wait for one another when
+    something else uses a core.
     """
     gpus = _gpu_count()
     if gpus:

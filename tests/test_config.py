@@ -109,6 +109,14 @@ def test_a_competition_elsewhere_finds_its_own_folder(tmp_path: Path) -> None:
     assert load_competition(str(path)).root == tmp_path / "photographs"
 
 
+def test_its_own_folder_wins_over_one_of_the_same_name_in_the_repository(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nroot: configs\ntrain: {csv: a, images: b, image: c, identity: d}\n")
+    assert CONFIGS.is_dir()
+    assert load_competition(str(path)).root == tmp_path / "configs"
+
+
 def test_a_recipe_finds_experiments_beside_it(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: default\ntrain: {epochs: 7}\n")
     (tmp_path / "recipe.yaml").write_text("folds: 2\nexperiments: [mine]\n")

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from whaleid.configfiles import load_experiment
-from whaleid.data.batches import TrainingItems
+from whaleid.data.batches import EpochPlan, TrainingItems
 from whaleid.data.cache import ImageCache
 from whaleid.training.ema import Ema
 from whaleid.training.loop import train_epoch
@@ -102,11 +102,11 @@ def bare_loop(session: Session, batch: Batch, clip: float) -> Callable[[], None]
 def whaleid_loop(session: Session, batch: Batch, folder: Path, stack: ExitStack) -> Callable[[], None]:
     record = stack.enter_context(recorder(session, folder, "benchmark", save_seconds=60.0))
     assert record is not None
-    sizes = [len(batch[1])] * STEPS
+    plan = EpochPlan([np.arange(len(batch[1]))] * STEPS, [0] * STEPS)
 
     def run() -> None:
         batches: Iterator[Batch] = itertools.repeat(batch)
-        train_epoch(session, sizes, batches, record.after_tick)
+        train_epoch(session, plan, batches, record.after_tick)
         session.progress.batch = 0
 
     return run

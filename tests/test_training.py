@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,62 +15,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from training_world import (
+    EACH,
+    IDENTITIES,
+    SIZE,
+    SOFTMAX,
+    checkpoint,
+    in_children,
+    log_lines,
+    same,
+    small,
+    stop_after,
+    train,
+    two_processes,
+    write_case,
+)
 
 from whaleid.config import Experiment
-from whaleid.configfiles import load_experiment
-from whaleid.data.cache import build_cache, open_cache
+from whaleid.data.cache import open_cache
 from whaleid.errors import WhaleidError
 from whaleid.training import loop, run
 from whaleid.training.checkpoint import CHECKPOINT, load_run, read_metadata
 from whaleid.training.record import STATE
-from whaleid.training.run import RunSummary, train_run
 from whaleid.training.selection import fold_queries, identity_map
-from whaleid.training.state import storable
-
-SIZE = (64, 32)
-IDENTITIES, EACH = 8, 5
-ARCFACE = {"name": "arcface", "scale": 16.0, "margin": 0.2}
-SOFTMAX = {"name": "softmax"}
-SMALL = {
-    "model.backbone": "test_resnet",
-    "model.weights": "random",
-    "model.embedding": 16,
-    "image.width": SIZE[0],
-    "image.height": SIZE[1],
-    "train.epochs": 3,
-    "train.batch": 8,
-    "train.lr": 5e-3,
-}
-
-
-def small(**settings: Any) -> Experiment:
-    """The default experiment at a size for tests; `train_epochs=2` stands for `train.epochs=2`."""
-    return load_experiment("default", {**SMALL, **{key.replace("_", ".", 1): value for key, value in settings.items()}})
-
-
-def write_case(folder: Path) -> None:
-    """Images of eight identities, each a colour and a stripe, with their tables and their cache."""
-    generator = np.random.default_rng(0)
-    colours = generator.integers(40, 216, (IDENTITIES, 3))
-    rows = []
-    for identity in range(IDENTITIES):
-        for number in range(EACH):
-            pixels = np.full((SIZE[1], SIZE[0], 3), colours[identity])
-            pixels[:, 6 * identity + 4 : 6 * identity + 10] = 255 - colours[identity]
-            pixels = (pixels + generator.normal(0, 20, pixels.shape)).clip(0, 255).astype(np.uint8)
-            name = f"{identity}_{number}.png"
-            Image.fromarray(pixels).save(folder / name)
-            rows.append({"image": name, "path": name, "split": "train", "identity": f"whale {identity}"})
-    images = pd.DataFrame(rows).assign(
-        width=SIZE[0], height=SIZE[1], x0=0.0, y0=0.0, x1=float(SIZE[0]), y1=float(SIZE[1])
-    )
-    images.to_parquet(folder / "images.parquet")
-    images[["image", "identity"]].assign(fold=np.tile(np.arange(EACH), IDENTITIES)).to_csv(
-        folder / "folds.csv", index=False
-    )
-    build_cache(images, folder, folder / "cache", SIZE, small().image, workers=1)
 
 
 @pytest.fixture(scope="session")
@@ -82,25 +46,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     write_case(folder)
     return folder
-
-
-def train(case: Path, out: Path, experiment: Experiment, **settings: Any) -> RunSummary:
-    images, folds = pd.read_parquet(case / "images.parquet"), pd.read_csv(case / "folds.csv")
-    given: dict[str, Any] = {"fold": 0, "unknown": None, "weights": case, **settings}
-    return train_run(experiment, images=images, folds=folds, cache=open_cache(case / "cache"), out=out, **given)
-
-
-def checkpoint(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / CHECKPOINT)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def log_lines(out: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 # ---------------------------------------------------------------------------------------------- one whole run
@@ -217,7 +162,7 @@ def test_accumulation_has_the_gradient_of_one_large_batch(case: Path, tmp_path: 
         _, session = make_session(case, small(**settings), tmp_path / str(len(parts)))
         loop.set_mode(session)
         batches = iter(list(zip(images.split(parts), labels.split(parts), strict=True)))
-        loss = loop.take_step(session, session.module, batches, parts)
+        loss = loop.take_step(session, session.module, batches, [(size, 0) for size in parts])
         ends.append((loss, session.module.state_dict()))
     assert ends[0][0].item() == pytest.approx(ends[1][0].item(), rel=1e-5)
     for name, tensor in ends[0][1].items():
@@ -256,7 +201,7 @@ def test_clipping_bounds_the_step(case: Path, tmp_path: Path):
     loop.set_mode(session)
     before = [parameter.detach().clone() for parameter in session.module.parameters()]
     batch = torch.randint(0, 256, (8, SIZE[1], SIZE[0], 3), dtype=torch.uint8), torch.arange(8)
-    loop.take_step(session, session.module, iter([batch]), [8])
+    loop.take_step(session, session.module, iter([batch]), [(8, 0)])
     moved = [(now - then).norm() for now, then in zip(session.module.parameters(), before, strict=True)]
     assert session.gradient_norm is not None
     assert session.gradient_norm > 0.01
@@ -308,17 +253,6 @@ def test_state_of_other_settings_is_dropped(case: Path, tmp_path: Path, monkeypa
     assert "other settings" in capsys.readouterr().out
     train(case, tmp_path / "b", small(train_epochs=1))
     assert same(checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b"))
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    plain = loop.take_step
-
-    def take_step(session, *arguments):
-        if session.progress.step == steps:
-            raise KeyboardInterrupt
-        return plain(session, *arguments)
-
-    monkeypatch.setattr(loop, "take_step", take_step)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_good_state(case: Path, tmp_path: Path, monkeypatch):
@@ -494,22 +428,6 @@ def children(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def in_children(works: list[Callable[[], None]]) -> list[int]:
-    """Carry out each work in a fork of this process, all at once; their exit statuses (-9: killed)."""
-    started = []
-    for work in works:
-        child = os.fork()
-        if child == 0:
-            try:
-                work()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-            os._exit(1)
-        started.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started]
-
-
 def train_and_die(case: Path, out: Path, step: int, settings: dict[str, Any]) -> None:
     plain = loop.take_step
 
@@ -522,33 +440,10 @@ def train_and_die(case: Path, out: Path, step: int, settings: dict[str, Any]) ->
     train(case, out, small(**settings), save_seconds=0.0)
 
 
-def train_as_rank(case: Path, out: Path, rank: int, port: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    sessions = []
-    plain = run.finish
-
-    def finish(task, session):
-        sessions.append(session)
-        return plain(task, session)
-
-    run.finish = finish
-    train(case, out, small(**TWO))
-    save_file(storable(sessions[0].module.state_dict()), out / f"rank{rank}.safetensors")
-
-
 def main(case: Path, out: Path) -> None:
     killed = [partial(train_and_die, case, out / name, step, settings) for name, (step, settings) in KILLED.items()]
     assert in_children(killed) == [-signal.SIGKILL] * len(killed)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert in_children([partial(train_as_rank, case, out / "two", rank, port) for rank in range(2)]) == [0, 0]
+    assert two_processes(case, out / "two", TWO) == [0, 0]
 
 
 if __name__ == "__main__":

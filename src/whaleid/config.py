@@ -90,6 +90,11 @@ class ModelConfig(Model):
     dropout: Share
     drop_path: Share
 
+    @property
+    def names_file(self) -> bool:
+        """Whether `weights` is the path of a file."""
+        return self.weights not in ("imagenet", "random")
+
 
 class SoftmaxHead(Model):
     """Linear classifier with cross entropy; `focal` > 0 turns it into the focal loss of that gamma."""
@@ -133,11 +138,81 @@ class MetricHead(Model):
     miner_arguments: dict[str, Any] = {}
 
 
+class SiameseHead(Model):
+    """A learnt similarity of two embeddings instead of their cosine (model/siamese.py); wants sampler.name: balanced
+    or mined."""
+
+    name: Literal["siamese"]
+    hidden: Positive = 64
+    """Width of the small network that all dimensions share."""
+    negatives: Positive = 3
+    """Most similar images of other identities in the batch that each image is told from."""
+    scale: Annotated[float, Field(gt=0)] = 10.0
+    """Logit of a similarity of 1; at the start that is a cosine of 1."""
+
+
 class SumHead(Model):
     """Weighted sum of heads on the same embedding."""
 
     name: Literal["sum"]
     parts: Annotated[list[WeightedHead], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _no_divide(self) -> SumHead:
+        if any(part.head.name == "divide" for part in self.parts):
+            raise ValueError("divide cannot be a part of a sum: it chooses the batches; make the sum its learner")
+        return self
+
+
+class DivideHead(Model):
+    """Divide and conquer (Sanakoyeu et al., 2019, 2021): clusters of images, each with a learner and a sub-space.
+
+    Epochs: `warmup` on the whole embedding, then clusters (made anew every `every` epochs), then `joint` on the
+    whole embedding again. `warmup`, `every`, `joint` and `freeze` count epochs.
+    """
+
+    name: Literal["divide"]
+    learner: Head
+    """The loss of each learner and of the whole embedding: any other head."""
+    clusters: Positive = 8
+    """K."""
+    every: Positive = 2
+    """M: epochs from one clustering to the next."""
+    space: Literal["features", "embedding"] = "features"
+    """What is clustered: the pooled features before the neck (2019), or the embedding."""
+    growth: Literal["flat", "bisect"] = "bisect"
+    """K clusters at once (2019), or 2, 4, ... K by cutting each in two (2021); K is a power of two then."""
+    smallest: Share = 0.25
+    """Least images in a cluster, as a share of the mean cluster; a smaller one takes its nearest neighbours in."""
+    subspace: Literal["slices", "masks", "learned"] = "slices"
+    """slices: equal parts of the embedding, each of length 1 on its own (2019). masks: the same parts, one length for
+    the whole embedding. learned: the embedding times relu(mask), the masks learnt with the rest (2021)."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the mean cosine between learnt masks."""
+    warmup: Annotated[int, Field(ge=0)] = 1
+    joint: Annotated[int, Field(ge=0)] = 1
+    freeze: Annotated[int, Field(ge=0)] = 0
+    """The backbone stands still for this many epochs after each clustering (2021: 1)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DivideHead:
+        if self.learner.name == "divide":
+            raise ValueError("a learner of divide cannot be a divide itself: give it another head")
+        if self.growth == "bisect" and self.clusters & (self.clusters - 1):
+            raise ValueError(
+                f"growth: bisect doubles the clusters, so clusters must be a power of two, not {self.clusters}; "
+                "take one, or growth: flat"
+            )
+        return self
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of clusters that the run goes through; 1 stands for the whole embedding."""
+        if self.clusters == 1:
+            return (1,)
+        if self.growth == "flat":
+            return (1, self.clusters)
+        return tuple(2**power for power in range(self.clusters.bit_length()))
 
 
 class WeightedHead(Model):
@@ -145,7 +220,57 @@ class WeightedHead(Model):
     head: Head
 
 
-Head = Annotated[SoftmaxHead | MarginHead | MetricHead | SumHead, Field(discriminator="name")]
+Head = Annotated[
+    SoftmaxHead | MarginHead | MetricHead | SiameseHead | SumHead | DivideHead, Field(discriminator="name")
+]
+
+
+class RotationHead(Model):
+    """Which of four quarter turns was the image given? All four copies of an image are in its batch (Gidaris et al.,
+    "Unsupervised Representation Learning by Predicting Image Rotations", 2018)."""
+
+    name: Literal["rotation"]
+
+
+class JigsawHead(Model):
+    """Where, of eight places, does a patch lie around the centre patch? (Doersch et al., "Unsupervised Visual
+    Representation Learning by Context Prediction", 2015.) Lengths are shares of a patch's side; the defaults are
+    theirs: 48 and 7 of 96 pixels."""
+
+    name: Literal["jigsaw"]
+    gap: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Between neighbours: without it, a line that runs on from patch to patch gives the answer away."""
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.07
+    """Each patch moves by up to this, either way."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> JigsawHead:
+        if 2 * self.jitter > self.gap:
+            raise ValueError(f"jitter ({self.jitter:g}) above half the gap ({self.gap:g}) lets patches overlap")
+        return self
+
+
+class DeepClusterHead(Model):
+    """Which cluster of the network's own features is the image in? (Caron et al., "Deep Clustering for Unsupervised
+    Learning of Visual Features", 2018.)"""
+
+    name: Literal["deepcluster"]
+    clusters: Annotated[int, Field(ge=2)] = 100
+    """kmeans: how many. pic, which finds their number itself: at most; the smallest join their nearest."""
+    every: Positive = 1
+    """Epochs from one clustering to the next; each starts the classifier anew."""
+    clustering: Literal["kmeans", "pic"] = "kmeans"
+    """kmeans, or power-iteration clustering on the graph of nearest neighbours (Lin & Cohen, 2010)."""
+    dimensions: Positive = 256
+    """Of the features after PCA, at most."""
+    sobel: bool = False
+    """The network sees gradients instead of colours while it pretrains (model/pretext.py says what that costs)."""
+
+
+PretextHead = Annotated[RotationHead | JigsawHead | DeepClusterHead, Field(discriminator="name")]
+"""Losses that need no labels: what an experiment under a recipe's `pretrain` has."""
+
+PRETEXTS = ("rotation", "jigsaw", "deepcluster")
 
 
 class ImageConfig(Model):
@@ -191,13 +316,16 @@ class AugmentConfig(Model):
 
 
 class SamplerConfig(Model):
-    """How batches are drawn: `shuffle`, or `balanced`: P identities x K images each."""
+    """How batches are drawn: `shuffle`; `balanced`: P identities x K images each; `mined`: as balanced, of identities
+    that the network of a while ago took for one another."""
 
-    name: Literal["shuffle", "balanced"]
+    name: Literal["shuffle", "balanced", "mined"]
     images: Positive
-    """K: images an identity in a balanced batch (P = batch / K)."""
+    """K: images an identity in a balanced or mined batch (P = batch / K)."""
     unknown: Literal["drop", "own"]
     """Unknown images in training: left out, or each an identity of its own."""
+    every: Positive = 2
+    """mined: epochs from one look at all training images to the next; those before the first are balanced."""
 
 
 class FreezeConfig(Model):
@@ -256,30 +384,98 @@ class FeatureConfig(Model):
     """Also write the head's class logits (n, classes), for the blend; costs disk with many classes."""
 
 
-class Experiment(Model):
-    """One training configuration (design: *An experiment*)."""
+class ExperimentBase(Model):
+    """What experiments with and without labels share."""
 
     name: str
     model: ModelConfig
-    head: Head
     image: ImageConfig
     augment: AugmentConfig
     sampler: SamplerConfig
     train: TrainConfig
     features: FeatureConfig
 
+
+class Experiment(ExperimentBase):
+    """One training configuration (design: *An experiment*)."""
+
+    head: Head
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _has_labels(cls, head: Any) -> Any:
+        name = head.get("name") if isinstance(head, dict) else None
+        if name in PRETEXTS:
+            raise ValueError(
+                f"{name} trains without labels: name this experiment under the recipe's `pretrain`, not among its "
+                "experiments"
+            )
+        return head
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if self.image.mirror_identities and self.augment.flip > 0:
             raise ValueError("augment.flip must be 0 where image.mirror_identities is on: a mirror is another identity")
-        if self.sampler.name == "balanced" and self.train.batch % self.sampler.images:
+        if self.sampler.name != "shuffle" and self.train.batch % self.sampler.images:
             raise ValueError(
                 f"train.batch ({self.train.batch}) must be a multiple of sampler.images ({self.sampler.images})"
             )
+        if isinstance(self.head, DivideHead):
+            self._check_divide(self.head)
+        return self
+
+    def _check_divide(self, head: DivideHead) -> None:
+        equal = head.subspace != "learned"
+        if equal and self.model.neck != "none" and self.model.embedding % head.clusters:
+            raise ValueError(
+                f"model.embedding ({self.model.embedding}) must be a multiple of head.clusters ({head.clusters}) for "
+                f"subspace: {head.subspace}"
+            )
+        if self.sampler.name == "mined":
+            raise ValueError("sampler: mined and head: divide both choose the batches; take sampler.name: balanced")
+
+    @property
+    def slices(self) -> int:
+        """Parts of the embedding that are of length 1 each on their own: K of divide by slices, else 1."""
+        return self.head.clusters if isinstance(self.head, DivideHead) and self.head.subspace == "slices" else 1
+
+
+class PretextExperiment(ExperimentBase):
+    """An experiment without labels: it trains a backbone for others to start from.
+
+    All images count alike: `sampler` has no say, and of `features` the batch alone, where features are clustered.
+    """
+
+    head: PretextHead
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _needs_no_labels(cls, head: Any) -> Any:
+        name = head.get("name") if isinstance(head, dict) else None
+        if name not in PRETEXTS:
+            raise ValueError(f"{name} needs labels; an experiment under `pretrain` has one of {', '.join(PRETEXTS)}")
+        return head
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretextExperiment:
+        if self.image.mirror_identities:
+            raise ValueError("image.mirror_identities must be off in an experiment without labels: it has no classes")
+        if self.train.select == "best":
+            raise ValueError("train.select must be last in an experiment without labels: nothing scores its epochs")
         return self
 
 
 # --------------------------------------------------------------------------------------------------- recipe
+
+
+class PretrainConfig(Model):
+    """Training without labels before the recipe's experiments, which all start from its backbone."""
+
+    experiment: str
+    """One with a pretext head (rotation, jigsaw, deepcluster)."""
+    test: bool = False
+    """Test images too. Out of fold, every query was seen (without its label) in pretraining: only with `test: true`
+    is that so of the test set as well, and the two scores alike."""
 
 
 class ConcatConfig(Model):
@@ -343,6 +539,8 @@ class CombineConfig(Model):
     """Class probabilities of this many best single experiments join the blend."""
     local: LocalConfig | None = None
     """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
+    rescore: Positive = 50
+    """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
     candidates: Positive = 50
     """Candidates kept for each query and source."""
     unknown: Literal["threshold", "share"] = "threshold"
@@ -357,6 +555,9 @@ class Recipe(Model):
     train_folds: list[int] | None = None
     """Train these folds alone (a quick look); null: all."""
     experiments: list[str] = []
+    pretrain: PretrainConfig | None = None
+    """Experiments with `model.weights` imagenet or random start from the backbone that this trains; one that names a
+    file of its own starts from that."""
     sources: dict[str, str] = {}
     """Foreign features: name -> folder with `fold<k>/embeddings.npy` and `rows.csv`."""
     set: dict[str, Any] = {}

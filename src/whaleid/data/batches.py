@@ -29,6 +29,21 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """images uint8 (b, h, w, 3), labels int64 (b,)"""
 
 
+@dataclass(frozen=True)
+class EpochPlan:
+    """What one epoch trains on, in order."""
+
+    batches: list[np.ndarray]
+    """int64 indices into the training items, for each batch."""
+    parts: list[int]
+    """Which learner of a divided head each batch belongs to; 0 for every other head."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Images in each batch."""
+        return [len(batch) for batch in self.batches]
+
+
 # --------------------------------------------------------------------------------------------------- items
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -16,15 +17,16 @@ from whaleid.model.pooling import build_pool
 class Embedder(nn.Module):
     """Images to embeddings: normalise pixels, backbone, pool, neck.
 
-    dim: length of an embedding.
+    dim: length of an embedding. slices: equal parts of it that are normalised each on its own.
     """
 
-    def __init__(self, backbone: Backbone, pool: nn.Module, neck: nn.Module, dim: int):
+    def __init__(self, backbone: Backbone, pool: nn.Module, neck: nn.Module, dim: int, slices: int = 1):
         super().__init__()
         self.backbone = backbone
         self.pool = pool
         self.neck = neck
         self.dim = dim
+        self.slices = slices
         mean, std = torch.tensor(backbone.mean), torch.tensor(backbone.std)
         # (x / 255 - mean) / std as one multiplication and one addition
         self.register_buffer("pixel_scale", 1.0 / (255.0 * std), persistent=False)
@@ -33,10 +35,17 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, h, w, 3) RGB in 0..255, uint8 (or float, after a mix of images).
 
-        Returns float32 (b, dim): not normalised, as the heads want it.
+        Returns float32 (b, dim): not normalised, as the heads want it, but for slices (`equal_slices`).
         """
-        features = self.backbone(self.pixels(images))
-        return self.neck(self.pool(features)).float()
+        return self.neck_of(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the neck gets: the pooled feature map, (b, channels)."""
+        return self.pool(self.backbone(self.pixels(images)))
+
+    def neck_of(self, features: Tensor) -> Tensor:
+        """Embeddings float32 (b, dim), as forward gives them, of pooled features (b, channels)."""
+        return equal_slices(self.neck(features).float(), self.slices)
 
     def embed(self, images: Tensor) -> Tensor:
         """As forward, with rows of length 1: what is compared and stored."""
@@ -50,6 +59,18 @@ class Embedder(nn.Module):
         """
         scale, shift = self.get_buffer("pixel_scale"), self.get_buffer("pixel_shift")
         return (images.float() * scale + shift).permute(0, 3, 1, 2)
+
+
+def equal_slices(embeddings: Tensor, slices: int) -> Tensor:
+    """Each of `slices` equal parts of every row brought to the length sqrt(d / slices); as they are for 1.
+
+    embeddings: float (b, d). Rows of unit length are then `slices` unit vectors side by side, over sqrt(slices): the
+    embedding of Sanakoyeu et al. (2019). The length is that of a batch-normalised row, which softmax learners want.
+    """
+    if slices == 1:
+        return embeddings
+    parts = embeddings.unflatten(1, (slices, -1))
+    return (functional.normalize(parts, dim=2) * math.sqrt(parts.shape[2])).flatten(1)
 
 
 class BatchNormNeck(nn.Sequential):
@@ -69,19 +90,21 @@ def build_embedder(
     folder: Path | None = None,
     pretrained: bool = True,
     size: tuple[int, int] | None = None,
+    slices: int = 1,
 ) -> Embedder:
     """Embedder of an experiment's `model` settings.
 
     folder: the weights folder (None: the repository's). pretrained: False where a checkpoint follows, or on
     torch's meta device. size: (width, height) of the input in pixels; transformers adapt their positions to
-    it. Raises WhaleidError for an unknown backbone and for weights that are missing or do not fit.
+    it. slices: see `Embedder` (`Experiment.slices`). Raises WhaleidError for an unknown backbone and for weights that
+    are missing or do not fit.
     """
     backbone = build_backbone(config.backbone, config.weights, config.drop_path, folder, size, pretrained)
     pool = build_pool(config.pool, config.gem_p)
     if config.neck == "none":
-        return Embedder(backbone, pool, nn.Dropout(config.dropout), backbone.channels)
+        return Embedder(backbone, pool, nn.Dropout(config.dropout), backbone.channels, slices)
     if config.neck == "linear":
         neck: nn.Module = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(backbone.channels, config.embedding))
     else:
         neck = BatchNormNeck(backbone.channels, config.embedding, config.dropout)
-    return Embedder(backbone, pool, neck, config.embedding)
+    return Embedder(backbone, pool, neck, config.embedding, slices)

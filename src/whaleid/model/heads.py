@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from whaleid.config import Head, MarginHead, MetricHead, SoftmaxHead
+from whaleid.config import DivideHead, Head, MarginHead, MetricHead, SiameseHead, SoftmaxHead
 from whaleid.errors import WhaleidError
 from whaleid.model.losses import (
     LARGEST_MARGIN,
@@ -29,17 +30,24 @@ from whaleid.model.losses import (
 class HeadModule(nn.Module):
     """Base of all heads; a head defines `_loss` and `_logits` on float32 embeddings."""
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Training loss, a float32 scalar. embeddings: float (b, d), of any length. labels: int64 (b,)."""
-        with _full_precision(embeddings):
-            return self._loss(embeddings.float(), labels)
+    def forward(self, embeddings: Tensor, labels: Tensor, part: int = 0) -> Tensor:
+        """Training loss, a float32 scalar. embeddings: float (b, d), of any length. labels: int64 (b,).
+
+        part: which learner of a divided head the batch is for (`EpochPlan.parts`); other heads have one alone.
+        """
+        with full_precision(embeddings):
+            return self._part_loss(embeddings.float(), labels, part)
 
     def logits(self, embeddings: Tensor) -> Tensor | None:
         """Class scores float32 (b, c), ready for softmax, no margin; None where the head knows no classes."""
-        with _full_precision(embeddings):
+        with full_precision(embeddings):
             return self._logits(embeddings.float())
 
-    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def _part_loss(self, embeddings: Tensor, labels: Tensor, part: int) -> Tensor:
+        return self._loss(embeddings, labels)
+
+    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
+        """among: int64 (m,), ascending: the classes that compete (None: all). Heads on pairs have no use for it."""
         raise NotImplementedError
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
@@ -54,8 +62,10 @@ class SoftmaxClassifier(HeadModule):
         self.config = config
         self.linear = nn.Linear(dim, classes)
 
-    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        return classification_loss(self.linear(embeddings), labels, self.config.smoothing, self.config.focal)
+    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
+        weight, bias, labels = among_classes(labels, among, self.linear.weight, self.linear.bias)
+        logits = functional.linear(embeddings, weight, bias)
+        return classification_loss(logits, labels, self.config.smoothing, self.config.focal)
 
     def _logits(self, embeddings: Tensor) -> Tensor:
         return self.linear(embeddings)
@@ -79,10 +89,11 @@ class MarginClassifier(HeadModule):
         self.register_buffer("margins", margins)
         self._harder = arcface_cosine if config.name == "arcface" else cosface_cosine
 
-    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        cosine = cosine_logits(embeddings, self.centers)
+    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
+        centers, margins, labels = among_classes(labels, among, self.centers, self.get_buffer("margins"))
+        cosine = cosine_logits(embeddings, centers)
         true = cosine.gather(1, labels[:, None]).squeeze(1)
-        harder = self._harder(true, self.get_buffer("margins")[labels])
+        harder = self._harder(true, margins[labels])
         logits = self.config.scale * cosine.scatter(1, labels[:, None], harder[:, None])
         return classification_loss(logits, labels, self.config.smoothing, self.config.focal)
 
@@ -98,14 +109,17 @@ class WeightedSum(HeadModule):
         self.heads = nn.ModuleList(heads)
         self.weights = tuple(weights)
 
-    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        losses = [weight * head(embeddings, labels) for weight, head in zip(self.weights, self.heads, strict=True)]
+    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
+        losses = []
+        for weight, head in zip(self.weights, self.heads, strict=True):
+            assert isinstance(head, HeadModule)
+            losses.append(weight * head._loss(embeddings, labels, among))
         return torch.stack(losses).sum()
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
         for head in self.heads:
             assert isinstance(head, HeadModule)
-            found = head.logits(embeddings)
+            found = head._logits(embeddings)
             if found is not None:
                 return found
         return None
@@ -127,6 +141,14 @@ def build_head(config: Head, dim: int, class_sizes: Tensor | np.ndarray | Sequen
         from whaleid.model.metric import MetricLearning  # pytorch-metric-learning takes a second to import
 
         return MetricLearning(config, dim, len(sizes))
+    if isinstance(config, SiameseHead):
+        from whaleid.model.siamese import SiamesePairs  # it needs HeadModule, from here
+
+        return SiamesePairs(config, dim)
+    if isinstance(config, DivideHead):
+        from whaleid.model.divide import DivideLearners  # it builds its learners with this function
+
+        return DivideLearners(config, dim, sizes)
     heads = [build_head(part.head, dim, class_sizes) for part in config.parts]
     return WeightedSum(heads, [part.weight for part in config.parts])
 
@@ -140,7 +162,19 @@ def _check_margins(config: MarginHead, sizes: Tensor) -> None:
         raise WhaleidError(f"{key}: a margin of {largest:.3g} radians is above {LARGEST_MARGIN}; 0.2 to 0.5 is usual")
 
 
-def _full_precision(embeddings: Tensor) -> contextlib.AbstractContextManager:
+def among_classes(
+    labels: Tensor, among: Tensor | None, weights: Tensor, others: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two tables of one row a class, and labels, with the classes `among` alone (all where it is None).
+
+    labels: int64 (b,), every one in `among`, int64 (m,) ascending. Returns (m, ...), (m, ...), (b,).
+    """
+    if among is None:
+        return weights, others, labels
+    return weights[among], others[among], torch.searchsorted(among, labels)
+
+
+def full_precision(embeddings: Tensor) -> contextlib.AbstractContextManager:
     """Autocast off, where the device has it (torch's meta device has none)."""
     device = embeddings.device.type
     if not torch.amp.is_autocast_available(device):

@@ -56,7 +56,8 @@ class MetricLearning(HeadModule):
         elif config.miner_arguments:
             raise WhaleidError("head.miner_arguments is set but head.miner is not: name the miner or drop them")
 
-    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
+        """among: no use here; pairs are made of the batch alone."""
         try:
             chosen = None if self.miner is None else self.miner(embeddings, labels)
             loss = self.loss(embeddings, labels, chosen)

@@ -96,7 +96,7 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> TrainedRun:
             f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: {_AGAIN.format(folder)}"
         )
     width, height = metadata["size"]
-    embedder = build_embedder(experiment.model, pretrained=False, size=(width, height))
+    embedder = build_embedder(experiment.model, pretrained=False, size=(width, height), slices=experiment.slices)
     head = build_head(experiment.head, embedder.dim, sizes)
     _fill(torch.nn.ModuleDict({"embedder": embedder, "head": head}), weights, folder)
     for module in (embedder, head):

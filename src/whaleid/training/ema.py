@@ -50,6 +50,13 @@ class Ema:
             self._fill(own)
 
     @torch.no_grad()
+    def adopt(self, names: list[str]) -> None:
+        """Begin these averages anew at the weights as they are: something else than a step has changed them."""
+        live = self._live()
+        for name in names:
+            self.values[name].copy_(live[name])
+
+    @torch.no_grad()
     def load(self, values: dict[str, Tensor]) -> None:
         """Carry on from saved averages; the names must be this module's."""
         for name, tensor in self.values.items():

@@ -32,12 +32,14 @@ class RunLog:
 
     def write(self, kind: str, step: int, epoch: int, **figures: float | None) -> None:
         """Add one line, on disk when this returns."""
-        line: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch}
-        line.update({name: _finite(value) for name, value in figures.items()})
-        self._file.write(json.dumps(line) + "\n")
+        self.note(kind, step, epoch, **{name: _finite(value) for name, value in figures.items()})
         for name, value in figures.items():
             if value is not None:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def note(self, kind: str, step: int, epoch: int, **content: Any) -> None:
+        """Add one line of JSON values that are no curves."""
+        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **content}) + "\n")
 
     def length(self) -> int:
         """Bytes written so far."""

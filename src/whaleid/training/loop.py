@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from whaleid.data.batches import EpochPlan
 from whaleid.errors import WhaleidError
 from whaleid.model.backbone import freeze_batchnorm
+from whaleid.model.divide import DivideLearners
 from whaleid.model.parameters import set_backbone_trainable
 from whaleid.training.optimizer import set_rates
 from whaleid.training.seeds import mix, seed_everything
@@ -24,25 +26,26 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 """Images uint8 (b, h, w, 3) and labels int64 (b,)."""
 
 
-def train_epoch(session: Session, sizes: list[int], batches: Batches, after_tick: Callable[[int], None]) -> None:
+def train_epoch(session: Session, plan: EpochPlan, batches: Batches, after_tick: Callable[[int], None]) -> None:
     """Train what is left of the running epoch.
 
-    sizes: images in each batch of the epoch's whole plan; batches: those from `progress.batch` on.
+    plan: the whole epoch's; batches: those from `progress.batch` on.
     after_tick is called every few steps and after the last, with the number of steps since the last call; the
     losses up to then are known to be finite.
     """
     progress = session.progress
+    todo = list(zip(plan.sizes, plan.parts, strict=True))
     set_mode(session)
     model = across_processes(session.module, session.accelerator)
     losses: list[Tensor] = []
     started = time.perf_counter()
-    for start in range(progress.batch, len(sizes), session.config.accumulate):
-        group = sizes[start : start + session.config.accumulate]
+    for start in range(progress.batch, len(todo), session.config.accumulate):
+        group = todo[start : start + session.config.accumulate]
         losses.append(take_step(session, model, batches, group))
         progress.step += 1
         progress.batch += len(group)
-        progress.images += sum(group)
-        if progress.step % session.tick == 0 or progress.batch == len(sizes):
+        progress.images += sum(size for size, _ in group)
+        if progress.step % session.tick == 0 or progress.batch == len(todo):
             settle(session, losses)
             now = time.perf_counter()
             progress.seconds += now - started
@@ -53,35 +56,36 @@ def train_epoch(session: Session, sizes: list[int], batches: Batches, after_tick
 
 def set_mode(session: Session) -> None:
     """Training mode, with the backbone standing still where the settings say so."""
-    embedder, freeze = session.module.embedder, session.config.freeze
-    if freeze.batchnorm:
+    embedder = session.module.embedder
+    if session.config.freeze.batchnorm:
         freeze_batchnorm(embedder.backbone)
-    if freeze.epochs > 0:
-        set_backbone_trainable(embedder, session.progress.epoch >= freeze.epochs)
+    if embedder.backbone.trainable == session.frozen:
+        set_backbone_trainable(embedder, not session.frozen)
     session.module.train()
 
 
-def take_step(session: Session, model: nn.Module, batches: Batches, sizes: list[int]) -> Tensor:
-    """One change of the weights from `len(sizes)` batches; returns their mean loss, detached.
+def take_step(session: Session, model: nn.Module, batches: Batches, group: list[tuple[int, int]]) -> Tensor:
+    """One change of the weights from `len(group)` batches; returns their mean loss, detached.
 
-    A batch counts by its images, so that the gradient is that of one large batch (where neither loss nor
-    network couples the images of a batch).
+    group: size of each batch, and which learner of the head it is for. A batch counts by its images, so that the
+    gradient is that of one large batch (where neither loss nor network couples the images of a batch).
     """
     accelerator, config, step = session.accelerator, session.config, session.progress.step
     set_rates(session.optimizer, session.schedule.factor(step))
     session.optimizer.zero_grad(set_to_none=True)  # here, not at the end: the forward pass reuses the memory
-    losses = []
-    for place, size in enumerate(sizes):
+    losses, total = [], sum(size for size, _ in group)
+    for place, (size, part) in enumerate(group):
         images, labels = next(batches)
         seed_everything(mix(session.seed, step, place, accelerator.process_index))
-        last = place == len(sizes) - 1
+        last = place == len(group) - 1
         with nullcontext() if last else unsynchronised(model):
             with accelerator.autocast():
                 loss = model(
                     images.to(accelerator.device, non_blocking=True),
                     labels.to(accelerator.device, non_blocking=True),
+                    part,
                 )
-            share = loss * (size / sum(sizes)) if len(sizes) > 1 else loss
+            share = loss * (size / total) if len(group) > 1 else loss
             accelerator.backward(share)
         losses.append(share.detach())
     limit = config.clip if config.clip > 0 else math.inf
@@ -135,10 +139,13 @@ def across_processes(module: LossModule, accelerator: Accelerator) -> nn.Module:
     if accelerator.num_processes == 1:
         return module
     device = accelerator.device
-    # A pair or triplet loss without a single pair in its batch leaves its own parameters without gradients.
-    metric = any(type(part).__module__.startswith("pytorch_metric_learning") for part in module.head.modules())
+    # A pair or triplet loss without a single pair in its batch leaves its own parameters without gradients, and
+    # of a divided head one learner works at a time.
+    unused = isinstance(module.head, DivideLearners) or any(
+        type(part).__module__.startswith("pytorch_metric_learning") for part in module.head.modules()
+    )
     return DistributedDataParallel(
-        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=metric
+        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from whaleid.progress import Bar, progress_bar
 from whaleid.training.log import RunLog
@@ -43,6 +44,10 @@ class Recorder:
         figures = {} if score is None else {"score": score}
         self._log.write("epoch", progress.step, progress.epoch, loss=loss, seconds=progress.seconds, **figures)
         self._save_if_older_than(min(EPOCH_SAVE_SECONDS, self._save_seconds))
+
+    def note(self, kind: str, **content: Any) -> None:
+        """A line in the log about the epoch that begins."""
+        self._log.note(kind, self._session.progress.step, self._session.progress.epoch + 1, **content)
 
     def _write_window(self) -> None:
         session, progress = self._session, self._session.progress

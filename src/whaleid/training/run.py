@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from whaleid.config import Experiment
 from whaleid.data.augment import Augmentation
-from whaleid.data.batches import TrainingItems, epoch_batches, make_loader, training_items
+from whaleid.data.batches import TrainingItems, make_loader, training_items
 from whaleid.data.cache import ImageCache
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import build_embedder
@@ -23,6 +23,7 @@ from whaleid.model.heads import build_head
 from whaleid.model.parameters import parameter_groups
 from whaleid.training.checkpoint import CHECKPOINT, read_metadata, save_checkpoint, write_description
 from whaleid.training.ema import Ema
+from whaleid.training.epochs import begin_epoch, epoch_lengths, plan_epoch
 from whaleid.training.loop import require_finite_weights, train_epoch
 from whaleid.training.memory import keep_freed_memory
 from whaleid.training.optimizer import build_optimizer
@@ -81,11 +82,6 @@ class Task:
     @property
     def seed(self) -> int:
         return run_seed(self.experiment.train.seed, self.fold)
-
-    def plan(self, epoch: int) -> list[np.ndarray]:
-        """Batches of one epoch: int64 indices into the items."""
-        config = self.experiment
-        return epoch_batches(self.items.labels, config.sampler, config.train.batch, epoch, self.seed)
 
 
 def train_run(
@@ -186,7 +182,8 @@ def _build_session(task: Task, accelerator: Accelerator, weights: Path, pretrain
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     seed_everything(task.seed)
-    embedder = build_embedder(task.experiment.model, weights, pretrained, task.cache.size)
+    schedule = make_schedule(config, epoch_lengths(task.experiment, task.items.labels, task.title))
+    embedder = build_embedder(task.experiment.model, weights, pretrained, task.cache.size, task.experiment.slices)
     head = build_head(task.experiment.head, embedder.dim, class_sizes(task.items))
     module = LossModule(embedder, head).to(accelerator.device)
     # Up to a tenth faster on a CPU, more on a GPU in half precision; the pixels come in this order anyway.
@@ -196,7 +193,7 @@ def _build_session(task: Task, accelerator: Accelerator, weights: Path, pretrain
     return Session(
         title=task.title,
         config=config,
-        schedule=make_schedule(config, [len(batch) for batch in task.plan(0)]),
+        schedule=schedule,
         seed=task.seed,
         accelerator=accelerator,
         module=module,
@@ -216,18 +213,21 @@ def class_sizes(items: TrainingItems) -> np.ndarray:
 def run_epoch(task: Task, session: Session, record: Recorder | None, score: Score | None) -> None:
     """Train what is left of the running epoch, then note how it went."""
     progress, accelerator = session.progress, session.accelerator
-    plan = task.plan(progress.epoch)
+    note = begin_epoch(session, task.experiment, task.items, task.cache)
+    if note and record:
+        record.note(**note)
+    plan = plan_epoch(session, task.experiment, task.items.labels)
     batches = make_loader(
         task.items,
         task.cache,
         Augmentation(task.experiment.augment, task.cache.size),
-        share_of(plan, accelerator.process_index, accelerator.num_processes),
+        share_of(plan.batches, accelerator.process_index, accelerator.num_processes),
         progress.epoch,
         mix(task.seed, accelerator.process_index),
         session.config.workers,
         start=progress.batch,
     )
-    train_epoch(session, [len(batch) for batch in plan], batches, record.after_tick if record else lambda _: None)
+    train_epoch(session, plan, batches, record.after_tick if record else lambda _: None)
     progress.last_loss = progress.epoch_loss / max(1, progress.epoch_steps)
     progress.epoch_loss, progress.epoch_steps = 0.0, 0
     progress.epoch, progress.batch = progress.epoch + 1, 0

@@ -13,15 +13,12 @@ class Schedule:
     """What is done when, known before the first step. A step is one change of the weights."""
 
     epochs: int
-    steps_an_epoch: int
+    steps: int
+    """Over all epochs."""
     warmup: float
     """Share of all steps, [0, 1]."""
     final: float
     """Factor that the cosine ends at, [0, 1]."""
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_an_epoch
 
     def factor(self, step: int) -> float:
         """Learning rate of a step (0 for the first) as a share of its peak, [0, 1]."""
@@ -49,11 +46,11 @@ def epochs_of(config: TrainConfig, images_an_epoch: int) -> int:
     return max(1, round(config.images_seen / images_an_epoch))
 
 
-def make_schedule(config: TrainConfig, batch_sizes: list[int]) -> Schedule:
-    """Schedule of a run whose every epoch has batches of these sizes."""
+def make_schedule(config: TrainConfig, batches: list[int]) -> Schedule:
+    """Schedule of a run. batches: how many each of its epochs has."""
     return Schedule(
-        epochs=epochs_of(config, sum(batch_sizes)),
-        steps_an_epoch=math.ceil(len(batch_sizes) / config.accumulate),
+        epochs=len(batches),
+        steps=sum(math.ceil(count / config.accumulate) for count in batches),
         warmup=config.warmup,
         final=config.final_lr,
     )

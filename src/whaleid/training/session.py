@@ -30,9 +30,9 @@ class LossModule(nn.Module):
         self.embedder = embedder
         self.head = head
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss of uint8 (b, h, w, 3) images with int64 (b,) labels."""
-        return self.head(self.embedder(images), labels)
+    def forward(self, images: Tensor, labels: Tensor, part: int = 0) -> Tensor:
+        """Scalar loss of uint8 (b, h, w, 3) images with int64 (b,) labels, by learner `part` of the head."""
+        return self.head(self.embedder(images), labels, part)
 
 
 @dataclass
@@ -52,6 +52,10 @@ class Session:
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] = field(default_factory=dict)
     """Weights of the epoch with the best score so far (`select: best`), on the CPU."""
+    mined: dict[str, Tensor] = field(default_factory=dict)
+    """Hard neighbours of every training item, where the sampler asks for them (data/mined.py)."""
+    frozen: bool = False
+    """The backbone stands still in the running epoch."""
     gradient_norm: Tensor | None = None
     """Of the last step, before clipping."""
 
@@ -103,6 +107,7 @@ def take_state(session: Session) -> State:
             "optimizer": optimizer_tensors(session.optimizer, session.module),
             "ema": session.ema.values if session.ema else {},
             "best": session.best,
+            "mined": session.mined,
         },
         scaler=scaler.state_dict() if scaler is not None else {},
     )
@@ -113,7 +118,7 @@ def restore(session: Session, state: State) -> None:
     session.progress = state.progress
     session.module.load_state_dict(state.tensors["model"])
     restore_optimizer(session.optimizer, session.module, state.tensors["optimizer"])
-    session.best = state.tensors["best"]
+    session.best, session.mined = state.tensors["best"], state.tensors["mined"]
     if session.ema:
         session.ema.load(state.tensors["ema"])
     if session.accelerator.scaler is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whaleid.workspace import atomic_path
 
-GROUPS = ("model", "optimizer", "ema", "best")
+GROUPS = ("model", "optimizer", "ema", "best", "mined")
 """Groups of tensors in a state."""
 
 

@@ -7,6 +7,7 @@ WORK ?= work
 JOBS ?= 0
 PYTHON ?= python3
 SET ?=
+QUICK ?=
 ARGS ?=
 
 VENV := .venv
@@ -14,8 +15,8 @@ WHALEID := $(VENV)/bin/python -m whaleid
 OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights sample data check folds train features ensemble submission score leaderboard report \
-        plan test lint bench clean
+.PHONY: help setup weights sample data check folds pretrain train features ensemble submission score leaderboard report \
+        plan test lint bench bench-metric clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
@@ -58,6 +59,9 @@ check: $(DATA)  ## report on the data: missing, unreadable, duplicate, contradic
 folds: $(DATA)  ## the fold of every labelled image
 	@$(WHALEID) folds $(OPTIONS) $(ARGS)
 
+pretrain: $(DATA)  ## train the backbone of a recipe with `pretrain` without labels, into weights/
+	@$(WHALEID) pretrain $(OPTIONS) $(ARGS)
+
 train: $(DATA)  ## train every experiment of the recipe on every fold
 	@$(WHALEID) train $(OPTIONS) --jobs $(JOBS) $(ARGS)
 
@@ -93,6 +97,9 @@ lint: setup  ## ruff and basedpyright
 
 bench: setup  ## timings as ratios to a bare loop or call, into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+bench-metric: sample  ## heads compared on identities never seen: Recall@k, MAP@R, NMI (QUICK=1: 10 minutes)
+	@$(VENV)/bin/python benchmarks/metric_learning.py $(if $(filter-out 0,$(QUICK)),--quick) --jobs $(JOBS) --work "$(WORK)/bench-metric" $(ARGS)
 
 clean:  ## remove work/ and the sample (never weights/, submissions/ or your data)
 	rm -rf work data/sample

@@ -174,6 +174,20 @@ def weights() -> None:
 
 
 @app.command()
+def pretrain(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Train the recipe's backbone without labels, for its experiments to start from (train does it by itself)."""
+    from whaleid.pipeline import pretrain_stage
+
+    print(f"pretrained: {pretrain_stage(_project(competition, recipe, work, set_, skip_unreadable))}")
+
+
+@app.command()
 def train(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,

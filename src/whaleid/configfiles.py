@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from whaleid.config import Competition, Experiment, Model, Recipe
+from whaleid.config import Competition, Experiment, Model, PretextExperiment, Recipe
 from whaleid.errors import WhaleidError
 
 Checked = TypeVar("Checked", bound=Model)
@@ -80,11 +80,7 @@ def load_competition(name: str) -> Competition:
 def load_experiment(name: str, overrides: dict[str, Any] | None = None, near: Path | None = None) -> Experiment:
     """Experiment by name or path, merged over what it extends, then over dotted `overrides`."""
     path = config_path("experiments", name, near)
-    merged = _extended(path, ())
-    for key, value in (overrides or {}).items():
-        merged = override(merged, key, value)
-    merged["name"] = path.stem
-    return _checked(Experiment, merged, path)
+    return _checked(Experiment, _merged(path, overrides or {}), path)
 
 
 def load_recipe(name: str) -> tuple[Recipe, list[Experiment]]:
@@ -105,6 +101,31 @@ def load_recipe_with(name: str, overrides: dict[str, Any]) -> tuple[Recipe, list
         raise WhaleidError(f"{path}: two sources of the recipe have one name: {names + list(recipe.sources)}")
     sources = {key: str((path.parent / Path(value).expanduser()).resolve()) for key, value in recipe.sources.items()}
     return recipe.model_copy(update={"set": merged, "sources": sources}), experiments
+
+
+def load_pretext(name: str, recipe: Recipe, experiments: list[Experiment]) -> PretextExperiment | None:
+    """The experiment of the recipe's `pretrain`, None where it has none.
+
+    name: the recipe's; recipe, experiments: as `load_recipe_with` gives them. Overrides reach the pretraining too, but
+    for those of `head` and `sampler`, which are about labels. Raises WhaleidError where an experiment that would
+    start from its backbone has another one, and where there is no such experiment.
+    """
+    if recipe.pretrain is None:
+        return None
+    path = config_path("recipes", name)
+    place = config_path("experiments", recipe.pretrain.experiment, path.parent)
+    overrides = {key: value for key, value in recipe.set.items() if key.split(".")[0] not in ("head", "sampler")}
+    pretext = _checked(PretextExperiment, _merged(place, overrides), place)
+    followers = [experiment for experiment in experiments if not experiment.model.names_file]
+    if not followers:
+        raise WhaleidError(f"{path}: no experiment starts from what `pretrain` trains: each names a file of its own")
+    for experiment in followers:
+        if experiment.model.backbone != pretext.model.backbone:
+            raise WhaleidError(
+                f"{path}: experiment {experiment.name} is a {experiment.model.backbone}, but `pretrain` trains a "
+                f"{pretext.model.backbone}: give them one model.backbone, or the experiment model.weights of its own"
+            )
+    return pretext
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
@@ -137,6 +158,14 @@ def _leaf(parsed: Any, key: str) -> Any:
     for part in key.split("."):
         parsed = parsed[part]
     return parsed
+
+
+def _merged(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Content of an experiment's YAML over what it extends, under dotted `overrides`."""
+    merged = _extended(path, ())
+    for key, value in overrides.items():
+        merged = override(merged, key, value)
+    return {**merged, "name": path.stem}
 
 
 def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The main road, stage by stage: each makes its file if that is not up to date, and the stages it needs before.
 
-images table -> folds -> caches -> runs and features (jobs) -> candidates -> submission -> score.
+images table -> folds -> caches -> (pretraining) -> runs and features (jobs) -> candidates -> submission -> score.
 A stage is up to date when its key (its settings and its inputs' keys) is the one noted when it was made.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from whaleid.config import Competition, Experiment, Recipe
-from whaleid.configfiles import load_competition, load_recipe_with, parse_overrides, repository_root
+from whaleid.config import Competition, Experiment, ExperimentBase, PretextExperiment, Recipe
+from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides, repository_root
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key
 from whaleid.errors import WhaleidError
@@ -39,6 +39,8 @@ class Project:
     experiments: tuple[Experiment, ...]
     workspace: Workspace
     skip_unreadable: bool = False
+    pretext: PretextExperiment | None = None
+    """What is trained before the experiments, without labels (the recipe's `pretrain`)."""
 
     @property
     def folds(self) -> list[int]:
@@ -69,8 +71,34 @@ class Project:
 
     def run_key(self, experiment: Experiment, fold: int) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images."""
-        settings = experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
-        return digest("run", FORMAT, self.folds_key, settings, fold)
+        start = [self.pretrain_key] if self.starts_pretrained(experiment) else []
+        return digest("run", FORMAT, self.folds_key, _training_settings(experiment), fold, *start)
+
+    def starts_pretrained(self, experiment: Experiment) -> bool:
+        """Whether an experiment starts from the backbone that `pretrain` trains."""
+        return self.pretext is not None and not experiment.model.names_file
+
+    def with_start(self, experiment: Experiment) -> Experiment:
+        """The experiment as it is trained: its weights those of the pretraining, where it starts from them."""
+        if not self.starts_pretrained(experiment):
+            return experiment
+        weights = Path("weights", f"{self.pretrained_name}.safetensors").as_posix()
+        return experiment.model_copy(update={"model": experiment.model.model_copy(update={"weights": weights})})
+
+    @cached_property
+    def pretrain_key(self) -> str:
+        """Everything that the pretrained backbone depends on."""
+        assert self.pretext is not None
+        assert self.recipe.pretrain is not None
+        return digest("pretrain", FORMAT, self.images_key, _training_settings(self.pretext), self.recipe.pretrain.test)
+
+    @property
+    def pretrained_name(self) -> str:
+        """`<competition>-<experiment>-<key>`: of the pretrained weights and of the folder of their log."""
+        assert self.recipe.pretrain is not None
+        name = self.recipe.pretrain.experiment
+        name = Path(name).stem if name.endswith((".yaml", ".yml")) else name.replace("/", "-")
+        return f"{self.competition.name}-{name}-{self.pretrain_key[:8]}"
 
     def features_key(self, experiment: Experiment, fold: int) -> str:
         settings = experiment.features.model_dump(mode="json", exclude={"batch"})
@@ -93,7 +121,8 @@ def open_project(
     """Project from what the command line says; nothing is read but YAML."""
     contest = load_competition(competition)
     loaded, experiments = load_recipe_with(recipe, parse_overrides(pairs or []))
-    return Project(contest, loaded, tuple(experiments), Workspace(work / contest.name), skip_unreadable)
+    pretext = load_pretext(recipe, loaded, experiments)
+    return Project(contest, loaded, tuple(experiments), Workspace(work / contest.name), skip_unreadable, pretext)
 
 
 # --------------------------------------------------------------------------------------------------- the data
@@ -133,7 +162,7 @@ def folds_stage(project: Project) -> pd.DataFrame:
     return pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
 
 
-def cache_stage(project: Project, experiment: Experiment) -> ImageCache:
+def cache_stage(project: Project, experiment: ExperimentBase) -> ImageCache:
     """The resized images that an experiment reads."""
     from whaleid.data.cache import build_cache, cache_name, open_cache
     from whaleid.data.images import input_size
@@ -163,6 +192,30 @@ def local_stage(project: Project) -> Path | None:
         describe_images(images_stage(project), project.competition.root, folder, local)
         project.workspace.mark_current(folder, key)
     return folder
+
+
+def pretrain_stage(project: Project) -> Path:
+    """The backbone that the recipe's experiments start from: `weights/<competition>-<experiment>-<key>.safetensors`."""
+    pretext, pretrain = project.pretext, project.recipe.pretrain
+    if pretext is None or pretrain is None:
+        raise WhaleidError(
+            f"recipe {project.recipe.name} has no pretraining; add e.g. `pretrain: {{experiment: self/rotation}}`"
+        )
+    folder = repository_root() / "weights"
+    target = folder / f"{project.pretrained_name}.safetensors"
+    workspace, out, key = project.workspace, project.workspace.root / "pretrain" / target.stem, project.pretrain_key
+    if target.is_file() and workspace.is_current(out, key):
+        return target
+    from whaleid.model.weights import ensure_weights
+    from whaleid.training.pretext import pretrain_run
+
+    _begin(workspace, out, key)
+    out.mkdir(parents=True, exist_ok=True)
+    ensure_weights(pretext.model.backbone, pretext.model.weights, folder)
+    cache = cache_stage(project, pretext)
+    summary = pretrain_run(pretext, images_stage(project), pretrain.test, cache, out, target, folder, key)
+    workspace.mark_current(out, key, begun=key, summary=asdict(summary))
+    return target
 
 
 # ------------------------------------------------------------------------------------------ runs and features
@@ -200,7 +253,10 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
     for experiment in project.experiments:
         if experiment.name in waiting:
             cache_stage(project, experiment)
-            ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
+            if project.starts_pretrained(experiment):
+                pretrain_stage(project)
+            else:
+                ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
 
     def do(job: Job) -> None:
         train_stage(project, project.experiment(job.experiment), job.fold)
@@ -218,11 +274,13 @@ def train_stage(project: Project, experiment: Experiment, fold: int) -> None:
         return
     from whaleid.training.run import train_run
 
+    if scores_pairs(experiment):  # the head that ranks again and the features that it ranks are of one training
+        workspace.mark_current(workspace.features(experiment.name, fold), "")
     _begin(workspace, out, key)
     cache = cache_stage(project, experiment)
     images, folds = images_stage(project), folds_stage(project)
     summary = train_run(
-        experiment,
+        project.with_start(experiment),
         fold,
         images,
         folds,
@@ -258,6 +316,7 @@ def sources(project: Project) -> list[Source]:
             item.name,
             {fold: project.workspace.features(item.name, fold) for fold in project.folds},
             optimistic=item.train.select == "best",
+            pairs={fold: project.workspace.run(item.name, fold) for fold in project.folds if scores_pairs(item)},
         )
         for item in project.experiments
     ]
@@ -268,11 +327,23 @@ def sources(project: Project) -> list[Source]:
     return own + foreign
 
 
+def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
+    """Settings that trained weights depend on: not how many processes prepare the images."""
+    return experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
+
+
+def scores_pairs(experiment: Experiment) -> bool:
+    """Whether the experiment's head is a similarity of pairs, by which candidates can be ranked again."""
+    return experiment.head.name == "siamese"
+
+
 def _job_is_current(project: Project, experiment: Experiment, fold: int, stage: str) -> bool:
     workspace = project.workspace
+    trained = workspace.is_current(workspace.run(experiment.name, fold), project.run_key(experiment, fold))
     if stage == "train":
-        return workspace.is_current(workspace.run(experiment.name, fold), project.run_key(experiment, fold))
-    return workspace.is_current(workspace.features(experiment.name, fold), project.features_key(experiment, fold))
+        return trained
+    embedded = workspace.is_current(workspace.features(experiment.name, fold), project.features_key(experiment, fold))
+    return embedded and (trained or not scores_pairs(experiment))  # others' runs are not needed any more
 
 
 def _begin(workspace: Workspace, output: Path, key: str) -> None:

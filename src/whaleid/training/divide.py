@@ -40,13 +40,18 @@ class Phase:
     """The backbone stands still."""
 
 
+WHOLE = Phase(level=0, cluster=False, frozen=False)
+"""An epoch of the whole embedding, and every epoch of other heads."""
+
+
 def phase_of(head: DivideHead, epochs: int, epoch: int) -> Phase:
     """Phase of an epoch (counted from 0) of `epochs`: warm-up, clusters, joint."""
     since = epoch - head.warmup
     if len(head.levels) == 1 or since < 0 or epoch >= epochs - head.joint:
-        return Phase(level=0, cluster=False, frozen=False)
+        return WHOLE
     period, place = divmod(since, head.every)
-    return Phase(min(period + 1, len(head.levels) - 1), cluster=place == 0, frozen=place < head.freeze)
+    level = min(period + 1, len(head.levels) - 1)
+    return Phase(level, cluster=place == 0, frozen=place < head.freeze)
 
 
 def check_divide(head: DivideHead, labels: np.ndarray, epochs: int, title: str) -> None:

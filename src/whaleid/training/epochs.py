@@ -16,7 +16,7 @@ from whaleid.data.batches import EpochPlan, TrainingItems, epoch_batches
 from whaleid.data.cache import ImageCache
 from whaleid.data.cluster_batches import cluster_batches, divided_length
 from whaleid.model.divide import DivideLearners
-from whaleid.training.divide import Phase, agreed, check_divide, phase_of, recluster
+from whaleid.training.divide import WHOLE, Phase, agreed, check_divide, phase_of, recluster
 from whaleid.training.schedule import epochs_of
 from whaleid.training.session import Session
 from whaleid.training.survey import Space, survey_together
@@ -104,5 +104,5 @@ HARD_OTHERS, HARD_OWN = 16, 2
 def _phase(session: Session) -> Phase:
     head = session.module.head
     if not isinstance(head, DivideLearners):
-        return Phase(level=0, cluster=False, frozen=False)
+        return WHOLE
     return phase_of(head.config, session.schedule.epochs, session.progress.epoch)

@@ -1,0 +1,124 @@
+"""A recipe: experiments, and how they are combined."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from whaleid.config.base import Model, Positive, Share
+
+
+class PretrainConfig(Model):
+    """Training without labels before the recipe's experiments, which all start from its backbone."""
+
+    experiment: str
+    """One with a pretext head (rotation, jigsaw, deepcluster)."""
+    test: bool = False
+    """Test images too. Out of fold, every query was seen (without its label) in pretraining: only with `test: true`
+    is that so of the test set as well, and the two scores alike."""
+
+
+class ConcatConfig(Model):
+    """Features of all sources side by side, whitened on the training part of the fold."""
+
+    whiten: Positive | None = 512
+    """At most this many dimensions after PCA; null: no PCA."""
+    power: Share = 0.25
+    """0: PCA rotation only; 1: full whitening; between: partial (eigenvalue ** -power/2)."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weight of a source (default 1)."""
+
+
+class KnnConfig(Model):
+    """From image similarities to identity scores."""
+
+    score: Literal["max", "mean", "centroid"] = "max"
+    top: Positive = 2
+    """`mean`: of the top this many images of the identity."""
+    neighbours: Positive = 200
+    """Images looked at for each query."""
+
+
+class ClassifierConfig(Model):
+    """Softmax classifier on the concatenated features."""
+
+    epochs: Positive = 40
+    batch: Positive = 256
+    lr: Annotated[float, Field(gt=0)] = 1.0e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1.0e-2
+    smoothing: Share = 0.1
+    scale: Annotated[float, Field(gt=0)] = 20.0
+    mixup: Annotated[float, Field(ge=0)] = 0.2
+    seeds: Positive = 2
+
+
+class LocalConfig(Model):
+    """Local matching: RootSIFT descriptors vote for identities. Its time grows with images x keypoints.
+
+    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities).
+    """
+
+    size: Annotated[int, Field(ge=32)] = 256
+    """Longer side of the picture (cropped to its box) in pixels, where it is larger."""
+    keypoints: Positive = 1000
+    """Strongest keypoints of each image, at the most. More are better and slower: MAP@5 of one fold of nyala 0.275
+    with 500, 0.317 with 1000."""
+    neighbours: Annotated[int, Field(ge=2)] = 3
+    """Nearest descriptors looked at for each descriptor of the query; the last one says what chance gives."""
+    power: Share = 0.25
+    """An identity's votes are divided by its number of descriptors in the gallery to this power."""
+
+
+class CombineConfig(Model):
+    """How the sources become one ranking (design: *A recipe*)."""
+
+    concat: ConcatConfig = ConcatConfig()
+    knn: KnnConfig = KnnConfig()
+    classifier: ClassifierConfig | None = ClassifierConfig()
+    logits: Annotated[int, Field(ge=0)] = 3
+    """Class probabilities of this many best single experiments join the blend."""
+    local: LocalConfig | None = None
+    """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
+    rescore: Positive = 50
+    """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
+    candidates: Positive = 50
+    """Candidates kept for each query and source."""
+    unknown: Literal["threshold", "share"] = "threshold"
+    """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
+
+
+class Recipe(Model):
+    """A list of experiments and how they are combined."""
+
+    name: str
+    folds: Annotated[int, Field(ge=2)]
+    train_folds: list[int] | None = None
+    """Train these folds alone (a quick look); null: all."""
+    experiments: list[str] = []
+    pretrain: PretrainConfig | None = None
+    """Experiments with `model.weights` imagenet or random start from the backbone that this trains; one that names a
+    file of its own starts from that."""
+    sources: dict[str, str] = {}
+    """Foreign features: name -> folder with `fold<k>/embeddings.npy` and `rows.csv`."""
+    set: dict[str, Any] = {}
+    """Overrides for every experiment: dotted key -> value, as SET on the command line."""
+    combine: CombineConfig = CombineConfig()
+    seed: int = 0
+
+    @field_validator("experiments")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"experiment listed twice: {', '.join(twice)}")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if not self.experiments and not self.sources:
+            raise ValueError("a recipe needs experiments or sources")
+        outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
+        if outside:
+            raise ValueError(f"train_folds {outside} are outside 0..{self.folds - 1}")
+        return self

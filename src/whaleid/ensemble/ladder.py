@@ -1,11 +1,12 @@
 """The stage that makes one answer of many networks, and says what each step of it is worth.
 
-Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities), all of them
-side by side (kNN), a classifier on that, local matching where the recipe asks for it, and the blend, which is
-the answer. Every rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds
-and weights used on them were learnt from the other folds' out-of-fold candidates (which were compared with this
-fold's images as gallery: that much, and no more, the folds know of one another). For the test set thresholds
-and weights are learnt from all folds, and scores are averaged over the folds' models.
+Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities; its siamese head's
+second look at the nearest images), all of them side by side (kNN), a classifier on that, local matching where
+the recipe asks for it, and the blend, which is the answer. Every rung is scored out of fold: a fold's queries
+are ranked by what never saw them, and thresholds and weights used on them were learnt from the other folds'
+out-of-fold candidates (which were compared with this fold's images as gallery: that much, and no more, the
+folds know of one another). For the test set thresholds and weights are learnt from all folds, and scores are
+averaged over the folds' models.
 
 The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
 by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger
@@ -202,7 +203,9 @@ def blend_rankings(
 
 
 def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int]) -> Blend:
-    """Blend of concat kNN, classifier, local matching and best class probabilities, tuned on these folds alone."""
+    """Blend of concat kNN, classifier, siamese heads, local matching and the best class probabilities, tuned on these
+    folds alone.
+    """
     questions = _questions(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
@@ -210,7 +213,7 @@ def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, pl
         return [Member(one.name, stack([one.oof[p] for p in places]), one.probability) for one in chosen]
 
     singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend([*members("concat", "classifier", "local"), *singles], questions)
+    return fit_blend([*members("concat", "classifier", "siamese", "local"), *singles], questions)
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:

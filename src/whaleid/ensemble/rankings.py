@@ -7,7 +7,7 @@ model. Features of different folds' models live in different spaces, so everythi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from whaleid.retrieval.candidates import Candidates, nearest_identities
 from whaleid.retrieval.features import Features, read_features
 from whaleid.retrieval.keypoints import read_described
 from whaleid.retrieval.local import local_candidates
+from whaleid.retrieval.rescore import load_pairs, rescored_identities
 
 CONCAT, CLASSIFIER, LOCAL = "concat kNN", "classifier", "local matching"
 _CELLS = 1 << 25  # logits held as float32 at a time: 128 MB
@@ -34,19 +35,21 @@ class Source:
 
     optimistic: its epoch was chosen by the fold's own score (train.select: best); every rung that uses it
     says so.
+    pairs: fold -> folder of the run that the features are of, where its head scores pairs (siamese); else empty.
     """
 
     name: str
     folds: dict[int, Path]
     optimistic: bool = False
+    pairs: dict[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Ranking:
     """Candidates of one way of ranking.
 
-    kind: knn | logits | concat | classifier | local | blend. oof: one a fold, in the protocol's order. test: the test
-    images under each fold's model, in the same order; empty where there are no test images.
+    kind: knn | logits | siamese | concat | classifier | local | blend. oof: one a fold, in the protocol's order. test:
+    the test images under each fold's model, in the same order; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
     """
 
@@ -61,12 +64,13 @@ class Ranking:
 def rank_source(
     source: Source, images: pd.DataFrame, protocol: Protocol, config: CombineConfig
 ) -> tuple[list[Ranking], int]:
-    """kNN on the source's embeddings and, where it has logits, its class probabilities; and its
-    dimensions.
+    """kNN on the source's embeddings and, where it has them, its class probabilities and its siamese head's second
+    look; and its dimensions.
     """
     keep = max(config.candidates, protocol.k)
     knn: list[tuple[Candidates, Candidates | None]] = []
     logits: list[tuple[Candidates, Candidates | None]] = []
+    siamese: list[tuple[Candidates, Candidates | None]] = []
     dims = set()
     for part in protocol.parts:
         features = read_features(source.folds[part.fold], images)
@@ -74,6 +78,8 @@ def rank_source(
         knn.append(_rank_knn(features.embeddings, part, protocol, config, keep))
         if features.logits is not None:
             logits.append(_rank_logits(features, part, protocol, keep, source.folds[part.fold]))
+        if source.pairs:
+            siamese.append(_rank_pairs(source.pairs[part.fold], features.embeddings, part, protocol, config, keep))
     if len(dims) > 1 or len(logits) not in (0, len(protocol.parts)):
         raise WhaleidError(
             f"source '{source.name}': its folds differ: dimensions {sorted(dims)}, {len(logits)} of "
@@ -82,6 +88,8 @@ def rank_source(
     rankings = [_ranking(source.name, "knn", knn, False, source.optimistic)]
     if logits:
         rankings.append(_ranking(f"{source.name} logits", "logits", logits, True, source.optimistic))
+    if siamese:
+        rankings.append(_ranking(f"{source.name} siamese", "siamese", siamese, False, source.optimistic))
     return rankings, dims.pop()
 
 
@@ -167,6 +175,21 @@ def _rank_knn(
     whole = embeddings[protocol.gallery]
     test = nearest_identities(embeddings[protocol.test_rows], whole, protocol.gallery_codes, config.knn, keep)
     return _candidates(part.names, protocol, *oof), _of_test(protocol, test)
+
+
+def _rank_pairs(
+    run: Path, embeddings: np.ndarray, part: FoldPart, protocol: Protocol, config: CombineConfig, keep: int
+) -> tuple[Candidates, Candidates | None]:
+    """As `_rank_knn`, the nearest images ranked again by the siamese head of this fold's run."""
+    pairs = load_pairs(run)
+
+    def ranked(rows: np.ndarray, gallery: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rescored_identities(pairs, embeddings[rows], embeddings[gallery], codes, config.rescore, keep)
+
+    oof = _candidates(part.names, protocol, *ranked(part.rows, part.gallery, part.gallery_codes))
+    if not len(protocol.test_rows):
+        return oof, None
+    return oof, _of_test(protocol, ranked(protocol.test_rows, protocol.gallery, protocol.gallery_codes))
 
 
 def _rank_logits(

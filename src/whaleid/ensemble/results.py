@@ -17,7 +17,7 @@ from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 from whaleid.workspace import write_json
 
-SINGLE = ("knn", "logits")
+SINGLE = ("knn", "logits", "siamese")
 """Kinds of ranking that one network gives by itself."""
 AVERAGED = -1
 """Number of the fold in test.parquet: the scores are averaged over the folds."""

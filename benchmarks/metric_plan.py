@@ -1,0 +1,136 @@
+"""What the metric-learning bench compares: metric_learning.yaml as a typed model, each method as an experiment."""
+
+from __future__ import annotations
+
+import itertools
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from whaleid.config import Experiment
+from whaleid.config.base import Model, Positive
+from whaleid.configfiles import load_experiment, read_yaml
+from whaleid.errors import WhaleidError
+
+BEFORE = "imagenet"
+"""Name of the row of the untrained backbone's pooled features."""
+
+Settings = dict[str, Any]
+
+
+class DataSet(Model):
+    """Images whose identities are parted into train and test."""
+
+    competition: str
+    image: Settings
+    images_seen: Positive
+    """Budget of each run."""
+    identities: str | None = None
+    """CSV in the competition's root with `image, identity, split` (train or test); null: one half of the
+    identities that have two labelled images or more is train, the other test."""
+
+
+class Method(Model):
+    """A head, and how batches are drawn for it."""
+
+    head: Settings
+    sampler: Settings = Field(default_factory=dict)
+
+
+class Grid(Model):
+    """Methods that differ in a few settings of one head, whose `learner` is the head of `baseline`."""
+
+    name: str
+    baseline: str
+    head: Settings
+    lists: dict[str, Annotated[list[Any], Field(min_length=1)]]
+    """Setting of the head -> its values; every choice is a method."""
+    skip: list[Settings] = Field(default_factory=list)
+    """Choices to leave out: those that agree with all settings of a line."""
+
+
+class Quick(Model):
+    """The small bench of QUICK=1."""
+
+    seeds: Annotated[list[int], Field(min_length=1)]
+    images_seen: dict[str, Positive]
+    methods: list[str]
+
+
+class Bench(Model):
+    """The whole YAML."""
+
+    seeds: Annotated[list[int], Field(min_length=1)]
+    data: Annotated[dict[str, DataSet], Field(min_length=1)]
+    settings: dict[str, Settings]
+    methods: dict[str, Method]
+    grid: Grid
+    quick: Quick
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Bench:
+        if self.grid.baseline not in self.methods:
+            raise ValueError(f"grid.baseline '{self.grid.baseline}' is not among the methods")
+        if BEFORE in self.methods:
+            raise ValueError(f"methods.{BEFORE}: that name is the untrained backbone's; choose another")
+        unknown = set(self.quick.images_seen) ^ set(self.data)
+        if unknown:
+            raise ValueError(f"quick.images_seen needs the data sets {', '.join(self.data)} and no others")
+        return self
+
+    def all_methods(self) -> dict[str, Method]:
+        """Name -> method, in the order of the YAML, the grid's last."""
+        return {**self.methods, **grid_methods(self.grid, self.methods[self.grid.baseline])}
+
+
+def load_bench(path: Path, quick: bool) -> Bench:
+    """The YAML, checked; with `quick` its seeds and budgets are those of its `quick` section."""
+    try:
+        bench = Bench.model_validate(read_yaml(path))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise WhaleidError(f"{path}: {place}: {problem['msg'].removeprefix('Value error, ')}") from error
+    if not quick:
+        return bench
+    seen = bench.quick.images_seen
+    data = {name: item.model_copy(update={"images_seen": seen[name]}) for name, item in bench.data.items()}
+    return bench.model_copy(update={"seeds": bench.quick.seeds, "data": data})
+
+
+def grid_methods(grid: Grid, baseline: Method) -> dict[str, Method]:
+    """Every choice from the grid's lists as a method named after it."""
+    methods = {}
+    for values in itertools.product(*grid.lists.values()):
+        choice = dict(zip(grid.lists, values, strict=True))
+        if any(all(choice.get(key) == value for key, value in line.items()) for line in grid.skip):
+            continue
+        name = "-".join([grid.name, *map(str, values)])
+        methods[name] = Method(head={**grid.head, **choice, "learner": baseline.head}, sampler=baseline.sampler)
+    return methods
+
+
+def chosen(asked: list[str], known: list[str], what: str) -> list[str]:
+    """The known names that one of `asked` names; `*` stands for any part of a name."""
+    for pattern in asked:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise WhaleidError(f"{what} '{pattern}': not in the YAML, which has {', '.join(known)}")
+    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in asked)]
+
+
+def make_experiment(bench: Bench, data: str, name: str, seed: int) -> Experiment:
+    """The experiment of one method on one data set; WhaleidError where its settings do not hold."""
+    method, table = bench.all_methods()[name], bench.data[data]
+    settings: dict[str, Any] = {}
+    layers = [bench.settings, {"image": table.image, "sampler": method.sampler}]
+    for group, values in itertools.chain.from_iterable(layer.items() for layer in layers):
+        settings |= {f"{group}.{key}": value for key, value in values.items()}
+    settings |= {"train.images_seen": table.images_seen, "train.seed": seed, "head": method.head}
+    try:
+        experiment = load_experiment("default", settings)
+    except WhaleidError as error:
+        problem = str(error).rpartition("default.yaml: ")[2]  # the mistake stands in the bench's YAML, not there
+        raise WhaleidError(f"method {name} on {data}: {problem}") from error
+    return experiment.model_copy(update={"name": name})

@@ -20,6 +20,13 @@ BEFORE = "imagenet"
 Settings = dict[str, Any]
 
 
+class Draw(Model):
+    """The sample drawn anew, with more whales than the embedded one."""
+
+    identities: Positive
+    train_images: Positive
+
+
 class DataSet(Model):
     """Images whose identities are parted into train and test."""
 
@@ -27,16 +34,19 @@ class DataSet(Model):
     image: Settings
     images_seen: Positive
     """Budget of each run."""
+    draw: Draw | None = None
+    """Draw the sample anew at this size; null: as it is."""
     identities: str | None = None
     """CSV in the competition's root with `image, identity, split` (train or test); null: one half of the
     identities that have two labelled images or more is train, the other test."""
 
 
 class Method(Model):
-    """A head, and how batches are drawn for it."""
+    """A head, how batches are drawn for it, and what of the schedule is its own."""
 
     head: Settings
     sampler: Settings = Field(default_factory=dict)
+    train: Settings = Field(default_factory=dict)
 
 
 class Grid(Model):
@@ -108,7 +118,9 @@ def grid_methods(grid: Grid, baseline: Method) -> dict[str, Method]:
         if any(all(choice.get(key) == value for key, value in line.items()) for line in grid.skip):
             continue
         name = "-".join([grid.name, *map(str, values)])
-        methods[name] = Method(head={**grid.head, **choice, "learner": baseline.head}, sampler=baseline.sampler)
+        methods[name] = Method(
+            head={**grid.head, **choice, "learner": baseline.head}, sampler=baseline.sampler, train=baseline.train
+        )
     return methods
 
 
@@ -124,7 +136,7 @@ def make_experiment(bench: Bench, data: str, name: str, seed: int) -> Experiment
     """The experiment of one method on one data set; WhaleidError where its settings do not hold."""
     method, table = bench.all_methods()[name], bench.data[data]
     settings: dict[str, Any] = {}
-    layers = [bench.settings, {"image": table.image, "sampler": method.sampler}]
+    layers = [bench.settings, {"image": table.image, "sampler": method.sampler, "train": method.train}]
     for group, values in itertools.chain.from_iterable(layer.items() for layer in layers):
         settings |= {f"{group}.{key}": value for key, value in values.items()}
     settings |= {"train.images_seen": table.images_seen, "train.seed": seed, "head": method.head}

@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from metric_plan import BEFORE, DataSet
 
 from whaleid.config import Competition, Experiment
-from whaleid.configfiles import load_competition, repository_root
+from whaleid.configfiles import config_path, load_competition, read_yaml, repository_root
 from whaleid.data.cache import ImageCache
 from whaleid.data.competition import read_table
+from whaleid.data.sample import make_sample
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import Embedder, build_embedder
 from whaleid.pipeline import cache_stage, images_stage, open_project
@@ -33,10 +35,13 @@ from whaleid.scoring.retrieval_metrics import pair_histogram, retrieval_score
 from whaleid.training.checkpoint import load_run
 from whaleid.training.run import train_run
 from whaleid.training.selection import embed_rows
-from whaleid.workspace import digest
+from whaleid.workspace import atomic_path, digest
 
 EDGES = np.linspace(0.0, 2.0, 81)
 """Bins of the histograms of distances: unit vectors are at most 2 apart."""
+
+FEW = 40
+"""Test images of a sample that is drawn for the bench, which asks about labelled images alone."""
 
 _CODE = ("model/*.py", "training/*.py", "data/*batches*.py", "data/augment.py", "data/cache.py", "data/images.py")
 _CODE += ("scoring/retrieval_metrics.py",)
@@ -78,11 +83,12 @@ class Parted:
 
 def part_data(name: str, data: DataSet, experiment: Experiment, work: Path) -> Parted | None:
     """The data set with its cache of images at the experiment's size; None, said on stdout, where it is not here."""
-    competition = load_competition(data.competition)
+    name_or_path = data.competition if data.draw is None else drawn_competition(data, work)
+    competition = load_competition(name_or_path)
     if not competition.root.is_dir():
         print(f"{name}: left out, its folder {competition.root} is not there")
         return None
-    project = open_project(data.competition, "cpu", work)  # the recipe is not asked for anything
+    project = open_project(name_or_path, "cpu", work)  # the recipe is not asked for anything
     images = images_stage(project)
     parts = _halves(images, competition) if data.identities is None else _listed(images, competition, data.identities)
     images = images.assign(split=parts["split"].to_numpy(), identity=parts["identity"].to_numpy())
@@ -97,6 +103,17 @@ def part_data(name: str, data: DataSet, experiment: Experiment, work: Path) -> P
         test_labels=labels.astype(np.int64),
         key=digest(project.images_key, content),
     )
+
+
+def drawn_competition(data: DataSet, work: Path) -> str:
+    """Draw the sample at the size asked for, once; path of a competition's YAML that has it as its root."""
+    assert data.draw is not None
+    root = (work / "drawn" / f"{data.draw.identities}-{data.draw.train_images}").resolve()
+    make_sample(root, identities=data.draw.identities, train_images=data.draw.train_images, test_images=FEW)
+    content = read_yaml(config_path("competitions", data.competition))
+    with atomic_path(root.with_suffix(".yaml")) as temporary:
+        temporary.write_text(yaml.safe_dump({**content, "name": f"drawn-{root.name}", "root": str(root)}))
+    return str(root.with_suffix(".yaml"))
 
 
 def _halves(images: pd.DataFrame, competition: Competition) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Losses of pytorch-metric-learning (2.9) that need mending, under the library's names."""
+"""Losses of pytorch-metric-learning (2.9) that need mending, under the library's names, and those beyond it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning import distances, losses
+from pytorch_metric_learning.utils import common_functions, loss_and_miner_utils
 from torch import Tensor, nn
 
 
@@ -15,6 +16,7 @@ class SmoothAP(losses.SmoothAPLoss):
     The library cuts the batch into blocks by a number of classes that is right only where the batch holds as
     many classes as images of each, and reads the images as ordered by class. Here the labels alone decide,
     and classes may differ in size. With as many classes as images of each, in order, both give the same.
+    An image alone in its class is no query: it has nothing to find.
     """
 
     def compute_loss(
@@ -25,7 +27,7 @@ class SmoothAP(losses.SmoothAPLoss):
         ref_emb: Any = None,
         ref_labels: Any = None,
     ) -> dict[str, Any]:
-        """Losses 1 - AP of every image as the query (b,), itself among its positives as in the authors' code.
+        """Losses 1 - AP of every image that has a positive as the query, itself among them as in the authors' code.
 
         Takes b ** 3 numbers of memory.
         """
@@ -33,24 +35,48 @@ class SmoothAP(losses.SmoothAPLoss):
             raise ValueError("it ranks whole batches and takes no miner")
         similarity = self.distance(embeddings)
         same = (labels[:, None] == labels[None, :]).to(similarity.dtype)
+        queries = torch.where(same.sum(dim=1) > 1)[0]
+        if len(queries) == 0:
+            return self.zero_losses()
         # ahead[q, i, j]: how surely j stands before i in the ranking of query q
         ahead = torch.sigmoid((similarity[:, None, :] - similarity[:, :, None]) / self.temperature)
         ahead = ahead * (1.0 - torch.eye(len(labels), device=ahead.device, dtype=ahead.dtype))
         rank = 1.0 + ahead.sum(dim=2)
         rank_among_same = 1.0 + (ahead * same[:, None, :]).sum(dim=2)
         precision = (rank_among_same / rank * same).sum(dim=1) / same.sum(dim=1)
-        indices = torch.arange(len(labels), device=labels.device)
-        return {"ap_loss": {"losses": 1.0 - precision, "indices": indices, "reduction_type": "element"}}
+        return {"ap_loss": {"losses": 1.0 - precision[queries], "indices": queries, "reduction_type": "element"}}
 
 
 class Histogram(losses.HistogramLoss):
-    """Histogram loss (Ustinova and Lempitsky, 2016) that bears two equal embeddings.
+    """Histogram loss (Ustinova and Lempitsky, 2016) that bears two equal embeddings and counts every pair.
 
-    At a cosine of exactly 1 the library writes one bin past the end of its histogram.
+    At a cosine of exactly 1 the library writes one bin past the end of its histogram. It makes its pairs out of
+    triplets, so that two images that are each alone in their class are no negative pair, and picks them by lists of
+    lists, which PyTorch means to read otherwise.
     """
 
     def get_default_distance(self) -> distances.CosineSimilarity:
         return _InnerCosine()
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
+    ) -> dict[str, Any]:
+        """One number, the chance that a negative pair is more alike than a positive one; pairs are unordered."""
+        common_functions.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
+        anchor, positive, other, negative = loss_and_miner_utils.convert_to_pairs(indices_tuple, labels)
+        if len(anchor) == 0 or len(other) == 0:
+            return self.zero_losses()
+        cosine = self.distance(embeddings)
+        below = self.compute_density(cosine[_once(anchor, positive, len(labels))]).cumsum(dim=0)
+        density = self.compute_density(cosine[_once(other, negative, len(labels))])
+        return {"loss": {"losses": (density * below).sum(), "indices": None, "reduction_type": "already_reduced"}}
+
+
+def _once(left: Tensor, right: Tensor, count: int) -> Tensor:
+    """Bool (count, count) that holds each of these pairs once, whichever way round it came."""
+    chosen = torch.zeros(count, count, dtype=torch.bool, device=left.device)
+    chosen[left, right] = True
+    return (chosen | chosen.t()).triu(diagonal=1)
 
 
 class _InnerCosine(distances.CosineSimilarity):
@@ -58,11 +84,53 @@ class _InnerCosine(distances.CosineSimilarity):
         return super().compute_mat(query_emb, ref_emb).clamp(-1.0 + 1e-6, 1.0 - 1e-6)
 
 
+class Margin(losses.MarginLoss):
+    """MarginLoss (Wu et al., 2017) whose boundaries move to the device with it, learnt or not.
+
+    The library keeps boundaries that are not learnt as a plain tensor on the CPU, and on a GPU fails to index it.
+    """
+
+    def initialize_beta(self, beta: float, num_classes: int | None) -> None:
+        super().initialize_beta(beta, num_classes)
+        if self.learn_beta:
+            return
+        fixed = self.beta
+        del self.beta
+        self.register_buffer("beta", fixed, persistent=False)  # a setting, not a state
+
+
 class Memory(losses.CrossBatchMemory):
     """CrossBatchMemory (Wang et al., 2020) whose place in its queue is saved with the checkpoint too.
 
-    The library keeps it as plain attributes, so that a resumed run would start its memory afresh.
+    The library keeps it as plain attributes, so that a resumed run would start its memory afresh. It also looks up
+    a miner's choice among the batch at the same numbers of the memory, where other images stand by then. And it
+    takes losses by the name of their class: ours that compare with other rows are among them here.
     """
+
+    @staticmethod
+    def supported_losses() -> list[str]:
+        ours = ["LogRatioLoss", "QuantizedAPLoss", Margin.__name__]
+        return [*losses.CrossBatchMemory.supported_losses(), *ours]
+
+    def create_indices_tuple(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        E_mem: Tensor,
+        L_mem: Tensor,
+        input_indices_tuple: tuple[Tensor, ...] | None,
+        do_remove_self_comparisons: bool,
+    ) -> Any:
+        """The library's pairs; of a given choice, what the anchors are compared with is sought where it now stands."""
+        if input_indices_tuple is not None:
+            here = self.curr_batch_idx
+            anchors = (0,) if len(input_indices_tuple) == 3 else (0, 2)  # triplets a, p, n or pairs a, p, a, n
+            input_indices_tuple = tuple(
+                index if position in anchors else here[index] for position, index in enumerate(input_indices_tuple)
+            )
+        return super().create_indices_tuple(
+            embeddings, labels, E_mem, L_mem, input_indices_tuple, do_remove_self_comparisons
+        )
 
     @property
     def queue_idx(self) -> int:
@@ -89,5 +157,14 @@ class Memory(losses.CrossBatchMemory):
 MENDED: dict[type[nn.Module], type[nn.Module]] = {
     losses.SmoothAPLoss: SmoothAP,
     losses.HistogramLoss: Histogram,
+    losses.MarginLoss: Margin,
     losses.CrossBatchMemory: Memory,
 }
+
+REFUSED: dict[type[nn.Module], str] = {
+    losses.DynamicSoftMarginLoss: (
+        "pytorch-metric-learning's own version fails at its second step (its histogram keeps the gradients of the "
+        "first); choose another, for example MarginLoss with learn_beta: true"
+    ),
+}
+"""Losses that cannot be trained, and what to say about each."""

@@ -1,4 +1,4 @@
-"""Any loss and miner of pytorch-metric-learning by class name, as a head.
+"""Any loss and miner of pytorch-metric-learning by class name, as a head, and our own beside them.
 
     head: {name: metric, loss: TripletMarginLoss, arguments: {margin: 0.1}, miner: BatchHardMiner}
 
@@ -7,7 +7,8 @@ Parts of a loss are given by name, or by name and arguments:
     arguments: {distance: CosineSimilarity, reducer: {name: ThresholdReducer, low: 0}}
     loss: CrossBatchMemory, arguments: {loss: ContrastiveLoss, memory_size: 4096}
 
-The number of classes and the embedding's length are filled in where a loss asks for them.
+The number of classes and the embedding's length are filled in where a loss asks for them. Own losses and miners:
+model/own_losses.py, model/own_miners.py; what is mended or refused: model/mended.py.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from torch import Tensor, nn
 
 from whaleid.config import MetricHead
 from whaleid.errors import WhaleidError
+from whaleid.model import own_losses, own_miners
 from whaleid.model.heads import HeadModule
-from whaleid.model.mended import MENDED
+from whaleid.model.mended import MENDED, REFUSED
 
-_PARTS: dict[str, ModuleType] = {
-    "loss": losses,
-    "miner": miners,
-    "distance": distances,
-    "reducer": reducers,
-    "embedding_regularizer": regularizers,
-    "weight_regularizer": regularizers,
+Rooms = tuple[ModuleType, ...]
+
+_PARTS: dict[str, Rooms] = {
+    "loss": (losses, own_losses),
+    "miner": (miners, own_miners),
+    "distance": (distances,),
+    "reducer": (reducers,),
+    "embedding_regularizer": (regularizers,),
+    "weight_regularizer": (regularizers,),
 }
 """Arguments that are objects themselves, and where their classes live."""
 
@@ -49,10 +53,10 @@ class MetricLearning(HeadModule):
         super().__init__()
         self.config = config
         known = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim}
-        self.loss = _build(losses, config.loss, config.arguments, known, "head.loss")
+        self.loss = _build(_PARTS["loss"], config.loss, config.arguments, known, "head.loss")
         self.miner = None
         if config.miner is not None:
-            self.miner = _build(miners, config.miner, config.miner_arguments, {}, "head.miner")
+            self.miner = _build(_PARTS["miner"], config.miner, config.miner_arguments, {}, "head.miner")
         elif config.miner_arguments:
             raise WhaleidError("head.miner_arguments is set but head.miner is not: name the miner or drop them")
 
@@ -77,12 +81,14 @@ class MetricLearning(HeadModule):
         return None if score is None else score(embeddings)
 
 
-def _build(room: ModuleType, name: str, arguments: dict[str, Any], known: dict[str, Any], key: str) -> nn.Module:
-    """Object of class `name` of a room of the library.
+def _build(rooms: Rooms, name: str, arguments: dict[str, Any], known: dict[str, Any], key: str) -> nn.Module:
+    """Object of class `name` of these rooms.
 
     known: values for arguments that the class takes and the configuration leaves out. key: named in errors.
     """
-    kind = _find(room, name, key)
+    kind = _find(rooms, name, key)
+    if kind in REFUSED:
+        raise WhaleidError(f"{key} {name}: {REFUSED[kind]}")
     accepted = _argument_names(kind)
     for argument in arguments:
         if argument not in accepted:
@@ -108,9 +114,10 @@ def _part(argument: str, value: Any, known: dict[str, Any], key: str) -> Any:
     return _build(_PARTS[argument], name, content, known, f"{key}.{argument}")
 
 
-def _find(room: ModuleType, name: str, key: str) -> type[nn.Module]:
+def _find(rooms: Rooms, name: str, key: str) -> type[nn.Module]:
     kinds = {
         label: kind
+        for room in rooms
         for label, kind in vars(room).items()
         if inspect.isclass(kind) and issubclass(kind, nn.Module) and not label.startswith(("Base", "_"))
     }
@@ -119,7 +126,7 @@ def _find(room: ModuleType, name: str, key: str) -> type[nn.Module]:
     folded = {label.lower(): label for label in kinds}
     near = difflib.get_close_matches(name.lower(), folded, n=3)
     hint = f"did you mean {' or '.join(folded[label] for label in near)}?" if near else f"known: {', '.join(kinds)}"
-    raise WhaleidError(f"{key} '{name}': pytorch-metric-learning has no such class; {hint}")
+    raise WhaleidError(f"{key} '{name}': neither pytorch-metric-learning nor whaleid has such a class; {hint}")
 
 
 def _argument_names(kind: type) -> list[str]:

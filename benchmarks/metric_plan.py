@@ -118,9 +118,7 @@ def grid_methods(grid: Grid, baseline: Method) -> dict[str, Method]:
         if any(all(choice.get(key) == value for key, value in line.items()) for line in grid.skip):
             continue
         name = "-".join([grid.name, *map(str, values)])
-        methods[name] = Method(
-            head={**grid.head, **choice, "learner": baseline.head}, sampler=baseline.sampler, train=baseline.train
-        )
+        methods[name] = baseline.model_copy(update={"head": {**grid.head, **choice, "learner": baseline.head}})
     return methods
 
 

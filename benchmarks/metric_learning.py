@@ -116,7 +116,7 @@ def open_data(bench: Bench, work: Path) -> dict[str, Parted]:
     """The data sets that are here, with their images cached and the backbone's weights fetched."""
     opened = {}
     for name, data in bench.data.items():
-        experiment = make_experiment(bench, name, bench.grid.baseline, 0)
+        experiment = make_experiment(bench, name, bench.baseline, 0)
         ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
         parted = part_data(name, data, experiment, work)
         if parted is not None:
@@ -143,7 +143,7 @@ def list_jobs(
 ) -> list[Job]:
     """All runs in the order in which they are done: the untrained backbone, then seed by seed."""
     before = [
-        Job(BEFORE, 0, make_experiment(bench, name, bench.grid.baseline, 0), parted, work, code)
+        Job(BEFORE, 0, make_experiment(bench, name, bench.baseline, 0), parted, work, code)
         for name, parted in data.items()
     ]
     return before + [

@@ -50,10 +50,9 @@ class Method(Model):
 
 
 class Grid(Model):
-    """Methods that differ in a few settings of one head, whose `learner` is the head of `baseline`."""
+    """Methods that differ in a few settings of one head, whose `learner` is the head of the baseline."""
 
     name: str
-    baseline: str
     head: Settings
     lists: dict[str, Annotated[list[Any], Field(min_length=1)]]
     """Setting of the head -> its values; every choice is a method."""
@@ -76,13 +75,15 @@ class Bench(Model):
     data: Annotated[dict[str, DataSet], Field(min_length=1)]
     settings: dict[str, Settings]
     methods: dict[str, Method]
-    grid: Grid
+    baseline: str
+    """The method whose head is the learner of the grids' heads, and with which they are compared."""
+    grids: list[Grid]
     quick: Quick
 
     @model_validator(mode="after")
     def _consistent(self) -> Bench:
-        if self.grid.baseline not in self.methods:
-            raise ValueError(f"grid.baseline '{self.grid.baseline}' is not among the methods")
+        if self.baseline not in self.methods:
+            raise ValueError(f"baseline '{self.baseline}' is not among the methods")
         if BEFORE in self.methods:
             raise ValueError(f"methods.{BEFORE}: that name is the untrained backbone's; choose another")
         unknown = set(self.quick.images_seen) ^ set(self.data)
@@ -91,8 +92,9 @@ class Bench(Model):
         return self
 
     def all_methods(self) -> dict[str, Method]:
-        """Name -> method, in the order of the YAML, the grid's last."""
-        return {**self.methods, **grid_methods(self.grid, self.methods[self.grid.baseline])}
+        """Name -> method, in the order of the YAML, the grids' last."""
+        varied = [grid_methods(grid, self.methods[self.baseline]) for grid in self.grids]
+        return dict(itertools.chain.from_iterable(each.items() for each in (self.methods, *varied)))
 
 
 def load_bench(path: Path, quick: bool) -> Bench:

@@ -142,9 +142,9 @@ def _table(bench: Bench, results: Results, data: str) -> str:
 
 
 def _comparison(bench: Bench, results: Results, data: str) -> str:
-    """Each method of the grid minus its baseline, paired by seed; empty where there is none."""
+    """Each method of the grids minus its baseline, paired by seed; empty where there is none."""
     names = [name for name in _columns() if name in ("R@1", "MAP@R", "NMI")]
-    rows = [[f"minus `{bench.grid.baseline}`", *names, "seeds"]]
+    rows = [[f"minus `{bench.baseline}`", *names, "seeds"]]
     for method in bench.all_methods():
         if method in bench.methods:
             continue
@@ -163,7 +163,7 @@ def _difference(
     read = _columns()[name]
     one, other = (
         {seed: read(run) for seed, run in _of_method(results, data, which).items()}
-        for which in (method, bench.grid.baseline)
+        for which in (method, bench.baseline)
     )
     return paired_difference(one, other)
 
@@ -183,7 +183,7 @@ def _rows(rows: list[list[str]]) -> str:
 def draw_distances(bench: Bench, results: Results, path: Path) -> bool:
     """Distances of test pairs before training (above) and after (below), a column a data set; False: nothing to draw.
 
-    After: the method of the grid with the best mean MAP@R, or the baseline where none was run; all seeds together.
+    After: the method of the grids with the best mean MAP@R, or the baseline where none was run; all seeds together.
     """
     from matplotlib.figure import Figure
 
@@ -217,7 +217,7 @@ def _best(bench: Bench, results: Results, data: str) -> str | None:
             means[method] = statistics.fmean(read(run) for run in runs)
     if means:
         return max(means, key=lambda method: means[method])
-    return bench.grid.baseline if _of_method(results, data, bench.grid.baseline) else None
+    return bench.baseline if _of_method(results, data, bench.baseline) else None
 
 
 def _draw_pairs(axes: Any, pairs: list[dict[str, list[float]]]) -> None:

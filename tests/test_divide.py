@@ -265,6 +265,16 @@ def test_run_goes_through_its_phases_and_says_what_clusters_hold(case: Path, tmp
         assert torch.allclose(slices, torch.full_like(slices, 0.5))
 
 
+def test_by_identity_no_pair_is_parted(case: Path, tmp_path: Path):
+    head = {**DIVIDE["head"], "by": "identity"}
+    train(case, tmp_path, small(**{**DIVIDE, "head": head}))
+    assert [line["together"] for line in log_lines(tmp_path, "clusters")] == [1.0] * 4
+    clusters = load_run(tmp_path).head.get_buffer("assignment")
+    labels = torch.repeat_interleave(torch.arange(IDENTITIES), 4)
+    assert len({(int(a), int(b)) for a, b in zip(clusters, labels, strict=True)}) == IDENTITIES
+    assert clusters.unique().tolist() == [0, 1, 2, 3]
+
+
 def test_learns_as_its_learner_does(case: Path, tmp_path: Path):
     settings = {**FLAT, "train_lr": 5e-3, "train_ema": 0.0, "train_epochs": 14}
     settings["head"] = {**FLAT["head"], "freeze": 0, "joint": 7}
@@ -349,6 +359,8 @@ def test_more_clusters_than_identities(case: Path, tmp_path: Path):
     head = {**FLAT["head"], "clusters": 16}
     with pytest.raises(WhaleidError, match=f"head.clusters=16 for {IDENTITIES} identities"):
         train(case, tmp_path, small(**{**FLAT, "head": head}))
+    with pytest.raises(WhaleidError, match=r"head.clusters=8 for 8 identities; take at most half"):
+        train(case, tmp_path, small(**{**DIVIDE, "head": {**DIVIDE["head"], "by": "identity", "clusters": 8}}))
 
 
 def test_too_few_epochs_for_the_clusters(case: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from whaleid.errors import WhaleidError
-from whaleid.training.partition import bisect, cluster_facts, kmeans_partition, match, renew, repair
+from whaleid.training.partition import bisect, cluster_facts, kmeans_partition, match, pairs_together, renew, repair
 
 
 def blobs(clusters: int, each: int, dim: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +119,15 @@ def test_facts_count_images_identities_and_lone_images():
     assert [(fact.images, fact.identities, fact.single) for fact in facts] == [(3, 2, 1), (2, 2, 2)]
 
 
+@given(st.integers(0, 2**31), st.integers(1, 5))
+def test_pairs_together_counts_pairs_as_a_loop_does(seed: int, clusters: int):
+    generator = np.random.default_rng(seed)
+    labels, assignment = generator.integers(0, 6, 15), generator.integers(0, clusters, 15)
+    pairs = [(i, j) for i in range(15) for j in range(i) if labels[i] == labels[j]]
+    inside = [pair for pair in pairs if assignment[pair[0]] == assignment[pair[1]]]
+    assert pairs_together(assignment, labels) == (len(inside) / len(pairs) if pairs else 1.0)
+
+
 # -------------------------------------------------------------------------------------------------- bad input
 
 
@@ -135,5 +144,5 @@ def test_more_clusters_than_images_and_a_cluster_of_one_identity_are_refused():
         kmeans_partition(rows, 7, 0)
     with pytest.raises(WhaleidError, match="cluster 0 of 2 is left with one identity"):
         repair(rows, np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, dtype=np.int64), 2, 2)
-    with pytest.raises(WhaleidError, match=r"left with 3 images, and head.smallest asks for 4"):
+    with pytest.raises(WhaleidError, match=r"left with 3 of 6, and head.smallest asks for 4"):
         repair(rows, np.array([0, 0, 0, 1, 1, 1]), np.arange(6), 2, 4)

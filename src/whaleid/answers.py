@@ -57,6 +57,7 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
         "settings": {
             "recipe": project.recipe.model_dump(mode="json"),
             "experiments": [experiment.model_dump(mode="json") for experiment in project.experiments],
+            "pretraining": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         },
         "runs": {
             f"{experiment.name}/fold{fold}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")

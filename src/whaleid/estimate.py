@@ -81,6 +81,7 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         }
     )
     total = sum(cost.hours(rate) for cost in costs)
+    pretraining = [] if project.pretext is None else [f"not counted: the pretraining {project.pretext.name}"]
     return [
         f"recipe {project.recipe.name} on {project.competition.name}: {len(costs)} experiments x "
         f"{len(project.folds)} folds = {len(costs) * len(project.folds)} runs",
@@ -91,6 +92,7 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         "",
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, len(costs) * len(project.folds)):.2f} h a run",
+        *pretraining,
         f"features on disk: {_feature_bytes(project, census) / 1e9:.1f} GB",
     ]
 

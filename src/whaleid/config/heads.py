@@ -42,7 +42,7 @@ class MarginHead(Model):
 
 
 class MetricHead(Model):
-    """Any loss of pytorch-metric-learning by class name, with an optional miner by class name."""
+    """Any loss of pytorch-metric-learning or of model/own_losses.py by class name, with an optional miner likewise."""
 
     name: Literal["metric"]
     loss: str
@@ -93,10 +93,14 @@ class DivideHead(Model):
     """M: epochs from one clustering to the next."""
     space: Literal["features", "embedding"] = "features"
     """What is clustered: the pooled features before the neck (2019), or the embedding."""
+    by: Literal["image", "identity"] = "image"
+    """image: an identity's images may fall into several clusters, as published. identity: all go where their mean
+    goes, and no pair of an identity is parted. With few images of each, most pairs are (`together` in the log)."""
     growth: Literal["flat", "bisect"] = "bisect"
     """K clusters at once (2019), or 2, 4, ... K by cutting each in two (2021); K is a power of two then."""
     smallest: Share = 0.25
-    """Least images in a cluster, as a share of the mean cluster; a smaller one takes its nearest neighbours in."""
+    """Least images (or identities, by identity) in a cluster, as a share of the mean cluster; a smaller one takes its
+    nearest neighbours in."""
     subspace: Literal["slices", "masks", "learned"] = "slices"
     """slices: equal parts of the embedding, each of length 1 on its own (2019). masks: the same parts, one length for
     the whole embedding. learned: the embedding times relu(mask), the masks learnt with the rest (2021)."""

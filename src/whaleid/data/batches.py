@@ -148,7 +148,7 @@ def _balanced(labels: np.ndarray, batch: int, size: int, generator: np.random.Ge
     groups than there are batches, so it meets no batch twice. Places left over go to identities at random.
     With fewer than P identities a batch holds them all, and is smaller.
     """
-    members = _members(labels)
+    members = members_of(labels)
     per_batch = min(max(1, batch // size), len(members))
     groups_of = [-(-len(items) // size) for items in members]
     batches = max(-(-sum(groups_of) // per_batch), max(groups_of))
@@ -167,7 +167,7 @@ def _balanced(labels: np.ndarray, batch: int, size: int, generator: np.random.Ge
     return [np.concatenate([groups[number][g] for g in generator.permutation(per_batch)]) for number in order]
 
 
-def _members(labels: np.ndarray) -> list[np.ndarray]:
+def members_of(labels: np.ndarray) -> list[np.ndarray]:
     """Item indices of each class, ascending."""
     order = np.argsort(labels, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from whaleid.data.batches import members_of
 from whaleid.errors import WhaleidError
 
 NONE = -1
@@ -104,12 +105,6 @@ def _first(rows: np.ndarray, chosen: np.ndarray, wanted: int) -> np.ndarray:
     order = np.argsort(~chosen, axis=1, kind="stable")[:, :wanted]
     values = np.where(np.take_along_axis(chosen, order, axis=1), np.take_along_axis(rows, order, axis=1), NONE)
     return np.pad(values, ((0, 0), (0, wanted - order.shape[1])), constant_values=NONE)
-
-
-def members_of(labels: np.ndarray) -> list[np.ndarray]:
-    """Items of each class, ascending, in the order of the labels."""
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
 
 
 # -------------------------------------------------------------------------------------------------------- plan

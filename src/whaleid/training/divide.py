@@ -20,6 +20,7 @@ from whaleid.training.partition import (
     facts_for_log,
     kmeans_partition,
     match,
+    pairs_together,
     renew,
     repair,
     require_finite,
@@ -57,7 +58,7 @@ def phase_of(head: DivideHead, epochs: int, epoch: int) -> Phase:
 def check_divide(head: DivideHead, labels: np.ndarray, epochs: int, title: str) -> None:
     """Raise WhaleidError where the data or the schedule have no room for the clusters."""
     identities = len(np.unique(labels))
-    if head.clusters > identities:
+    if head.clusters * (2 if head.by == "identity" and head.clusters > 1 else 1) > identities:
         raise WhaleidError(
             f"{title}: head.clusters={head.clusters} for {identities} identities; take at most half as many clusters"
         )
@@ -73,9 +74,9 @@ def check_divide(head: DivideHead, labels: np.ndarray, epochs: int, title: str) 
         )
 
 
-def smallest_cluster(head: DivideHead, images: int, clusters: int) -> int:
-    """Least images in a cluster: `head.smallest` of the mean cluster, and at least 2."""
-    return max(2, math.floor(head.smallest * images / clusters))
+def smallest_cluster(head: DivideHead, units: int, clusters: int) -> int:
+    """Least units (images or identities) in a cluster: `head.smallest` of the mean cluster, and at least 2."""
+    return max(2, math.floor(head.smallest * units / clusters))
 
 
 def recluster(session: Session, level: int, labels: np.ndarray, features: Callable[[], np.ndarray]) -> dict[str, Any]:
@@ -92,14 +93,21 @@ def recluster(session: Session, level: int, labels: np.ndarray, features: Callab
     clusters = head.config.levels[level]
     made, moved = old, 0
     if session.accelerator.is_main_process:
-        made = _partition(head.config, rows, old, before, level, mix(session.seed, "clusters", session.progress.epoch))
-        made, moved = repair(rows, made, labels, clusters, smallest_cluster(head.config, len(labels), clusters))
+        seed = mix(session.seed, "clusters", session.progress.epoch)
+        units, unit_of = _units(head.config, rows, labels)
+        first = np.unique(unit_of, return_index=True)[1]
+        parts = _partition(head.config, units, old[first], before, level, seed)
+        smallest = smallest_cluster(head.config, len(units), clusters)
+        parts, moved = repair(units, parts, labels[first], clusters, smallest)
+        made = parts[unit_of]
     assignment = agreed(torch.from_numpy(made).to(session.accelerator.device))
     copied = head.open(level, assignment, torch.from_numpy(labels))
     if session.ema:
         session.ema.adopt([f"head.{name}" for name in copied])
     stayed = float((made == old).mean()) if before == level else None
-    return {"clusters": facts_for_log(made, labels, clusters), "repaired": moved, "stayed": stayed}
+    together = round(pairs_together(made, labels), 4)
+    facts = facts_for_log(made, labels, clusters)
+    return {"clusters": facts, "repaired": moved, "stayed": stayed, "together": together}
 
 
 def agreed(assignment: Tensor) -> Tensor:
@@ -107,8 +115,18 @@ def agreed(assignment: Tensor) -> Tensor:
     return cast(Tensor, broadcast(assignment, from_process=0))
 
 
+def _units(head: DivideHead, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is clustered as one: float32 (u, d), and the unit of each item, int64 (n,). Images, or identities' means."""
+    if head.by == "image":
+        return rows, np.arange(len(rows))
+    names, unit_of = np.unique(labels, return_inverse=True)
+    means = np.zeros((len(names), rows.shape[1]), dtype=np.float32)
+    np.add.at(means, unit_of, rows)
+    return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12), unit_of
+
+
 def _partition(head: DivideHead, rows: np.ndarray, old: np.ndarray, before: int, level: int, seed: int) -> np.ndarray:
-    """Clusters int64 (n,) of `level`; old: those that there are, of level `before`."""
+    """Clusters int64 (u,) of `level`; rows: float32 (u, d), one a unit; old: the clusters of level `before`."""
     clusters = head.levels[level]
     if head.growth == "bisect":
         if before == level:

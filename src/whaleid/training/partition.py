@@ -135,8 +135,8 @@ def require_learnable(assignment: np.ndarray, labels: np.ndarray, clusters: int,
     for cluster, facts in enumerate(cluster_facts(assignment, labels, clusters)):
         if facts.images < smallest:
             raise WhaleidError(
-                f"cluster {cluster} of {clusters} is left with {facts.images} images, and head.smallest asks for "
-                f"{smallest}; take fewer head.clusters, or a lower head.smallest"
+                f"cluster {cluster} of {clusters} is left with {facts.images} of {len(labels)}, and head.smallest asks "
+                f"for {smallest}; take fewer head.clusters, or a lower head.smallest"
             )
         if facts.identities < 2:
             raise WhaleidError(
@@ -152,6 +152,17 @@ def cluster_facts(assignment: np.ndarray, labels: np.ndarray, clusters: int) -> 
         _, counts = np.unique(labels[assignment == cluster], return_counts=True)
         facts.append(ClusterFacts(int(counts.sum()), len(counts), int((counts == 1).sum())))
     return facts
+
+
+def pairs_together(assignment: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the pairs of images of one identity that are in one cluster, in [0, 1]; 1 where there is no pair."""
+
+    def pairs(groups: np.ndarray) -> int:
+        _, counts = np.unique(groups, axis=0, return_counts=True)
+        return int((counts * (counts - 1) // 2).sum())
+
+    whole = pairs(labels[:, None])
+    return pairs(np.column_stack([assignment, labels])) / whole if whole else 1.0
 
 
 def facts_for_log(assignment: np.ndarray, labels: np.ndarray, clusters: int) -> list[dict[str, Any]]:

@@ -29,7 +29,6 @@ from whaleid.data.augment import Augmentation
 from whaleid.data.batches import EpochPlan, TrainingItems, make_loader
 from whaleid.data.cache import ImageCache
 from whaleid.errors import WhaleidError
-from whaleid.model.parameters import parameter_groups
 from whaleid.model.pretext import (
     ClusterClassifier,
     PretextClassifier,
@@ -38,16 +37,13 @@ from whaleid.model.pretext import (
 )
 from whaleid.training.checkpoint import CONFIG
 from whaleid.training.divide import agreed
-from whaleid.training.ema import Ema
 from whaleid.training.loop import require_finite_weights, train_epoch
-from whaleid.training.memory import keep_freed_memory
-from whaleid.training.optimizer import build_optimizer
 from whaleid.training.pseudo_labels import batches_of, pseudo_labels, uniform_batches
 from whaleid.training.record import STATE, Recorder, recorder
 from whaleid.training.run import share_of
-from whaleid.training.schedule import epochs_of, make_schedule
-from whaleid.training.seeds import mix, prefer_determinism, run_seed, seed_everything
-from whaleid.training.session import LossModule, Session, make_accelerator, restore
+from whaleid.training.schedule import epochs_of
+from whaleid.training.seeds import mix, run_seed, seed_everything
+from whaleid.training.session import LossModule, Session, make_accelerator, make_session, prepare_machine, restore
 from whaleid.training.state import is_state_of, load_state, storable
 from whaleid.training.survey import survey_together
 from whaleid.workspace import atomic_path, digest
@@ -200,27 +196,12 @@ def _prepare_folder(task: PretextTask, key: str) -> None:
 
 
 def _build_session(task: PretextTask, accelerator: Accelerator, weights: Path, pretrained: bool) -> Session:
-    experiment, config = task.experiment, task.experiment.train
-    prefer_determinism()
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    seed_everything(task.seed)
+    experiment, config, count = task.experiment, task.experiment.train, len(task.items)
+    lengths = [batches_of(count, config.batch)] * epochs_of(config, count)
+    prepare_machine(accelerator, task.seed)
     embedder = build_pretext_embedder(experiment, weights, pretrained, task.cache.size)
     head = build_pretext_head(experiment, embedder.dim, task.cache.size)
-    module = PretextModule(embedder, head).to(accelerator.device)
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    groups = parameter_groups(embedder, head, config.lr, config.backbone_lr, config.weight_decay)
-    count = len(task.items)
-    return Session(
-        title=task.title,
-        config=config,
-        schedule=make_schedule(config, [batches_of(count, config.batch)] * epochs_of(config, count)),
-        seed=task.seed,
-        accelerator=accelerator,
-        module=module,
-        optimizer=accelerator.prepare(build_optimizer(groups, config)),
-        ema=Ema(module, config.ema) if config.ema > 0 else None,
-    )
+    return make_session(task.title, config, lengths, task.seed, accelerator, PretextModule(embedder, head))
 
 
 # --------------------------------------------------------------------------------------------------- epochs

@@ -42,11 +42,12 @@ class DataSet(Model):
 
 
 class Method(Model):
-    """A head, how batches are drawn for it, and what of the schedule is its own."""
+    """A head, how batches are drawn for it, and what of schedule and network is its own."""
 
     head: Settings
     sampler: Settings = Field(default_factory=dict)
     train: Settings = Field(default_factory=dict)
+    model: Settings = Field(default_factory=dict)
 
 
 class Grid(Model):
@@ -136,7 +137,10 @@ def make_experiment(bench: Bench, data: str, name: str, seed: int) -> Experiment
     """The experiment of one method on one data set; WhaleidError where its settings do not hold."""
     method, table = bench.all_methods()[name], bench.data[data]
     settings: dict[str, Any] = {}
-    layers = [bench.settings, {"image": table.image, "sampler": method.sampler, "train": method.train}]
+    layers = [
+        bench.settings,
+        {"image": table.image, "sampler": method.sampler, "train": method.train, "model": method.model},
+    ]
     for group, values in itertools.chain.from_iterable(layer.items() for layer in layers):
         settings |= {f"{group}.{key}": value for key, value in values.items()}
     settings |= {"train.images_seen": table.images_seen, "train.seed": seed, "head": method.head}

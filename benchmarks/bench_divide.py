@@ -36,7 +36,7 @@ MARGIN = {
     "name": "metric",
     "loss": "MarginLoss",
     "arguments": {"margin": 0.2, "nu": 0.0, "beta": 1.2, "learn_beta": True},
-    "miner": "DistanceWeightedMiner",
+    "miner": "DistanceWeightedSampler",
 }
 DIVIDE = {
     "name": "divide",

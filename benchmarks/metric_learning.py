@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from metric_plan import BEFORE, Bench, chosen, load_bench, make_experiment
 from metric_report import Results, draw_distances, write_reports
 from metric_runs import Job, Parted, code_digest, machine, measure_all, part_data, progress_files
@@ -67,7 +68,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def run_bench(given: argparse.Namespace) -> int:
-    bench = load_bench(given.yaml, given.quick)
+    bench = load_bench(given.yaml, given.quick, torch.cuda.is_available())
     methods = bench.quick.methods if given.quick else ["*"]
     methods = chosen(given.methods.split(",") if given.methods else methods, list(bench.all_methods()), "method")
     seeds = given.seeds or bench.seeds

@@ -69,6 +69,13 @@ class Quick(Model):
     methods: list[str]
 
 
+class Large(Model):
+    """What a machine with a GPU does instead."""
+
+    image: dict[str, Settings]
+    images_seen: dict[str, Positive]
+
+
 class Bench(Model):
     """The whole YAML."""
 
@@ -80,6 +87,7 @@ class Bench(Model):
     """The method whose head is the learner of the grids' heads, and with which they are compared."""
     grids: list[Grid]
     quick: Quick
+    gpu: Large
 
     @model_validator(mode="after")
     def _consistent(self) -> Bench:
@@ -87,9 +95,10 @@ class Bench(Model):
             raise ValueError(f"baseline '{self.baseline}' is not among the methods")
         if BEFORE in self.methods:
             raise ValueError(f"methods.{BEFORE}: that name is the untrained backbone's; choose another")
-        unknown = set(self.quick.images_seen) ^ set(self.data)
-        if unknown:
-            raise ValueError(f"quick.images_seen needs the data sets {', '.join(self.data)} and no others")
+        each = {"quick.images_seen": self.quick.images_seen, "gpu.images_seen": self.gpu.images_seen}
+        for key, given in {**each, "gpu.image": self.gpu.image}.items():
+            if set(given) != set(self.data):
+                raise ValueError(f"{key} needs the data sets {', '.join(self.data)} and no others")
         return self
 
     def all_methods(self) -> dict[str, Method]:
@@ -98,19 +107,29 @@ class Bench(Model):
         return dict(itertools.chain.from_iterable(each.items() for each in (self.methods, *varied)))
 
 
-def load_bench(path: Path, quick: bool) -> Bench:
-    """The YAML, checked; with `quick` its seeds and budgets are those of its `quick` section."""
+def load_bench(path: Path, quick: bool, gpu: bool) -> Bench:
+    """The YAML, checked; with `quick` or `gpu`, budgets, and seeds or sizes, are those of that section."""
     try:
         bench = Bench.model_validate(read_yaml(path))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise WhaleidError(f"{path}: {place}: {problem['msg'].removeprefix('Value error, ')}") from error
-    if not quick:
-        return bench
-    seen = bench.quick.images_seen
-    data = {name: item.model_copy(update={"images_seen": seen[name]}) for name, item in bench.data.items()}
-    return bench.model_copy(update={"seeds": bench.quick.seeds, "data": data})
+    if quick:
+        data = _changed(bench.data, images_seen=bench.quick.images_seen)
+        return bench.model_copy(update={"seeds": bench.quick.seeds, "data": data})
+    if gpu:
+        data = _changed(bench.data, images_seen=bench.gpu.images_seen, image=bench.gpu.image)
+        return bench.model_copy(update={"data": data})
+    return bench
+
+
+def _changed(data: dict[str, DataSet], **fields: dict[str, Any]) -> dict[str, DataSet]:
+    """The data sets with other values of some fields; fields: field -> data set -> value."""
+    return {
+        name: item.model_copy(update={field: values[name] for field, values in fields.items()})
+        for name, item in data.items()
+    }
 
 
 def grid_methods(grid: Grid, baseline: Method) -> dict[str, Method]:

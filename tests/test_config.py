@@ -16,6 +16,18 @@ def test_every_competition_loads(path: Path) -> None:
     assert load_competition(path.stem).name == path.stem
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_loads(path: Path) -> None:
+    name = path.relative_to(CONFIGS / "experiments").with_suffix("").as_posix()
+    if name == "self/base":
+        pytest.skip("what the experiments without labels share: it has no head of theirs")
+    if name.startswith("self/"):
+        with pytest.raises(WhaleidError, match="trains without labels"):
+            load_experiment(name)
+        return
+    assert load_experiment(name).name == path.stem
+
+
 @pytest.mark.parametrize("path", sorted((CONFIGS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_with_its_experiments(path: Path) -> None:
     recipe, experiments = load_recipe(path.stem)

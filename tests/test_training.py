@@ -220,10 +220,12 @@ RESUMED = {
 
 
 QUEUE = {"name": "metric", "loss": "CrossBatchMemory", "arguments": {"loss": "ContrastiveLoss", "memory_size": 24}}
+HINGE = {"name": "metric", "loss": "TripletMarginLoss", "arguments": {"margin": 0.2}}
 KILLED: dict[str, tuple[int, dict[str, Any]]] = {
     "everything": (6, RESUMED),
     "accumulated": (3, {"train_accumulate": 2, "train_optimizer": "sgd", "train_freeze.epochs": 2}),
     "queue": (6, {"head": QUEUE, "sampler_name": "balanced", "sampler_images": 2}),
+    "mined": (6, {"head": HINGE, "sampler_name": "mined", "sampler_images": 2, "sampler_every": 1}),
 }
 """Step in the middle of the second epoch at which the process kills itself, and the run's settings."""
 

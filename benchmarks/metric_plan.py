@@ -55,6 +55,8 @@ class Grid(Model):
 
     name: str
     head: Settings
+    sampler: Settings = Field(default_factory=dict)
+    """What differs from the baseline's."""
     lists: dict[str, Annotated[list[Any], Field(min_length=1)]]
     """Setting of the head -> its values; every choice is a method."""
     skip: list[Settings] = Field(default_factory=list)
@@ -140,7 +142,8 @@ def grid_methods(grid: Grid, baseline: Method) -> dict[str, Method]:
         if any(all(choice.get(key) == value for key, value in line.items()) for line in grid.skip):
             continue
         name = "-".join([grid.name, *map(str, values)])
-        methods[name] = baseline.model_copy(update={"head": {**grid.head, **choice, "learner": baseline.head}})
+        head = {**grid.head, **choice, "learner": baseline.head}
+        methods[name] = baseline.model_copy(update={"head": head, "sampler": {**baseline.sampler, **grid.sampler}})
     return methods
 
 

@@ -76,7 +76,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------- the learners
 
 
-@pytest.mark.parametrize("subspace", ["slices", "masks", "learned"])
+@pytest.mark.parametrize("subspace", ["slices", "masks", "learned", "whole"])
 @pytest.mark.parametrize("growth", ["flat", "bisect"])
 def test_sum_over_learners_is_that_of_a_naive_loop(subspace: str, growth: str):
     head = divided(subspace=subspace, growth=growth, orthogonality=0.5)
@@ -94,6 +94,8 @@ def test_sum_over_learners_is_that_of_a_naive_loop(subspace: str, growth: str):
         for place in for_this:
             if subspace == "learned":
                 seen = embeddings[place] * head.masks[first + cluster - 1].clamp(min=0)
+            elif subspace == "whole":
+                seen = embeddings[place]
             else:
                 seen = embeddings[place, 4 * cluster : 4 * cluster + 4]
             logits = []

@@ -182,8 +182,7 @@ class Experiment(ExperimentBase):
         return self
 
     def _check_divide(self, head: DivideHead) -> None:
-        equal = head.subspace != "learned"
-        if equal and self.model.neck != "none" and self.model.embedding % head.clusters:
+        if head.cuts and self.model.neck != "none" and self.model.embedding % head.clusters:
             raise ValueError(
                 f"model.embedding ({self.model.embedding}) must be a multiple of head.clusters ({head.clusters}) for "
                 f"subspace: {head.subspace}"

@@ -101,9 +101,10 @@ class DivideHead(Model):
     smallest: Share = 0.25
     """Least images (or identities, by identity) in a cluster, as a share of the mean cluster; a smaller one takes its
     nearest neighbours in."""
-    subspace: Literal["slices", "masks", "learned"] = "slices"
+    subspace: Literal["slices", "masks", "learned", "whole"] = "slices"
     """slices: equal parts of the embedding, each of length 1 on its own (2019). masks: the same parts, one length for
-    the whole embedding. learned: the embedding times relu(mask), the masks learnt with the rest (2021)."""
+    the whole embedding. learned: the embedding times relu(mask), the masks learnt with the rest (2021). whole: no
+    sub-spaces; learners and batches are the clusters' alone."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the mean cosine between learnt masks."""
     warmup: Annotated[int, Field(ge=0)] = 1
@@ -121,6 +122,11 @@ class DivideHead(Model):
                 "take one, or growth: flat"
             )
         return self
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the embedding is cut into equal parts."""
+        return self.subspace in ("slices", "masks")
 
     @property
     def levels(self) -> tuple[int, ...]:

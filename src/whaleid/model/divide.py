@@ -33,7 +33,7 @@ class DivideLearners(HeadModule):
 
     def __init__(self, config: DivideHead, dim: int, class_sizes: Tensor):
         super().__init__()
-        if config.subspace != "learned" and dim % config.clusters:
+        if config.cuts and dim % config.clusters:
             raise WhaleidError(
                 f"head.clusters={config.clusters} does not divide the embedding of {dim} dimensions into equal parts; "
                 "set model.embedding (with a neck) to a multiple of it"
@@ -82,7 +82,7 @@ class DivideLearners(HeadModule):
     def view(self, embeddings: Tensor, part: int) -> Tensor:
         """What learner `part` sees of embeddings float32 (b, d): (b, its width)."""
         level, cluster = self._place(part)
-        if level == 0:
+        if level == 0 or self.config.subspace == "whole":
             return embeddings
         if self.config.subspace == "learned":
             return embeddings * functional.relu(self.masks[part - 1])
@@ -114,7 +114,7 @@ class DivideLearners(HeadModule):
     # ------------------------------------------------------------------------------------------------- details
 
     def _width(self, level: int) -> int:
-        return self.dim if self.config.subspace == "learned" else self.dim // self.config.levels[level]
+        return self.dim // self.config.levels[level] if self.config.cuts else self.dim
 
     def _place(self, part: int) -> tuple[int, int]:
         """Level and cluster of a learner."""

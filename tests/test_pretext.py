@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from test_training import SIZE, log_lines, same, small, write_case
+from training_world import SIZE, log_lines, same, small, stop_after, write_case
 
 from whaleid import configfiles, pipeline
 from whaleid.config import DeepClusterHead, JigsawHead, PretextExperiment
@@ -32,7 +32,6 @@ from whaleid.model.pretext import (
     shown_size,
     sobel,
 )
-from whaleid.training import loop
 from whaleid.training.optimizer import optimizer_tensors
 from whaleid.training.pretext import (
     PretextSummary,
@@ -327,14 +326,7 @@ def test_killed_pretraining_goes_on_to_the_same_bytes(
     case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: dict[str, Any], steps: int
 ) -> None:
     experiment = pretext(head, train_epochs=3, train_ema=0.9)
-    plain = loop.take_step
-
-    def take_step(session, *arguments):
-        if session.progress.step == steps:
-            raise KeyboardInterrupt
-        return plain(session, *arguments)
-
-    monkeypatch.setattr(loop, "take_step", take_step)
+    stop_after(monkeypatch, steps)
     with pytest.raises(KeyboardInterrupt):
         pretrain(case, tmp_path / "killed", experiment, save_seconds=0)
     monkeypatch.undo()

@@ -7,15 +7,24 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from whaleid.cli_options import (
+    CompetitionOption,
+    ExperimentOption,
+    FoldOption,
+    JobsOption,
+    RecipeOption,
+    SetOption,
+    SkipOption,
+    WorkOption,
+    options_of,
+    project_of,
+)
 from whaleid.errors import WhaleidError
-
-if TYPE_CHECKING:
-    from whaleid.pipeline import Project
 
 app = typer.Typer(
     help="Which individual is this? From a competition's photographs to a scored submission.\n\n"
@@ -30,24 +39,6 @@ data_app = typer.Typer(help="The images table, and a report on the data.", no_ar
 submission_app = typer.Typer(help="Write the submission, or check any file.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
-
-COMPETITION_HELP = "name (configs/competitions) or path of a competition's YAML"
-CompetitionOption = Annotated[str, typer.Option("--competition", "-c", help=COMPETITION_HELP)]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"),
-]
-WorkOption = Annotated[Path, typer.Option("--work", "-w", help="folder of everything made on the way")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="key=value laid over every experiment, e.g. train.epochs=20; repeatable"),
-]
-SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="go on without the images that cannot be decoded")]
-JobsOption = Annotated[
-    int, typer.Option("--jobs", "-j", min=0, help="runs at once, each its own process; 0: one a GPU, else one a core")
-]
-ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
-FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
 
 
 def main() -> None:
@@ -154,7 +145,7 @@ def folds(
     from whaleid.data.folds import fold_table
     from whaleid.pipeline import folds_stage
 
-    project = _project(competition, recipe, work, set_, skip_unreadable)
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
     table = folds_stage(project)
     print(fold_table(table, project.competition.unknown).to_string(index=False))
     print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")
@@ -184,7 +175,7 @@ def pretrain(
     """Train the recipe's backbone without labels, for its experiments to start from (train does it by itself)."""
     from whaleid.pipeline import pretrain_stage
 
-    print(f"pretrained: {pretrain_stage(_project(competition, recipe, work, set_, skip_unreadable))}")
+    print(f"pretrained: {pretrain_stage(project_of(competition, recipe, work, set_, skip_unreadable))}")
 
 
 @app.command()
@@ -232,8 +223,8 @@ def ensemble(
     """Rank identities, combine the sources, and print the ladder of out-of-fold scores."""
     from whaleid.answers import ensemble_stage, ladder_lines
 
-    project = _project(competition, recipe, work, set_, skip_unreadable)
-    figures = ensemble_stage(project, jobs, _options(competition, recipe, work, set_, skip_unreadable))
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    figures = ensemble_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
     print("\n".join(ladder_lines(figures)))
 
 
@@ -249,8 +240,10 @@ def submission_write(
     """Write the submission CSV into submissions/, checked against the sample submission."""
     from whaleid.answers import submission_stage
 
-    project = _project(competition, recipe, work, set_, skip_unreadable)
-    print(f"submission: {submission_stage(project, jobs, _options(competition, recipe, work, set_, skip_unreadable))}")
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    print(
+        f"submission: {submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))}"
+    )
 
 
 @submission_app.command("check")
@@ -287,7 +280,7 @@ def score(
     if submission is None:
         from whaleid.answers import own_submission
 
-        project = _project(competition, recipe, work, set_, False)
+        project = project_of(competition, recipe, work, set_, False)
         submission, solution, k = own_submission(project)
     if solution is None:
         raise WhaleidError("score: give the solution too: whaleid score SUBMISSION SOLUTION")
@@ -313,8 +306,8 @@ def leaderboard(
     """Everything: data, folds, training, features, ensemble, submission, score."""
     from whaleid.answers import leaderboard_lines
 
-    project = _project(competition, recipe, work, set_, skip_unreadable)
-    options = _options(competition, recipe, work, set_, skip_unreadable)
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    options = options_of(competition, recipe, work, set_, skip_unreadable)
     for line in leaderboard_lines(project, jobs, options):
         print(line)
 
@@ -332,7 +325,7 @@ def plan(
     """Show what a recipe would train: jobs, sizes, parameters, estimated hours. Trains nothing."""
     from whaleid.estimate import plan_lines
 
-    print("\n".join(plan_lines(_project(competition, recipe, work, set_, False), tflops, images, identities)))
+    print("\n".join(plan_lines(project_of(competition, recipe, work, set_, False), tflops, images, identities)))
 
 
 @app.command()
@@ -345,39 +338,10 @@ def report(
     """Write the page of a recipe's results: ladder, slices, training curves, right and wrong guesses."""
     from whaleid.report.page import write_report
 
-    print(f"report: {write_report(_project(competition, recipe, work, set_, False))}")
+    print(f"report: {write_report(project_of(competition, recipe, work, set_, False))}")
 
 
 # --------------------------------------------------------------------------------------------------- plumbing
-
-
-def _recipe_name(competition: str, recipe: str | None) -> str:
-    return recipe or ("sample" if competition == "sample" else "cpu")
-
-
-def _project(
-    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
-) -> Project:
-    from whaleid.pipeline import open_project
-
-    return open_project(competition, _recipe_name(competition, recipe), work, pairs, skip_unreadable)
-
-
-def _options(
-    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
-) -> list[str]:
-    """The same options again, for the command lines of jobs."""
-    options = [
-        "--competition",
-        competition,
-        "--recipe",
-        _recipe_name(competition, recipe),
-        "--work",
-        str(work),
-    ]
-    for pair in pairs or []:
-        options += ["--set", pair]
-    return options + (["--skip-unreadable"] if skip_unreadable else [])
 
 
 def _jobs(
@@ -393,9 +357,9 @@ def _jobs(
 ) -> None:
     from whaleid.pipeline import jobs_stage, select_jobs
 
-    project = _project(competition, recipe, work, pairs, skip_unreadable)
+    project = project_of(competition, recipe, work, pairs, skip_unreadable)
     jobs = select_jobs(project, stage, experiment, fold)
-    done = jobs_stage(project, stage, at_once, _options(competition, recipe, work, pairs, skip_unreadable), jobs)
+    done = jobs_stage(project, stage, at_once, options_of(competition, recipe, work, pairs, skip_unreadable), jobs)
     Console(stderr=True).print(
         f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
     )

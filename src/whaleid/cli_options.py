@@ -1,0 +1,58 @@
+"""What the commands share: their options, and the project that these name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from whaleid.pipeline import Project
+
+COMPETITION_HELP = "name (configs/competitions) or path of a competition's YAML"
+CompetitionOption = Annotated[str, typer.Option("--competition", "-c", help=COMPETITION_HELP)]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"),
+]
+WorkOption = Annotated[Path, typer.Option("--work", "-w", help="folder of everything made on the way")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="key=value laid over every experiment, e.g. train.epochs=20; repeatable"),
+]
+SkipOption = Annotated[bool, typer.Option("--skip-unreadable", help="go on without the images that cannot be decoded")]
+JobsOption = Annotated[
+    int, typer.Option("--jobs", "-j", min=0, help="runs at once, each its own process; 0: one a GPU, else one a core")
+]
+ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
+FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
+
+
+def recipe_name(competition: str, recipe: str | None) -> str:
+    return recipe or ("sample" if competition == "sample" else "cpu")
+
+
+def project_of(
+    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
+) -> Project:
+    from whaleid.pipeline import open_project
+
+    return open_project(competition, recipe_name(competition, recipe), work, pairs, skip_unreadable)
+
+
+def options_of(
+    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
+) -> list[str]:
+    """The same options again, for the command lines of jobs."""
+    options = [
+        "--competition",
+        competition,
+        "--recipe",
+        recipe_name(competition, recipe),
+        "--work",
+        str(work),
+    ]
+    for pair in pairs or []:
+        options += ["--set", pair]
+    return options + (["--skip-unreadable"] if skip_unreadable else [])

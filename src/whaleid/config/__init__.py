@@ -40,6 +40,7 @@ from whaleid.config.recipe import (
     KnnConfig,
     LocalConfig,
     PretrainConfig,
+    PseudoConfig,
     Recipe,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
+    "PseudoConfig",
     "Recipe",
     "RotationHead",
     "SamplerConfig",

@@ -40,7 +40,6 @@ from whaleid.config.recipe import (
     KnnConfig,
     LocalConfig,
     PretrainConfig,
-    PseudoConfig,
     Recipe,
 )
 
@@ -70,7 +69,6 @@ __all__ = [
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
-    "PseudoConfig",
     "Recipe",
     "RotationHead",
     "SamplerConfig",

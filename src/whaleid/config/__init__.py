@@ -42,11 +42,13 @@ from whaleid.config.recipe import (
     PretrainConfig,
     Recipe,
 )
+from whaleid.config.stack import ClaimsConfig, PostprocessConfig, StackConfig, UnknownConfig
 
 __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "BySize",
+    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",
@@ -74,9 +76,11 @@ __all__ = [
     "SamplerConfig",
     "SiameseHead",
     "SoftmaxHead",
+    "StackConfig",
     "Submission",
     "SumHead",
     "Table",
     "TrainConfig",
+    "UnknownConfig",
     "WeightedHead",
 ]

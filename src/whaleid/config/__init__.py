@@ -40,6 +40,7 @@ from whaleid.config.recipe import (
     KnnConfig,
     LocalConfig,
     PretrainConfig,
+    PseudoConfig,
     Recipe,
 )
 from whaleid.config.stack import ClaimsConfig, PostprocessConfig, StackConfig, UnknownConfig
@@ -71,6 +72,7 @@ __all__ = [
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
+    "PseudoConfig",
     "Recipe",
     "RotationHead",
     "SamplerConfig",

@@ -51,12 +51,14 @@ from whaleid.config.retrieval import (
     ReciprocalConfig,
     RerankConfig,
 )
+from whaleid.config.stack import ClaimsConfig, PostprocessConfig, StackConfig, UnknownConfig
 
 __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "AugmentationConfig",
     "BySize",
+    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",
@@ -90,9 +92,11 @@ __all__ = [
     "SamplerConfig",
     "SiameseHead",
     "SoftmaxHead",
+    "StackConfig",
     "Submission",
     "SumHead",
     "Table",
     "TrainConfig",
+    "UnknownConfig",
     "WeightedHead",
 ]

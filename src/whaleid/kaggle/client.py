@@ -133,7 +133,8 @@ def explain(output: Output, competition: str | None, form: str) -> tuple[Kind, s
     form: that of the credentials, to be named where they are refused.
     """
     text = f"{output.out}\n{output.err}"
-    kind = next((kind for kind, pattern in _SIGNS if re.search(pattern, text, re.IGNORECASE)), "other")
+    kinds: list[Kind] = [kind for kind, pattern in _SIGNS if re.search(pattern, text, re.IGNORECASE)]
+    kind = kinds[0] if kinds else "other"
     said = _said(output)
     rules = competition_page(competition) if competition else "the competition's rules page"
     causes: dict[Kind, str] = {

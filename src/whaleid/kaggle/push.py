@@ -112,6 +112,10 @@ def push(bundle: Bundle, note: str, again: bool = False) -> Iterator[str]:
     note: of the version (a commit). again: push the kernel even where it has not changed: it then runs anew.
     """
     user = require_credentials().user
+    if bundle.kernel.id.startswith("OWNER/"):
+        raise WhaleidError(
+            f"{bundle.folder}: made for nobody: run make kernel OWNER={user or 'your-Kaggle-name'} first"
+        )
     for part in (*bundle.data_sets, bundle.kernel):
         owner = part.id.split("/")[0]
         if user is not None and owner != user:

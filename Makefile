@@ -8,6 +8,8 @@ JOBS ?= 0
 PYTHON ?= python3
 SET ?=
 QUICK ?=
+OWNER ?=
+RUN_ARGS ?=
 ARGS ?=
 
 VENV := .venv
@@ -16,7 +18,7 @@ OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights sample data check folds pretrain train features ensemble submission score leaderboard report \
-        plan test lint bench bench-metric clean
+        kernel kernel-run plan test lint bench bench-metric clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
@@ -82,6 +84,12 @@ leaderboard: $(DATA)  ## everything, from the CSVs to the scored submission
 
 report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competition>/report/
 	@$(WHALEID) report $(OPTIONS) $(ARGS)
+
+kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<competition>/kernel/<recipe>/ (OWNER=you)
+	@$(WHALEID) kernel $(OPTIONS) --jobs $(JOBS) $(if $(OWNER),--owner "$(OWNER)") $(ARGS)
+
+kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission with the local one
+	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
 
 plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 	@$(WHALEID) plan $(OPTIONS) $(ARGS)

@@ -9,6 +9,8 @@ PYTHON ?= python3
 SET ?=
 QUICK ?=
 CONFIRM ?=
+OWNER ?=
+RUN_ARGS ?=
 ARGS ?=
 
 VENV := .venv
@@ -89,6 +91,12 @@ leaderboard: $(DATA)  ## everything, from the CSVs to the scored submission
 
 report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competition>/report/
 	@$(WHALEID) report $(OPTIONS) $(ARGS)
+
+kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<competition>/kernel/<recipe>/ (OWNER=you)
+	@$(WHALEID) kernel $(OPTIONS) --jobs $(JOBS) $(if $(OWNER),--owner "$(OWNER)") $(ARGS)
+
+kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission with the local one
+	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
 
 plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 	@$(WHALEID) plan $(OPTIONS) $(ARGS)

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from whaleid import cli_kernel
 from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
@@ -41,6 +42,7 @@ submission_app = typer.Typer(help="Write the submission, or check any file.", no
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
+cli_kernel.register(app)
 
 
 def main() -> None:

@@ -33,12 +33,12 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
+from whaleid.config.local import LocalConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
     ConcatConfig,
     KnnConfig,
-    LocalConfig,
     PretrainConfig,
     Recipe,
 )
@@ -78,5 +78,6 @@ __all__ = [
     "SumHead",
     "Table",
     "TrainConfig",
+    "VerifyConfig",
     "WeightedHead",
 ]

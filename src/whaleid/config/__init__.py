@@ -33,12 +33,12 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
+from whaleid.config.local import LocalConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
     ConcatConfig,
     KnnConfig,
-    LocalConfig,
     PretrainConfig,
     Recipe,
 )
@@ -82,6 +82,7 @@ __all__ = [
     "MetricHead",
     "Model",
     "ModelConfig",
+    "PostprocessConfig",
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
@@ -98,5 +99,6 @@ __all__ = [
     "Table",
     "TrainConfig",
     "UnknownConfig",
+    "VerifyConfig",
     "WeightedHead",
 ]

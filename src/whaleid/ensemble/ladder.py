@@ -36,8 +36,9 @@ from whaleid.ensemble.blend import (
     stack,
     tuned_map,
 )
+from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_locally, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.unknown import Limits, share_threshold, standing, with_unknown

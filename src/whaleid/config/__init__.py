@@ -43,13 +43,12 @@ from whaleid.config.recipe import (
     PseudoConfig,
     Recipe,
 )
-from whaleid.config.stack import ClaimsConfig, PostprocessConfig, StackConfig, UnknownConfig
+from whaleid.config.stack import StackConfig
 
 __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "BySize",
-    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",
@@ -83,6 +82,5 @@ __all__ = [
     "SumHead",
     "Table",
     "TrainConfig",
-    "UnknownConfig",
     "WeightedHead",
 ]

@@ -51,14 +51,13 @@ from whaleid.config.retrieval import (
     ReciprocalConfig,
     RerankConfig,
 )
-from whaleid.config.stack import ClaimsConfig, PostprocessConfig, StackConfig, UnknownConfig
+from whaleid.config.stack import StackConfig
 
 __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "AugmentationConfig",
     "BySize",
-    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",
@@ -82,7 +81,6 @@ __all__ = [
     "MetricHead",
     "Model",
     "ModelConfig",
-    "PostprocessConfig",
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
@@ -98,7 +96,6 @@ __all__ = [
     "SumHead",
     "Table",
     "TrainConfig",
-    "UnknownConfig",
     "VerifyConfig",
     "WeightedHead",
 ]

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from whaleid.config.base import Model, Positive, Share
 from whaleid.config.local import LocalConfig
 from whaleid.config.retrieval import RerankConfig
-from whaleid.config.stack import PostprocessConfig, StackConfig, UnknownConfig
+from whaleid.config.stack import StackConfig
 
 
 class PretrainConfig(Model):
@@ -76,10 +76,8 @@ class CombineConfig(Model):
     """Candidates kept for each query and source."""
     unknown: Literal["threshold", "share"] = "threshold"
     """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
-    placement: UnknownConfig = UnknownConfig()
     stack: StackConfig | None = None
     """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
-    postprocess: PostprocessConfig | None = None
 
 
 class Recipe(Model):

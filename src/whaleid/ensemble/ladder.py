@@ -2,19 +2,19 @@
 
 Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities; its siamese head's
 second look at the nearest images), all of them side by side (kNN), a classifier on that, local matching where
-the recipe asks for it, and the blend, which is the answer. Every rung is scored out of fold: a fold's queries
-are ranked by what never saw them, and thresholds and weights used on them were learnt from the other folds'
-out-of-fold candidates (which were compared with this fold's images as gallery: that much, and no more, the
-folds know of one another). For the test set thresholds and weights are learnt from all folds, and scores are
-averaged over the folds' models.
+the recipe asks for it, the blend and, where the recipe asks for it, the stack; the last one is the answer. Every
+rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds, weights and trees used
+on them were learnt from the other folds' out-of-fold candidates (which were compared with this fold's images as
+gallery: that much, and no more, the folds know of one another). For the test set all this is learnt from all folds,
+and scores are averaged over the folds' models.
 
 The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
 by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger
 than any fold's, by 1 / (folds - 1), so its best scores come out a little higher and `unknown` a little too
 seldom; `ladder.json` shows both medians, and `combine.unknown: share` takes the expected share instead.
 
-The final rung is always the blend, also where a lower rung happens to score above it: choosing the rung by
-the score that is reported would make that score optimistic.
+The final rung is always the stack where the recipe has one, else the blend, also where a lower rung happens to score
+above it: choosing the rung by the score that is reported would make that score optimistic.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
-from whaleid.ensemble.unknown import Limits, share_threshold, standing, with_unknown
+from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
@@ -143,13 +143,25 @@ def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, se
     rungs = [_rung(protocol, one, own, config, seed) for one, own in zip(rankings, limits, strict=True)]
     rungs.append(_rung(protocol, blend, limits_of_blend, config, seed))
     if config.stack is None:
-        return compare(rungs, final, by_fold, protocol, seed)
+        shares = _shares(protocol, blend, limits_of_blend)
+        return compare(rungs, final, by_fold, protocol, seed, shares=shares)
     blends = [by_fold[part.fold] for part in protocol.parts]
     materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
     optimistic = blend.optimistic or any(one.optimistic for one in rankings)
     stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
     rungs.append(_rung(protocol, stacked.ranking, stacked.limits, config, seed))
-    return compare(rungs, final, by_fold, protocol, seed, stacked)
+    shares = _shares(protocol, stacked.ranking, stacked.limits)
+    return compare(rungs, final, by_fold, protocol, seed, stacked, shares)
+
+
+def _shares(protocol: Protocol, ranking: Ranking, limits: Limits) -> tuple[ShareMap, ...]:
+    """What the ranking would score if other shares of the queries were unknown."""
+    folds = [
+        (lists, part.truth, limit)
+        for lists, part, limit in zip(ranking.oof, protocol.parts, limits.by_fold, strict=True)
+    ]
+    teachers = [protocol.others(place) for place in range(len(folds))]
+    return tuple(share_curve(folds, teachers, protocol.k)) if protocol.unknown is not None else ()
 
 
 def _materials(

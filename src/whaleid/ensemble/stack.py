@@ -8,8 +8,8 @@ So identities are dealt into groups, and model (f, g), which orders the queries 
 either. Its orders of the other folds' queries of group g are as honest, and it is by these that the number of trees
 and the threshold of fold f are tuned. For the test set models (all folds, g) are averaged.
 
-Trees start from the blend's odds and correct them: where the number of trees that serves best is 0, the stack *is* the
-blend. Scores are log-odds against the unknown identity, so that everything that is done with a threshold on other
+With `start` trees begin at the blend's odds and correct them: where the number of trees that serves best is 0, the
+stack *is* the blend's order, unknown placed by odds. Scores are log-odds against the unknown identity, so that everything that is done with a threshold on other
 rankings is done with this one; where there is no unknown label, they are log-probabilities.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from whaleid.config import StackConfig
 from whaleid.ensemble.blend import Questions, tuned_map
 from whaleid.ensemble.blend import stack as below
-from whaleid.ensemble.calibrate import fit_calibration
+from whaleid.ensemble.calibrate import Calibration, fit_calibration
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack_features import Extras, Table, View, directions, feature_table
@@ -33,7 +33,7 @@ from whaleid.retrieval.candidates import PADDING, Candidates
 STACK = "stack"
 _STAGES = 10  # numbers of trees that are compared, evenly spaced
 _BEHIND = 5  # places after the k-th that a tree still sorts by: what comes further back is worth nothing
-_PLAIN = 1e-9
+_TINY = 1e-9  # values that differ less are equal; and what sums are kept above
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class _Learnt:
     protocol: Protocol
     rankings: list[Ranking]
     material: Material
-    calibrations: list
+    calibrations: list[Calibration]
     config: StackConfig
     models: tuple[tuple[object, ...], ...]
     names: tuple[str, ...]
@@ -199,7 +199,7 @@ def _learn(
     paths = _paths(models, table, group, [int(stage) for stage in stages], config)
     lists = below([rankings[0].oof[place] for place in teachers])
     values = [_value(_lists(table, path, lists, config.candidates), asked, config) for path in paths]
-    best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _PLAIN, -stage))
+    best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _TINY, -stage))
     return _Learnt(
         protocol,
         rankings,
@@ -308,7 +308,7 @@ def _table(
     protocol: Protocol,
     rankings: list[Ranking],
     material: Material,
-    calibrations: list,
+    calibrations: list[Calibration],
     config: StackConfig,
     place: int,
     extras: Extras | None = None,
@@ -361,7 +361,7 @@ def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Ca
         np.maximum.at(top, table.query, scores)
         top = np.where(np.isfinite(top), top, 0.0)
         total = np.bincount(table.query, np.exp(scores - top[table.query]), table.queries)
-        base = top + np.log(np.maximum(total, _PLAIN))
+        base = top + np.log(np.maximum(total, _TINY))
     keep = ~is_unknown
     query, codes = table.query[keep], table.codes[keep]
     value = (scores[keep] - base[query]).astype(np.float32)
@@ -380,5 +380,5 @@ def _importance(learnt: _Learnt) -> dict[str, float]:
     total = np.zeros(len(learnt.names))
     for model in (model for seeds in learnt.models for model in seeds if model is not None):
         total += model.feature_importance("gain", iteration=learnt.rounds or None)  # type: ignore[attr-defined]
-    share = total / max(total.sum(), _PLAIN)
+    share = total / max(total.sum(), _TINY)
     return {learnt.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}

@@ -72,7 +72,7 @@ def test_agreement_of_size_direction_and_place():
 def test_planted_map_is_found_among_outliers():
     rng = np.random.default_rng(0)
     query = rng.uniform(0, 200, (60, 2)).astype(np.float32)
-    gallery = query @ np.array([[0.9, 0.2], [-0.15, 1.1]], np.float32).T + np.float32([12, -7])
+    gallery = query @ np.array([[0.9, 0.2], [-0.15, 1.1]], np.float32).T + np.array([12, -7], np.float32)
     gallery += rng.normal(0, 0.4, gallery.shape).astype(np.float32)
     planted = np.arange(60) < 35
     gallery[~planted] = rng.uniform(0, 200, (25, 2))
@@ -114,8 +114,8 @@ def test_matches_of_a_turned_copy_lie_where_it_was_turned(pictures):
 
 def test_original_points_undo_crop_and_size():
     box = np.array([30, 10, 530, 260])
-    assert original_points(np.float32([[100, 50]]), box, 250) == pytest.approx(np.array([[230, 110]]))
-    assert original_points(np.float32([[100, 50]]), box, 999) == pytest.approx(np.array([[130, 60]]))
+    assert original_points(np.array([[100.0, 50.0]]), box, 250) == pytest.approx(np.array([[230, 110]]))
+    assert original_points(np.array([[100.0, 50.0]]), box, 999) == pytest.approx(np.array([[130, 60]]))
 
 
 def test_verified_order_equals_loops_whatever_the_workers(pictures):
@@ -130,7 +130,7 @@ def test_verified_order_equals_loops_whatever_the_workers(pictures):
         for code, score in zip(voted[0][place], voted[1][place], strict=True):
             own = gallery[codes == code][:left] if code >= 0 else []
             left -= len(own)
-            most = max((matched_keypoints(described, query, row, config)[2].sum() for row in own), default=0)
+            most = max((matched_keypoints(described, int(query), row, config)[2].sum() for row in own), default=0)
             scores[int(code)] = score + np.log1p(most)
         assert [scores[int(code)] for code in found[0][place]] == pytest.approx(found[1][place].tolist(), abs=1e-5)
         assert (np.diff(found[1][place][found[0][place] >= 0]) <= 0).all()
@@ -160,7 +160,7 @@ def test_ladder_has_a_rung_for_it_and_own_fold_never_matters(tmp_path):
     folder = tmp_path / "local"
     write_described(folder, world.images, truth)
     total = len(np.load(folder / "descriptors.npy"))
-    np.save(folder / "points.npy", np.tile(np.float32([9, 9, 3, 0]), (total, 1)))
+    np.save(folder / "points.npy", np.tile(np.array([9, 9, 3, 0], np.float32), (total, 1)))
     config = recipe(local={"verify": {}})
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "out", folder)
     assert [rung.name for rung in result.rungs][-3:] == ["local matching", "local verified", "blend"]
@@ -174,6 +174,7 @@ def test_ladder_has_a_rung_for_it_and_own_fold_never_matters(tmp_path):
     folds = world.folds.assign(identity=world.folds["image"].map(images.set_index("image")["identity"]))
     relabelled = read_protocol(images, folds, world.competition, [0, 1, 2])
     before, after = (list(rank_locally(folder, images, one, config.combine))[-1] for one in (protocol, relabelled))
+    assert before is not None and after is not None
     assert before.name == "local verified" and before.test[0] is before.test[2]
     assert np.array_equal(before.oof[1].codes, after.oof[1].codes)
     assert np.array_equal(before.oof[1].scores, after.oof[1].scores)

@@ -12,6 +12,9 @@ from whaleid.cli_options import CompetitionOption, RecipeOption, SetOption, Work
 kaggle_app = typer.Typer()
 
 ConfirmOption = Annotated[bool, typer.Option("--confirm", help="do it; without, only what would be done is shown")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="the kernel's folder; default: work/<competition>/kernel/<recipe>")
+]
 
 
 @kaggle_app.command()
@@ -51,6 +54,7 @@ def kernel_push(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
+    folder: FolderOption = None,
     confirm: ConfirmOption = False,
     again: Annotated[
         bool, typer.Option("--again", help="push the kernel though it has not changed: it runs anew")
@@ -60,7 +64,7 @@ def kernel_push(
     from whaleid.answers import commit
     from whaleid.kaggle.push import bundle_folder, plan_lines, push, read_bundle
 
-    bundle = read_bundle(bundle_folder(project_of(competition, recipe, work, set_, False)))
+    bundle = read_bundle(folder or bundle_folder(project_of(competition, recipe, work, set_, False)))
     if confirm:
         for line in push(bundle, f"whaleid {commit()}".strip(), again):
             print(line, flush=True)
@@ -75,11 +79,13 @@ def kernel_status(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
+    folder: FolderOption = None,
 ) -> None:
     """Ask Kaggle how far the recipe's kernel is."""
     from whaleid.kaggle.push import bundle_folder, kernel_status, read_bundle
 
-    status = kernel_status(read_bundle(bundle_folder(project_of(competition, recipe, work, set_, False))).kernel.id)
+    place = folder or bundle_folder(project_of(competition, recipe, work, set_, False))
+    status = kernel_status(read_bundle(place).kernel.id)
     print(status.line())
     if status.failed:
         raise typer.Exit(2)
@@ -91,11 +97,12 @@ def kernel_output(
     recipe: RecipeOption = None,
     work: WorkOption = Path("work"),
     set_: SetOption = None,
+    folder: FolderOption = None,
 ) -> None:
     """Fetch what the recipe's kernel left at Kaggle, its log too, and check its submission.csv."""
     from whaleid.kaggle.push import fetch_output
 
-    for line in fetch_output(project_of(competition, recipe, work, set_, False)):
+    for line in fetch_output(project_of(competition, recipe, work, set_, False), folder):
         print(line, flush=True)
 
 

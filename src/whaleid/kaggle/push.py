@@ -156,17 +156,19 @@ def kernel_status(id: str) -> KernelStatus:
     return KernelStatus(id, state[1].lower() if state else "unknown", " ".join(failure[1].split()) if failure else "")
 
 
-def fetch_output(project: Project) -> Iterator[str]:
+def fetch_output(project: Project, kernel: Path | None = None) -> Iterator[str]:
     """Files that the recipe's kernel left, into `work/<competition>/kernel/<recipe>.output/`; all of them or none.
 
-    Yields lines: what came, and whether its submission.csv would be accepted.
+    kernel: folder of another kernel than the recipe's own. Yields lines: what came, and whether its submission.csv
+    would be accepted.
     """
-    id = read_bundle(bundle_folder(project)).kernel.id
+    place = kernel or bundle_folder(project)
+    id = read_bundle(place).kernel.id
     status = kernel_status(id)
     yield status.line()
     if status.state in ("queued", "running"):
         raise WhaleidError(f"kernel {id} is not done yet ({status.state}); make kernel-status tells how far it is")
-    folder = bundle_folder(project).with_name(f"{project.recipe.name}.output")
+    folder = place.with_name(f"{place.name}.output")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         kaggle(["kernels", "output", id, "-p", str(temporary)], f"output of kernel {id}", within=UPLOAD_WITHIN)

@@ -213,7 +213,7 @@ def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, pl
         return [Member(one.name, stack([one.oof[p] for p in places]), one.probability) for one in chosen]
 
     singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend([*members("concat", "classifier", "siamese", "local"), *singles], questions)
+    return fit_blend([*members("concat", "classifier", "siamese", "local"), *singles], questions, config.blend)
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:

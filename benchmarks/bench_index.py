@@ -42,7 +42,8 @@ def row(kind: str, gallery: np.ndarray, queries: np.ndarray, exact_s: float) -> 
     search_s = time.perf_counter() - start
     recall = recall_of(opened, queries[:500], gallery, NEIGHBOURS)
     print(
-        f"{len(gallery):>9,}  {opened.kind:<16}{build_s:9.2f}{search_s:9.3f}{search_s / exact_s:8.3f}{recall.recall:9.4f}"
+        f"{len(gallery):>9,}  {opened.kind:<16}{build_s:9.2f}{search_s:9.3f}"
+        f"{search_s / exact_s:8.3f}{recall.recall:9.4f}"
     )
     return {
         "images": len(gallery),

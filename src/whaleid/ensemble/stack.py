@@ -10,7 +10,8 @@ and the threshold of fold f are tuned. For the test set models (all folds, g) ar
 
 With `start` trees begin at the blend's odds and correct them: where the number of trees that serves best is 0, the
 stack *is* the blend's order, unknown placed by odds. Scores are log-odds against the unknown identity, so that
-everything that is done with a threshold on other rankings is done with this one; where there is no unknown label, they are log-probabilities.
+everything that is done with a threshold on other rankings is done with this one; where there is no unknown label, they
+are log-probabilities.
 """
 
 from __future__ import annotations

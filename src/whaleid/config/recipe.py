@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
+from whaleid.config.local import LocalConfig
+from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
 
 
@@ -39,6 +41,8 @@ class KnnConfig(Model):
     """`mean`: of the top this many images of the identity."""
     neighbours: Positive = 200
     """Images looked at for each query."""
+    index: str = "auto"
+    """exact, auto (exact up to 200,000 gallery images, then approximate) or a string for faiss's index_factory."""
 
 
 class ClassifierConfig(Model):
@@ -54,23 +58,6 @@ class ClassifierConfig(Model):
     seeds: Positive = 2
 
 
-class LocalConfig(Model):
-    """Local matching: RootSIFT descriptors vote for identities. Its time grows with images x keypoints.
-
-    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities).
-    """
-
-    size: Annotated[int, Field(ge=32)] = 256
-    """Longer side of the picture (cropped to its box) in pixels, where it is larger."""
-    keypoints: Positive = 1000
-    """Strongest keypoints of each image, at the most. More are better and slower: MAP@5 of one fold of nyala 0.275
-    with 500, 0.317 with 1000."""
-    neighbours: Annotated[int, Field(ge=2)] = 3
-    """Nearest descriptors looked at for each descriptor of the query; the last one says what chance gives."""
-    power: Share = 0.25
-    """An identity's votes are divided by its number of descriptors in the gallery to this power."""
-
-
 class CombineConfig(Model):
     """How the sources become one ranking (design: *A recipe*)."""
 
@@ -81,6 +68,8 @@ class CombineConfig(Model):
     """Class probabilities of this many best single experiments join the blend."""
     local: LocalConfig | None = None
     """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
+    rerank: RerankConfig | None = None
+    """Re-ranking joins the blend; `{}` takes it as config/retrieval.py sets it, null leaves it out."""
     rescore: Positive = 50
     """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
     candidates: Positive = 50
@@ -91,15 +80,6 @@ class CombineConfig(Model):
     """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
 
 
-class PseudoConfig(Model):
-    """Confident test images join training, round after round (humpback's and happywhale's first places)."""
-
-    rounds: Positive = 1
-    """How often everything is trained again with the labels that the round before gave."""
-    confidence: Share = 0.8
-    """Least probability of the first guess. It must stand before the unknown identity, too."""
-
-
 class Recipe(Model):
     """A list of experiments and how they are combined."""
 
@@ -108,11 +88,6 @@ class Recipe(Model):
     train_folds: list[int] | None = None
     """Train these folds alone (a quick look); null: all."""
     experiments: list[str] = []
-    full: bool | list[str] = False
-    """Experiments trained once more on all labelled images, as members of the test set's ensemble: true for all, or
-    their names. They train for as many epochs as the folds' runs, and out of fold they are worth what those are."""
-    pseudo: PseudoConfig | None = None
-    """Rounds of pseudo-labels; null: none."""
     pretrain: PretrainConfig | None = None
     """Experiments with `model.weights` imagenet or random start from the backbone that this trains; one that names a
     file of its own starts from that."""
@@ -135,19 +110,7 @@ class Recipe(Model):
     def _consistent(self) -> Recipe:
         if not self.experiments and not self.sources:
             raise ValueError("a recipe needs experiments or sources")
-        foreign = sorted(set(self.full_members) - set(self.experiments))
-        if foreign:
-            raise ValueError(f"full: '{foreign[0]}' is none of the recipe's experiments")
-        if self.pseudo is not None and not self.experiments:
-            raise ValueError("pseudo needs experiments to train; foreign sources alone learn nothing from it")
         outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
         if outside:
             raise ValueError(f"train_folds {outside} are outside 0..{self.folds - 1}")
         return self
-
-    @property
-    def full_members(self) -> list[str]:
-        """Entries of `experiments` that are trained on all labelled images too."""
-        if isinstance(self.full, bool):
-            return list(self.experiments) if self.full else []
-        return self.full

@@ -36,8 +36,9 @@ from whaleid.ensemble.blend import (
     stack,
     tuned_map,
 )
+from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_locally, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
@@ -191,10 +192,10 @@ def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
     """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
     places = list(range(len(protocol.parts)))
 
-    def limit(chosen: list[int]) -> float | None:
-        return _threshold(protocol, [ranking.oof[place] for place in chosen], chosen)
+    def limit(chosen: list[int], place: int | None) -> float | None:
+        return _threshold(protocol, [ranking.taught(place)[other] for other in chosen], chosen)
 
-    return Limits([limit(protocol.others(place)) for place in places], limit(places))
+    return Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -211,8 +212,8 @@ def blend_rankings(
     places = list(range(len(protocol.parts)))
     keep = max(config.candidates, protocol.k)
 
-    def blended(blend: Blend, chosen: list[int]) -> list[Candidates]:
-        return [apply_blend(blend, {one.name: one.oof[place] for one in rankings}, keep) for place in chosen]
+    def blended(blend: Blend, chosen: list[int], place: int | None) -> list[Candidates]:
+        return [apply_blend(blend, {one.name: one.taught(place)[other] for one in rankings}, keep) for other in chosen]
 
     by_fold: dict[int, Blend] = {}
     oof: list[Candidates] = []
@@ -220,13 +221,13 @@ def blend_rankings(
     with progress_bar("blending", total=len(places) + 1) as bar:
         for place in places:
             others = protocol.others(place)
-            blend = _tune(protocol, rankings, config, others)
+            blend = _tune(protocol, rankings, config, others, place)
             by_fold[protocol.parts[place].fold] = blend
-            oof += blended(blend, [place])
-            by_place.append(_threshold(protocol, blended(blend, others), others))
+            oof += blended(blend, [place], place)
+            by_place.append(_threshold(protocol, blended(blend, others, place), others))
             bar.advance()
-        final = _tune(protocol, rankings, config, places)
-        limits = Limits(by_place, _threshold(protocol, blended(final, places), places))
+        final = _tune(protocol, rankings, config, places, None)
+        limits = Limits(by_place, _threshold(protocol, blended(final, places, None), places))
         bar.advance()
     tests = len(protocol.parts) if len(protocol.test_rows) else 0
     test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
@@ -235,18 +236,20 @@ def blend_rankings(
     return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits
 
 
-def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int]) -> Blend:
-    """Blend of concat kNN, classifier, siamese heads, local matching and the best class probabilities, tuned on these
-    folds alone.
+def _tune(
+    protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int], target: int | None
+) -> Blend:
+    """Blend of concat kNN, re-ranking, classifier, siamese heads, local matching and best class probabilities, tuned
+    on these folds alone, for fold `target` (None: for the test set).
     """
     questions = _questions(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
         chosen = [ranking for ranking in rankings if ranking.kind in kinds]
-        return [Member(one.name, stack([one.oof[p] for p in places]), one.probability) for one in chosen]
+        return [Member(one.name, stack([one.taught(target)[p] for p in places]), one.probability) for one in chosen]
 
     singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend([*members("concat", "classifier", "siamese", "local"), *singles], questions)
+    return fit_blend([*members("concat", "rerank", "classifier", "siamese", "local"), *singles], questions)
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:

@@ -16,7 +16,7 @@ are log-probabilities.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -100,14 +100,23 @@ def stack_rankings(
     rounds = []
     with progress_bar("stacking", total=len(places) + 1) as bar:
         for place in places:
-            one = _learn(protocol, rankings, materials[place], config, protocol.others(place), groups, extras, seed)
+            one = _learn(
+                protocol,
+                _taught(rankings, place),
+                materials[place],
+                config,
+                protocol.others(place),
+                groups,
+                extras,
+                seed,
+            )
             table = one.table(place, None if extras is None else extras[0][place])
             scores = _by_group(one, table, groups[place])
             oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
             limits.append(one.limit)
             rounds.append(one.rounds)
             bar.advance()
-        final = _learn(protocol, rankings, materials[-1], config, places, groups, extras, seed)
+        final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
         test = []
         for place in range(len(materials[-1].test)):
             table = final.table(place, None if extras is None else extras[1][place], of_test=True)
@@ -149,6 +158,11 @@ class _Learnt:
     def mean_score(self, table: Table) -> np.ndarray:
         """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""
         return np.mean([self.score(group, table, slice(None)) for group in range(len(self.models))], axis=0)
+
+
+def _taught(rankings: list[Ranking], place: int | None) -> list[Ranking]:
+    """The rankings with those out-of-fold lists whose settings fold `place` had no part in choosing."""
+    return [replace(one, oof=one.taught(place)) for one in rankings]
 
 
 def _learn(

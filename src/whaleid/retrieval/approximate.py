@@ -20,7 +20,8 @@ from whaleid.errors import WhaleidError
 from whaleid.retrieval.index import by_row, check_finite, check_search, gpus, search
 
 EXACT_MOST = 200_000
-"""Gallery images up to which `auto` compares with every one: benchmarks/results/index.json."""
+"""Gallery images up to which `auto` compares with every one: 8,000 queries of 512 dimensions are some 10^12
+multiplications then, about a minute on two cores. benchmarks/bench_index.py shows what an index would take instead."""
 _EXACT_MOST_GPU = 2_000_000  # a GPU reads them all in the time in which a CPU reads a twentieth
 _FLAT_BYTES = 8 << 30  # a gallery above this is held as codes
 _CODES = 64  # bytes of an image's code, at most

@@ -12,6 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from whaleid import cli_kernel
+from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
     ExperimentOption,
@@ -39,6 +41,8 @@ data_app = typer.Typer(help="The images table, and a report on the data.", no_ar
 submission_app = typer.Typer(help="Write the submission, or check any file.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
+app.add_typer(kaggle_app)
+cli_kernel.register(app)
 
 
 def main() -> None:
@@ -226,6 +230,24 @@ def ensemble(
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     figures = ensemble_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
     print("\n".join(ladder_lines(figures)))
+
+
+@app.command()
+def ablation(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 0,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Score the recipe with each part off in turn, from saved features: what every part is worth."""
+    from whaleid.answers import ablation_lines, ablation_stage
+
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    rows = ablation_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
+    print("\n".join(ablation_lines(rows)))
+    print(f"ablation: {project.workspace.ablation(project.recipe.name)}")
 
 
 @submission_app.command("write")

@@ -4,6 +4,7 @@ A key that is not known is refused with its file and its place, so that no setti
 """
 
 from whaleid.config.base import Model
+from whaleid.config.blend import BlendConfig
 from whaleid.config.competition import Competition, Submission, Table
 from whaleid.config.experiment import (
     AugmentConfig,
@@ -33,12 +34,12 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
+from whaleid.config.local import LocalConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
     ConcatConfig,
     KnnConfig,
-    LocalConfig,
     PretrainConfig,
     Recipe,
 )
@@ -51,11 +52,13 @@ from whaleid.config.retrieval import (
     ReciprocalConfig,
     RerankConfig,
 )
+from whaleid.config.stack import StackConfig
 
 __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "AugmentationConfig",
+    "BlendConfig",
     "BySize",
     "ClassifierConfig",
     "CombineConfig",
@@ -90,9 +93,11 @@ __all__ = [
     "SamplerConfig",
     "SiameseHead",
     "SoftmaxHead",
+    "StackConfig",
     "Submission",
     "SumHead",
     "Table",
     "TrainConfig",
+    "VerifyConfig",
     "WeightedHead",
 ]

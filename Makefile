@@ -17,7 +17,7 @@ WHALEID := $(VENV)/bin/python -m whaleid
 OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $(foreach pair,$(SET),--set '$(pair)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights sample data check folds pretrain train features ensemble submission score leaderboard report \
+.PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard report \
         kernel kernel-run plan test lint bench bench-metric clean
 
 help:  ## this help
@@ -72,6 +72,9 @@ features: $(DATA)  ## embed every image with every run
 
 ensemble: $(DATA)  ## rank identities, combine the sources, print the ladder
 	@$(WHALEID) ensemble $(OPTIONS) --jobs $(JOBS) $(ARGS)
+
+ablation: $(DATA)  ## the recipe with each part off in turn, from saved features: what every part is worth
+	@$(WHALEID) ablation $(OPTIONS) --jobs $(JOBS) $(ARGS)
 
 submission: $(DATA)  ## write the submission CSV into submissions/
 	@$(WHALEID) submission write $(OPTIONS) --jobs $(JOBS) $(ARGS)

@@ -20,7 +20,7 @@ from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, loc
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
-from whaleid.workspace import atomic_path, write_json
+from whaleid.workspace import atomic_path, digest, file_digest, write_json
 
 SUBMISSIONS = Path("submissions")
 
@@ -117,6 +117,47 @@ def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str
     if any(other["optimistic"] for other in ladder["rungs"]):
         row["note"] = "optimistic" if rung["optimistic"] else ""
     return row
+
+
+# ----------------------------------------------------------------------------------------------- the ablation
+
+
+def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[dict[str, Any]]:
+    """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
+    jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
+    out = project.workspace.ablation(project.recipe.name)
+    key = digest("ablation", project.ensemble_key(), _solution_digest(project.competition))
+    path = out / "ablation.json"
+    if project.workspace.is_current(path, key):
+        return json.loads(path.read_text())
+    from whaleid.ensemble.ablation import ablate
+
+    images, folds = images_stage(project), folds_stage(project)
+    table = ablate(images, folds, sources(project), project.recipe, project.competition, local_stage(project))
+    rows = table.as_json()
+    truths = _truths(project.competition)
+    for row, given in zip(rows, table.rows, strict=True):
+        answer = TestAnswer(given.name, table.test_images, given.guesses)
+        row["solution"] = None if truths is None else _score(answer, truths, project.competition.k).map
+    write_json(path, rows)
+    with atomic_path(out / "ablation.md") as temporary:
+        temporary.write_text("\n".join(ablation_lines(rows)) + "\n")
+    project.workspace.mark_current(path, key)
+    return rows
+
+
+def ablation_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table as Markdown: a row a part that is off, and what the recipe loses without it."""
+    k = rows[0]["k"]
+    solved = any(row["solution"] is not None for row in rows)
+    head = ["off", f"MAP@{k} out of fold", "change [95 %]", *([f"MAP@{k} solution"] if solved else [])]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        change = row["change"]
+        told = "" if change is None else f"{change['gain']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]"
+        cells = [row["off"], f"{row['map']:.4f} ± {(row['high'] - row['low']) / 2:.4f}", told]
+        lines.append([*cells, *([f"{row['solution']:.4f}"] if solved else [])])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 # -------------------------------------------------------------------------------------------- the submission
@@ -256,12 +297,24 @@ def own_submission(project: Project) -> tuple[Path, Path, int]:
 
 def solution_scores(project: Project) -> dict[str, MapScore]:
     """MAP@k of every rung against the solution. Only for the eye: nothing is chosen by it."""
-    path = solution_path(project.competition)
-    if path is None or project.competition.test is None:
+    truth_of = _truths(project.competition)
+    if truth_of is None:
         return {}
-    truths = read_guesses(path)
-    truth_of = {image: row[0] for image, row in zip(truths.images, truths.as_lists(), strict=True) if row}
     return {answer.rung: _score(answer, truth_of, project.competition.k) for answer in test_answers(project)}
+
+
+def _truths(competition: Competition) -> dict[str, str] | None:
+    """Identity of every test image by the solution file, None where there is none."""
+    path = solution_path(competition)
+    if path is None or competition.test is None:
+        return None
+    truths = read_guesses(path)
+    return {image: row[0] for image, row in zip(truths.images, truths.as_lists(), strict=True) if row}
+
+
+def _solution_digest(competition: Competition) -> str | None:
+    path = solution_path(competition)
+    return None if path is None or competition.test is None else file_digest(path)
 
 
 def _score(answer: TestAnswer, truth_of: dict[str, str], k: int) -> MapScore:

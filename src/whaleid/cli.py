@@ -230,6 +230,24 @@ def ensemble(
     print("\n".join(ladder_lines(figures)))
 
 
+@app.command()
+def ablation(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = Path("work"),
+    set_: SetOption = None,
+    jobs: JobsOption = 0,
+    skip_unreadable: SkipOption = False,
+) -> None:
+    """Score the recipe with each part off in turn, from saved features: what every part is worth."""
+    from whaleid.answers import ablation_lines, ablation_stage
+
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    rows = ablation_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
+    print("\n".join(ablation_lines(rows)))
+    print(f"ablation: {project.workspace.ablation(project.recipe.name)}")
+
+
 @submission_app.command("write")
 def submission_write(
     competition: CompetitionOption = "sample",

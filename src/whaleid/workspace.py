@@ -53,6 +53,10 @@ class Workspace:
     def candidates(self, recipe: str) -> Path:
         return self.root / "candidates" / recipe
 
+    def ablation(self, recipe: str) -> Path:
+        """Folder of the table that says what every part of a recipe is worth."""
+        return self.root / "ablation" / recipe
+
     @property
     def metrics(self) -> Path:
         """`metrics.json`: recipe -> every figure that was printed, with the configuration that gave it."""

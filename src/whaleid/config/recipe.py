@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
+from whaleid.config.retrieval import RerankConfig
 
 
 class PretrainConfig(Model):
@@ -38,6 +39,8 @@ class KnnConfig(Model):
     """`mean`: of the top this many images of the identity."""
     neighbours: Positive = 200
     """Images looked at for each query."""
+    index: str = "auto"
+    """exact, auto (exact up to 200,000 gallery images, then approximate) or a string for faiss's index_factory."""
 
 
 class ClassifierConfig(Model):
@@ -80,6 +83,8 @@ class CombineConfig(Model):
     """Class probabilities of this many best single experiments join the blend."""
     local: LocalConfig | None = None
     """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
+    rerank: RerankConfig | None = None
+    """Re-ranking joins the blend; `{}` takes it as config/retrieval.py sets it, null leaves it out."""
     rescore: Positive = 50
     """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
     candidates: Positive = 50

@@ -158,10 +158,10 @@ def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
     """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
     places = list(range(len(protocol.parts)))
 
-    def limit(chosen: list[int]) -> float | None:
-        return _threshold(protocol, [ranking.oof[place] for place in chosen], chosen)
+    def limit(chosen: list[int], place: int | None) -> float | None:
+        return _threshold(protocol, [ranking.taught(place)[other] for other in chosen], chosen)
 
-    return _Limits([limit(protocol.others(place)) for place in places], limit(places))
+    return _Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -178,8 +178,8 @@ def blend_rankings(
     places = list(range(len(protocol.parts)))
     keep = max(config.candidates, protocol.k)
 
-    def blended(blend: Blend, chosen: list[int]) -> list[Candidates]:
-        return [apply_blend(blend, {one.name: one.oof[place] for one in rankings}, keep) for place in chosen]
+    def blended(blend: Blend, chosen: list[int], place: int | None) -> list[Candidates]:
+        return [apply_blend(blend, {one.name: one.taught(place)[other] for one in rankings}, keep) for other in chosen]
 
     by_fold: dict[int, Blend] = {}
     oof: list[Candidates] = []
@@ -187,13 +187,13 @@ def blend_rankings(
     with progress_bar("blending", total=len(places) + 1) as bar:
         for place in places:
             others = protocol.others(place)
-            blend = _tune(protocol, rankings, config, others)
+            blend = _tune(protocol, rankings, config, others, place)
             by_fold[protocol.parts[place].fold] = blend
-            oof += blended(blend, [place])
-            by_place.append(_threshold(protocol, blended(blend, others), others))
+            oof += blended(blend, [place], place)
+            by_place.append(_threshold(protocol, blended(blend, others, place), others))
             bar.advance()
-        final = _tune(protocol, rankings, config, places)
-        limits = _Limits(by_place, _threshold(protocol, blended(final, places), places))
+        final = _tune(protocol, rankings, config, places, None)
+        limits = _Limits(by_place, _threshold(protocol, blended(final, places, None), places))
         bar.advance()
     tests = len(protocol.parts) if len(protocol.test_rows) else 0
     test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
@@ -202,18 +202,20 @@ def blend_rankings(
     return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits
 
 
-def _tune(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int]) -> Blend:
-    """Blend of concat kNN, classifier, siamese heads, local matching and the best class probabilities, tuned on these
-    folds alone.
+def _tune(
+    protocol: Protocol, rankings: list[Ranking], config: CombineConfig, places: list[int], target: int | None
+) -> Blend:
+    """Blend of concat kNN, re-ranking, classifier, siamese heads, local matching and best class probabilities, tuned
+    on these folds alone, for fold `target` (None: for the test set).
     """
     questions = _questions(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
         chosen = [ranking for ranking in rankings if ranking.kind in kinds]
-        return [Member(one.name, stack([one.oof[p] for p in places]), one.probability) for one in chosen]
+        return [Member(one.name, stack([one.taught(target)[p] for p in places]), one.probability) for one in chosen]
 
     singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend([*members("concat", "classifier", "siamese", "local"), *singles], questions)
+    return fit_blend([*members("concat", "rerank", "classifier", "siamese", "local"), *singles], questions)
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:

@@ -16,6 +16,7 @@ import pandas as pd
 from whaleid.config import CombineConfig
 from whaleid.ensemble.classifier import top_classes, train_classifier
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
+from whaleid.ensemble.graph_rankings import Chosen, Setting, choose_settings, rerank_part
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
@@ -48,9 +49,10 @@ class Source:
 class Ranking:
     """Candidates of one way of ranking.
 
-    kind: knn | logits | siamese | concat | classifier | local | blend. oof: one a fold, in the protocol's order. test:
-    the test images under each fold's model, in the same order; empty where there are no test images.
+    kind: knn | logits | siamese | concat | rerank | classifier | local | blend. oof: one a fold, in the protocol's
+    order. test: the test images under each fold's model, in the same order; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
+    chosen: where a setting of the ranking was chosen by folds' scores (kind rerank); `taught` says what that means.
     """
 
     name: str
@@ -59,6 +61,17 @@ class Ranking:
     test: tuple[Candidates, ...]
     probability: bool
     optimistic: bool = False
+    chosen: Chosen | None = None
+
+    def taught(self, place: int | None) -> tuple[Candidates, ...]:
+        """Lists of all folds, out of fold, to learn from for fold `place` (None: for the test set).
+
+        Where a setting was chosen by folds' scores, these are by the setting that fold `place` had no part in; the
+        other folds' own lists (`oof`) are by settings that it did have a part in.
+        """
+        if self.chosen is None:
+            return self.oof
+        return self.chosen.whole if place is None else self.chosen.without[place]
 
 
 def rank_source(
@@ -101,16 +114,19 @@ def rank_jointly(
     config: CombineConfig,
     seed: int,
 ) -> Iterator[Ranking | None]:
-    """All sources side by side, whitened within each fold: kNN on that, and the classifier trained on it.
+    """All sources side by side, whitened within each fold: kNN on that, re-ranked, and the classifier trained on it.
 
     Yields None after each fold (for a progress bar), then the rankings.
     """
     keep = max(config.candidates, protocol.k)
     knn: list[tuple[Candidates, Candidates | None]] = []
     classified: list[tuple[Candidates, Candidates | None]] = []
+    reranked: list[list[Setting]] = []
     for part in protocol.parts:
         features = _whitened(sources, dims, images, part, config, seed)
         knn.append(_rank_knn(features, part, protocol, config, keep))
+        if config.rerank is not None:
+            reranked.append(rerank_part(features, part, protocol, config.rerank, config.knn, keep))
         if config.classifier is not None:
             trained = train_classifier(features[part.gallery], part.gallery_codes, config.classifier, seed)
             oof = _candidates(part.names, protocol, *top_classes(trained, features[part.rows], keep))
@@ -118,6 +134,8 @@ def rank_jointly(
         yield None
     optimistic = any(source.optimistic for source in sources)
     yield _ranking(CONCAT, "concat", knn, False, optimistic)
+    for chosen in choose_settings(protocol, knn, reranked):
+        yield Ranking(chosen.method, "rerank", chosen.oof, chosen.test, False, optimistic, chosen)
     if classified:
         yield _ranking(CLASSIFIER, "classifier", classified, True, optimistic)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from whaleid.config import KnnConfig
+from whaleid.config import IndexConfig, KnnConfig
 from whaleid.errors import WhaleidError
-from whaleid.retrieval.index import search
+from whaleid.retrieval.approximate import open_index
 
 PADDING = -1
 """Code of "no candidate here"; its score is minus infinity."""
@@ -30,6 +30,7 @@ def nearest_identities(
     Where a query's `knn.neighbours` nearest images hold fewer than `keep` identities, that query is searched
     twice as wide again and again, until they hold enough or the gallery ends: a list is only ever short
     (padded) where the gallery has too few identities. Score `max` is exact; `mean` is of the images seen.
+    Where `knn.index` is approximate, what it misses is missing; queries that it leaves short are searched exactly.
     Returns codes int64 (q, keep), -1 padded, and scores float32 (q, keep), -inf padded, descending.
     """
     if len(gallery) != len(gallery_codes):
@@ -38,14 +39,19 @@ def nearest_identities(
     reachable = min(keep, len(np.unique(gallery_codes)))
     codes = np.full((len(queries), keep), PADDING, dtype=np.int64)
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
+    if not len(queries):
+        return codes, scores
+    first, exact = (open_index(gallery, IndexConfig(kind=kind)) for kind in (knn.index, "exact"))
     for start in range(0, len(queries), chunk):  # neighbours are wide: never those of all queries at once
         short = np.arange(start, min(start + chunk, len(queries)))
         neighbours = keep if knn.score == "centroid" else max(knn.neighbours, keep)
+        index = first
         while len(short):
-            similarity, rows = search(queries[short], gallery, neighbours)
+            similarity, rows = index.search(queries[short], neighbours)
             codes[short], scores[short] = identity_candidates(similarity, rows, gallery_codes, knn, keep)
             short = short[(codes[short] >= 0).sum(axis=1) < reachable]
-            neighbours *= 2
+            neighbours = neighbours * 2 if index.exact else neighbours
+            index = exact
     return codes, scores
 
 

@@ -1,9 +1,9 @@
-"""Exact nearest images by inner product: faiss does the arithmetic, in chunks of queries.
+"""Nearest images by inner product: faiss does the arithmetic, in chunks of queries.
 
 Brute force is the right index for this field: 25,000 gallery images of 512 dimensions are 50 MB, a query
 costs 13 million multiplications, and nothing is lost to an approximation. What must not happen is the full
 matrix of queries x gallery, 25 GB for happywhale; faiss keeps only the best of each query, and the chunks
-bound the rest.
+bound the rest. Much larger galleries take an approximate index (`approximate.py`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def search(
     Equal similarities stand by ascending row, also where the last place is shared: the lowest rows stay.
     Raises WhaleidError for an empty gallery, different dimensions, NaN or infinity, nothing to look for.
     """
-    _check(queries, gallery, neighbours, chunk)
+    check_search(queries, gallery, neighbours, chunk)
     most = min(neighbours, len(gallery))
     find = _finder(np.ascontiguousarray(gallery, dtype=np.float32), most)
     similarity = np.empty((len(queries), most), dtype=np.float32)
@@ -49,7 +49,7 @@ def search(
 
 def _finder(gallery: np.ndarray, most: int) -> Search:
     """faiss on the gallery: on the first GPU where one can answer, else on the CPU, without a copy."""
-    if _gpus() and most < _GPU_MOST:
+    if gpus() and most < _GPU_MOST:
         return _gpu_finder(gallery)
 
     def find(queries: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def _finder(gallery: np.ndarray, most: int) -> Search:
     return find
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """GPUs that this faiss can use: a build for CPUs lacks even the question."""
     return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
 
@@ -88,7 +88,7 @@ def _settled(queries: np.ndarray, gallery: int, most: int, find: Search) -> tupl
     in sight.
     """
     wide = min(most + 1, gallery)
-    similarity, rows = _by_row(*find(queries, wide))
+    similarity, rows = by_row(*find(queries, wide))
     if wide > most:
         open_end = np.flatnonzero(similarity[:, most - 1] == similarity[:, most])
         similarity, rows = similarity[:, :most], rows[:, :most]
@@ -112,13 +112,13 @@ def _widen(
     unsettled = []
     for start in range(0, len(open_end), step):
         part = open_end[start : start + step]
-        wider, wider_rows = _by_row(*find(queries[part], wide))
+        wider, wider_rows = by_row(*find(queries[part], wide))
         similarity[part], rows[part] = wider[:, :most], wider_rows[:, :most]
         unsettled.append(part[wider[:, most - 1] == wider[:, -1]])
     return np.concatenate(unsettled)
 
 
-def _by_row(similarity: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_row(similarity: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same neighbours with equal similarities by ascending row; in place. Few queries need it."""
     unruly = (similarity[:, 1:] == similarity[:, :-1]) & (rows[:, 1:] < rows[:, :-1])
     mend = np.flatnonzero(unruly.any(axis=1))
@@ -132,7 +132,7 @@ def _by_row(similarity: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nd
 # ----------------------------------------------------------------------------------------------------- checks
 
 
-def _check(queries: np.ndarray, gallery: np.ndarray, neighbours: int, chunk: int) -> None:
+def check_search(queries: np.ndarray, gallery: np.ndarray, neighbours: int, chunk: int) -> None:
     for name, table in (("queries", queries), ("gallery", gallery)):
         if table.ndim != 2 or not np.issubdtype(table.dtype, np.floating):
             raise WhaleidError(f"{name}: {table.dtype} {table.shape}; float embeddings (n, d) are needed")
@@ -146,10 +146,10 @@ def _check(queries: np.ndarray, gallery: np.ndarray, neighbours: int, chunk: int
     if neighbours < 1 or chunk < 1:
         raise WhaleidError(f"neighbours {neighbours}, chunk {chunk}; both must be at least 1")
     for name, table in (("queries", queries), ("gallery", gallery)):
-        _check_finite(name, table)
+        check_finite(name, table)
 
 
-def _check_finite(name: str, table: np.ndarray, block: int = 8192) -> None:
+def check_finite(name: str, table: np.ndarray, block: int = 8192) -> None:
     """A NaN would quietly lose its image: faiss compares it as smaller than anything."""
     for start in range(0, len(table), block):
         finite = np.isfinite(table[start : start + block]).all(axis=1)

@@ -33,12 +33,12 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
+from whaleid.config.local import LocalConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
     ConcatConfig,
     KnnConfig,
-    LocalConfig,
     PretrainConfig,
     Recipe,
 )
@@ -51,12 +51,14 @@ from whaleid.config.retrieval import (
     ReciprocalConfig,
     RerankConfig,
 )
+from whaleid.config.stack import ClaimsConfig, PostprocessConfig, StackConfig, UnknownConfig
 
 __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "AugmentationConfig",
     "BySize",
+    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",
@@ -80,6 +82,7 @@ __all__ = [
     "MetricHead",
     "Model",
     "ModelConfig",
+    "PostprocessConfig",
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
@@ -90,9 +93,12 @@ __all__ = [
     "SamplerConfig",
     "SiameseHead",
     "SoftmaxHead",
+    "StackConfig",
     "Submission",
     "SumHead",
     "Table",
     "TrainConfig",
+    "UnknownConfig",
+    "VerifyConfig",
     "WeightedHead",
 ]

@@ -19,7 +19,6 @@ the score that is reported would make that score optimistic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +36,12 @@ from whaleid.ensemble.blend import (
     stack,
     tuned_map,
 )
+from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_locally, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
-from whaleid.ensemble.unknown import share_threshold, standing, with_unknown
+from whaleid.ensemble.stack import Material, stack_rankings
+from whaleid.ensemble.unknown import Limits, share_threshold, standing, with_unknown
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
@@ -136,32 +137,53 @@ def rank_all(
 
 
 def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, seed: int = 0) -> LadderResult:
-    """Score every ranking, then the blend of them, cross-fitted as the head of this file says."""
-    final, by_fold, ranking, limits = blend_rankings(protocol, rankings, config)
-    rungs = [_rung(protocol, one, _limits(protocol, one), config, seed) for one in rankings]
-    rungs.append(_rung(protocol, ranking, limits, config, seed))
-    return compare(rungs, final, by_fold, protocol, seed)
+    """Score every ranking, then the blend of them and the stack on top, cross-fitted as the head of this file says."""
+    limits = [_limits(protocol, one) for one in rankings]
+    final, by_fold, blend, limits_of_blend = blend_rankings(protocol, rankings, config)
+    rungs = [_rung(protocol, one, own, config, seed) for one, own in zip(rankings, limits, strict=True)]
+    rungs.append(_rung(protocol, blend, limits_of_blend, config, seed))
+    if config.stack is None:
+        return compare(rungs, final, by_fold, protocol, seed)
+    blends = [by_fold[part.fold] for part in protocol.parts]
+    materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
+    optimistic = blend.optimistic or any(one.optimistic for one in rankings)
+    stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
+    rungs.append(_rung(protocol, stacked.ranking, stacked.limits, config, seed))
+    return compare(rungs, final, by_fold, protocol, seed, stacked)
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Tuned thresholds. by_fold: in the order of the folds, each tuned on the others; tuned: on all of them.
+def _materials(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    blends: list[Blend],
+    final: Blend,
+    limits: list[Limits],
+    config: CombineConfig,
+) -> list[Material]:
+    """What the stack of every fold looks at, and that of the test set: all queries blended by the fold's own blend."""
+    places = list(range(len(protocol.parts)))
+    keep = max(config.candidates, protocol.k)
 
-    All None where there is no unknown label.
-    """
+    def blended(blend: Blend, lists: list[dict[str, Candidates]]) -> tuple[Candidates, ...]:
+        return tuple(apply_blend(blend, given, keep) for given in lists)
 
-    by_fold: list[float | None]
-    tuned: float | None
+    oof = [{one.name: one.oof[place] for one in rankings} for place in places]
+    test = [{one.name: one.test[place] for one in rankings} for place in places] if len(protocol.test_rows) else []
+    found = [
+        Material(blended(blend, oof), (), tuple(own.by_fold[place] for own in limits))
+        for place, blend in enumerate(blends)
+    ]
+    return [*found, Material(blended(final, oof), blended(final, test), tuple(own.tuned for own in limits))]
 
 
-def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
+def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
     """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
     places = list(range(len(protocol.parts)))
 
     def limit(chosen: list[int], place: int | None) -> float | None:
         return _threshold(protocol, [ranking.taught(place)[other] for other in chosen], chosen)
 
-    return _Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
+    return Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -169,7 +191,7 @@ def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
 
 def blend_rankings(
     protocol: Protocol, rankings: list[Ranking], config: CombineConfig
-) -> tuple[Blend, dict[int, Blend], Ranking, _Limits]:
+) -> tuple[Blend, dict[int, Blend], Ranking, Limits]:
     """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits.
 
     The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
@@ -193,7 +215,7 @@ def blend_rankings(
             by_place.append(_threshold(protocol, blended(blend, others, place), others))
             bar.advance()
         final = _tune(protocol, rankings, config, places, None)
-        limits = _Limits(by_place, _threshold(protocol, blended(final, places, None), places))
+        limits = Limits(by_place, _threshold(protocol, blended(final, places, None), places))
         bar.advance()
     tests = len(protocol.parts) if len(protocol.test_rows) else 0
     test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
@@ -225,7 +247,7 @@ def _questions(protocol: Protocol, places: list[int]) -> Questions:
 # --------------------------------------------------------------------------------------------------- one rung
 
 
-def _rung(protocol: Protocol, ranking: Ranking, limits: _Limits, config: CombineConfig, seed: int) -> Rung:
+def _rung(protocol: Protocol, ranking: Ranking, limits: Limits, config: CombineConfig, seed: int) -> Rung:
     """Thresholds, guesses and out-of-fold score of one ranking; the gains are added by `compare`."""
     places = list(range(len(protocol.parts)))
     oof = [
@@ -261,7 +283,7 @@ def _threshold(protocol: Protocol, lists: list[Candidates], places: list[int]) -
 def _thresholds(
     protocol: Protocol,
     ranking: Ranking,
-    limits: _Limits,
+    limits: Limits,
     config: CombineConfig,
     test: Candidates | None,
 ) -> Thresholds | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.protocol import Protocol
+from whaleid.ensemble.stack import Stacked
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 from whaleid.workspace import write_json
@@ -134,8 +135,15 @@ def labels(candidates: Candidates, k: int) -> np.ndarray:
     return np.append(candidates.classes.astype(str), "")[codes]
 
 
-def compare(rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol: Protocol, seed: int) -> LadderResult:
-    """The rungs with their gain over the best single network and their weight in the blend."""
+def compare(
+    rungs: list[Rung],
+    final: Blend,
+    by_fold: dict[int, Blend],
+    protocol: Protocol,
+    seed: int,
+    stacked: Stacked | None = None,
+) -> LadderResult:
+    """The rungs with their gain over the best single network and over the rung below, and their weight in the blend."""
     weights = protocol.weights(list(range(len(protocol.parts))))
     best = max((rung for rung in rungs if rung.kind in SINGLE), key=lambda rung: rung.score.map)
     base = reciprocal_rank_at_k(best.rank, protocol.k)

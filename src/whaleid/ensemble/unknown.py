@@ -36,6 +36,17 @@ class Standing:
     weights: np.ndarray
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Tuned thresholds of a ranking. by_fold: in the order of the folds, each tuned on the others; tuned: on all.
+
+    All None where there is no unknown label.
+    """
+
+    by_fold: list[float | None]
+    tuned: float | None
+
+
 def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> Standing:
     """Where the truth stands in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
     found = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
@@ -50,6 +61,14 @@ def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: 
 def map_without_unknown(given: Standing, k: int) -> float:
     """Weighted MAP@k where `unknown` is never guessed."""
     return float(given.weights @ reciprocal_rank_at_k(given.rank, k) / given.weights.sum())
+
+
+def map_at(given: Standing, threshold: float, k: int) -> float:
+    """Weighted MAP@k where `unknown` stands before the first score under the threshold (a float32 value)."""
+    limit = np.float32(threshold)
+    rank = np.where(given.rank > 0, given.rank + (given.truth_score < limit), 0)
+    rank[given.is_unknown] = (given.top >= limit).sum(axis=1) + 1
+    return float(given.weights @ reciprocal_rank_at_k(rank, k) / given.weights.sum())
 
 
 def best_threshold(given: Standing, k: int) -> tuple[float, float]:

@@ -1,0 +1,72 @@
+"""The second level: the learned order of candidates, and what is done to the answer after it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from whaleid.config.base import Model, Positive, Share
+
+_NotNegative = Annotated[float, Field(ge=0)]
+
+
+class StackConfig(Model):
+    """LambdaRank (LightGBM) over each query's candidates from all rankings."""
+
+    first: Positive = 20
+    """Identities from the head of every ranking that become candidates."""
+    candidates: Positive = 50
+    """Candidates of a query at most: those that stand nearest to the front of the most rankings."""
+    groups: Annotated[int, Field(ge=2)] = 3
+    """Identities are dealt into this many groups; a query is ordered by a model that saw no identity of its group."""
+    rounds: Positive = 100
+    """Trees at most; how many are used is found on the other folds' queries, each by a model without its identity."""
+    rate: Annotated[float, Field(gt=0)] = 0.05
+    leaves: Annotated[int, Field(ge=2)] = 7
+    least: Positive = 40
+    """Candidates in a leaf at least."""
+    ridge: _NotNegative = 5.0
+    """L2 penalty on the value of a leaf."""
+    features: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the features that a tree may use."""
+    queries: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the queries that a tree is grown on."""
+    monotone: bool = True
+    """A higher score or a better place in a ranking never lowers a candidate, all else being equal."""
+    start: bool = True
+    """Trees correct the blend's odds instead of starting from nothing."""
+    seeds: Positive = 3
+    """Models trained from other seeds and averaged."""
+    unknown: Literal["candidate", "threshold"] = "candidate"
+    """The unknown identity stands where its own score puts it; or its score is moved by what is best out of fold."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Processor threads; 0: all. The result does not depend on it."""
+
+
+class ClaimsConfig(Model):
+    """Candidates that many queries of one batch claim are held back."""
+
+    strengths: tuple[_NotNegative, ...] = (0.0, 0.1, 0.25, 0.5, 1.0)
+    """What is tried of the power by which an identity's odds fall as it is claimed more often than expected."""
+
+
+class PostprocessConfig(Model):
+    """What is done to the final ranking, each step measured out of fold."""
+
+    duplicates: bool = False
+    """Queries that show one photograph (equal `group` in images.parquet) share their answer."""
+    claims: ClaimsConfig | None = None
+    """`{}` takes it as it is set above; null leaves it out."""
+    same: tuple[str, ...] = ()
+    """Columns of images.parquet (a competition's `extra`): candidates whose value differs from the query's are dropped
+    where both are known."""
+
+
+class UnknownConfig(Model):
+    """How `unknown` is placed among the guesses, and for which shares the expected loss is shown."""
+
+    place: Literal["threshold", "isotonic", "platt"] = "threshold"
+    """By the threshold with the best MAP@k out of fold; or where calibrated chances say that MAP@k is largest."""
+    shares: tuple[Share, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    """Shares of unknown queries in the test set for which the expected MAP@k is computed."""

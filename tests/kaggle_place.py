@@ -62,7 +62,7 @@ class World:
         self.folder, self.server, self.state = folder, server, server.state
         self.home = folder / "home"
         self.home.mkdir(parents=True)
-        (folder / "whales.yaml").write_text(COMPETITION.format(root="data"))
+        (folder / "whales.yaml").write_text(COMPETITION.format(root=folder / "data"))
         (folder / "recipe.yaml").write_text(RECIPE)
         (folder / "tiny.yaml").write_text(EXPERIMENT)
         self.root = folder / "data"

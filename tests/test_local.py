@@ -84,12 +84,12 @@ def test_strongest_keypoints_come_first():
     few, few_places = root_sift(texture(1), 40)
     assert len(few) == len(few_places) == 40 < len(many) == len(places)
     assert {tuple(place) for place in few_places} <= {tuple(place) for place in places}
-    assert places.min() >= 0 and places.max() < 128 and places.dtype == np.float32
+    assert places.shape[1] == 4 and places.min() >= 0 and places[:, :2].max() < 128 and places.dtype == np.float32
 
 
 def test_picture_without_keypoints():
     vectors, places = root_sift(np.full((64, 64), 128, np.uint8), 50)
-    assert vectors.shape == (0, LENGTH) and vectors.dtype == np.uint8 and places.shape == (0, 2)
+    assert vectors.shape == (0, LENGTH) and vectors.dtype == np.uint8 and places.shape == (0, 4)
 
 
 def test_box_and_size(tmp_path):
@@ -315,7 +315,7 @@ def test_test_set_is_matched_once_against_all(drawn, monkeypatch):
     asked = []
     real = local.local_candidates
     monkeypatch.setattr(
-        "whaleid.ensemble.rankings.local_candidates",
+        "whaleid.ensemble.local_rankings.local_candidates",
         lambda described, queries, gallery, *rest: (
             asked.append((queries, gallery)) or real(described, queries, gallery, *rest)
         ),

@@ -12,6 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from whaleid import cli_kernel
+from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
     ExperimentOption,
@@ -39,6 +41,8 @@ data_app = typer.Typer(help="The images table, and a report on the data.", no_ar
 submission_app = typer.Typer(help="Write the submission, or check any file.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
+app.add_typer(kaggle_app)
+cli_kernel.register(app)
 
 
 def main() -> None:

@@ -20,6 +20,17 @@ CPU: two cores on EfficientNet-Lite at 64 x 128 (benchmarks/)."""
 TOO_LONG = 1000.0
 """Hours above which a plan for a CPU is of no use, and a GPU is assumed."""
 
+FLOAT = 4
+"""Bytes of a number in single precision."""
+TRAINED = 5
+"""A network in training holds its weights five times: weights, gradients, two moments, their moving average."""
+COPIES = 2
+"""Features while they are whitened: what goes in and what comes out."""
+LIBRARIES = 1.5e9
+"""Bytes of a process with torch in it, and the system's own."""
+JPEG_SHARE = 0.1
+"""Size of a cache of JPEGs over that of raw pixels."""
+
 DEFAULT_ASPECT = 2.0
 """Width over height where neither the data nor the experiment says: a fluke's."""
 
@@ -39,6 +50,18 @@ class Census:
     @property
     def all_images(self) -> int:
         return self.labelled + self.unknown + self.test
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a recipe's road takes of a machine, as lower bounds."""
+
+    disk: float
+    """Bytes under the work folder: caches, features, runs."""
+    memory: float
+    """Bytes: the largest network in training without its batch, or one fold's features side by side."""
+    hours: float
+    """On the device that was asked about."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,24 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         *pretraining,
         f"features on disk: {_feature_bytes(project, census) / 1e9:.1f} GB",
     ]
+
+
+def recipe_needs(project: Project, census: Census, device: str) -> Needs:
+    """Disk, memory and time of the whole recipe. device: cuda or cpu."""
+    costs = [experiment_cost(item, census, project.recipe.folds, len(project.folds)) for item in project.experiments]
+    weights = [FLOAT * cost.parameters for cost in costs]
+    runs = sum(weights) * len(project.folds) + TRAINED * max(weights, default=0)
+    caches: dict[tuple[tuple[int, int], str], float] = {}
+    for item, cost in zip(project.experiments, costs, strict=True):
+        bytes_a_pixel = 3 * (JPEG_SHARE if item.image.cache == "jpeg" else 1.0)
+        caches[cost.size, item.image.cache] = census.all_images * cost.size[0] * cost.size[1] * bytes_a_pixel
+    width = sum(item.model.embedding * (2 if item.image.mirror_identities else 1) for item in project.experiments)
+    side_by_side = COPIES * FLOAT * census.all_images * width
+    return Needs(
+        disk=sum(caches.values()) + _feature_bytes(project, census) + runs,
+        memory=LIBRARIES + max(TRAINED * max(weights, default=0), side_by_side),
+        hours=sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
+    )
 
 
 def _rate(costs: list[Cost]) -> float:

@@ -73,7 +73,7 @@ class Project:
         return digest("cache", FORMAT, self.images_key, name)
 
     def local_key(self, name: str) -> str:
-        return digest("local", FORMAT, self.images_key, name)
+        return digest("local", FORMAT, self.images_key, name, "x y size direction")
 
     def run_key(self, experiment: Experiment, fold: int) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images."""

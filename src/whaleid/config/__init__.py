@@ -33,12 +33,12 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
+from whaleid.config.local import LocalConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
     ConcatConfig,
     KnnConfig,
-    LocalConfig,
     PretrainConfig,
     Recipe,
 )
@@ -51,6 +51,7 @@ from whaleid.config.retrieval import (
     ReciprocalConfig,
     RerankConfig,
 )
+from whaleid.config.stack import StackConfig
 
 __all__ = [
     "PRETEXTS",
@@ -90,9 +91,11 @@ __all__ = [
     "SamplerConfig",
     "SiameseHead",
     "SoftmaxHead",
+    "StackConfig",
     "Submission",
     "SumHead",
     "Table",
     "TrainConfig",
+    "VerifyConfig",
     "WeightedHead",
 ]

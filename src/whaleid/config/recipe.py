@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
+from whaleid.config.local import LocalConfig
 from whaleid.config.retrieval import RerankConfig
+from whaleid.config.stack import StackConfig
 
 
 class PretrainConfig(Model):
@@ -56,23 +58,6 @@ class ClassifierConfig(Model):
     seeds: Positive = 2
 
 
-class LocalConfig(Model):
-    """Local matching: RootSIFT descriptors vote for identities. Its time grows with images x keypoints.
-
-    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities).
-    """
-
-    size: Annotated[int, Field(ge=32)] = 256
-    """Longer side of the picture (cropped to its box) in pixels, where it is larger."""
-    keypoints: Positive = 1000
-    """Strongest keypoints of each image, at the most. More are better and slower: MAP@5 of one fold of nyala 0.275
-    with 500, 0.317 with 1000."""
-    neighbours: Annotated[int, Field(ge=2)] = 3
-    """Nearest descriptors looked at for each descriptor of the query; the last one says what chance gives."""
-    power: Share = 0.25
-    """An identity's votes are divided by its number of descriptors in the gallery to this power."""
-
-
 class CombineConfig(Model):
     """How the sources become one ranking (design: *A recipe*)."""
 
@@ -91,6 +76,8 @@ class CombineConfig(Model):
     """Candidates kept for each query and source."""
     unknown: Literal["threshold", "share"] = "threshold"
     """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
+    stack: StackConfig | None = None
+    """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
 
 
 class Recipe(Model):

@@ -2,24 +2,23 @@
 
 Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities; its siamese head's
 second look at the nearest images), all of them side by side (kNN), a classifier on that, local matching where
-the recipe asks for it, and the blend, which is the answer. Every rung is scored out of fold: a fold's queries
-are ranked by what never saw them, and thresholds and weights used on them were learnt from the other folds'
-out-of-fold candidates (which were compared with this fold's images as gallery: that much, and no more, the
-folds know of one another). For the test set thresholds and weights are learnt from all folds, and scores are
-averaged over the folds' models.
+the recipe asks for it, the blend and, where the recipe asks for it, the stack; the last one is the answer. Every
+rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds, weights and trees used
+on them were learnt from the other folds' out-of-fold candidates (which were compared with this fold's images as
+gallery: that much, and no more, the folds know of one another). For the test set all this is learnt from all folds,
+and scores are averaged over the folds' models.
 
 The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
 by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger
 than any fold's, by 1 / (folds - 1), so its best scores come out a little higher and `unknown` a little too
 seldom; `ladder.json` shows both medians, and `combine.unknown: share` takes the expected share instead.
 
-The final rung is always the blend, also where a lower rung happens to score above it: choosing the rung by
-the score that is reported would make that score optimistic.
+The final rung is always the stack where the recipe has one, else the blend, also where a lower rung happens to score
+above it: choosing the rung by the score that is reported would make that score optimistic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +36,12 @@ from whaleid.ensemble.blend import (
     stack,
     tuned_map,
 )
+from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_locally, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
-from whaleid.ensemble.unknown import share_threshold, standing, with_unknown
+from whaleid.ensemble.stack import Material, stack_rankings
+from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
@@ -136,32 +137,65 @@ def rank_all(
 
 
 def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, seed: int = 0) -> LadderResult:
-    """Score every ranking, then the blend of them, cross-fitted as the head of this file says."""
-    final, by_fold, ranking, limits = blend_rankings(protocol, rankings, config)
-    rungs = [_rung(protocol, one, _limits(protocol, one), config, seed) for one in rankings]
-    rungs.append(_rung(protocol, ranking, limits, config, seed))
-    return compare(rungs, final, by_fold, protocol, seed)
+    """Score every ranking, then the blend of them and the stack on top, cross-fitted as the head of this file says."""
+    limits = [_limits(protocol, one) for one in rankings]
+    final, by_fold, blend, limits_of_blend = blend_rankings(protocol, rankings, config)
+    rungs = [_rung(protocol, one, own, config, seed) for one, own in zip(rankings, limits, strict=True)]
+    rungs.append(_rung(protocol, blend, limits_of_blend, config, seed))
+    if config.stack is None:
+        shares = _shares(protocol, blend, limits_of_blend)
+        return compare(rungs, final, by_fold, protocol, seed, shares=shares)
+    blends = [by_fold[part.fold] for part in protocol.parts]
+    materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
+    optimistic = blend.optimistic or any(one.optimistic for one in rankings)
+    stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
+    rungs.append(_rung(protocol, stacked.ranking, stacked.limits, config, seed))
+    shares = _shares(protocol, stacked.ranking, stacked.limits)
+    return compare(rungs, final, by_fold, protocol, seed, stacked, shares)
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Tuned thresholds. by_fold: in the order of the folds, each tuned on the others; tuned: on all of them.
+def _shares(protocol: Protocol, ranking: Ranking, limits: Limits) -> tuple[ShareMap, ...]:
+    """What the ranking would score if other shares of the queries were unknown."""
+    folds = [
+        (lists, part.truth, limit)
+        for lists, part, limit in zip(ranking.oof, protocol.parts, limits.by_fold, strict=True)
+    ]
+    teachers = [protocol.others(place) for place in range(len(folds))]
+    return tuple(share_curve(folds, teachers, protocol.k)) if protocol.unknown is not None else ()
 
-    All None where there is no unknown label.
-    """
 
-    by_fold: list[float | None]
-    tuned: float | None
+def _materials(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    blends: list[Blend],
+    final: Blend,
+    limits: list[Limits],
+    config: CombineConfig,
+) -> list[Material]:
+    """What the stack of every fold looks at, and that of the test set: all queries blended by the fold's own blend."""
+    places = list(range(len(protocol.parts)))
+    keep = max(config.candidates, protocol.k)
+
+    def blended(blend: Blend, lists: list[dict[str, Candidates]]) -> tuple[Candidates, ...]:
+        return tuple(apply_blend(blend, given, keep) for given in lists)
+
+    oof = [{one.name: one.oof[place] for one in rankings} for place in places]
+    test = [{one.name: one.test[place] for one in rankings} for place in places] if len(protocol.test_rows) else []
+    found = [
+        Material(blended(blend, oof), (), tuple(own.by_fold[place] for own in limits))
+        for place, blend in enumerate(blends)
+    ]
+    return [*found, Material(blended(final, oof), blended(final, test), tuple(own.tuned for own in limits))]
 
 
-def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
+def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
     """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
     places = list(range(len(protocol.parts)))
 
     def limit(chosen: list[int], place: int | None) -> float | None:
         return _threshold(protocol, [ranking.taught(place)[other] for other in chosen], chosen)
 
-    return _Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
+    return Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -169,7 +203,7 @@ def _limits(protocol: Protocol, ranking: Ranking) -> _Limits:
 
 def blend_rankings(
     protocol: Protocol, rankings: list[Ranking], config: CombineConfig
-) -> tuple[Blend, dict[int, Blend], Ranking, _Limits]:
+) -> tuple[Blend, dict[int, Blend], Ranking, Limits]:
     """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits.
 
     The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
@@ -193,7 +227,7 @@ def blend_rankings(
             by_place.append(_threshold(protocol, blended(blend, others, place), others))
             bar.advance()
         final = _tune(protocol, rankings, config, places, None)
-        limits = _Limits(by_place, _threshold(protocol, blended(final, places, None), places))
+        limits = Limits(by_place, _threshold(protocol, blended(final, places, None), places))
         bar.advance()
     tests = len(protocol.parts) if len(protocol.test_rows) else 0
     test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
@@ -225,7 +259,7 @@ def _questions(protocol: Protocol, places: list[int]) -> Questions:
 # --------------------------------------------------------------------------------------------------- one rung
 
 
-def _rung(protocol: Protocol, ranking: Ranking, limits: _Limits, config: CombineConfig, seed: int) -> Rung:
+def _rung(protocol: Protocol, ranking: Ranking, limits: Limits, config: CombineConfig, seed: int) -> Rung:
     """Thresholds, guesses and out-of-fold score of one ranking; the gains are added by `compare`."""
     places = list(range(len(protocol.parts)))
     oof = [
@@ -261,7 +295,7 @@ def _threshold(protocol: Protocol, lists: list[Candidates], places: list[int]) -
 def _thresholds(
     protocol: Protocol,
     ranking: Ranking,
-    limits: _Limits,
+    limits: Limits,
     config: CombineConfig,
     test: Candidates | None,
 ) -> Thresholds | None:

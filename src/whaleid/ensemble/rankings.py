@@ -21,11 +21,9 @@ from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
 from whaleid.retrieval.features import Features, read_features
-from whaleid.retrieval.keypoints import read_described
-from whaleid.retrieval.local import local_candidates
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 
-CONCAT, CLASSIFIER, LOCAL = "concat kNN", "classifier", "local matching"
+CONCAT, CLASSIFIER = "concat kNN", "classifier"
 _CELLS = 1 << 25  # logits held as float32 at a time: 128 MB
 
 
@@ -138,32 +136,6 @@ def rank_jointly(
         yield Ranking(chosen.method, "rerank", chosen.oof, chosen.test, False, optimistic, chosen)
     if classified:
         yield _ranking(CLASSIFIER, "classifier", classified, True, optimistic)
-
-
-def rank_locally(
-    folder: Path, images: pd.DataFrame, protocol: Protocol, config: CombineConfig
-) -> Iterator[Ranking | None]:
-    """Local matching: nothing of it is trained, so that a fold differs from the test set by its gallery alone.
-
-    folder: descriptors of all images. The test images are ranked once; every fold holds that same ranking.
-    Yields None after each fold and after the test set (for a progress bar), then the ranking.
-    """
-    assert config.local is not None
-    keep = max(config.candidates, protocol.k)
-    described = read_described(folder, images)
-    if not described.counts(protocol.gallery).any():
-        raise WhaleidError(f"{folder}: no labelled image has a keypoint; leave combine.local out of the recipe")
-    oof = []
-    for part in protocol.parts:
-        found = local_candidates(described, part.rows, part.gallery, part.gallery_codes, config.local, keep)
-        oof.append(_candidates(part.names, protocol, *found))
-        yield None
-    test = None
-    if len(protocol.test_rows):
-        gallery, codes = protocol.gallery, protocol.gallery_codes
-        test = _of_test(protocol, local_candidates(described, protocol.test_rows, gallery, codes, config.local, keep))
-    yield None
-    yield _ranking(LOCAL, "local", [(lists, test) for lists in oof], False, False)
 
 
 def _whitened(

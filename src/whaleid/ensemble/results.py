@@ -13,6 +13,8 @@ import numpy as np
 
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.protocol import Protocol
+from whaleid.ensemble.stack import Stacked
+from whaleid.ensemble.unknown import ShareMap
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 from whaleid.workspace import write_json
@@ -60,7 +62,8 @@ class Rung:
 
     score: out of fold, cross-fitted. rank: int32 (n,), place of the truth for every query out of fold.
     optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None
-    for that one). weight: in the final blend, None where it is no member; weights: fold -> in that fold's
+    for that one). below: over the rung before this one (joint rungs
+    only). weight: in the final blend, None where it is no member; weights: fold -> in that fold's
     blend. oof: candidates with `unknown` placed, one a fold. test: the same for the test images, None where
     there are none.
     """
@@ -74,6 +77,7 @@ class Rung:
     oof: tuple[Candidates, ...]
     test: Candidates | None
     gain: Gain | None = None
+    below: Gain | None = None
     weight: float | None = None
     weights: dict[int, float] | None = None
 
@@ -88,7 +92,8 @@ class LadderResult:
 
     best_single: name of the single network with the largest out-of-fold score: every gain is over this one.
     unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
-    test_images: str (n_test,), in the order of the guesses.
+    test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
+    shares: what the final rung would score if other shares of the queries were unknown.
     """
 
     rungs: tuple[Rung, ...]
@@ -97,6 +102,8 @@ class LadderResult:
     unanswerable: int
     k: int
     test_images: np.ndarray
+    stacked: Stacked | None = None
+    shares: tuple[ShareMap, ...] = ()
 
     @property
     def final(self) -> Rung:
@@ -124,6 +131,8 @@ class LadderResult:
             "best_single": self.best_single,
             "final": self.final.name,
             "rungs": [_rung_json(rung) for rung in self.rungs],
+            "stack": None if self.stacked is None else _stack_json(self.stacked),
+            "shares": [asdict(point) for point in self.shares],
         }
 
 
@@ -134,8 +143,16 @@ def labels(candidates: Candidates, k: int) -> np.ndarray:
     return np.append(candidates.classes.astype(str), "")[codes]
 
 
-def compare(rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol: Protocol, seed: int) -> LadderResult:
-    """The rungs with their gain over the best single network and their weight in the blend."""
+def compare(
+    rungs: list[Rung],
+    final: Blend,
+    by_fold: dict[int, Blend],
+    protocol: Protocol,
+    seed: int,
+    stacked: Stacked | None = None,
+    shares: tuple[ShareMap, ...] = (),
+) -> LadderResult:
+    """The rungs with their gain over the best single network and over the rung below, and their weight in the blend."""
     weights = protocol.weights(list(range(len(protocol.parts))))
     best = max((rung for rung in rungs if rung.kind in SINGLE), key=lambda rung: rung.score.map)
     base = reciprocal_rank_at_k(best.rank, protocol.k)
@@ -144,7 +161,11 @@ def compare(rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol
         gain = None
         if rung is not best:
             gain = paired_gain(reciprocal_rank_at_k(rung.rank, protocol.k) - base, weights, seed)
-        finished.append(replace(rung, gain=gain, **_weights(rung.name, final, by_fold)))
+        below = None
+        if rung.kind not in SINGLE and finished:
+            step = reciprocal_rank_at_k(rung.rank, protocol.k) - reciprocal_rank_at_k(finished[-1].rank, protocol.k)
+            below = paired_gain(step, weights, seed)
+        finished.append(replace(rung, gain=gain, below=below, **_weights(rung.name, final, by_fold)))
     return LadderResult(
         rungs=tuple(finished),
         best_single=best.name,
@@ -152,6 +173,8 @@ def compare(rungs: list[Rung], final: Blend, by_fold: dict[int, Blend], protocol
         unanswerable=int((weights == 0).sum()) if protocol.unknown is None else 0,
         k=protocol.k,
         test_images=protocol.test_names,
+        stacked=stacked,
+        shares=shares,
     )
 
 
@@ -220,9 +243,14 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
         "kind": rung.kind,
         **rung.score.as_json(),
         "gain": None if rung.gain is None else asdict(rung.gain),
+        "below": None if rung.below is None else asdict(rung.below),
         "optimistic": rung.optimistic,
         "weight": rung.weight,
         "weights": rung.weights,
         "dropped": rung.weight == 0.0,
         "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
     }
+
+
+def _stack_json(stacked: Stacked) -> dict[str, Any]:
+    return {"rounds": list(stacked.rounds), "rows": stacked.rows, "importance": stacked.importance}

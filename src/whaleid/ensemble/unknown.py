@@ -13,8 +13,10 @@ import numpy as np
 
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import reciprocal_rank_at_k
+from whaleid.scoring.metrics import expected_share_weights, reciprocal_rank_at_k
 
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Shares of unknown queries for which the expected MAP@k is computed."""
 _BEYOND = 2.0  # past all scores: cosines and probabilities span no more than 2
 _EQUAL = 1e-12  # sums that differ less differ by rounding
 
@@ -36,6 +38,17 @@ class Standing:
     weights: np.ndarray
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Tuned thresholds of a ranking. by_fold: in the order of the folds, each tuned on the others; tuned: on all.
+
+    All None where there is no unknown label.
+    """
+
+    by_fold: list[float | None]
+    tuned: float | None
+
+
 def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> Standing:
     """Where the truth stands in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
     found = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
@@ -50,6 +63,19 @@ def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: 
 def map_without_unknown(given: Standing, k: int) -> float:
     """Weighted MAP@k where `unknown` is never guessed."""
     return float(given.weights @ reciprocal_rank_at_k(given.rank, k) / given.weights.sum())
+
+
+def map_at(given: Standing, threshold: float, k: int) -> float:
+    """Weighted MAP@k where `unknown` stands before the first score under the threshold (a float32 value)."""
+    return float(given.weights @ _reciprocal(given, threshold, k) / given.weights.sum())
+
+
+def _reciprocal(given: Standing, threshold: float, k: int) -> np.ndarray:
+    """Score float64 (n,) of each query under a threshold."""
+    limit = np.float32(threshold)
+    rank = np.where(given.rank > 0, given.rank + (given.truth_score < limit), 0)
+    rank[given.is_unknown] = (given.top >= limit).sum(axis=1) + 1
+    return reciprocal_rank_at_k(rank, k)
 
 
 def best_threshold(given: Standing, k: int) -> tuple[float, float]:
@@ -76,6 +102,56 @@ def best_threshold(given: Standing, k: int) -> tuple[float, float]:
     best = np.flatnonzero(height >= height.max() - _EQUAL)
     choice = best[np.argmax(width[best])]
     return _between(float(lower[choice]), float(upper[choice])), float(height[choice])
+
+
+@dataclass(frozen=True)
+class ShareMap:
+    """Expected MAP@k where this share of the queries is unknown.
+
+    kept: with the thresholds as they were tuned for the expected share. best: with those tuned for this share.
+    """
+
+    share: float
+    kept: float
+    best: float
+
+
+def share_curve(
+    folds: list[tuple[Candidates, np.ndarray, float | None]], teachers: list[list[int]], k: int
+) -> list[ShareMap]:
+    """What a share of unknown that is not the expected one would cost, out of fold; empty where nothing is unknown.
+
+    folds: candidates without `unknown`, truth int64 (n,) (-1 = unknown) and threshold of each fold. teachers: for
+    each fold the places of those by which a threshold for another share may be tuned.
+    """
+    truths = [truth for _, truth, _ in folds]
+    is_unknown = np.concatenate(truths) < 0
+    if is_unknown.all() or not is_unknown.any() or any(limit is None for *_, limit in folds):
+        return []
+    points = []
+    for share in SHARES:
+        given = [standing(lists, truth, expected_share_weights(truth < 0, share), k) for (lists, truth, _) in folds]
+        kept, best = [], []
+        for place, (_, _, limit) in enumerate(folds):
+            taught = _joined([given[other] for other in teachers[place]], share)
+            tuned = best_threshold(taught, k)[0]
+            kept.append(_reciprocal(given[place], float(limit or 0.0), k))
+            best.append(_reciprocal(given[place], tuned, k))
+        weights = expected_share_weights(is_unknown, share)
+        points.append(ShareMap(share, *(float(np.average(np.concatenate(v), weights=weights)) for v in (kept, best))))
+    return points
+
+
+def _joined(given: list[Standing], share: float) -> Standing:
+    """Several folds' standings as one, weighted anew."""
+    is_unknown = np.concatenate([one.is_unknown for one in given])
+    return Standing(
+        np.concatenate([one.rank for one in given]),
+        np.concatenate([one.truth_score for one in given]),
+        np.concatenate([one.top for one in given]),
+        is_unknown,
+        expected_share_weights(is_unknown, share),
+    )
 
 
 def share_threshold(top: np.ndarray, share: float) -> float:

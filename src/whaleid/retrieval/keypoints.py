@@ -6,8 +6,9 @@ change little; RootSIFT (Arandjelovic and Zisserman, "Three things everyone shou
 retrieval", 2012) takes the square root of each descriptor's shares, so that Euclidean distance between two
 becomes Hellinger's, which a few large gradients do not rule.
 
-The folder holds `descriptors.npy` uint8 (N, 128), `points.npy` float32 (N, 2), `offsets.npy` int64 (n + 1): image
-i has the descriptors offsets[i] to offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
+The folder holds `descriptors.npy` uint8 (N, 128), `points.npy` float32 (N, 4): x, y and size in pixels of
+the picture as described, direction in degrees; `offsets.npy` int64 (n + 1): image i has the descriptors offsets[i]
+to offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def describe(path: Path, box: np.ndarray, config: LocalConfig) -> tuple[np.ndarr
     """Descriptors of the part of a picture inside its box, whose longer side is shrunk to `config.size`.
 
     box: x0, y0, x1, y1 in pixels of the picture.
-    Returns descriptors uint8 (n, 128) and points float32 (n, 2), as `root_sift`. Errors name the file.
+    Returns descriptors uint8 (n, 128) and points float32 (n, 4), as `root_sift`. Errors name the file.
     """
     width, height = float(box[2] - box[0]), float(box[3] - box[1])
     factor = min(1.0, config.size / max(width, height, 1.0))
@@ -62,15 +63,15 @@ def root_sift(grey: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """RootSIFT of the strongest keypoints of a grey picture.
 
     grey: uint8 (h, w). most: keypoints kept at the most; a place with two directions is two keypoints.
-    Returns descriptors uint8 (n, 128), see `rooted`, and points float32 (n, 2), x and y in pixels of `grey`;
-    strongest first, n <= most, and 0 where nothing stands out.
+    Returns descriptors uint8 (n, 128), see `rooted`, and points float32 (n, 4): x, y and size in pixels of
+    `grey`, direction in degrees [0, 360); strongest first, n <= most, and 0 where nothing stands out.
     """
     found, descriptors = cv2.SIFT.create(nfeatures=most, contrastThreshold=_CONTRAST).detectAndCompute(grey, None)
     if descriptors is None:
-        return np.empty((0, LENGTH), np.uint8), np.empty((0, 2), np.float32)
+        return np.empty((0, LENGTH), np.uint8), np.empty((0, 4), np.float32)
     strength = np.array([keypoint.response for keypoint in found])
     order = np.argsort(-strength, kind="stable")[:most]  # OpenCV keeps all of those as strong as the last one
-    points = np.array([keypoint.pt for keypoint in found], dtype=np.float32)
+    points = np.array([(*one.pt, one.size, one.angle % 360) for one in found], dtype=np.float32)
     return rooted(descriptors[order]), points[order]
 
 
@@ -100,7 +101,7 @@ def describe_images(
     Raises WhaleidError for broken images (all of them counted, the first named, in one line).
     """
     most = len(images) * config.keypoints
-    require_space(out.parent, most * (LENGTH + 8), "the keypoints' descriptors")
+    require_space(out.parent, most * (LENGTH + 16), "the keypoints' descriptors")
     boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
     jobs = [(root / path, box) for path, box in zip(images["path"], boxes, strict=True)]
     counts, broken = [0], []
@@ -108,7 +109,7 @@ def describe_images(
         folder.mkdir()
         with (
             _Growing(folder / "descriptors.npy", np.uint8, LENGTH) as kept,
-            _Growing(folder / "points.npy", np.float32, 2) as places,
+            _Growing(folder / "points.npy", np.float32, 4) as places,
         ):
             for found in _described(jobs, config, workers or os.cpu_count() or 1):
                 if isinstance(found, str):
@@ -181,10 +182,12 @@ class Described:
     """Descriptors of all images, in the order of images.parquet.
 
     vectors: uint8 (N, 128), on disk. offsets: int64 (n + 1,): where each image's begin, and the last ones end.
+    points: float32 (N, 4), on disk: x, y, size, direction (`root_sift`); None: not known, votes need none.
     """
 
     vectors: np.ndarray
     offsets: np.ndarray
+    points: np.ndarray | None = None
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """How many descriptors each of these images has, int64."""
@@ -201,18 +204,29 @@ class Described:
         owner = np.repeat(np.arange(len(rows)), self.counts(rows))
         return self.vectors[self.places(rows)].astype(np.float32), owner
 
+    def image(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """One image's descriptors float32 (n, 128) and points float32 (n, 4)."""
+        if self.points is None:
+            raise WhaleidError("local matching: the descriptors' folder has no points.npy; remove it and run again")
+        own = slice(self.offsets[row], self.offsets[row + 1])
+        return self.vectors[own].astype(np.float32), np.asarray(self.points[own])
+
 
 def read_described(folder: Path, images: pd.DataFrame) -> Described:
     """The descriptors in `folder`, which must be those of these images in this order."""
     try:
         vectors = np.load(folder / "descriptors.npy", mmap_mode="r", allow_pickle=False)
         offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        points = None
+        if (folder / "points.npy").exists():
+            points = np.load(folder / "points.npy", mmap_mode="r", allow_pickle=False)
         names = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False)["image"]
     except (OSError, ValueError, KeyError) as error:
         raise WhaleidError(
             f"{folder}: no readable descriptors here ({error}); remove the folder and run again"
         ) from error
     fits = len(offsets) == len(names) + 1 and vectors.dtype == np.uint8 and vectors.shape == (offsets[-1], LENGTH)
+    fits = fits and (points is None or points.shape == (offsets[-1], 4))
     if not fits or not np.array_equal(names.to_numpy(), images["image"].to_numpy().astype(str)):
         raise WhaleidError(f"{folder}: not the descriptors of these images; remove the folder and run again")
-    return Described(vectors, offsets)
+    return Described(vectors, offsets, points)

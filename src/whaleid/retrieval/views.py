@@ -118,7 +118,7 @@ class Views:
         wanted = self.run.experiment.train.precision
         if self.device.type != "cuda" or wanted == "no":
             return nullcontext()
-        bf16 = wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported())
+        bf16 = wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))
         return torch.autocast("cuda", dtype=torch.bfloat16 if bf16 else torch.float16)
 
 

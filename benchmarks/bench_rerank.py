@@ -1,0 +1,108 @@
+"""Re-ranking: k-reciprocal at full size with its peak memory, diffusion against bare scipy.
+
+    .venv/bin/python benchmarks/bench_rerank.py [--images 20000] [--dim 2048] [--out benchmarks/results/rerank.json]
+
+Each part runs in a process of its own, whose peak of resident memory is its own too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from whaleid.config import KnnConfig
+from whaleid.retrieval.diffusion import diffuse, from_rows, spread_labels
+from whaleid.retrieval.graph import find_neighbours, neighbour_graph, normalised
+from whaleid.retrieval.identities import identity_candidates
+from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
+from whaleid.workspace import write_json
+
+NEIGHBOURS, KEEP, BLOCK = 20, 50, 128
+
+
+def world(images: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows float32 (n, d), eight images an identity, and codes int64 (n,)."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, max(1, images // 8), images)
+    table = rng.standard_normal((codes.max() + 1, dim), dtype=np.float32)[codes]
+    for start in range(0, images, 1024):
+        part = table[start : start + 1024]
+        part += rng.standard_normal(part.shape, dtype=np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return table, codes
+
+
+def clock(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def reciprocal_part(images: int, dim: int) -> dict[str, float]:
+    """A quarter of the images are queries. Bare: one call of faiss over the same pairs of images."""
+    table, codes = world(images, dim)
+    queries = images // 4
+    bare_s = clock(lambda: faiss.knn(table, table, NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT))
+    start = time.perf_counter()
+    sparse = reciprocal_codes(table, find_neighbours(table, NEIGHBOURS), NEIGHBOURS, 6)
+    lists, gallery = sparse[queries:].tocsc(), table[queries:]
+    for first in range(0, queries, BLOCK):
+        part = slice(first, min(first + BLOCK, queries))
+        scores = reciprocal_scores(jaccard(sparse[part], lists), table[part] @ gallery.T, 0.3)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :200]
+        best = np.take_along_axis(scores, order, axis=1)
+        identity_candidates(best, order, codes[queries:], KnnConfig(), KEEP)
+    return {"bare_s": bare_s, "whaleid_s": time.perf_counter() - start}
+
+
+def diffusion_part(images: int, dim: int) -> dict[str, float]:
+    """A quarter of the images are queries. Bare: the same number of products of the graph with as many columns."""
+    table, codes = world(images, dim)
+    smooth = normalised(neighbour_graph(find_neighbours(table, NEIGHBOURS)))
+    queries = np.arange(images // 4)
+    labelled = np.arange(len(queries), images)
+    label_s = clock(lambda: spread_labels(smooth, labelled, codes[labelled], queries, [4], 0.8, KEEP))
+    names = len(np.unique(codes[labelled]))
+    column = np.ones((images, 256), dtype=np.float32)
+    bare_labels_s = 4 * names / 256 * clock(lambda: smooth @ column)
+    sources = from_rows(images, queries[:256])
+    image_s = clock(lambda: diffuse(smooth, sources, 0.9))
+    return {"labels_s": label_s, "bare_labels_s": bare_labels_s, "diffuse_256_s": image_s}
+
+
+PARTS = {"reciprocal": reciprocal_part, "diffusion": diffusion_part}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--dim", type=int, default=2048)
+    parser.add_argument("--part", choices=sorted(PARTS), help="this part alone, figures to the standard output")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rerank.json"))
+    given = parser.parse_args()
+    if given.part:
+        found = PARTS[given.part](given.images, given.dim)
+        found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(found))
+        return
+    figures: dict[str, object] = {"images": given.images, "dim": given.dim}
+    for part in PARTS:
+        command = [sys.executable, __file__, "--part", part, "--images", str(given.images), "--dim", str(given.dim)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        figures[part] = json.loads(shown)
+        print(f"{part}: " + ", ".join(f"{name} {value:.2f}" for name, value in json.loads(shown).items()))
+    write_json(given.out, figures | {"cpus": os.cpu_count(), "load": os.getloadavg()[0]})
+
+
+if __name__ == "__main__":
+    main()

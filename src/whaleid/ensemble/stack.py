@@ -1,0 +1,384 @@
+"""A learned order on top of all rankings: LambdaRank on trees (Burges, "From RankNet to LambdaRank to LambdaMART",
+2010; Ke et al., "LightGBM", 2017), taught by out-of-fold candidates and used on none of those that taught it.
+
+What orders the queries of fold f was taught by the other folds' queries alone, through features (calibrations, blend)
+that the other folds alone had a part in. One identity has queries in many folds, though, and its gallery facts are
+alike in all of them: a tree could learn "an identity with nine images of this spread was right" and find it again.
+So identities are dealt into groups, and model (f, g), which orders the queries of group g, saw none of their identities
+either. Its orders of the other folds' queries of group g are as honest, and it is by these that the number of trees
+and the threshold of fold f are tuned. For the test set models (all folds, g) are averaged.
+
+With `start` trees begin at the blend's odds and correct them: where the number of trees that serves best is 0, the
+stack *is* the blend's order, unknown placed by odds. Scores are log-odds against the unknown identity, so that everything that is done with a threshold on other
+rankings is done with this one; where there is no unknown label, they are log-probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from whaleid.config import StackConfig
+from whaleid.ensemble.blend import Questions, tuned_map
+from whaleid.ensemble.blend import stack as below
+from whaleid.ensemble.calibrate import Calibration, fit_calibration
+from whaleid.ensemble.protocol import Protocol
+from whaleid.ensemble.rankings import Ranking
+from whaleid.ensemble.stack_features import Extras, Table, View, directions, feature_table
+from whaleid.ensemble.unknown import Limits, map_at, standing
+from whaleid.progress import progress_bar
+from whaleid.retrieval.candidates import PADDING, Candidates
+
+STACK = "stack"
+_STAGES = 10  # numbers of trees that are compared, evenly spaced
+_BEHIND = 5  # places after the k-th that a tree still sorts by: what comes further back is worth nothing
+_TINY = 1e-9  # values that differ less are equal; and what sums are kept above
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the stack for one fold (or for the test set) may look at, beside the rankings.
+
+    blend: the blended candidates of every fold, then of every fold's test lists, all by **one** blend that learnt
+    from the teaching folds alone. limits: of each ranking and, last, of the blend; None without unknown label.
+    """
+
+    oof: tuple[Candidates, ...]
+    test: tuple[Candidates, ...]
+    limits: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """ranking: log-odds (see the head of this file). limits: score of unknown. importance: feature -> its share of
+    the gain of all splits, of the models that order the test set. rounds: trees used, for each fold and, last, the test
+    set. rows: candidates that those models were taught by.
+    """
+
+    ranking: Ranking
+    limits: Limits
+    importance: dict[str, float]
+    rounds: tuple[int, ...]
+    rows: int
+
+
+def deal_groups(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """Group int64 (q,), in [0, count), of the queries of each fold: one for all queries of an identity.
+
+    A query of unknown truth is an identity of its own.
+    """
+    rng = np.random.default_rng([seed, 7])
+    of_identity = rng.permutation(len(protocol.classes)) % count
+    groups = []
+    for part in protocol.parts:
+        alone = rng.permutation(len(part.truth)) % count
+        groups.append(np.where(part.truth >= 0, of_identity[np.maximum(part.truth, 0)], alone))
+    return tuple(groups)
+
+
+def stack_rankings(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    materials: list[Material],
+    config: StackConfig,
+    seed: int = 0,
+    groups: tuple[np.ndarray, ...] | None = None,
+    extras: tuple[tuple[Extras, ...], tuple[Extras, ...]] | None = None,
+    optimistic: bool = False,
+) -> Stacked:
+    """The stack's ranking of every fold's queries and of the test set under every fold's models.
+
+    materials: one a fold, in the protocol's order, then that of the test set. groups: as from `deal_groups`.
+    extras: further features of each fold's queries, and of the test images under each fold's models.
+    """
+    places = list(range(len(protocol.parts)))
+    groups = deal_groups(protocol, config.groups, seed) if groups is None else groups
+    oof: list[Candidates] = []
+    limits: list[float | None] = []
+    rounds = []
+    with progress_bar("stacking", total=len(places) + 1) as bar:
+        for place in places:
+            one = _learn(
+                protocol,
+                _taught(rankings, place),
+                materials[place],
+                config,
+                protocol.others(place),
+                groups,
+                extras,
+                seed,
+            )
+            table = one.table(place, None if extras is None else extras[0][place])
+            scores = _by_group(one, table, groups[place])
+            oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
+            limits.append(one.limit)
+            rounds.append(one.rounds)
+            bar.advance()
+        final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
+        test = []
+        for place in range(len(materials[-1].test)):
+            table = final.table(place, None if extras is None else extras[1][place], of_test=True)
+            test.append(_lists(table, final.mean_score(table), rankings[0].test[place], config.candidates))
+        bar.advance()
+    ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
+    tuned = Limits(limits, final.limit)
+    return Stacked(ranking, tuned, _importance(final), (*rounds, final.rounds), final.rows)
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    """Models of every group, what they look through, how many of their trees are used, and the threshold."""
+
+    protocol: Protocol
+    rankings: list[Ranking]
+    material: Material
+    calibrations: list[Calibration]
+    config: StackConfig
+    models: tuple[tuple[object, ...], ...]
+    names: tuple[str, ...]
+    rounds: int
+    limit: float | None
+    rows: int
+
+    def table(self, place: int, extras: Extras | None, of_test: bool = False) -> Table:
+        """Features of a fold's queries, or of the test images under its models."""
+        return _table(
+            self.protocol, self.rankings, self.material, self.calibrations, self.config, place, extras, of_test
+        )
+
+    def score(self, group: int, table: Table, rows: np.ndarray | slice) -> np.ndarray:
+        """Score float64 of some rows by the models of one group."""
+        return _score(self.models[group], table.values[rows], table.start[rows], self.rounds, self.config)
+
+    def mean_score(self, table: Table) -> np.ndarray:
+        """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""
+        return np.mean([self.score(group, table, slice(None)) for group in range(len(self.models))], axis=0)
+
+
+def _taught(rankings: list[Ranking], place: int | None) -> list[Ranking]:
+    """The rankings with those out-of-fold lists whose settings fold `place` had no part in choosing."""
+    return [replace(one, oof=one.taught(place)) for one in rankings]
+
+
+def _learn(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    material: Material,
+    config: StackConfig,
+    teachers: list[int],
+    groups: tuple[np.ndarray, ...],
+    extras: tuple[tuple[Extras, ...], tuple[Extras, ...]] | None,
+    seed: int,
+) -> _Learnt:
+    """Teach the models of every group by the queries of the folds `teachers`."""
+    truth, weights = protocol.truth(teachers), protocol.weights(teachers)
+    members = [*[(one.oof, one.probability) for one in rankings], (material.oof, True)]
+    calibrations = [
+        fit_calibration(below([lists[place] for place in teachers]), truth, weights, probability)
+        for lists, probability in members
+    ]
+    tables = [
+        _table(protocol, rankings, material, calibrations, config, place, None if extras is None else extras[0][place])
+        for place in teachers
+    ]
+    table = _below(tables)
+    group = np.concatenate([groups[place] for place in teachers])
+    asked = Questions(truth, weights, protocol.k, protocol.unknown is not None)
+    models = tuple(
+        tuple(
+            train_ranker(table, truth, weights * (group != held), protocol.k, config, seed + 1000 * number)
+            for number in range(config.seeds)
+        )
+        for held in range(config.groups)
+    )
+    stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
+    paths = _paths(models, table, group, [int(stage) for stage in stages], config)
+    lists = below([rankings[0].oof[place] for place in teachers])
+    values = [_value(_lists(table, path, lists, config.candidates), asked, config) for path in paths]
+    best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _TINY, -stage))
+    return _Learnt(
+        protocol,
+        rankings,
+        material,
+        calibrations,
+        config,
+        models,
+        table.names,
+        int(stages[best]),
+        values[best][1],
+        len(table.query),
+    )
+
+
+def train_ranker(table: Table, truth: np.ndarray, weights: np.ndarray, k: int, config: StackConfig, seed: int):
+    """A LightGBM booster taught by the queries whose weight is above 0 and whose truth is among their candidates.
+
+    truth: int64 (n,), -1 = unknown. weights: float64 (n,). None where no query teaches anything.
+    """
+    import lightgbm as lgb
+
+    label = _labels(table, truth)
+    teaches = (np.bincount(table.query, label, table.queries) > 0) & (weights > 0)
+    rows = teaches[table.query]
+    if not rows.any():
+        return None
+    sizes = np.bincount(table.query[rows], minlength=table.queries)
+    settings = {
+        "objective": "lambdarank",
+        "lambdarank_truncation_level": k + _BEHIND,
+        "learning_rate": config.rate,
+        "num_leaves": config.leaves,
+        "min_data_in_leaf": config.least,
+        "lambda_l2": config.ridge,
+        "feature_fraction": config.features,
+        "feature_pre_filter": False,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": config.threads,
+        "seed": seed,
+        "verbosity": -1,
+    }
+    if config.queries < 1:
+        settings |= {"bagging_fraction": config.queries, "bagging_freq": 1, "bagging_by_query": True}
+    if config.monotone:
+        settings |= {"monotone_constraints": directions(table.names)}
+    data = lgb.Dataset(
+        table.values[rows],
+        label[rows],
+        group=sizes[sizes > 0],
+        weight=(weights / weights[weights > 0].mean())[table.query[rows]],
+        init_score=table.start[rows] if config.start else None,
+        params={"verbosity": -1, "feature_pre_filter": False},
+    )
+    return lgb.train(settings, data, num_boost_round=config.rounds)
+
+
+def _labels(table: Table, truth: np.ndarray) -> np.ndarray:
+    """1 at each query's true candidate, which is unknown where the truth is; else 0. float64 (r,)."""
+    own = truth[table.query]
+    is_unknown = table.values[:, table.names.index("unknown")] > 0
+    return np.where(own >= 0, table.codes == own, is_unknown).astype(np.float64)
+
+
+def _score(
+    models: tuple, values: np.ndarray, start: np.ndarray, rounds: int, config: StackConfig, first: int = 0
+) -> np.ndarray:
+    """Mean score of the seeds' models by their trees first .. rounds; `start` is added where first is 0."""
+    total = start.copy() if config.start and first == 0 else np.zeros(len(values))
+    usable = [model for model in models if model is not None]
+    if rounds == first or not usable or not len(values):
+        return total
+    options = {"start_iteration": first, "num_iteration": rounds - first, "raw_score": True}
+    options["num_threads"] = config.threads
+    return total + np.mean([model.predict(values, **options) for model in usable], axis=0)
+
+
+def _paths(models: tuple, table: Table, group: np.ndarray, stages: list[int], config: StackConfig) -> list[np.ndarray]:
+    """For each number of trees the score float64 (r,) of every row by the models that did not see its identity."""
+    of_row = group[table.query]
+    paths: list[np.ndarray] = []
+    for number, stage in enumerate(stages):
+        first = 0 if number == 0 else stages[number - 1]
+        scores = np.zeros(len(table.query)) if number == 0 else paths[-1].copy()
+        for held, seeds in enumerate(models):
+            rows = of_row == held
+            if number == 0 or stage > first:
+                scores[rows] += _score(seeds, table.values[rows], table.start[rows], stage, config, first)
+        paths.append(scores)
+    return paths
+
+
+def _value(lists: Candidates, asked: Questions, config: StackConfig) -> tuple[float, float | None]:
+    """MAP@k of the queries and the score of unknown that it was reached with."""
+    given = standing(lists, asked.truth, asked.weights, asked.k)
+    if not asked.unknown or config.unknown == "threshold":
+        limit, value = tuned_map(given, asked)
+        return value, limit
+    return map_at(given, 0.0, asked.k), 0.0
+
+
+# -------------------------------------------------------------------------------------------------- tables
+
+
+def _table(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    material: Material,
+    calibrations: list[Calibration],
+    config: StackConfig,
+    place: int,
+    extras: Extras | None = None,
+    of_test: bool = False,
+) -> Table:
+    """Features of a fold's queries, or of the test images under the fold's models."""
+    blended = material.test[place] if of_test else material.oof[place]
+    lists = [*((one.test if of_test else one.oof)[place] for one in rankings), blended]
+    names = [*(one.name for one in rankings), "blend"]
+    views = [View(*each) for each in zip(names, lists, calibrations, material.limits, strict=True)]
+    codes = protocol.gallery_codes if of_test else protocol.parts[place].gallery_codes
+    sizes = np.bincount(codes, minlength=len(protocol.classes))
+    return feature_table(views, sizes, protocol.k, protocol.unknown is not None, config, extras)
+
+
+def _below(tables: list[Table]) -> Table:
+    """Tables of different queries, one below the other."""
+    starts = np.cumsum([0, *(table.queries for table in tables)])
+    return Table(
+        tables[0].names,
+        np.concatenate([table.query + start for table, start in zip(tables, starts, strict=False)]),
+        np.concatenate([table.codes for table in tables]),
+        np.concatenate([table.values for table in tables]),
+        np.concatenate([table.start for table in tables]),
+        int(starts[-1]),
+    )
+
+
+def _by_group(learnt: _Learnt, table: Table, groups: np.ndarray) -> np.ndarray:
+    """Score float64 (r,) of every row by the models of its query's group."""
+    of_row = groups[table.query]
+    scores = np.empty(len(table.query))
+    for group in range(len(learnt.models)):
+        rows = np.flatnonzero(of_row == group)
+        scores[rows] = learnt.score(group, table, rows)
+    return scores
+
+
+def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Candidates:
+    """Candidates of the table's identities, best first: log-odds against unknown, or log-probabilities without it.
+
+    like: candidates of the same queries in their order, for names and classes. width: of the lists.
+    """
+    is_unknown = table.codes == len(like.classes)
+    if is_unknown.any():
+        base = np.zeros(table.queries)
+        base[table.query[is_unknown]] = scores[is_unknown]
+    else:
+        top = np.full(table.queries, -np.inf)
+        np.maximum.at(top, table.query, scores)
+        top = np.where(np.isfinite(top), top, 0.0)
+        total = np.bincount(table.query, np.exp(scores - top[table.query]), table.queries)
+        base = top + np.log(np.maximum(total, _TINY))
+    keep = ~is_unknown
+    query, codes = table.query[keep], table.codes[keep]
+    value = (scores[keep] - base[query]).astype(np.float32)
+    order = np.lexsort((-value, query))  # stable: of equal scores the one nearer to the front of the rankings
+    query, codes, value = query[order], codes[order], value[order]
+    count = np.bincount(query, minlength=table.queries)
+    place = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
+    out = np.full((table.queries, width), PADDING, dtype=np.int64)
+    filled = np.full(out.shape, -np.inf, dtype=np.float32)
+    out[query, place], filled[query, place] = codes, value
+    return Candidates(like.queries, like.classes, out, filled)
+
+
+def _importance(learnt: _Learnt) -> dict[str, float]:
+    """Feature -> share of the gain of all splits of all models, largest first."""
+    total = np.zeros(len(learnt.names))
+    for model in (model for seeds in learnt.models for model in seeds if model is not None):
+        total += model.feature_importance("gain", iteration=learnt.rounds or None)  # type: ignore[attr-defined]
+    share = total / max(total.sum(), _TINY)
+    return {learnt.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}

@@ -1,0 +1,242 @@
+"""`make doctor`: is everything here that the chosen recipe and competition need? One line each, with what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from whaleid.config import Competition
+from whaleid.configfiles import repository_root
+from whaleid.data.competition import inspect_rows, read_rows
+from whaleid.errors import WhaleidError
+from whaleid.estimate import DEFAULT_ASPECT, TOO_LONG, Census, Needs, recipe_needs
+from whaleid.kaggle.client import KaggleError, competition_page, kaggle
+from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials
+from whaleid.kaggle.download import has_tables
+from whaleid.pipeline import Project
+
+OLDEST_PYTHON = (3, 11)
+NAMED = 3
+"""Packages that a line names."""
+KNOWN_COUNTS = {
+    # train images with an identity, unknown ones, identities, test images (of the competitions' own pages)
+    "humpback-whale-identification": (15_697, 9_664, 5_004, 7_960),
+    "happy-whale-and-dolphin": (51_033, 0, 15_587, 27_956),
+}
+_GB = 1e9
+
+State = Literal["ok", "note", "missing", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. `missing` is what the recipe cannot do without; a `note` is good to know."""
+
+    state: State
+    what: str
+    said: str
+
+    def line(self) -> str:
+        return f"{self.state:<8} {self.what:<12} {self.said}"
+
+
+def examine(project: Project) -> Iterator[Finding]:
+    """Everything in turn, from what costs nothing to what asks Kaggle."""
+    yield python_version(sys.version_info[:3])
+    yield packages(repository_root() / "requirements.txt")
+    device = _device()
+    needs = recipe_requirements(project, device)
+    yield graphics_card(device, needs)
+    yield disk(project.workspace.root, needs)
+    yield memory(needs)
+    yield data(project.competition)
+    credentials = find_credentials()
+    yield credentials_found(project.competition, credentials)
+    yield rules(project.competition, credentials)
+
+
+# ------------------------------------------------------------------------------------------------ the machine
+
+
+def python_version(version: tuple[int, ...]) -> Finding:
+    said = ".".join(str(part) for part in version)
+    if version < OLDEST_PYTHON:
+        return Finding("missing", "Python", f"{said}; 3.11 or newer is needed: make setup PYTHON=python3.12")
+    return Finding("ok", "Python", said)
+
+
+def packages(requirements: Path) -> Finding:
+    """The environment against requirements.txt: what is not there is missing, another version is a note."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if not requirements.is_file():
+        return Finding("skipped", "packages", f"{requirements} is not here to compare with")
+    absent, other, count = [], [], 0
+    for number, text in enumerate(requirements.read_text().splitlines(), start=1):
+        entry = text.split("#")[0].strip()
+        if not entry:
+            continue
+        try:
+            wanted = Requirement(entry)
+        except InvalidRequirement as error:
+            raise WhaleidError(f"{requirements}: line {number} is no requirement: {entry!r}") from error
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
+        count += 1
+        try:
+            found = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(wanted.name)
+            continue
+        if not wanted.specifier.contains(found, prereleases=True):
+            other.append(f"{wanted.name} {found} instead of {wanted.specifier}")
+    if absent:
+        return Finding("missing", "packages", f"{_named(absent)} not installed: make setup")
+    if other:
+        return Finding("note", "packages", f"{_named(other)}: make setup brings the tested versions")
+    return Finding("ok", "packages", f"all {count} of {requirements.name}, in their versions")
+
+
+def graphics_card(device: str, needs: Needs | None) -> Finding:
+    """A recipe needs a GPU where it would take months without."""
+    if device == "cuda":
+        import torch
+
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        hours = "" if needs is None else f"; the recipe takes about {needs.hours:,.0f} h on one of 30 TFLOP/s"
+        return Finding("ok", "GPU", ", ".join(names) + hours)
+    if needs is None:
+        return Finding("note", "GPU", "none found")
+    if needs.hours > TOO_LONG:
+        said = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or RECIPE=cpu"
+        return Finding("missing", "GPU", said)
+    return Finding("ok", "GPU", f"none; the recipe takes about {needs.hours:,.1f} h on two cores")
+
+
+def disk(folder: Path, needs: Needs | None) -> Finding:
+    place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    said = f"{free / _GB:,.1f} GB free at {place}"
+    if needs is None:
+        return Finding("note", "disk", f"{said}; what the recipe needs is known once the data is here")
+    said += f", the recipe needs about {needs.disk / _GB:,.1f} GB"
+    if free < needs.disk:
+        return Finding("missing", "disk", f"{said}: free some space, or put the work elsewhere with WORK=")
+    return Finding("ok", "disk", said)
+
+
+def memory(needs: Needs | None) -> Finding:
+    import psutil
+
+    have = psutil.virtual_memory()
+    said = f"{have.total / _GB:,.1f} GB, {have.available / _GB:,.1f} GB of it free"
+    if needs is None:
+        return Finding("note", "memory", said)
+    said += f"; the recipe needs at least {needs.memory / _GB:,.1f} GB"
+    if have.total < needs.memory:
+        return Finding("missing", "memory", f"{said}: use a larger machine, or a smaller recipe")
+    if have.available < needs.memory:
+        return Finding("note", "memory", f"{said}: end what else runs here")
+    return Finding("ok", "memory", said)
+
+
+# --------------------------------------------------------------------------------------------------- the data
+
+
+def data(competition: Competition) -> Finding:
+    """Whether every image that the CSVs list is there."""
+    if not has_tables(competition):
+        if competition.name == "sample":
+            return Finding("ok", "data", "the sample is drawn when it is first needed (make sample)")
+        todo = f"make data COMPETITION={competition.name}" if competition.kaggle else "put its CSVs and images there"
+        return Finding("missing", "data", f"not in {competition.root}: {todo}")
+    try:
+        rows, problems = inspect_rows(competition)
+    except WhaleidError as error:
+        return Finding("missing", "data", str(error))
+    absent = [problem for problem in problems if problem.kind in ("missing", "outside")]
+    if absent:
+        return Finding("missing", "data", absent[0].message)
+    train = rows[rows["split"] == "train"]
+    identities = train["identity"][train["identity"] != competition.unknown].nunique()
+    counts = f"{len(train):,} train images, {identities:,} identities, {len(rows) - len(train):,} test images"
+    if problems:
+        return Finding("note", "data", f"{counts}; {problems[0].message}")
+    expected = KNOWN_COUNTS.get(competition.kaggle or "")
+    if expected and (len(train), len(rows) - len(train)) != (expected[0] + expected[1], expected[3]):
+        also = f"; Kaggle's own counts are {expected[0] + expected[1]:,} and {expected[3]:,}"
+        return Finding("note", "data", f"{counts}, all there{also}")
+    return Finding("ok", "data", f"{counts}, all there")
+
+
+def recipe_requirements(project: Project, device: str) -> Needs | None:
+    """What the recipe needs, by the data's counts or the competition's known ones; None where neither is at hand."""
+    census = _census(project.competition)
+    return None if census is None else recipe_needs(project, census, device)
+
+
+def _census(competition: Competition) -> Census | None:
+    """Counts without looking at a picture."""
+    known = KNOWN_COUNTS.get(competition.kaggle or "")
+    if not has_tables(competition):
+        return Census(known[0], known[1], known[2], known[3], DEFAULT_ASPECT, estimated=True) if known else None
+    try:
+        rows = read_rows(competition)
+    except WhaleidError:  # told by the line of the data
+        return None
+    train = rows[rows["split"] == "train"]
+    unknown = int((train["identity"] == competition.unknown).sum())
+    identities = train["identity"][train["identity"] != competition.unknown].nunique()
+    return Census(len(train) - unknown, unknown, identities, len(rows) - len(train), DEFAULT_ASPECT, estimated=False)
+
+
+# ------------------------------------------------------------------------------------------------------ Kaggle
+
+
+def credentials_found(competition: Competition, credentials: Credentials | None) -> Finding:
+    """Which form of credentials, never their value."""
+    if credentials is None:
+        state: State = "missing" if competition.kaggle and not has_tables(competition) else "note"
+        return Finding(state, "credentials", f"none; to download, push or submit: {WHERE_TO_GET}")
+    said = credentials.form + (f", user {credentials.user}" if credentials.user else "")
+    if credentials.warning:
+        return Finding("note", "credentials", f"{said}; {credentials.warning}")
+    return Finding("ok", "credentials", said)
+
+
+def rules(competition: Competition, credentials: Credentials | None) -> Finding:
+    """Whether Kaggle gives this user the competition's files, tried with its sample submission."""
+    slug = competition.kaggle
+    if slug is None:
+        return Finding("skipped", "rules", f"{competition.name} is not a competition of Kaggle")
+    if credentials is None:
+        page = competition_page(slug)
+        return Finding("skipped", "rules", f"not asked for want of credentials; they are accepted at {page}")
+    name = (competition.test or competition.train).csv
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["competitions", "download", slug, "-f", name, "-p", folder, "-q"]
+        try:
+            kaggle(words, f"Kaggle, asked for {name}", competition=slug)
+        except KaggleError as error:
+            state: State = "note" if has_tables(competition) else "missing"
+            return Finding(state, "rules", str(error))
+    return Finding("ok", "rules", f"accepted: Kaggle gives the files of {slug}")
+
+
+def _device() -> str:
+    try:
+        import torch
+    except ImportError:  # told by the line of the packages
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _named(items: list[str]) -> str:
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return ", ".join(items[:NAMED]) + more

@@ -1,0 +1,157 @@
+"""A second look at the best candidates: keypoints of the query and of one gallery image matched pair by pair.
+
+A vote says that a mark like this one is rare; that two pictures share many marks in one arrangement says more.
+A match is mutual, stands out from the second nearest keypoint of the same picture (the ratio test of Lowe,
+"Distinctive image features from scale-invariant keypoints", 2004), and its two keypoints agree in size,
+direction and place, as animals that fill their frames do (Jegou, Douze and Schmid, "Hamming embedding and weak
+geometric consistency", 2008, prune by size and direction alone). Where a recipe asks for it, MAGSAC (Barath et
+al., "MAGSAC++", 2020) finds the affine map of a pair and keeps the matches that it explains.
+
+The score of an identity adds to the logarithm of its share of votes. Nothing here is learnt from labels, so that
+a fold's lists can teach any other fold's blend, which weighs and calibrates them.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+
+from whaleid.config import LocalConfig, VerifyConfig
+from whaleid.errors import WhaleidError
+from whaleid.retrieval.identities import PADDING
+from whaleid.retrieval.keypoints import Described
+
+_FEWEST = 4  # an affine map goes through any 3 matches: fewer than 4 prove nothing
+_TRIES = 300  # maps that MAGSAC tries
+_SEED = 0
+
+
+def mutual_matches(query: np.ndarray, gallery: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of descriptors that are each other's nearest, nearer than `ratio` times the query's second nearest.
+
+    query: float32 (n, 128), gallery: float32 (m, 128). Returns two int64 (matches,): places in each; none where the
+    gallery has fewer than 2 descriptors. Of equal distances the first counts.
+    """
+    if not len(query) or len(gallery) < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    distance = (query**2).sum(axis=1)[:, None] + (gallery**2).sum(axis=1) - 2 * (query @ gallery.T)
+    rows, nearest = np.arange(len(query)), distance.argmin(axis=1)
+    mutual = distance.argmin(axis=0)[nearest] == rows
+    first = distance[rows, nearest]
+    distance[rows, nearest] = np.inf
+    kept = np.flatnonzero(mutual & (first < ratio**2 * distance.min(axis=1)))
+    return kept, nearest[kept]
+
+
+def agreeing(query: np.ndarray, gallery: np.ndarray, size: int, config: VerifyConfig) -> np.ndarray:
+    """Which matches agree in size, direction and place, bool (n,).
+
+    query, gallery: float32 (n, 4), matched points (`root_sift`). size: longer side of a picture in pixels.
+    """
+    factor = np.abs(np.log(gallery[:, 2] / query[:, 2]))
+    turn = np.abs((gallery[:, 3] - query[:, 3] + 180) % 360 - 180)
+    shift = np.hypot(*(gallery[:, :2] - query[:, :2]).T)
+    return (factor <= np.log(config.scale)) & (turn <= config.turn) & (shift <= config.shift * size)
+
+
+def affine_inliers(query: np.ndarray, gallery: np.ndarray, pixels: float) -> np.ndarray:
+    """Which matches the affine map found by MAGSAC explains, bool (n,); the same each time.
+
+    query, gallery: float32 (n, 2), x and y. None is explained where there are fewer than 4, or no map is found.
+    """
+    none = np.zeros(len(query), dtype=bool)
+    if len(query) < _FEWEST:
+        return none
+    asked = cv2.UsacParams()
+    asked.randomGeneratorState, asked.maxIterations, asked.threshold = _SEED, _TRIES, pixels
+    asked.confidence, asked.score, asked.isParallel = 0.99, cv2.SCORE_METHOD_MAGSAC, False
+    found, inlier = cv2.estimateAffine2D(np.ascontiguousarray(query), np.ascontiguousarray(gallery), asked)
+    return none if found is None or inlier is None else inlier.ravel().astype(bool)
+
+
+def matched_keypoints(
+    described: Described, query: int, gallery: int, config: LocalConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All mutual matches of two images and which of them count.
+
+    query, gallery: rows of images.parquet. config: with `verify`; without, its defaults are taken.
+    Returns points float32 (n, 2) in the query and (n, 2) in the gallery image, in pixels of the pictures as they
+    were described (`original_points` brings them back), and bool (n,).
+    """
+    verify = config.verify or VerifyConfig()
+    vectors, points = described.image(query)
+    return _matched(vectors, points, *described.image(gallery), config.size, verify)
+
+
+def original_points(points: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
+    """Points of a described picture in pixels of the original one, float32 (n, 2).
+
+    box: x0, y0, x1, y1 that the picture was cropped to. size: `LocalConfig.size`, to which its longer side shrank.
+    """
+    factor = min(1.0, size / max(float(box[2] - box[0]), float(box[3] - box[1]), 1.0))
+    return (points / factor + np.asarray(box[:2])).astype(np.float32)
+
+
+def verified_candidates(
+    described: Described,
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    gallery_codes: np.ndarray,
+    voted: tuple[np.ndarray, np.ndarray],
+    config: LocalConfig,
+    workers: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The voted candidates in a new order: votes and matches of each identity's best image together.
+
+    queries: int64 (q,), gallery: int64 (g,), rows of images.parquet. gallery_codes: int64 (g,). voted: codes int64
+    (q, m) and scores float32 (q, m), logarithms, as `local_candidates` gives them. The images of the first
+    identities are looked at, best identity first, until there are `verify.images`; the others have no matches and
+    keep the score of their votes. workers: threads, default as many as cores; they change nothing.
+    Returns codes and scores as `voted`; equals stand by votes. Memory: one pair's distances a thread.
+    Raises WhaleidError where a query is in the gallery.
+    """
+    verify = config.verify or VerifyConfig()
+    if len(np.intersect1d(queries, gallery)):
+        raise WhaleidError("local matching: a query is in its own gallery; take it out")
+    order = np.argsort(gallery_codes, kind="stable")
+    sorted_codes = gallery_codes[order]
+    codes, scores = voted
+
+    def one(place: int) -> np.ndarray:
+        vectors, points = described.image(int(queries[place]))
+        counts = np.zeros(codes.shape[1])
+        left = verify.images
+        for rank, code in enumerate(codes[place]):
+            if code == PADDING or not left:
+                break
+            own = order[np.searchsorted(sorted_codes, code) : np.searchsorted(sorted_codes, code, "right")][:left]
+            left -= len(own)
+            found = (_matched(vectors, points, *described.image(row), config.size, verify)[2] for row in gallery[own])
+            counts[rank] = max((int(used.sum()) for used in found), default=0)
+        return counts
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        counts = np.array(list(pool.map(one, range(len(queries))))).reshape(codes.shape)
+    total = (scores + verify.weight * np.log1p(counts)).astype(np.float32)
+    best = np.argsort(-total, axis=1, kind="stable")
+    return np.take_along_axis(codes, best, axis=1), np.take_along_axis(total, best, axis=1)
+
+
+def _matched(
+    vectors: np.ndarray,
+    points: np.ndarray,
+    other_vectors: np.ndarray,
+    other_points: np.ndarray,
+    size: int,
+    config: VerifyConfig,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the mutual matches in both pictures, float32 (n, 2) each, and which of them count, bool (n,)."""
+    asked, known = mutual_matches(vectors, other_vectors, config.ratio)
+    one, other = points[asked], other_points[known]
+    used = agreeing(one, other, size, config)
+    if config.magsac is not None:
+        used[used] = affine_inliers(one[used, :2], other[used, :2], config.magsac)
+    return one[:, :2], other[:, :2], used

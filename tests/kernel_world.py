@@ -1,0 +1,78 @@
+"""A tiny trained project, its kernel's bundle (with one hand-made wheel), and ways to run it."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from whaleid.answers import read_figures, submission_path, submission_stage
+from whaleid.data.sample import make_sample
+from whaleid.kaggle import bundle as bundle_module
+from whaleid.kaggle.bundle import Bundle, KernelOptions, make_bundle
+from whaleid.pipeline import Project, open_project
+
+EXPERIMENT = """
+extends: default
+model: {{backbone: test_resnet, weights: random, embedding: 16}}
+head: {{name: {head}}}
+image: {{width: 64, height: 32}}
+train: {{epochs: 2, batch: 8}}
+features: {{batch: 8, mirror: true, scales: [1.0, 1.5]}}
+"""
+RECIPE = (
+    "folds: 2\nexperiments: [one, two]\n"
+    "combine: {concat: {whiten: 8, weights: {one: 1.0, two: 2.0}}, classifier: {epochs: 2, seeds: 1}, local: {}}\n"
+)
+COMPETITION = """
+name: drawn
+root: data
+train: {csv: train.csv, images: train, image: Image, identity: Id}
+test: {csv: sample_submission.csv, images: test, image: Image}
+unknown: new_whale
+unknown_share: 0.276
+solution: solution.csv
+kaggle: drawn-whales
+"""
+MODULE = "whaleid_test_wheel"
+
+
+@dataclass(frozen=True)
+class World:
+    folder: Path
+    project: Project
+    bundle: Bundle
+    submission: Path
+
+
+def make_world(folder: Path) -> World:
+    """Train two experiments on two folds, answer, and make the kernel."""
+    make_sample(folder / "data", identities=10, train_images=61, test_images=20, workers=1)
+    (folder / "drawn.yaml").write_text(COMPETITION)
+    (folder / "one.yaml").write_text(EXPERIMENT.format(head="softmax"))
+    (folder / "two.yaml").write_text(EXPERIMENT.format(head="arcface"))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    write_wheel(folder / "wheels")
+    project = open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
+        submission_stage(project, 1, [])
+        figures = read_figures(project)
+        assert figures is not None
+        submission = folder / submission_path(project, figures["key"])
+        bundle = make_bundle(project, KernelOptions(), folder / "wheels")
+    return World(folder, project, bundle, submission)
+
+
+def write_wheel(folder: Path) -> None:
+    """A wheel of one empty module, as pip wants it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = f"{MODULE}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{MODULE}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{MODULE}.py", "HERE = __file__\n")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {MODULE}\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")

@@ -1,0 +1,88 @@
+"""Approximate indexes: true similarities, enough recall, the same twice, and lists that are never short."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+
+from whaleid.config import IndexConfig, KnnConfig
+from whaleid.errors import WhaleidError
+from whaleid.retrieval import approximate
+from whaleid.retrieval.approximate import index_kind, open_index, recall_against_exact
+from whaleid.retrieval.graph import find_neighbours
+from whaleid.retrieval.identities import nearest_identities
+from whaleid.retrieval.index import search
+
+
+def world(images: int = 3000, dim: int = 16) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(images // 10, dim))
+    table = centers[rng.integers(0, len(centers), images)] + 0.3 * rng.normal(size=(images, dim))
+    return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["exact", "auto", "Flat", "IVF32,Flat", "IVF32,PQ8", "HNSW16", "SQ8", "PCA8,Flat"])
+def test_similarities_are_true_and_most_neighbours_found(kind: str) -> None:
+    table = world()
+    config = IndexConfig(kind=kind, probes=16)
+    opened = open_index(table[200:], config)
+    similarity, rows = opened.search(table[:200], 10)
+    true = np.einsum("qd,qmd->qm", table[:200], table[200:][rows])
+    np.testing.assert_allclose(similarity, true, atol=1e-5)
+    assert (np.diff(similarity, axis=1) <= 0).all()
+    again = open_index(table[200:], config).search(table[:200], 10)
+    np.testing.assert_array_equal(again[1], rows)
+    found = recall_against_exact(table[:200], table[200:], config)
+    assert found.recall > (0.6 if kind == "PCA8,Flat" else 0.9) and found.line().startswith(f"index {opened.kind}")
+    assert opened.exact == (kind in ("exact", "auto"))
+
+
+def test_recall_is_counted_by_hand() -> None:
+    table = world()
+    config = IndexConfig(kind="IVF64,Flat", probes=1)
+    rows, true = open_index(table, config).search(table, 10)[1], search(table, table, 10)[1]
+    share = np.mean([len(set(one) & set(other) - {-1}) / 10 for one, other in zip(rows, true, strict=True)])
+    assert recall_against_exact(table, table, config, most=len(table)).recall == pytest.approx(share)
+
+
+@pytest.mark.parametrize("score", ["max", "mean", "centroid"])
+def test_lists_are_never_short(score: str) -> None:
+    """One cell of 64 holds few identities: those queries are searched exactly."""
+    table = world()
+    codes = np.arange(len(table)) // 10
+    knn = KnnConfig(index="IVF64,Flat", neighbours=60, score=score)
+    found, scores = nearest_identities(table[:50], table, codes, knn, 250)
+    assert (found >= 0).all() and np.isfinite(scores).all()
+    assert all(len(set(row)) == 250 for row in found)
+
+
+def test_a_graph_of_an_approximate_index_has_no_gap() -> None:
+    table = world(600)
+    nearest = find_neighbours(table, 100, "IVF32,Flat")
+    assert (nearest.rows >= 0).all() and not (nearest.rows == np.arange(600)[:, None]).any()
+
+
+def test_auto_goes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "gpus", lambda: 0)
+    assert index_kind("auto", approximate.EXACT_MOST, 512) == "exact"
+    assert index_kind("auto", 1_000_000, 64) == "IVF4096,Flat"
+    assert index_kind("auto", 10_000_000, 512) == "IVF16384,PQ64"
+    assert index_kind("HNSW32", 10, 4) == "HNSW32"
+    monkeypatch.setattr(approximate, "EXACT_MOST", 2000)
+    assert open_index(world(), IndexConfig()).kind == "IVF256,Flat"
+
+
+def test_bad_input_is_one_clear_line() -> None:
+    table = world(300)
+    threads = faiss.omp_get_max_threads()
+    for kind in ("nonsense", "IVF16,PQ5", "IVF9999,Flat"):
+        with pytest.raises(WhaleidError, match=f"index '{kind}' of 300 images x 16") as caught:
+            open_index(table, IndexConfig(kind=kind))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(WhaleidError, match="no queries"):
+        recall_against_exact(table[:0], table, IndexConfig())
+    table[7] = np.nan
+    with pytest.raises(WhaleidError, match="gallery: row 7"):
+        open_index(table, IndexConfig(kind="IVF4,Flat"))
+    assert faiss.omp_get_max_threads() == threads

@@ -1,0 +1,174 @@
+"""The kernel executed as Kaggle would: equal to the local answer, and one clear line for whatever is wrong."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_world import MODULE, World, make_world
+
+from whaleid.errors import WhaleidError
+from whaleid.kaggle.bundle import KernelOptions, kernel_settings, make_bundle
+from whaleid.kaggle.kernel_main import run_kernel
+from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
+from whaleid.kaggle.sandbox import make_sandbox
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("a kernel"))
+
+
+def settings(world: World) -> dict:
+    slugs = {"code": "whaleid-code", "wheels": "whaleid-wheels", "assets": "whaleid-drawn-recipe"}
+    return kernel_settings(world.project, KernelOptions(), slugs)
+
+
+@pytest.fixture
+def mounted(world: World, tmp_path: Path) -> Path:
+    """A copy of the mounted inputs, to break."""
+    metadata = json.loads((world.bundle.folder / "kernel" / "kernel-metadata.json").read_text())
+    mount_inputs(world.bundle.folder, world.project.competition, metadata, tmp_path / "linked", "new")
+    shutil.copytree(tmp_path / "linked", tmp_path / "input")
+    return tmp_path / "input"
+
+
+def run(world: World, mounted: Path) -> int:
+    return run_kernel(settings(world), mounted, mounted.parent / "working", mounted.parent / "scratch")
+
+
+def refused(world: World, mounted: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(world, mounted) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and "\n" not in said
+    assert not (mounted.parent / "working" / "submission.csv").exists()
+    return said
+
+
+def assets(mounted: Path) -> Path:
+    return mounted / "datasets" / "OWNER" / "whaleid-drawn-recipe"
+
+
+@pytest.mark.parametrize(("layout", "namespaces"), [("new", True), ("old", False)])
+def test_the_submission_is_the_local_one(world: World, tmp_path: Path, layout, namespaces: bool) -> None:
+    done = run_bundle(
+        world.bundle.folder, world.project.competition, tmp_path / "run", RunOptions(layout, namespaces=namespaces)
+    )
+    compared = compare_submissions(world.submission, submission_of(done))
+    assert compared.same, compared.line()
+    assert f"installed offline: {MODULE}" in done.log.read_text()
+    assert not list((tmp_path / "run" / "readonly").rglob("solution.csv"))
+
+
+def test_the_network_is_cut_either_way(tmp_path: Path) -> None:
+    (tmp_path / "readonly").mkdir()
+    attempt = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+    for namespaces in (True, False):
+        sandbox = make_sandbox(tmp_path / "readonly", tmp_path / "site", tmp_path, {"numpy"}, namespaces)
+        done = subprocess.run(
+            [*sandbox.prefix, sys.executable, "-c", attempt],
+            env={"PYTHONPATH": str(sandbox.site), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "Network is unreachable" in done.stderr or "the network is cut" in done.stderr
+    hidden = subprocess.run([sys.executable, "-c", "import numpy"], env={"PYTHONPATH": str(tmp_path / "site")})
+    assert hidden.returncode == 1
+
+
+def test_a_kernel_that_writes_to_its_inputs_is_found_out(world: World, tmp_path: Path) -> None:
+    broken = tmp_path / "bundle"
+    shutil.copytree(world.bundle.folder, broken)
+    script = next((broken / "kernel").glob("*.py"))
+    script.write_text("import os; open(os.environ['KAGGLE_INPUT'] + '/mine', 'w').write('x')\n")
+    with pytest.raises(WhaleidError, match=r"Read-only|Permission|wrote to its inputs"):
+        run_bundle(broken, world.project.competition, tmp_path / "run", RunOptions())
+
+
+# --------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_a_missing_wheel(world: World, mounted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    next((mounted / "datasets" / "OWNER" / "whaleid-wheels").glob("*.whl")).unlink()
+    assert "missing" in refused(world, mounted, capsys)
+
+
+def test_a_truncated_weight(world: World, mounted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = assets(mounted) / "runs" / "one" / "fold1" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    said = refused(world, mounted, capsys)
+    assert str(path) in said and "cut short" in said
+
+
+def test_a_wrong_checksum(world: World, mounted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = assets(mounted) / "features" / "two" / "fold0" / "embeddings.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    said = refused(world, mounted, capsys)
+    assert str(path) in said and "checksum" in said
+
+
+@pytest.mark.parametrize("lost", ["datasets/OWNER/whaleid-drawn-recipe", "competitions/drawn-whales"])
+def test_an_input_that_is_not_mounted(
+    world: World, mounted: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    shutil.rmtree(mounted / lost)
+    assert run(world, mounted) == 2
+    told = capsys.readouterr()
+    assert "is not mounted" in told.err
+    assert "datasets/OWNER/whaleid-code" in told.out  # the tree
+
+
+def test_inputs_at_unknown_places_are_found(world: World, mounted: Path) -> None:
+    for old, new in (("datasets/OWNER/whaleid-drawn-recipe", "a/b/x"), ("competitions/drawn-whales", "y/z")):
+        (mounted / new).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / old).rename(mounted / new)
+    assert run(world, mounted) == 0
+    assert compare_submissions(world.submission, mounted.parent / "working" / "submission.csv").same
+
+
+def test_a_corrupt_test_image_is_answered_by_the_prior(
+    world: World, mounted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = sorted((mounted / "competitions" / "drawn-whales" / "test").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:700])
+    assert run(world, mounted) == 0
+    assert image.name in capsys.readouterr().out
+    working = mounted.parent / "working"
+    rows = {row[0]: row[1] for row in csv.reader((working / "submission.csv").open())}
+    assert len(rows) == 21
+    assert rows[image.name].split()[0] == "new_whale" and len(rows[image.name].split()) == 5
+    assert json.loads((working / "kernel.json").read_text())["unreadable"] == [image.name]
+
+
+def test_a_spent_budget_drops_views_and_sources_and_still_answers(
+    world: World, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WHALEID_HOURS", "0.0001")
+    assert run(world, mounted) == 0
+    notes = json.loads((mounted.parent / "working" / "kernel.json").read_text())
+    assert len(notes["sources"]) == len(notes["dropped"]) == 1
+    assert notes["without_views"] == notes["sources"]
+    assert "dropped, the weakest first" in capsys.readouterr().out
+    assert len((mounted.parent / "working" / "submission.csv").read_text().splitlines()) == 21
+
+
+def test_training_one_run_gives_what_counts_as_up_to_date_at_home(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from whaleid.kaggle import bundle as module
+
+    monkeypatch.setattr(module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
+    options = KernelOptions(experiment="one", fold=1)
+    made = make_bundle(world.project, options, world.folder / "wheels")
+    done = run_bundle(made.folder, world.project.competition, tmp_path / "run", RunOptions())
+    for name in ("checkpoint.safetensors", "config.yaml", "classes.txt"):
+        assert (done.working / "runs" / "one" / "fold1" / name).is_file()
+    assert (done.working / "features" / "one" / "fold1" / "embeddings.npy").is_file()
+    stamp = json.loads((done.working / ".stamps" / "runs" / "one" / "fold1.json").read_text())
+    assert stamp["key"] == world.project.run_key(world.project.experiment("one"), 1)

@@ -1,0 +1,237 @@
+"""The learned order: its table against a loop, its honesty, and that it repeats itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
+from test_unknown import naive_map, random_lists
+
+from whaleid.config import StackConfig
+from whaleid.ensemble import ladder
+from whaleid.ensemble.calibrate import calibrated, fit_calibration
+from whaleid.ensemble.ladder import climb, combine, rank_all
+from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankings import Ranking
+from whaleid.ensemble.stack import deal_groups, stack_rankings
+from whaleid.ensemble.stack_features import View, directions, feature_table, positions
+from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, share_curve, standing
+from whaleid.scoring.metrics import expected_share_weights
+
+SMALL = {"rounds": 30, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(seed=1)
+
+
+@pytest.fixture(scope="module")
+def asked(world, tmp_path_factory) -> tuple[Protocol, list[Ranking]]:
+    sources = write_sources(world, tmp_path_factory.mktemp("features"))
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
+    return protocol, rank_all(sources, world.images, protocol, recipe().combine, 0)
+
+
+def stacked(protocol, rankings, groups=None, **settings):
+    config = recipe(stack={**SMALL, **settings}).combine
+    limits = [ladder._limits(protocol, one) for one in rankings]
+    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
+    blends = [by_fold[part.fold] for part in protocol.parts]
+    materials = ladder._materials(protocol, rankings, blends, final, [*limits, own], config)
+    return stack_rankings(protocol, rankings, materials, config.stack, 0, groups)
+
+
+# --------------------------------------------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+def test_table_equals_a_loop(unknown):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(-1, 12, 30)
+    lists = [random_lists(rng) for _ in range(3)]
+    limits = (0.1, -0.3, 0.4) if unknown else (None, None, None)
+    views = [
+        View(name, one, fit_calibration(one, truth, np.ones(30), False), limit)
+        for name, one, limit in zip(("a", "b", "blend"), lists, limits, strict=True)
+    ]
+    sizes = np.arange(12)
+    config = StackConfig(first=4, candidates=6)
+    table = feature_table(views, sizes, 5, unknown, config)
+    assert len(set(table.names)) == len(table.names) == table.values.shape[1] == len(directions(table.names))
+    assert np.isfinite(table.values).all() and (np.diff(table.query) >= 0).all() and table.queries == 30
+    for query in range(30):
+        total: dict[int, float] = {}
+        for one in lists:
+            for place, code in enumerate(one.codes[query, :4]):
+                if code >= 0:
+                    total[int(code)] = total.get(int(code), 0.0) + 1 / (place + 1)
+        wanted = set(sorted(total, key=lambda code: (-round(total[code], 6), code))[:6])
+        rows = np.flatnonzero(table.query == query)
+        assert set(table.codes[rows]) - {12} == wanted and (12 in table.codes[rows]) == unknown
+        for row in rows:
+            code = table.codes[row]
+            told = dict(zip(table.names, table.values[row].tolist(), strict=True))
+            assert told["unknown"] == (code == 12)
+            first = []
+            for view in views:
+                p, none = calibrated(view.lists, view.calibration)
+                own = [int(c) for c in view.lists.codes[query] if c >= 0]
+                if code == 12:
+                    place = 1 + sum(score >= np.float32(view.limit) for score in view.lists.scores[query])
+                    odds, probability = 0.0, none[query]
+                else:
+                    at = own.index(code) if code in own else len(own) - 1
+                    place = own.index(code) + 1 if code in own else len(own) + 1
+                    probability = p[query, at]
+                    odds = np.log(max(probability, 1e-9)) - np.log(max(none[query], 1e-9))
+                assert told[f"{view.name}: place"] == place
+                assert told[f"{view.name}: odds"] == pytest.approx(odds, abs=1e-4)
+                assert told[f"{view.name}: probability"] == pytest.approx(probability, abs=1e-6)
+                first.append(place == 1)
+            assert told["first in"] == pytest.approx(np.mean(first[:2]))
+            assert told["images"] == pytest.approx(0 if code == 12 else sizes[code] / sizes[1:].mean())
+            assert table.start[row] == pytest.approx(told["blend: odds"], abs=1e-4)
+
+
+def test_positions_equal_a_loop():
+    rng = np.random.default_rng(1)
+    codes = random_lists(rng).codes
+    wanted = rng.integers(-1, 15, (30, 7))
+    found = positions(codes, wanted)
+    for row in range(30):
+        own = codes[row].tolist()
+        assert found[row].tolist() == [own.index(c) if c >= 0 and c in own else -1 for c in wanted[row].tolist()]
+
+
+def test_nothing_tells_who_is_asked_about(asked):
+    """Rename the identities: no value of the table changes but for the codes."""
+    protocol, rankings = asked
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(protocol.classes))
+    lists = rankings[0].oof[0]
+    renamed = replace(lists, codes=np.where(lists.codes >= 0, order[lists.codes], -1))
+    truth = protocol.parts[0].truth
+    sizes = np.bincount(protocol.parts[0].gallery_codes, minlength=len(order))
+    turned = np.empty_like(sizes)
+    turned[order] = sizes
+    fit = fit_calibration(lists, truth, np.ones(len(truth)), False)
+    tables = [
+        feature_table([View("a", one, fit, 0.5)] * 2, size, 5, True, StackConfig())
+        for one, size in ((lists, sizes), (renamed, turned))
+    ]
+    np.testing.assert_array_equal(tables[0].values, tables[1].values)
+
+
+# ----------------------------------------------------------------------------------------------------- honesty
+
+
+def test_a_folds_truth_does_not_reach_its_own_order(asked):
+    protocol, rankings = asked
+    groups = deal_groups(protocol, 3)
+    part = protocol.parts[1]
+    order = np.random.default_rng(0).permutation(len(part.truth))
+    wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
+    permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
+    before, after = (stacked(one, rankings, groups) for one in (protocol, permuted))
+    np.testing.assert_array_equal(before.ranking.oof[1].codes, after.ranking.oof[1].codes)
+    np.testing.assert_array_equal(before.ranking.oof[1].scores, after.ranking.oof[1].scores)
+    assert before.limits.by_fold[1] == after.limits.by_fold[1]
+    assert not np.array_equal(before.ranking.oof[0].scores, after.ranking.oof[0].scores)
+
+
+def test_groups_part_no_identity(asked):
+    protocol, _ = asked
+    groups = deal_groups(protocol, 3)
+    seen: dict[int, set[int]] = {}
+    for part, group in zip(protocol.parts, groups, strict=True):
+        for code, own in zip(part.truth, group, strict=True):
+            seen.setdefault(int(code), set()).add(int(own))
+    assert seen.pop(-1) == {0, 1, 2} and all(len(own) == 1 for own in seen.values())
+    assert {group for own in seen.values() for group in own} == {0, 1, 2}
+
+
+def test_random_labels_score_at_chance(asked):
+    """Truth that has nothing to do with the images: neither blend nor stack finds more than luck and the share give."""
+    protocol, rankings = asked
+    rng = np.random.default_rng(3)
+    parts = tuple(
+        replace(part, truth=rng.permutation(np.where(part.truth >= 0, rng.permutation(part.truth), -1)))
+        for part in protocol.parts
+    )
+    random = replace(protocol, parts=parts, share=0.2)
+    result = climb(random, rankings, recipe(stack=SMALL).combine)
+    identities = len(np.unique(protocol.parts[0].gallery_codes))
+    chance = 0.2 + 0.8 * sum(1 / rank for rank in range(1, 5)) / identities + 0.8 * 0.06
+    for rung in result.rungs[-2:]:
+        assert rung.score.map < chance + 0.06, (rung.name, rung.score.map, chance)
+
+
+# ----------------------------------------------------------------------------------------- the rung and repeats
+
+
+def test_the_stack_is_the_last_rung(world, tmp_path):
+    sources = write_sources(world, tmp_path / "features")
+    config = recipe(stack=SMALL)
+    result = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "out")
+    assert [rung.name for rung in result.rungs[-2:]] == ["blend", "stack"] and result.final.kind == "stack"
+    written = result.as_json()
+    assert sum(written["stack"]["importance"].values()) == pytest.approx(1, abs=1e-6)
+    assert len(written["stack"]["rounds"]) == 4 and [p["share"] for p in written["shares"]] == list(SHARES)
+    step = result.final.score.map - result.rung("blend").score.map
+    assert result.final.below.gain == pytest.approx(step) and step > -0.03
+    first = result.test_guesses[:, 0] == UNKNOWN
+    assert first.mean() == pytest.approx(result.final.thresholds.test_first)
+    found = [
+        1 / (list(row).index(true) + 1) if true in row else 0
+        for row, true in zip(result.test_guesses, world.solution, strict=True)
+    ]
+    assert np.mean(found) == pytest.approx(result.final.score.map, abs=0.06)
+
+
+def test_by_share_and_closed_set(tmp_path):
+    world = make_world(seed=3)
+    sources = write_sources(world, tmp_path / "f")
+    config = recipe(stack=SMALL, unknown="share")
+    shared = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "a")
+    assert (shared.test_guesses[:, 0] == UNKNOWN).mean() == pytest.approx(0.2, abs=0.01)
+    closed = make_world(seed=3, unknown=False)
+    sources = write_sources(closed, tmp_path / "g")
+    result = combine(closed.images, closed.folds, sources, recipe(stack=SMALL), closed.competition, tmp_path / "b")
+    assert result.final.name == "stack" and result.final.thresholds is None and not result.shares
+    assert result.final.score.map > result.rung("blend").score.map - 0.03
+
+
+def test_the_same_with_any_number_of_threads(asked):
+    protocol, rankings = asked
+    one, two = (stacked(protocol, rankings, threads=threads, rounds=4) for threads in (1, 2))
+    for first, second in zip(one.ranking.oof + one.ranking.test, two.ranking.oof + two.ranking.test, strict=True):
+        np.testing.assert_array_equal(first.scores, second.scores)
+    assert one.importance == two.importance and one.rounds == two.rounds
+
+
+# --------------------------------------------------------------------------------------------- shares of unknown
+
+
+def test_map_at_and_share_curve_equal_a_loop():
+    rng = np.random.default_rng(0)
+    lists = [random_lists(rng) for _ in range(2)]
+    truths = [rng.integers(-1, 12, 30) for _ in lists]
+    for one in truths:
+        one[:6] = -1
+    given = standing(lists[0], truths[0], np.ones(30), 5)
+    assert map_at(given, 0.3, 5) == pytest.approx(naive_map(lists[0], truths[0], np.ones(30), 0.3, 5))
+    points = share_curve([(lists[0], truths[0], 0.2), (lists[1], truths[1], -0.1)], [[1], [0]], 5)
+    for point in points:
+        total = {"kept": 0.0, "best": 0.0}
+        weights = expected_share_weights(np.concatenate(truths) < 0, point.share)
+        for place, kept in ((0, 0.2), (1, -0.1)):
+            other = 1 - place
+            taught = expected_share_weights(truths[other] < 0, point.share)
+            best = best_threshold(standing(lists[other], truths[other], taught, 5), 5)[0]
+            own = weights[30 * place : 30 * place + 30]
+            for name, limit in (("kept", kept), ("best", best)):
+                total[name] += naive_map(lists[place], truths[place], own, limit, 5) * own.sum() / weights.sum()
+        assert (point.kept, point.best) == (pytest.approx(total["kept"]), pytest.approx(total["best"]))

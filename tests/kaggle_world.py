@@ -1,148 +1,173 @@
-"""A small competition of Kaggle's for the tests, its archive, and the command line run against the fake server."""
+"""A small competition of a Kaggle of our own, for the tests that run the real client."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from kaggle_server import FakeKaggle
+import pytest
+from kaggle_server import KEY, TOKEN, USER, FakeKaggle
 
-SLUG = "whale-names"
-TRAIN, TEST = 12, 6
-COMPETITION = """
-name: whales
-root: {root}
-train: {{csv: train.csv, images: train, image: Image, identity: Id}}
-test: {{csv: sample_submission.csv, images: test, image: Image}}
-unknown: new_whale
-kaggle: whale-names
-"""
-RECIPE = "folds: 2\nexperiments: [tiny]\n"
+from whaleid import cli
+from whaleid.cli_options import project_of
+from whaleid.data.sample import make_sample
+from whaleid.kaggle import client
+from whaleid.pipeline import Project
+
+SLUG = "whales-of-the-test"
 EXPERIMENT = """
 extends: default
 model: {backbone: test_resnet, weights: random, embedding: 16}
 image: {width: 64, height: 32}
 train: {epochs: 2, batch: 8}
 """
+RECIPE = "folds: 2\nexperiments: [tiny]\ncombine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
+COMPETITION = f"""
+name: drawn
+root: data
+train: {{csv: train.csv, images: train, image: Image, identity: Id}}
+test: {{csv: sample_submission.csv, images: test, image: Image}}
+unknown: new_whale
+unknown_share: 0.276
+kaggle: {SLUG}
+"""
+ANSWER = "abcdef1234567890"
+"""Key of the answer that `answered` makes."""
 
 
-def contents(size: int = 40_000) -> dict[str, bytes]:
-    """Files of the competition: path -> bytes; its pictures are noise of so many bytes."""
-    rng = np.random.default_rng(0)
-    train = "Image,Id\n" + "".join(f"a{i}.jpg,w_{i % 4}\n" for i in range(TRAIN))
-    test = "Image,Id\n" + "".join(f"b{i}.jpg,new_whale w_1 w_2 w_3 w_0\n" for i in range(TEST))
-    files = {"train.csv": train.encode(), "sample_submission.csv": test.encode()}
-    files |= {f"train/a{i}.jpg": rng.bytes(size) for i in range(TRAIN)}
-    return files | {f"test/b{i}.jpg": rng.bytes(size) for i in range(TEST)}
+def lay_out(folder: Path) -> None:
+    """The YAML files of the competition, a recipe and its experiment."""
+    (folder / "drawn.yaml").write_text(COMPETITION)
+    (folder / "tiny.yaml").write_text(EXPERIMENT)
+    (folder / "recipe.yaml").write_text(RECIPE)
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
-    """A zip of them."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
+def project(folder: Path) -> Project:
+    return project_of(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work", None, False)
 
 
-def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+def draw(folder: Path) -> None:
+    """The competition's data, in its place."""
+    make_sample(folder / "data", identities=10, train_images=40, test_images=12, workers=1)
 
 
-class World:
-    """A folder to stand in, and a server to speak to. `said` collects all that was ever printed."""
+def archive(data: Path, inner: bool = True) -> bytes:
+    """What Kaggle serves of it: the CSVs and the images, these in archives of their own or not."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as whole:
+        for name in ("train.csv", "sample_submission.csv"):
+            whole.write(data / name, name, zipfile.ZIP_DEFLATED)
+        for part in ("train", "test"):
+            images = sorted((data / part).iterdir())
+            if not inner:
+                for path in images:
+                    whole.write(path, f"{part}/{path.name}")
+                continue
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w") as zipped:
+                for path in images:
+                    zipped.write(path, path.name)
+            whole.writestr(f"{part}.zip", packed.getvalue())
+    return out.getvalue()
 
-    def __init__(self, folder: Path, server: FakeKaggle):
-        self.folder, self.server, self.state = folder, server, server.state
-        self.home = folder / "home"
-        self.home.mkdir(parents=True)
-        (folder / "whales.yaml").write_text(COMPETITION.format(root="data"))
-        (folder / "recipe.yaml").write_text(RECIPE)
-        (folder / "tiny.yaml").write_text(EXPERIMENT)
-        self.root = folder / "data"
-        self.said = ""
 
-    def words(self, *words: str) -> list[str]:
-        named = ["--competition", str(self.folder / "whales.yaml")]
-        if words[0] != "fetch":
-            named += ["--recipe", str(self.folder / "recipe.yaml")]
-        return [sys.executable, "-m", "whaleid", *words, *named]
+def answered(folder: Path, score: float = 0.9) -> Path:
+    """A finished recipe, without its training: its figures, and its submission (new_whale everywhere)."""
+    made = project(folder)
+    rung = {"map": score, "low": score - 0.01, "high": score + 0.01}
+    figures = {"key": ANSWER, "commit": "1a2b3c4", "ladder": {"rungs": [rung]}}
+    made.workspace.metrics.parent.mkdir(parents=True, exist_ok=True)
+    made.workspace.metrics.write_text(json.dumps({made.recipe.name: figures}))
+    path = folder / "submissions" / f"drawn_{made.recipe.name}_{ANSWER[:8]}.csv"
+    path.parent.mkdir(exist_ok=True)
+    rows = (folder / "data" / "sample_submission.csv").read_text().splitlines()
+    path.write_text("\n".join([rows[0], *(f"{row.split(',')[0]},new_whale" for row in rows[1:])]) + "\n")
+    return path
 
-    def environment(self, **more: str) -> dict[str, str]:
-        source = str(Path(__file__).resolve().parents[1] / "src")
-        return self.server.environment(self.home, **({"PYTHONPATH": source} | more))
 
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.words(*words),
-            cwd=self.folder,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        self.said += done.stdout + done.stderr
-        return done
+def bundle(folder: Path) -> Path:
+    """A folder as `make kernel` makes it: one data set with a sub-folder, and the kernel."""
+    home = folder / "work" / "drawn" / "kernel" / "recipe"
+    data_set, kernel = home / "datasets" / "whale-code", home / "kernel"
+    (data_set / "package").mkdir(parents=True)
+    (data_set / "package" / "code.py").write_text("print('whale')\n")
+    (data_set / "MANIFEST.json").write_text("{}\n")
+    metadata = {"id": f"{USER}/whale-code", "title": "whale code", "licenses": [{"name": "CC0-1.0"}]}
+    (data_set / "dataset-metadata.json").write_text(json.dumps(metadata))
+    kernel.mkdir()
+    (kernel / "run.py").write_text("print('run')\n")
+    metadata = {
+        "id": f"{USER}/whale-kernel",
+        "title": "whale kernel",
+        "code_file": "run.py",
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_internet": False,
+        "machine_shape": "NvidiaTeslaT4",
+        "dataset_sources": [f"{USER}/whale-code"],
+        "competition_sources": [SLUG],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+    (kernel / "kernel-metadata.json").write_text(json.dumps(metadata))
+    return home
 
-    def refused(self, *words: str, **environment: str) -> str:
-        """The one line of a command that must fail."""
-        done = self.run(*words, **environment)
-        line = done.stderr.strip()
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert line.startswith("error: "), line
-        assert "\n" not in line
-        assert "X-Signature" not in line
-        return line
 
-    def with_submission(self) -> Path:
-        """The data, and the recipe's submission with its figures, as `make submission` leaves them."""
-        write_files(self.root, contents(10))
-        work = self.folder / "work" / "whales"
-        work.mkdir(parents=True, exist_ok=True)
-        rung = {"name": "blend", "map": 0.87654, "low": 0.86, "high": 0.89}
-        figures = {"key": "abcdef0123456789", "commit": "1234567", "ladder": {"rungs": [rung]}}
-        (work / "metrics.json").write_text(json.dumps({"recipe": figures}))
-        path = self.folder / "submissions" / "whales_recipe_abcdef01.csv"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(contents(10)["sample_submission.csv"])
-        return path
+@contextlib.contextmanager
+def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Iterator[FakeKaggle]:
+    """This process, and every client that it starts, stand in `folder` and speak to a Kaggle of their own."""
+    home = folder / "home"
+    (home / "cfg").mkdir(parents=True)
+    lay_out(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(client, "WAITS", (0.01,))
+    with FakeKaggle() as server:
+        wanted = server.environment(home, **more)
+        for name in set(os.environ) - set(wanted):
+            monkeypatch.delenv(name)
+        for name, value in wanted.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
-    def with_bundle(self) -> Path:
-        """A kernel's folder with two data sets, one of which has a sub-folder."""
-        folder = self.folder / "work" / "whales" / "kernel" / "recipe"
-        code, weights = folder / "datasets" / "whales-code", folder / "datasets" / "whales-weights"
-        write_files(code, {"src/whaleid/__init__.py": b"", "MANIFEST.json": b"{}"})
-        write_files(weights, {"fold0.safetensors": os.urandom(500)})
-        for place in (code, weights):
-            metadata = {"id": f"whalefan/{place.name}", "title": place.name, "licenses": [{"name": "CC0-1.0"}]}
-            (place / "dataset-metadata.json").write_text(json.dumps(metadata))
-        metadata = {
-            "id": "whalefan/whales-recipe",
-            "title": "Whales recipe",
-            "code_file": "script.py",
-            "language": "python",
-            "kernel_type": "script",
-            "enable_internet": False,
-            "enable_gpu": True,
-            "machine_shape": "NvidiaTeslaT4",
-            "dataset_sources": ["whalefan/whales-code", "whalefan/whales-weights"],
-            "competition_sources": [SLUG],
-        }
-        write_files(folder / "kernel", {"script.py": b"print(1)\n"})
-        (folder / "kernel" / "kernel-metadata.json").write_text(json.dumps(metadata))
-        return folder
 
-    def holds(self, secret: str) -> list[str]:
-        """Where a secret stands: in what was printed, or in a file under the folder."""
-        places = ["what was printed"] if secret in self.said else []
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        return places + [str(path) for path in files if secret.encode() in path.read_bytes()]
+def whaleid(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, *words: str) -> int:
+    """Exit code of a command, run in this process."""
+    options = ["--competition", str(folder / "drawn.yaml")]
+    if command != "fetch":
+        options += ["--recipe", str(folder / "recipe.yaml"), "--work", str(folder / "work")]
+    monkeypatch.setattr(sys, "argv", ["whaleid", command, *options, *words])
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command which failed said on standard error, without what progress bars draw."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    no_secret(lines[0])
+    return lines[0]
+
+
+def no_secret(text: str) -> None:
+    for secret in (KEY, TOKEN, "X-Signature=signed"):
+        assert secret not in text
+
+
+def no_secret_in(folder: Path) -> None:
+    """No file below holds a marked secret."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert KEY.encode() not in content, path
+            assert TOKEN.encode() not in content, path

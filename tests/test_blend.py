@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.optimize import minimize
 from test_unknown import naive_map, random_lists
 
+from whaleid.config import BlendConfig
 from whaleid.ensemble.blend import (
+    EXPONENTS,
     Member,
     Questions,
     apply_blend,
     average,
     best_members,
     fit_blend,
+    reshaped,
     stack,
     union,
 )
@@ -178,3 +182,64 @@ def test_stack_keeps_every_query():
         for rows in (slice(0, 10), slice(10, 30))
     ]
     np.testing.assert_array_equal(stack(parts).codes, lists.codes)
+
+
+# --------------------------------------------------------------------------- exponents, ranks, pairwise search
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), exponent=st.sampled_from(EXPONENTS), form=st.sampled_from(["score", "rank"]))
+def test_reshaped_equals_a_loop(seed, exponent, form):
+    rng = np.random.default_rng(seed)
+    lists = random_lists(rng)
+    fit = fit_calibration(lists, rng.integers(-1, 12, 30), np.ones(30), False)
+    scores, none = calibrated(lists, fit)
+    got, rest = reshaped(scores, none, exponent, form)
+    for row in range(len(scores)):
+        real = [float(p) for p in scores[row] if np.isfinite(p)]
+        if form == "score":
+            total = sum(p**exponent for p in real) + float(none[row]) ** exponent
+            expected, left = [p**exponent / total for p in real], float(none[row]) ** exponent / total
+        else:
+            parts = [1 / (61 + place) ** exponent for place in range(len(real))]
+            expected, left = [part / sum(parts) * sum(real) for part in parts], float(none[row])
+        np.testing.assert_allclose(got[row, : len(real)], expected, rtol=1e-4, atol=1e-7)
+        assert np.isneginf(got[row, len(real) :]).all() and rest[row] == pytest.approx(left, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["score", "rank"])
+@pytest.mark.parametrize("search", ["coordinate", "pairwise"])
+def test_every_search_keeps_the_promise_of_the_best_member(search, form):
+    asked = questions(2)
+    members = [noisy_member(asked.truth, n, noise) for n, noise in enumerate((0.35, 0.5, 1.5))]
+    config = BlendConfig(search=search, form=form, exponents=True)
+    blend = fit_blend(members, asked, config)
+    assert sum(blend.weights) == pytest.approx(1) and min(blend.weights) >= 0
+    assert set(blend.exponents) <= set(EXPONENTS)
+    alone = [fit_blend([member], asked, BlendConfig(form=form)).map for member in members]
+    assert blend.map >= max(alone) - 1e-6
+    out = apply_blend(blend, {member.name: member.candidates for member in members}, 10)
+    _, value = best_threshold(standing(out, asked.truth, asked.weights, 5), 5)
+    assert value == pytest.approx(blend.map, abs=0.01)  # the search looks at the first candidates alone
+
+
+@pytest.mark.parametrize("search", ["coordinate", "pairwise"])
+def test_every_search_drops_junk(search):
+    asked = questions(3, count=600)
+    good = noisy_member(asked.truth, 1, 0.3, name="good")
+    junk = noisy_member(np.full(600, -1), 2, 1.0, name="junk")
+    assert fit_blend([junk, good], asked, BlendConfig(search=search)).used == ["good"]
+
+
+def test_exponents_are_no_worse_where_they_are_tuned():
+    asked = questions(4)
+    members = [noisy_member(asked.truth, n, 0.5) for n in range(3)]
+    plain = fit_blend(members, asked, BlendConfig(search="pairwise"))
+    assert set(plain.exponents) == {1.0}
+    free = fit_blend([members[0]], asked, BlendConfig(exponents=True))
+    assert free.map >= fit_blend([members[0]], asked).map - 1e-9
+
+
+def test_unknown_settings_of_the_blend_are_refused():
+    with pytest.raises(ValidationError, match="search"):
+        BlendConfig.model_validate({"search": "optuna"})

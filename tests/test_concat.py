@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from whaleid.config import ConcatConfig
 from whaleid.ensemble import concat
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
 from whaleid.errors import WhaleidError
+from whaleid.retrieval.features import open_embeddings, read_features
 
 
 def unit(rng, rows, dims):
@@ -25,7 +29,9 @@ def spread_out(rng, rows, dims):
 def test_cosine_of_concatenation_is_weighted_mean_of_cosines():
     rng = np.random.default_rng(0)
     a, b, c = unit(rng, 6, 4), unit(rng, 6, 7), unit(rng, 6, 3)
-    joined = concatenate([a, b, c], [1.0, 2.0, 0.0], [4, 7, 3])
+    view = concatenate([a, b, c], [1.0, 2.0, 0.0])
+    joined = view.rows(np.arange(6))
+    assert view.shape == joined.shape
     assert joined.dtype == np.float32 and joined.shape == (6, 11)
     np.testing.assert_allclose(np.linalg.norm(joined, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(joined @ joined.T, (a @ a.T + 4 * (b @ b.T)) / 5, atol=1e-6)
@@ -33,7 +39,7 @@ def test_cosine_of_concatenation_is_weighted_mean_of_cosines():
 
 def test_no_weight_at_all():
     with pytest.raises(WhaleidError, match=r"concat\.weights"):
-        concatenate([np.ones((2, 1))], [0.0], [1])
+        concatenate([np.ones((2, 1))], [0.0])
 
 
 @pytest.mark.parametrize("rows", [200, 12])  # more and fewer images than dimensions
@@ -94,3 +100,110 @@ def test_no_whitening_keeps_the_features():
 def test_equal_features_are_refused():
     with pytest.raises(WhaleidError, match="same features"):
         fit_whitening(np.ones((5, 3), np.float32), np.arange(5), ConcatConfig())
+
+
+# ------------------------------------------------------------------------------------------- rows from files
+
+
+def folder_of(path, table, order=None):
+    """A folder of features of the images 0..n-1, their rows in any order."""
+    path.mkdir()
+    order = np.arange(len(table)) if order is None else order
+    np.save(path / "embeddings.npy", table[order])
+    pd.DataFrame({"image": [f"{number}.jpg" for number in order]}).to_csv(path / "rows.csv", index=False)
+    return path
+
+
+def images_of(rows):
+    return pd.DataFrame({"image": [f"{number}.jpg" for number in range(rows)]})
+
+
+def naive_whitening(parts, weights, rows, config):
+    """Everything whole and in float64: normalise, weigh, join, SVD of the centred training rows."""
+    parts = [part.astype(np.float64) for part in parts]
+    joined = np.hstack([w * p / np.linalg.norm(p, axis=1, keepdims=True) for p, w in zip(parts, weights, strict=True)])
+    joined /= np.linalg.norm(weights)
+    mean = joined[rows].mean(axis=0)
+    _, singular, directions = np.linalg.svd(joined[rows] - mean, full_matrices=False)
+    most = min(config.whiten, len(rows) - 1, joined.shape[1])
+    spread = (singular[:most] ** 2 / len(rows)) ** (config.power / 2)
+    out = (joined - mean) @ directions[:most].T / spread
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(8, 40),
+    dims=st.lists(st.integers(2, 12), min_size=1, max_size=4),
+    kind=st.sampled_from([np.float16, np.float32, np.float64]),
+    cells=st.integers(1, 200),
+)
+def test_blocks_from_files_equal_the_whole_in_memory(tmp_path_factory, seed, rows, dims, kind, cells):
+    rng = np.random.default_rng(seed)
+    folder = tmp_path_factory.mktemp("features")
+    tables = [rng.normal(size=(rows, dim)).astype(kind) for dim in dims]
+    weights = rng.uniform(0.5, 2, len(dims)).tolist()
+    parts = [
+        open_embeddings(folder_of(folder / f"{place}", table, rng.permutation(rows)), images_of(rows))
+        for place, table in enumerate(tables)
+    ]
+    training = rng.permutation(rows)[: rows // 2 + 2]
+    config = ConcatConfig(whiten=4, power=0.25)
+    joined = concatenate(parts, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(concat, "_CELLS", cells)
+        got = whiten(joined, fit_whitening(joined, training, config))
+    expected = naive_whitening(tables, weights, training, config)
+    np.testing.assert_allclose(got @ got.T, expected @ expected.T, atol=2e-3)
+
+
+def test_randomised_method_in_blocks(monkeypatch):
+    data = spread_out(np.random.default_rng(7), 150, 60)
+    monkeypatch.setattr(concat, "_EXACT", 10)
+    whole = fit_whitening(data, np.arange(150), ConcatConfig(whiten=6))
+    monkeypatch.setattr(concat, "_CELLS", 7 * 60)
+    blocks = fit_whitening(data, np.arange(150), ConcatConfig(whiten=6))
+    a, b = whiten(data, whole), whiten(data, blocks)
+    np.testing.assert_allclose(a @ a.T, b @ b.T, atol=1e-4)
+    assert whole.kept == pytest.approx(blocks.kept, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_open_table_gives_what_read_features_gives(tmp_path, kind):
+    rng = np.random.default_rng(8)
+    folder = folder_of(tmp_path / "a", rng.normal(size=(20, 5)).astype(kind), rng.permutation(20))
+    opened = open_embeddings(folder, images_of(20))
+    selection = rng.integers(0, 20, 30)
+    assert isinstance(opened.table, np.memmap) and opened.shape == (20, 5)
+    expected = read_features(folder, images_of(20)).embeddings[selection]
+    np.testing.assert_allclose(opened.rows(selection), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "'7.jpg' holds NaN"), (0.0, "'7.jpg' is all zeros")])
+def test_a_bad_row_is_named_when_opened(tmp_path, value, message):
+    table = np.ones((9, 3), np.float16)
+    table[7] = value
+    with pytest.raises(WhaleidError, match=message):
+        open_embeddings(folder_of(tmp_path / "a", table, np.arange(9)[::-1]), images_of(9))
+
+
+def test_different_rows_are_refused(tmp_path):
+    with pytest.raises(WhaleidError, match="2 of 9 images are missing"):
+        open_embeddings(folder_of(tmp_path / "a", np.ones((7, 3), np.float16)), images_of(9))
+    with pytest.raises(WhaleidError, match=r"sources of \[7, 9\] rows"):
+        concatenate([np.ones((7, 3)), np.ones((9, 3))], [1.0, 1.0])
+
+
+def test_a_row_at_the_mean_stays_zero():
+    data = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]], np.float32)
+    out = whiten(data, fit_whitening(data, np.arange(4), ConcatConfig(power=1.0)))
+    np.testing.assert_array_equal(out[4], 0)
+    np.testing.assert_allclose(np.linalg.norm(out[:4], axis=1), 1, atol=1e-6)
+
+
+def test_too_much_without_whitening(monkeypatch):
+    monkeypatch.setattr(concat, "_WHOLE", 10)
+    data = np.ones((5, 3), np.float32)
+    with pytest.raises(WhaleidError, match=r"concat\.whiten: null keeps 5 images x 3"):
+        whiten(data, fit_whitening(data, np.arange(5), ConcatConfig(whiten=None)))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kaggle_place import SLUG, TEST, TRAIN, World, contents, write_files, zipped
 from kaggle_server import KEY, TOKEN, FakeKaggle, Fault
-from kaggle_world import SLUG, TEST, TRAIN, World, contents, write_files, zipped
 
 from whaleid.configfiles import load_competition
 from whaleid.kaggle import doctor

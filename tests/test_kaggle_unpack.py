@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from kaggle_world import zipped
+from kaggle_place import zipped
 
 from whaleid.errors import WhaleidError
 from whaleid.kaggle import unpack as module

@@ -71,6 +71,7 @@ def test_wheels_are_found_by_walking_the_imports() -> None:
     assert {"faiss", "pytorch_metric_learning", "imagehash"} <= set(needed)
     assert needed["faiss"].startswith("faiss-cpu==")
     assert not KAGGLE_HAS & set(needed)
+    assert not [module for module in needed if module.startswith(("nvidia", "cuda", "triton"))]
     assert "torch" in imported_modules(package) and "json" not in imported_modules(package)
 
 

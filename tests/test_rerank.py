@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -230,7 +232,7 @@ def test_the_strongest_path(table: np.ndarray, k: int, seed: int) -> None:
         assert not len(path)
         return
     assert path[0] == 0 and path[-1] in rows and len(set(path.tolist())) == len(path)
-    product = np.prod([dense[one, other] for one, other in zip(path[:-1], path[1:], strict=True)])
+    product = np.prod([dense[one, other] for one, other in pairwise(path)])
     assert product == pytest.approx(best[0, rows].max(), rel=1e-6)
 
 

@@ -4,6 +4,7 @@ A key that is not known is refused with its file and its place, so that no setti
 """
 
 from whaleid.config.base import Model
+from whaleid.config.blend import BlendConfig
 from whaleid.config.competition import Competition, Submission, Table
 from whaleid.config.experiment import (
     AugmentConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "PRETEXTS",
     "AugmentConfig",
     "AugmentationConfig",
+    "BlendConfig",
     "BySize",
     "ClassifierConfig",
     "CombineConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
+from whaleid.config.blend import BlendConfig
 from whaleid.config.local import LocalConfig
 from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
@@ -66,6 +67,7 @@ class CombineConfig(Model):
     classifier: ClassifierConfig | None = ClassifierConfig()
     logits: Annotated[int, Field(ge=0)] = 3
     """Class probabilities of this many best single experiments join the blend."""
+    blend: BlendConfig = BlendConfig()
     local: LocalConfig | None = None
     """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
     rerank: RerankConfig | None = None

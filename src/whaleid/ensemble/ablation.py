@@ -114,6 +114,13 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("class probabilities", off(logits=0))
     if config.local is not None:
         yield Variant("local matching", off(local=None), gone=("local",))
+        if config.local.verify is not None:
+            votes = config.local.model_copy(update={"verify": None})
+            yield Variant("matching pair by pair", off(local=votes), gone=("local verified",))
+    if config.rerank is not None:
+        yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
+    if config.stack is not None:
+        yield Variant("learned order", off(stack=None))
     if len(sources) > 1:
         for name in sources:
             yield Variant(f"network {name}", config, without=name, anew=True)

@@ -1,16 +1,24 @@
 """A weighted sum of several rankings' calibrated probabilities, its weights tuned on what it is judged by.
 
-Everything fitted here (calibrations, which class probabilities take part, weights, threshold) is fitted on
+A member's probabilities may be raised to a power first and brought back to sum 1 with that of "none of them": an
+exponent above 1 makes it surer than its calibration, which pays where the members' errors are independent.
+With `form: rank` a query's probabilities are spread by 1 / (60 + rank) instead (reciprocal rank fusion: Cormack,
+Clarke and Buettcher 2009); their sum stays, so that it still tells unknown queries.
+
+Everything fitted here (calibrations, which class probabilities take part, weights, exponents, threshold) is fitted on
 the queries it is given and on nothing else; `ladder` gives it the other folds' for each fold, and all for the
 test set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from whaleid.config import BlendConfig
 from whaleid.ensemble.calibrate import Calibration, calibrated, fit_calibration
 from whaleid.ensemble.unknown import Standing, best_threshold, map_without_unknown, standing
 from whaleid.errors import WhaleidError
@@ -18,6 +26,9 @@ from whaleid.retrieval.candidates import Candidates
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the whole that the search tries for each member in turn."""
+EXPONENTS = (0.5, 0.7, 1.0, 1.4, 2.0)
+"""Exponents that the search tries for each member: equal steps of the logarithm, either way from 1."""
+_RANK = 60  # reciprocal rank fusion's constant, from its paper: ranks far down weigh nearly alike
 _ROUNDS = 6
 _EQUAL = 1e-9  # values that differ less are equal
 _SMOOTH = 0.1  # MAP@k jumps with single queries: this much of the mean log-likelihood steadies the search
@@ -50,14 +61,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Blend:
-    """names, weights (sum 1, none below 0), calibrations: one a member; map: of the queries it was tuned
-    on.
+    """names, weights (sum 1, none below 0), calibrations, exponents (> 0): one a member; map: of the queries it
+    was tuned on. form: as in `BlendConfig`. A member of weight 0 was dropped: it does not help.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     calibrations: tuple[Calibration, ...]
     map: float
+    exponents: tuple[float, ...]
+    form: Literal["score", "rank"] = "score"
 
     @property
     def used(self) -> list[str]:
@@ -65,26 +78,38 @@ class Blend:
         return [name for name, weight in zip(self.names, self.weights, strict=True) if weight > 0]
 
 
-def fit_blend(members: list[Member], questions: Questions) -> Blend:
-    """Calibrate each member, then find the weights with the largest weighted MAP@k of the queries given.
+def fit_blend(members: list[Member], questions: Questions, config: BlendConfig | None = None) -> Blend:
+    """Calibrate each member, then find the weights and exponents with the largest weighted MAP@k of the queries.
 
-    Coordinate search: each member in turn is given the best share of the whole, until nothing improves; from
-    equal weights, and from the best member alone. On these queries no member's MAP@k is above the blend's;
-    where that holds, a likelier truth counts too (`_SMOOTH`).
+    Coordinate search: each member in turn is given the best share of the whole and the best exponent, until
+    nothing improves; from equal weights, and from the best member alone. Pairwise: see `BlendConfig`. On these
+    queries no member's MAP@k is above the blend's; where that holds, a likelier truth counts too (`_SMOOTH`).
     """
+    config = config or BlendConfig()
     calibrations = tuple(
         fit_calibration(member.candidates, questions.truth, questions.weights, member.probability) for member in members
     )
-    landscape = _landscape(members, calibrations, questions)
-    alone = [_objective(row, landscape) for row in np.eye(len(members))]
+    landscape = _landscape(members, calibrations, questions, config)
+    start = np.full(len(members), landscape.exponents.index(1.0))
+    alone = [_objective(row, start, landscape) for row in np.eye(len(members))]
     floor = max(value for value, _ in alone)
-    best = max(range(len(members)), key=lambda place: (alone[place], -place))
-    value, weights = _climb(np.full(len(members), 1 / len(members)), landscape, floor)
-    other, other_weights = _climb(np.eye(len(members))[best], landscape, floor)
-    if _better(other, value, floor):
-        value, weights = other, other_weights
-    names = tuple(member.name for member in members)
-    return Blend(names, tuple(float(weight) for weight in weights), calibrations, value[0])
+    order = sorted(range(len(members)), key=lambda place: (alone[place], -place), reverse=True)
+    best = np.eye(len(members))[order[0]]
+    if config.search == "pairwise":
+        found = _pair_up(order, best, start, landscape, floor)
+    else:
+        found = _climb(np.full(len(members), 1 / len(members)), start, landscape, floor)
+        other = _climb(best, start, landscape, floor)
+        found = other if _better(other[0], found[0], floor) else found
+    value, weights, chosen = found
+    return Blend(
+        names=tuple(member.name for member in members),
+        weights=tuple(float(weight) for weight in weights),
+        calibrations=calibrations,
+        map=value[0],
+        exponents=tuple(landscape.exponents[place] for place in chosen),
+        form=config.form,
+    )
 
 
 def apply_blend(blend: Blend, lists: dict[str, Candidates], keep: int) -> Candidates:
@@ -94,8 +119,31 @@ def apply_blend(blend: Blend, lists: dict[str, Candidates], keep: int) -> Candid
     tables = []
     for place in chosen:
         given = lists[blend.names[place]]
-        tables.append((given.codes, calibrated(given, blend.calibrations[place])[0]))
+        scores, none = calibrated(given, blend.calibrations[place])
+        tables.append((given.codes, reshaped(scores, none, blend.exponents[place], blend.form)[0]))
     return _weighted(first, tables, [blend.weights[place] for place in chosen], keep)
+
+
+def reshaped(
+    scores: np.ndarray, none: np.ndarray, exponent: float, form: Literal["score", "rank"] = "score"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrated probabilities to a power, or by rank. scores: float32 (n, m), descending, -inf padded. none: (n,).
+
+    Returns both as they were given, each row with `none` of sum 1. A rank's exponent is that of 1 / (60 + rank).
+    """
+    if exponent == 1.0 and form == "score":
+        return scores, none
+    real = np.isfinite(scores)
+    mass = np.where(real, scores, 0.0)
+    if form == "rank":
+        parts = np.where(real, (_RANK + 1.0 + np.arange(scores.shape[1])) ** -exponent, 0.0)
+        listed = parts.sum(axis=1, keepdims=True)
+        spread = np.divide(parts, listed, out=np.zeros(parts.shape), where=listed > 0) * mass.sum(axis=1, keepdims=True)
+        return np.where(real, spread, -np.inf).astype(np.float32), none
+    raised, rest = mass.astype(np.float64) ** exponent, none.astype(np.float64) ** exponent
+    total = np.maximum(raised.sum(axis=1) + rest, np.finfo(np.float64).tiny)
+    out = np.where(real, raised / total[:, None], -np.inf)
+    return out.astype(np.float32), (rest / total).astype(np.float32)
 
 
 def average(lists: tuple[Candidates, ...], keep: int) -> Candidates:
@@ -191,10 +239,11 @@ def _weighted(
 class _Landscape:
     """The union of the members' first candidates as the search sees it, queries of weight 0 left out.
 
-    scores: float32 (members, n, u). real: bool (n, u). place: int64 (n,), column of the truth, -1 = not
-    there. none: float32 (members, n), probability of none of the candidates.
+    exponents: the e that are tried. scores: float32 (e, members, n, u). real: bool (n, u). place: int64 (n,),
+    column of the truth, -1 = not there. none: float32 (e, members, n), probability of none of the candidates.
     """
 
+    exponents: tuple[float, ...]
     scores: np.ndarray
     real: np.ndarray
     place: np.ndarray
@@ -202,44 +251,88 @@ class _Landscape:
     questions: Questions
 
 
-def _landscape(members: list[Member], calibrations: tuple[Calibration, ...], questions: Questions) -> _Landscape:
+_Found = tuple[tuple[float, float], np.ndarray, np.ndarray]
+"""(MAP@k, log-likelihood), weights float64 (members,) and places of the exponents int64 (members,)."""
+
+
+def _landscape(
+    members: list[Member], calibrations: tuple[Calibration, ...], questions: Questions, config: BlendConfig
+) -> _Landscape:
     used = questions.weights > 0
     if not used.any():
         raise WhaleidError("blend: no query weighs anything; nothing can be tuned")
+    exponents = EXPONENTS if config.exponents else (1.0,)
     first = _SEARCHED * questions.k
-    tables, none = [], []
-    for member, calibration in zip(members, calibrations, strict=True):
-        scores, rest = calibrated(member.candidates, calibration)
-        tables.append((member.candidates.codes[used, :first], scores[used, :first]))
-        none.append(rest[used])
-    codes, scores = union(tables)
+    spread, none = [], []
+    codes = np.empty((0, 0), dtype=np.int64)
+    plain = [calibrated(member.candidates, one) for member, one in zip(members, calibrations, strict=True)]
+    for exponent in exponents:
+        tables = []
+        for member, (scores, rest) in zip(members, plain, strict=True):
+            scores, rest = reshaped(scores, rest, exponent, config.form)
+            tables.append((member.candidates.codes[used, :first], scores[used, :first]))
+            none.append(rest[used])
+        codes, scores = union(tables)  # the codes are the same for every exponent
+        spread.append(scores)
     truth = questions.truth[used]
     hit = (codes == truth[:, None]) & (truth >= 0)[:, None]
     place = np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
     inner = Questions(truth, questions.weights[used], questions.k, questions.unknown)
-    return _Landscape(scores, codes >= 0, place, np.stack(none), inner)
+    nothing = np.stack(none).reshape(len(exponents), len(members), -1)
+    return _Landscape(exponents, np.stack(spread), codes >= 0, place, nothing, inner)
 
 
-def _climb(weights: np.ndarray, landscape: _Landscape, floor: float) -> tuple[tuple[float, float], np.ndarray]:
-    """Coordinate search from `weights` (sum 1); returns (MAP@k, log-likelihood) and the weights reached."""
-    best = _objective(weights, landscape)
+def _climb(weights: np.ndarray, powers: np.ndarray, landscape: _Landscape, floor: float) -> _Found:
+    """Coordinate search from `weights` (sum 1) and places of exponents."""
+    best = _objective(weights, powers, landscape)
     for _ in range(_ROUNDS):
         before = best
         for place in range(len(weights)):
-            rest = weights.copy()
-            rest[place] = 0.0
-            if rest.sum() == 0.0:
-                continue
-            rest /= rest.sum()
-            for share in SHARES:
-                tried = rest * (1 - share)
-                tried[place] = share
-                value = _objective(tried, landscape)
+            for tried, power in _moves(weights, powers, place, landscape):
+                value = _objective(tried, power, landscape)
                 if _better(value, best, floor):
-                    best, weights = value, tried
+                    best, weights, powers = value, tried, power
         if not _better(best, before, floor):
             break
-    return best, weights
+    return best, weights, powers
+
+
+def _moves(
+    weights: np.ndarray, powers: np.ndarray, place: int, landscape: _Landscape
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the search tries for one member: every share of the whole, at every exponent."""
+    rest = weights.copy()
+    rest[place] = 0.0
+    alone = rest.sum() == 0.0
+    for exponent in range(len(landscape.exponents)):
+        power = powers.copy()
+        power[place] = exponent
+        if alone:
+            yield weights, power
+            continue
+        for share in SHARES:
+            tried = rest / rest.sum() * (1 - share)
+            tried[place] = share
+            yield tried, power
+
+
+def _pair_up(order: list[int], weights: np.ndarray, powers: np.ndarray, landscape: _Landscape, floor: float) -> _Found:
+    """Greedy: the best member, then whichever of the rest improves the sum most, until none does."""
+    best = _objective(weights, powers, landscape)
+    left = list(order)
+    while left:
+        before, chosen = best, None
+        grown, grown_powers = weights, powers
+        for place in left:
+            for tried, power in _moves(weights, powers, place, landscape):
+                value = _objective(tried, power, landscape)
+                if _better(value, best, floor):
+                    best, grown, grown_powers, chosen = value, tried, power, place
+        if chosen is None or not _better(best, before, floor):
+            break
+        weights, powers = grown, grown_powers
+        left.remove(chosen)
+    return best, weights, powers
 
 
 def _better(one: tuple[float, float], other: tuple[float, float], floor: float) -> bool:
@@ -250,11 +343,11 @@ def _better(one: tuple[float, float], other: tuple[float, float], floor: float) 
     return one[0] + _SMOOTH * one[1] > other[0] + _SMOOTH * other[1] + _EQUAL
 
 
-def _objective(weights: np.ndarray, landscape: _Landscape) -> tuple[float, float]:
+def _objective(weights: np.ndarray, powers: np.ndarray, landscape: _Landscape) -> tuple[float, float]:
     """MAP@k with its best threshold, and the mean log of the probability given to the truth."""
     factor = weights.astype(np.float32)
     used = np.flatnonzero(factor)  # most weights are 0 most of the time
-    total = np.tensordot(factor[used], landscape.scores[used], axes=1)
+    total = np.tensordot(factor[used], landscape.scores[powers[used], used], axes=1)
     total[~landscape.real] = -np.inf
     questions, listed = landscape.questions, landscape.place >= 0
     column = np.maximum(landscape.place, 0)[:, None]
@@ -264,7 +357,7 @@ def _objective(weights: np.ndarray, landscape: _Landscape) -> tuple[float, float
     given = Standing(
         rank, own[:, 0], _top(total[questions.truth < 0], questions.k), questions.truth < 0, questions.weights
     )
-    likely = np.where(listed, own[:, 0], factor @ landscape.none)
+    likely = np.where(listed, own[:, 0], factor[used] @ landscape.none[powers[used], used])
     logs = np.log(np.maximum(likely, 1e-6))
     return tuned_map(given, questions)[1], float(questions.weights @ logs / questions.weights.sum())
 

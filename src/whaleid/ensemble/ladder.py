@@ -249,7 +249,9 @@ def _tune(
         return [Member(one.name, stack([one.taught(target)[p] for p in places]), one.probability) for one in chosen]
 
     singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend([*members("concat", "rerank", "classifier", "siamese", "local"), *singles], questions)
+    return fit_blend(
+        [*members("concat", "rerank", "classifier", "siamese", "local"), *singles], questions, config.blend
+    )
 
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:

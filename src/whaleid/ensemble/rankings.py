@@ -20,7 +20,7 @@ from whaleid.ensemble.graph_rankings import Chosen, Setting, choose_settings, re
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
-from whaleid.retrieval.features import Features, read_features
+from whaleid.retrieval.features import Features, open_embeddings, read_features
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 
 CONCAT, CLASSIFIER = "concat kNN", "classifier"
@@ -150,8 +150,8 @@ def _whitened(
     alone.
     """
     weights = [config.concat.weights.get(source.name, 1.0) for source in sources]
-    parts = (read_features(source.folds[part.fold], images).embeddings for source in sources)
-    joined = concatenate(parts, weights, dims)
+    joined = concatenate([open_embeddings(source.folds[part.fold], images) for source in sources], weights)
+    assert joined.shape[1] == sum(dim for dim, weight in zip(dims, weights, strict=True) if weight > 0)
     return whiten(joined, fit_whitening(joined, part.training, config.concat, seed))
 
 

@@ -9,8 +9,9 @@ either. Its orders of the other folds' queries of group g are as honest, and it 
 and the threshold of fold f are tuned. For the test set models (all folds, g) are averaged.
 
 With `start` trees begin at the blend's odds and correct them: where the number of trees that serves best is 0, the
-stack *is* the blend's order, unknown placed by odds. Scores are log-odds against the unknown identity, so that everything that is done with a threshold on other
-rankings is done with this one; where there is no unknown label, they are log-probabilities.
+stack *is* the blend's order, unknown placed by odds. Scores are log-odds against the unknown identity, so that
+everything that is done with a threshold on other rankings is done with this one; where there is no unknown label, they
+are log-probabilities.
 """
 
 from __future__ import annotations

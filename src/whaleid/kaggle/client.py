@@ -26,7 +26,7 @@ LOOK_EVERY = 0.2
 """Seconds between two looks at a running command."""
 LONGEST = 300
 """Characters of the client's own words that a message repeats."""
-WAITS = (1.0, 2.0, 4.0, 8.0, 15.0)
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between questions whether something is ready; the last is repeated."""
 
 Kind = Literal["rules", "key", "quota", "forbidden", "missing", "connection", "slow", "other"]

@@ -68,7 +68,8 @@ def needed_wheels(package: Path) -> dict[str, str]:
             raise WhaleidError(f"module '{module}' is imported, but not installed here: make setup")
         own = SHIPPED_AS.get(_plain(distribution), distribution)
         wanted[module] = f"{own}=={importlib.metadata.version(distribution)}"
-        for requirement in importlib.metadata.requires(distribution) or []:
+        # of the build shipped instead, the image has what it requires (numpy, packaging)
+        for requirement in (importlib.metadata.requires(distribution) or []) if own == distribution else []:
             offered = modules.get(_plain(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]), [])
             if "extra ==" not in requirement and offered and not KAGGLE_HAS & set(offered):
                 queue.append(min(offered))

@@ -52,6 +52,49 @@ class Features:
     classes: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class UnitTable:
+    """Checked embeddings that stay in their file: only the rows asked for are read.
+
+    table: float (m, d), memory-mapped. place: int64 (n,), row of each image. scale: float64 (n,), 1 / its length.
+    """
+
+    table: np.ndarray
+    place: np.ndarray
+    scale: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.table.shape[1]
+
+    def rows(self, selection: np.ndarray) -> np.ndarray:
+        """Rows of length 1. selection: int (m,), in the order of images.parquet. Returns float32 (m, d)."""
+        block = self.table[self.place[selection]]
+        scale = self.scale[selection, None]
+        if block.dtype == np.float16:  # no length of such a row, and no inverse of one, is too much for float32
+            return np.multiply(block, scale.astype(np.float32), dtype=np.float32)
+        return (block * scale).astype(np.float32)
+
+
+def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:
+    """The embeddings of `read_features`, checked as there in one pass over the file, but not held in memory.
+
+    Raises WhaleidError as `read_features` does: rows that are missing, foreign or twice, NaN, a zero embedding.
+    """
+    names = images["image"].to_numpy()
+    path = folder / "embeddings.npy"
+    place = _places(folder / "rows.csv", names)
+    table = _open_table(path, len(place))
+    scale = np.empty(len(place))
+    for start in range(0, len(place), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scale[part] = 1 / _lengths(path, table[place[part]], names[part])
+    return UnitTable(table, place, scale)
+
+
 def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = None, logits: bool = True) -> Features:
     """The features of `images` from a folder, checked, in the order of images.parquet whatever theirs is.
 
@@ -128,15 +171,20 @@ def _unit_rows(path: Path, table: np.ndarray, rows: np.ndarray, names: np.ndarra
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)
         block = table[rows[part]].astype(np.float64)
-        _check_finite(path, block, names[part])
-        with np.errstate(over="ignore"):
-            length = np.linalg.norm(block, axis=1, keepdims=True)
-        usable = (length > 0) & np.isfinite(length)
-        if not usable.all():
-            name = names[part][int(np.argmin(usable))]
-            raise WhaleidError(f"{path}: the embedding of '{name}' is all zeros, or too large to have a length")
-        unit[part] = block / length
+        unit[part] = block / _lengths(path, block, names[part])[:, None]
     return unit
+
+
+def _lengths(path: Path, block: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Length of each row, float64 (b,); a zero or NaN row is an error naming its image."""
+    _check_finite(path, block, names)
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(block.astype(np.float64, copy=False), axis=1)
+    usable = (length > 0) & np.isfinite(length)
+    if not usable.all():
+        name = names[int(np.argmin(usable))]
+        raise WhaleidError(f"{path}: the embedding of '{name}' is all zeros, or too large to have a length")
+    return length
 
 
 def _check_finite(path: Path, table: np.ndarray, names: np.ndarray) -> None:

@@ -1,0 +1,179 @@
+"""Concatenation, whitening and search from files, against the same work in bare numpy and faiss in memory.
+
+    .venv/bin/python benchmarks/bench_concat.py [--gallery 25000] [--queries 8000] [--sources 6] [--dim 2000]
+
+Both sides read the same float16 files, find the components by the same number of subspace iterations and end
+with the same nearest neighbours. The bare side holds images x dimensions in float32, whaleid does not: peaks
+are those of each side's own process. Then whaleid's side alone at growing numbers of images and of sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pandas as pd
+
+from whaleid.config import ConcatConfig
+from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
+from whaleid.retrieval.features import open_embeddings
+from whaleid.retrieval.index import search
+from whaleid.workspace import write_json
+
+NEIGHBOURS = 200
+WIDER, ROUNDS = 32, 4  # as in concat.py
+BLOCK = 2048
+
+
+def write_sources(folder: Path, sources: int, images: int, dim: int) -> None:
+    """float16 features with a slowly falling spectrum: a common part of 256 directions, and noise."""
+    for number in range(sources):
+        rng = np.random.default_rng(number)
+        path = folder / f"source{number}"
+        path.mkdir()
+        table = np.lib.format.open_memmap(path / "embeddings.npy", "w+", np.float16, (images, dim))
+        directions = (
+            rng.standard_normal((256, dim), dtype=np.float32) * 0.99 ** np.arange(256, dtype=np.float32)[:, None]
+        )
+        common = np.random.default_rng(10_000)
+        for start in range(0, images, BLOCK):
+            rows = min(BLOCK, images - start)
+            part = common.standard_normal((rows, 256), dtype=np.float32) @ directions
+            table[start : start + rows] = part + 4 * rng.standard_normal((rows, dim), dtype=np.float32)
+        table.flush()
+        table_of(images).to_csv(path / "rows.csv", index=False)
+
+
+def table_of(images: int) -> pd.DataFrame:
+    return pd.DataFrame({"image": [f"{number:08x}.jpg" for number in range(images)]})
+
+
+def ours(folder: Path, sources: int, images: int, gallery: int, wanted: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Neighbours int64 (queries, k), and the seconds of each step."""
+    clock = [time.perf_counter()]
+    parts = [open_embeddings(folder / f"source{number}", table_of(images)) for number in range(sources)]
+    joined = concatenate(parts, [1.0] * sources)
+    clock.append(time.perf_counter())
+    fit = fit_whitening(joined, np.arange(gallery), ConcatConfig(whiten=wanted))
+    clock.append(time.perf_counter())
+    out = whiten(joined, fit)
+    clock.append(time.perf_counter())
+    _, rows = search(out[gallery:], out[:gallery], min(NEIGHBOURS, gallery))
+    clock.append(time.perf_counter())
+    return rows, dict(zip(("open", "fit", "whiten", "search"), np.diff(clock).tolist(), strict=True))
+
+
+def bare(folder: Path, sources: int, images: int, gallery: int, wanted: int) -> tuple[np.ndarray, dict[str, float]]:
+    """The same with whole arrays, unchecked."""
+    clock = [time.perf_counter()]
+    parts = [np.load(folder / f"source{number}" / "embeddings.npy", mmap_mode="r") for number in range(sources)]
+    joined = np.empty((images, sum(part.shape[1] for part in parts)), np.float32)
+    start = 0
+    for part in parts:
+        block = part.astype(np.float32)
+        block /= np.linalg.norm(block, axis=1, keepdims=True) * np.float32(sources**0.5)
+        joined[:, start : start + part.shape[1]] = block
+        start += part.shape[1]
+    clock.append(time.perf_counter())
+    mean = joined[:gallery].mean(axis=0)
+    joined -= mean
+    training = joined[:gallery]
+    wide = min(wanted + WIDER, *training.shape)
+    basis = np.random.default_rng(0).standard_normal((joined.shape[1], wide), dtype=np.float32)
+    for _ in range(ROUNDS):
+        basis = np.linalg.qr(training.T @ (training @ basis))[0]
+    seen = training @ basis
+    values, vectors = np.linalg.eigh((seen.T @ seen).astype(np.float64) / gallery)
+    values, vectors = values[::-1][:wanted], vectors[:, ::-1][:, :wanted]
+    projection = (basis @ vectors * values ** (-ConcatConfig().power / 2)).astype(np.float32)
+    clock.append(time.perf_counter())
+    out = joined @ projection
+    out /= np.linalg.norm(out, axis=1, keepdims=True)
+    clock.append(time.perf_counter())
+    index = faiss.IndexFlatIP(out.shape[1])
+    index.add(out[:gallery])
+    _, rows = index.search(out[gallery:], min(NEIGHBOURS, gallery))
+    clock.append(time.perf_counter())
+    return rows, dict(zip(("open", "fit", "whiten", "search"), np.diff(clock).tolist(), strict=True))
+
+
+def _child(work, out: Path, arguments: tuple, pipe) -> None:
+    rows, steps = work(*arguments)
+    np.save(out, rows)
+    pipe.send(steps | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+
+
+def measured(work, *arguments) -> tuple[np.ndarray, dict[str, float]]:
+    """Run `work` in a process of its own: its neighbours, seconds, and peak memory in GiB (files' pages included)."""
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.npy"
+        process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, out, arguments, there))
+        process.start()
+        there.close()
+        steps = here.recv()  # EOFError where the process died
+        process.join()
+        rows = np.load(out)
+    return rows, steps | {"total": sum(steps[name] for name in ("open", "fit", "whiten", "search"))}
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of the first ten neighbours that two tables have in common."""
+    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(one[:, :10], other[:, :10], strict=True)]) / 10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--queries", type=int, default=8000)
+    parser.add_argument("--gallery", type=int, default=25_000)
+    parser.add_argument("--sources", type=int, default=6)
+    parser.add_argument("--dim", type=int, default=2000)
+    parser.add_argument("--whiten", type=int, default=512)
+    parser.add_argument("--growth", type=int, default=3, help="sizes of the growth tables, each half of the next")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/concat.json"))
+    given = parser.parse_args()
+    images = given.queries + given.gallery
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_sources(folder, given.sources, images, given.dim)
+        rest = (images, given.gallery, given.whiten)
+        bare_rows, bare_steps = measured(bare, folder, given.sources, *rest)
+        our_rows, our_steps = measured(ours, folder, given.sources, *rest)
+        agreement = overlap(bare_rows, our_rows)
+        print(f"{'':40}{'open':>8}{'fit':>8}{'whiten':>8}{'search':>8}{'total':>8}{'GiB':>7}")
+        show("bare numpy + faiss", bare_steps)
+        show("whaleid", our_steps)
+        print(f"ratio {our_steps['total'] / bare_steps['total']:.3f}, the same first ten {agreement:.4f}", flush=True)
+        growth = {}
+        for half in reversed(range(1, given.growth)):
+            sources = max(1, given.sources >> half)
+            _, growth[f"{sources} sources"] = measured(ours, folder, sources, *rest)
+            show(f"{sources} sources", growth[f"{sources} sources"])
+    for half in reversed(range(1, given.growth)):
+        with tempfile.TemporaryDirectory() as name:
+            folder, gallery, queries = Path(name), given.gallery >> half, given.queries >> half
+            write_sources(folder, given.sources, gallery + queries, given.dim)
+            _, steps = measured(ours, folder, given.sources, gallery + queries, gallery, given.whiten)
+            growth[f"{gallery + queries} images"] = steps
+            show(f"{gallery + queries:,} images", steps)
+    figures = {name: getattr(given, name) for name in ("queries", "gallery", "sources", "dim", "whiten")}
+    figures |= {"bare": bare_steps, "whaleid": our_steps, "ratio": our_steps["total"] / bare_steps["total"]}
+    figures |= {"agreement": agreement, "growth": growth, "cpus": os.cpu_count(), "machine": platform.machine()}
+    write_json(given.out, figures)
+
+
+def show(label: str, steps: dict[str, float]) -> None:
+    cells = "".join(f"{steps[name]:8.2f}" for name in ("open", "fit", "whiten", "search", "total"))
+    print(f"{label:40}{cells}{steps['peak_gib']:7.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

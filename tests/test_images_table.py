@@ -26,7 +26,7 @@ from whaleid.data.duplicates import (
     standardised_detail,
 )
 from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
-from whaleid.data.images_table import build_images, group_names, images_key
+from whaleid.data.images_table import build_images, group_names, images_key, labelled_key
 from whaleid.errors import WhaleidError
 
 
@@ -275,6 +275,27 @@ def test_group_column_of_a_competition(tmp_path, files):
     assert images.columns[-1] == "encounter"
 
 
+def test_no_test_image_joins_labelled_ones(tmp_path, files):
+    """q has c's very bytes and was met with a: that must not bring c to a, or every test set had other folds."""
+    (tmp_path / "images").mkdir()
+    competition = make(tmp_path, {**files, "0q.jpg": files["c.jpg"]}, LABELS)
+    (tmp_path / "train.csv").write_text("Image,Id,met\na.jpg,1,x\nb.jpg,1,\nc.jpg,2,\nd.jpg,2,\ne.jpg,new,\n")
+    (tmp_path / "test.csv").write_text("Image,met\n0q.jpg,x\nq.jpg,y\n")
+    extra = {"extra": {"encounter": "met"}}
+    assert competition.test is not None
+    tables = {"train": competition.train.model_copy(update=extra), "test": competition.test.model_copy(update=extra)}
+    images = build(competition.model_copy(update={**tables, "group": "encounter"})).set_index("image")["group"]
+    assert images[["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]].tolist() == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        "c.jpg",
+        "b.jpg",
+    ]
+    assert images["0q.jpg"] == "a.jpg"
+    assert images["q.jpg"] == "q.jpg"
+
+
 # ----------------------------------------------------------------------------------------------------- boxes
 
 
@@ -335,6 +356,31 @@ def test_key_changes_with_what_the_table_depends_on_alone(tmp_path, files):
     assert touched != key
     (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text().replace("new", "3"))
     assert images_key(competition) not in (key, touched)
+
+
+def test_another_test_set_leaves_the_labelled_key_as_it_is(tmp_path, files):
+    competition = make(tmp_path, files, LABELS, boxes="boxes.csv")
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x0,y0,x1,y1\nb.jpg,10,20,50,60\n")
+    key, every = labelled_key(competition), images_key(competition)
+    (tmp_path / "images/new.jpg").write_bytes(files["a.jpg"])
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("new.jpg\n")
+    boxes.write_text("image,x0,y0,x1,y1\nnew.jpg,1,2,3,4\nb.jpg,10,20,50,60\n")
+    os.utime(tmp_path / "images/q.jpg", (1, 1))
+    assert labelled_key(competition) == key
+    assert images_key(competition) != every
+    assert labelled_key(competition.model_copy(update={"test": None})) == key
+    assert labelled_key(competition.model_copy(update={"boxes": None})) != key
+    assert labelled_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
+    boxes.write_text("image,x0,y0,x1,y1\nb.jpg,10,20,50,61\n")
+    changed = labelled_key(competition)
+    assert changed != key
+    os.utime(tmp_path / "images/a.jpg", (1, 1))
+    touched = labelled_key(competition)
+    assert touched not in (key, changed)
+    (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text().replace("new", "3"))
+    assert labelled_key(competition) not in (key, changed, touched)
 
 
 def test_key_stays_when_the_folder_moves(tmp_path, files):

@@ -211,6 +211,7 @@ def test_sources_name_the_runs_of_siamese_experiments_alone(world, tmp_path):
 def test_features_of_a_siamese_run_need_the_run(world, tmp_path, monkeypatch):
     """Features alone are no finished job: the head is wanted too. Other heads' runs may go."""
     monkeypatch.setattr(Project, "images_key", "images")
+    monkeypatch.setattr(Project, "labelled_key", "labelled")
     for head, wanted in (("siamese", False), ("softmax", True)):
         one = experiment(head)
         project = Project(world.competition, recipe(), (one,), Workspace(tmp_path / head))
@@ -228,6 +229,7 @@ def test_features_of_a_siamese_run_need_the_run(world, tmp_path, monkeypatch):
 def test_training_again_makes_the_features_of_before_outdated(world, tmp_path, monkeypatch):
     """Also where their key is still right: head and features are of one training, or the head reads noise."""
     monkeypatch.setattr(Project, "images_key", "images")
+    monkeypatch.setattr(Project, "labelled_key", "labelled")
     for stage in ("images_stage", "folds_stage", "cache_stage"):
         monkeypatch.setattr(pipeline, stage, lambda *_: None)
 

@@ -17,7 +17,7 @@ import pandas as pd
 from whaleid.config import Competition, Experiment, ExperimentBase, PretextExperiment, Recipe
 from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides, repository_root
 from whaleid.data.folds import make_folds
-from whaleid.data.images_table import build_images, images_key
+from whaleid.data.images_table import build_images, images_key, labelled_key
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
 from whaleid.workspace import Workspace, atomic_path, digest
@@ -57,11 +57,17 @@ class Project:
 
     @cached_property
     def images_key(self) -> str:
+        """Of all images: what caches, features and answers depend on."""
         return images_key_of(self.competition, self.skip_unreadable)
 
     @cached_property
+    def labelled_key(self) -> str:
+        """Of the labelled images alone: what folds and runs depend on, so that a new test set trains nothing."""
+        return digest("labelled", FORMAT, labelled_key(self.competition), self.skip_unreadable)
+
+    @cached_property
     def folds_key(self) -> str:
-        return digest("folds", FORMAT, self.images_key, self.competition.unknown, self.recipe.folds, self.recipe.seed)
+        return digest("folds", FORMAT, self.labelled_key, self.competition.unknown, self.recipe.folds, self.recipe.seed)
 
     def cache_key(self, name: str) -> str:
         return digest("cache", FORMAT, self.images_key, name)
@@ -90,7 +96,8 @@ class Project:
         """Everything that the pretrained backbone depends on."""
         assert self.pretext is not None
         assert self.recipe.pretrain is not None
-        return digest("pretrain", FORMAT, self.images_key, _training_settings(self.pretext), self.recipe.pretrain.test)
+        images = self.images_key if self.recipe.pretrain.test else self.labelled_key
+        return digest("pretrain", FORMAT, images, _training_settings(self.pretext), self.recipe.pretrain.test)
 
     @property
     def pretrained_name(self) -> str:
@@ -102,14 +109,15 @@ class Project:
 
     def features_key(self, experiment: Experiment, fold: int) -> str:
         settings = experiment.features.model_dump(mode="json", exclude={"batch"})
-        return digest("features", FORMAT, self.run_key(experiment, fold), settings)
+        return digest("features", FORMAT, self.images_key, self.run_key(experiment, fold), settings)
 
     def ensemble_key(self) -> str:
         own = [self.features_key(item, fold) for item in self.experiments for fold in self.folds]
         foreign = {name: _listing(Path(folder)) for name, folder in self.recipe.sources.items()}
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
-        return digest("ensemble", FORMAT, self.folds_key, names, own, foreign, protocol, self.combine_settings())
+        images = [self.images_key, self.folds_key]
+        return digest("ensemble", FORMAT, images, names, own, foreign, protocol, self.combine_settings())
 
     def combine_settings(self) -> dict[str, Any]:
         return {"combine": self.recipe.combine.model_dump(mode="json"), "seed": self.recipe.seed}
@@ -168,7 +176,8 @@ def cache_stage(project: Project, experiment: ExperimentBase) -> ImageCache:
     from whaleid.data.images import input_size
 
     images = images_stage(project)
-    size = input_size(experiment.image, images[["x0", "y0", "x1", "y1"]].to_numpy(float))
+    labelled = images[images["split"] == "train"]  # what is trained on: a new test set keeps the size
+    size = input_size(experiment.image, labelled[["x0", "y0", "x1", "y1"]].to_numpy(float))
     name = cache_name(experiment.image, size)
     folder = project.workspace.cache(name)
     key = project.cache_key(name)

@@ -17,7 +17,7 @@ from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_tex
 from whaleid.errors import WhaleidError
 from whaleid.workspace import digest, file_digest
 
-FORMAT = 1  # raise it when the table's making changes, so that older tables are made again
+FORMAT = 2  # raise it when the table's making changes, so that older tables are made again
 NAMED_UNREADABLE = 10
 
 
@@ -29,7 +29,8 @@ def build_images(
     Adds to `image, path, split, identity`: width, height (int32, pixels as seen); x0, y0, x1, y1 (float64,
     pixels, within the image; the whole image where no box is given); phash (16 hexadecimal digits); group
     (images that must share a fold: copies of one photograph, and equal values of `competition.group`; named
-    by the alphabetically first image of the group). The columns of `extra` come last.
+    by the alphabetically first labelled image of the group; test images join no labelled ones). The columns
+    of `extra` come last.
 
     skip_unreadable: leave out images that cannot be read, with a warning, instead of raising the WhaleidError
     that names them. workers: processes (default: all cores).
@@ -54,6 +55,9 @@ def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprin
     images["phash"] = hash_text(found.phash)
     encounter = rows[competition.group] if competition.group else None
     images["group"] = group_names(rows["image"], duplicate_components(found), encounter)
+    labelled = (rows["split"] == "train").to_numpy()
+    if not labelled.all():
+        images["group"] = _apart_from_test(images, labelled, subset(found, labelled), encounter)
     extras = [name for name in rows.columns if name not in RESERVED]
     return images.join(rows[extras].reset_index(drop=True))
 
@@ -70,6 +74,23 @@ def group_names(images: pd.Series, photographs: np.ndarray, encounter: pd.Series
     return first.to_numpy(object)
 
 
+def _apart_from_test(
+    images: pd.DataFrame, labelled: np.ndarray, found: Fingerprints, encounter: pd.Series | None
+) -> np.ndarray:
+    """The groups when no test image joins two labelled ones, so that the folds are the same for every test set.
+
+    images: with the `group` of all of them. labelled: bool (n,). found: fingerprints of the labelled ones.
+    Returns object (n,). A test image keeps to the group of the first labelled image that it is grouped with.
+    """
+    met = None if encounter is None else encounter[labelled].reset_index(drop=True)
+    own = group_names(images["image"][labelled].reset_index(drop=True), duplicate_components(found), met)
+    group = images["group"].to_numpy(object).copy()
+    of_joined = pd.Series(own).groupby(group[labelled]).min()
+    group = pd.Series(group).map(of_joined).fillna(pd.Series(group)).to_numpy(object)
+    group[labelled] = own
+    return group
+
+
 def images_key(competition: Competition) -> str:
     """Short key of all that the images table depends on, found without opening a picture.
 
@@ -82,6 +103,18 @@ def images_key(competition: Competition) -> str:
     content = [file_digest(_existing(competition.root / file)) for file in files]
     listings = [_listing_digest(competition.root, table) for table in tables]
     return digest(FORMAT, settings, content, listings)
+
+
+def labelled_key(competition: Competition) -> str:
+    """Short key of all that the labelled rows of the images table depend on: what folds and training ask for.
+
+    As `images_key`, without the test images: another test set, its boxes among them, leaves it as it is.
+    """
+    settings = competition.model_dump(include={"train", "mend", "group"})
+    content = file_digest(_existing(competition.root / competition.train.csv))
+    listing = _listing_digest(competition.root, competition.train)
+    boxes = None if competition.boxes is None else _boxes_digest(competition)
+    return digest("labelled", FORMAT, settings, content, listing, boxes)
 
 
 def require_boxes(competition: Competition) -> Path:
@@ -101,8 +134,12 @@ def unreadable_line(root: Path, rows: pd.DataFrame, found: Fingerprints) -> str:
 
 def readable(found: Fingerprints) -> Fingerprints:
     """The fingerprints of the images that can be read."""
-    good = found.problem == ""
-    return Fingerprints(*(values[good] for values in vars(found).values()))
+    return subset(found, found.problem == "")
+
+
+def subset(found: Fingerprints, kept: np.ndarray) -> Fingerprints:
+    """The fingerprints of some images. kept: bool (n,)."""
+    return Fingerprints(*(values[kept] for values in vars(found).values()))
 
 
 def _without_unreadable(
@@ -136,6 +173,14 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise WhaleidError(f"{path}: file not found")
     return path
+
+
+def _boxes_digest(competition: Competition) -> str:
+    """Key of the labelled images' lines in the file of boxes, in the order of their names."""
+    listed = read_table(competition.root / competition.train.csv, [competition.train.image])
+    boxes = read_table(_existing(competition.root / str(competition.boxes)), ["image", *CORNERS])
+    own = boxes[boxes["image"].isin(listed[competition.train.image])]
+    return digest(sorted(own.to_numpy().tolist()))
 
 
 def _listing_digest(root: Path, table: Table) -> str:

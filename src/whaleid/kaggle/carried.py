@@ -80,6 +80,7 @@ def project_content(project: Project) -> dict[str, Any]:
         "experiments": [experiment.model_dump(mode="json") for experiment in project.experiments],
         "pretext": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         "images_key": project.images_key,
+        "labelled_key": project.labelled_key,
     }
 
 
@@ -100,12 +101,16 @@ def open_carried(content: dict[str, Any], root: Path, work: Path, boxes: Path | 
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
     )
-    return with_images_key(project, content["images_key"])
+    return with_images_key(project, content["images_key"], content["labelled_key"])
 
 
-def with_images_key(project: Project, key: str) -> Project:
-    """The same project, its key of the images given instead of found: that of other files would not be the same."""
+def with_images_key(project: Project, key: str, labelled: str) -> Project:
+    """The same project, its keys of the images given instead of found: those of other files would not be the same.
+
+    key: of all images. labelled: of the labelled ones.
+    """
     vars(project)["images_key"] = key  # where cached_property keeps what it has found
+    vars(project)["labelled_key"] = labelled
     return project
 
 
@@ -124,7 +129,7 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
         project.skip_unreadable,
         project.pretext,
     )
-    return with_images_key(smaller, project.images_key)
+    return with_images_key(smaller, project.images_key, project.labelled_key)
 
 
 def _without_keys(value: Any, names: set[str]) -> Any:

@@ -132,7 +132,7 @@ def _describe(project: Project, places: Places, local: list[str], images: pd.Dat
     workspace.root.mkdir(parents=True)
     images.to_parquet(workspace.images, index=False)
     workspace.mark_current(workspace.images, project.images_key)
-    alone = with_images_key(replace(project, workspace=workspace), project.images_key)
+    alone = with_images_key(replace(project, workspace=workspace), project.images_key, project.labelled_key)
     began = time.monotonic()
     local_stage(alone)
     for name in local:

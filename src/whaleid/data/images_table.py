@@ -86,7 +86,7 @@ def _apart_from_test(
     own = group_names(images["image"][labelled].reset_index(drop=True), duplicate_components(found), met)
     group = images["group"].to_numpy(object).copy()
     of_joined = pd.Series(own).groupby(group[labelled]).min()
-    group = pd.Series(group).map(of_joined).fillna(pd.Series(group)).to_numpy(object)
+    group = np.array(pd.Series(group).map(of_joined).fillna(pd.Series(group)), dtype=object)
     group[labelled] = own
     return group
 

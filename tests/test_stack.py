@@ -15,7 +15,7 @@ from whaleid.ensemble.calibrate import calibrated, fit_calibration
 from whaleid.ensemble.ladder import climb, combine, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack import deal_groups, stack_rankings
+from whaleid.ensemble.stack import deal_groups, stack_rankings, train_ranker
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
 from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, share_curve, standing
 from whaleid.scoring.metrics import expected_share_weights
@@ -140,6 +140,29 @@ def test_a_folds_truth_does_not_reach_its_own_order(asked):
     np.testing.assert_array_equal(before.ranking.oof[1].scores, after.ranking.oof[1].scores)
     assert before.limits.by_fold[1] == after.limits.by_fold[1]
     assert not np.array_equal(before.ranking.oof[0].scores, after.ranking.oof[0].scores)
+
+
+def test_a_model_is_not_taught_by_its_own_group(asked, monkeypatch):
+    protocol, rankings = asked
+    groups = deal_groups(protocol, 3)
+    given = []
+
+    def recorded(table, truth, weights, *rest):
+        given.append(weights)
+        return train_ranker(table, truth, weights, *rest)
+
+    monkeypatch.setattr("whaleid.ensemble.stack.train_ranker", recorded)
+    stacked(protocol, rankings, groups)
+    calls = iter(given)
+    places = list(range(len(protocol.parts)))
+    seeds = len(given) // (3 * (len(places) + 1))
+    for teachers in [*(protocol.others(place) for place in places), places]:
+        group = np.concatenate([groups[place] for place in teachers])
+        for held in range(3):
+            for _ in range(seeds):
+                weights = next(calls)
+                assert not weights[group == held].any()
+                np.testing.assert_array_equal(weights[group != held], protocol.weights(teachers)[group != held])
 
 
 def test_groups_part_no_identity(asked):

@@ -13,17 +13,14 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.configfiles import repository_root
 from whaleid.data.competition import read_rows
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
+from whaleid.settings import repository_root
 from whaleid.workspace import atomic_path, digest, file_digest, write_json
-
-SUBMISSIONS = Path("submissions")
-
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
@@ -188,7 +185,7 @@ def submission_stage(project: Project, at_once: int, options: list[str]) -> Path
 
 def log_submission(project: Project, figures: dict[str, Any], path: Path, solution: float | None = None) -> None:
     """Give a submission its row in `submissions/log.csv`, or the row it has its solution score."""
-    log = SUBMISSIONS / "log.csv"
+    log = log_path(project)
     logged = [record for record in read_log(log) if record.file == path.name]
     if logged and solution in (None, logged[-1].solution):
         return
@@ -205,9 +202,14 @@ def log_submission(project: Project, figures: dict[str, Any], path: Path, soluti
     append_log(log, record)
 
 
+def log_path(project: Project) -> Path:
+    """The log of all submissions."""
+    return project.settings.submissions / "log.csv"
+
+
 def submission_path(project: Project, key: str) -> Path:
     """A file of its own for every different answer: its name ends in the answer's key."""
-    return SUBMISSIONS / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
+    return project.settings.submissions / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
 
 
 def test_answers(project: Project) -> list[TestAnswer]:

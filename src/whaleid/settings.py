@@ -80,9 +80,7 @@ def read_settings(path: Path | None = None) -> Settings:
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WhaleidError(
-            f"{place}: not readable as JSON ({error}); mend or remove it"
-        ) from error
+        raise WhaleidError(f"{place}: not readable as JSON ({error}); mend or remove it") from error
     if not isinstance(content, dict):
         raise WhaleidError(f"{place}: an object of folders is expected, with the keys {', '.join(_KEYS)}")
     for key in content:

@@ -11,6 +11,7 @@ QUICK ?=
 CONFIRM ?=
 OWNER ?=
 RUN_ARGS ?=
+FROM ?= predictions
 ARGS ?=
 
 # Folders are named in SETTINGS.json alone; WORK= goes before it.
@@ -25,7 +26,7 @@ CONFIRMED = $(if $(filter 1,$(CONFIRM)),--confirm)
 .DEFAULT_GOAL := help
 .PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard \
         report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores test lint bench \
-        bench-metric clean
+        bench-metric archive rebuild clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
@@ -101,6 +102,12 @@ kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<compe
 
 kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission with the local one
 	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
+
+archive: $(DATA)  ## what the submission can be built from again, with checksums: one file under the work folder
+	@$(WHALEID) archive $(OPTIONS) $(ARGS)
+
+rebuild: $(DATA)  ## the submission again, FROM=predictions, weights or train, compared with the archive's
+	@$(WHALEID) rebuild $(OPTIONS) --jobs $(JOBS) --from "$(FROM)" $(ARGS)
 
 plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 	@$(WHALEID) plan $(OPTIONS) $(ARGS)

@@ -172,15 +172,20 @@ class TestAnswer:
 def submission_stage(project: Project, at_once: int, options: list[str]) -> Path:
     """Write the final rung's guesses into `submissions/`, checked against the sample submission, and log them."""
     figures = ensemble_stage(project, at_once, options)
-    competition = project.competition
     path = submission_path(project, figures["key"])
     if not path.is_file():
-        template = submission_template(competition, project.workspace.root)
-        images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
-        columns = (competition.submission.image, competition.submission.identities)
-        write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+        write_answer(project, path)
     log_submission(project, figures, path)
     return path
+
+
+def write_answer(project: Project, path: Path) -> None:
+    """Write the final rung's guesses, as the candidates hold them, to the submission file `path`."""
+    competition = project.competition
+    template = submission_template(competition, project.workspace.root)
+    images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
+    columns = (competition.submission.image, competition.submission.identities)
+    write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
 
 
 def log_submission(project: Project, figures: dict[str, Any], path: Path, solution: float | None = None) -> None:

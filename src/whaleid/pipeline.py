@@ -268,9 +268,12 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
     from whaleid.model.weights import ensure_weights
 
     folds_stage(project)
+    untrained = {job.experiment for job in job_list(project, "train") if not job.current}
     for experiment in project.experiments:
         if experiment.name in waiting:
             cache_stage(project, experiment)
+            if experiment.name not in untrained:
+                continue  # its own weights are all that is needed
             if project.starts_pretrained(experiment):
                 pretrain_stage(project)
             else:

@@ -16,11 +16,11 @@ from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
 from whaleid import cli, pipeline
 from whaleid.answers import submission_stage
-from whaleid.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.errors import WhaleidError
 from whaleid.settings import Settings
+from whaleid.winning.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
 
 Files = dict[str, bytes]
 Change = Callable[[Files], None]
@@ -261,11 +261,15 @@ def test_from_the_command_line(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(finished)  # where its submissions/ lies
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["-c", "drawn.yaml", "-r", "recipe.yaml", "-w", "work"]
     packed = tmp_path / "packed.zip"
     assert f"archive: {packed}: " in run(monkeypatch, capsys, ["archive", *options, "--archive", str(packed)])
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "predictions", "--archive", str(packed)])
     assert said.startswith("equal to the archive's, byte for byte\nsubmission: work/drawn/rebuilt/recipe-predictions/")
+    said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "train", "--jobs", "2", "--archive", str(packed)])
+    assert said.startswith("equal to the archive's, byte for byte\n")  # its processes trained in the rebuild's folder
+    assert (finished / "work" / "drawn" / "rebuilt" / "recipe-train" / "drawn" / "runs" / "tiny" / "fold1").is_dir()
     said = refused(monkeypatch, capsys, ["rebuild", *options, "--from", "weights", "--archive", "none.zip"])
     assert said == "error: none.zip: archive not found; make archive writes one from a finished project"
     shutil.rmtree(finished / "work" / "drawn" / "rebuilt")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pandas as pd
 from whaleid.config import Competition
 from whaleid.data.competition import read_rows
 from whaleid.errors import WhaleidError
+from whaleid.machine import measured
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
 from whaleid.settings import repository_root
+from whaleid.times import stage_times, submission_note
 from whaleid.workspace import atomic_path, digest, file_digest, write_json
 
 # ------------------------------------------------------------------------------------------------- the ladder
@@ -36,15 +39,9 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
         return figures
     from whaleid.ensemble.ladder import combine
 
-    result = combine(
-        images_stage(project),
-        folds_stage(project),
-        sources(project),
-        project.recipe,
-        project.competition,
-        out,
-        local_stage(project),
-    )
+    images, folds, local, began = images_stage(project), folds_stage(project), local_stage(project), time.monotonic()
+    result = combine(images, folds, sources(project), project.recipe, project.competition, out, local)
+    workspace.mark_current(out, key, **measured(began))
     figures = {
         "key": key,
         "competition": project.competition.name,
@@ -62,8 +59,13 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
             for fold in project.folds
         },
     }
-    write_json(workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
-    workspace.mark_current(out, key)
+    return _write_figures(project, figures)
+
+
+def _write_figures(project: Project, figures: dict[str, Any]) -> dict[str, Any]:
+    """Give `metrics.json` the recipe's figures, with what every stage took; returns them."""
+    figures = {**figures, "times": [asdict(line) for line in stage_times(project)]}
+    write_json(project.workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
     return figures
 
 
@@ -123,7 +125,7 @@ def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[d
     """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     out = project.workspace.ablation(project.recipe.name)
-    key = digest("ablation", project.ensemble_key(), _solution_digest(project.competition))
+    key = ablation_key(project)
     path = out / "ablation.json"
     if project.workspace.is_current(path, key):
         return json.loads(path.read_text())
@@ -141,6 +143,10 @@ def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[d
         temporary.write_text("\n".join(ablation_lines(rows)) + "\n")
     project.workspace.mark_current(path, key)
     return rows
+
+
+def ablation_key(project: Project) -> str:
+    return digest("ablation", project.ensemble_key(), _solution_digest(project.competition))
 
 
 def ablation_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -174,7 +180,10 @@ def submission_stage(project: Project, at_once: int, options: list[str]) -> Path
     figures = ensemble_stage(project, at_once, options)
     path = submission_path(project, figures["key"])
     if not path.is_file():
+        began = time.monotonic()
         write_answer(project, path)
+        project.workspace.mark_current(submission_note(project), figures["key"], **measured(began))
+        figures = _write_figures(project, figures)
     log_submission(project, figures, path)
     return path
 

@@ -1,4 +1,4 @@
-"""Commands for what winners are asked for: the archive of a finished project, and its submission built again."""
+"""Commands for what winners are asked for: the archive of a project, its submission built again, the pages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from whaleid.cli_options import (
     WorkOption,
     options_of,
     project_of,
+    recipe_name,
 )
 from whaleid.errors import WhaleidError
+
+WINNING = Path("winning")
+"""Default folder of the pages; git ignores it."""
 
 
 class StartChoice(StrEnum):
@@ -36,6 +40,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command("archive")(archive)
     app.command("rebuild")(rebuild)
+    app.command("winning-docs")(winning_docs)
 
 
 def archive(
@@ -47,7 +52,7 @@ def archive(
     to: ArchiveOption = None,
 ) -> None:
     """Pack what the submission can be built from again (predictions, weights, checksums) into one file."""
-    from whaleid.archive import archive_path, write_archive
+    from whaleid.winning.archive import archive_path, write_archive
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     path = to or archive_path(project)
@@ -66,8 +71,8 @@ def rebuild(
     archive: ArchiveOption = None,
 ) -> None:
     """Build the submission again from an archive, or by training anew, and compare it with the archive's."""
-    from whaleid.archive import archive_path, rebuild_folder
-    from whaleid.archive import rebuild as build
+    from whaleid.winning.archive import archive_path, rebuild_folder
+    from whaleid.winning.archive import rebuild as build
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     out = rebuild_folder(project, start.value)
@@ -79,3 +84,20 @@ def rebuild(
     if result.same is False:
         print("another processor, GPU or version of a library changes scores in their last digits, and so some orders")
     print(f"submission: {result.path}")
+
+
+def winning_docs(
+    competition: CompetitionOption = "sample",
+    recipe: RecipeOption = None,
+    work: WorkOption = None,
+    set_: SetOption = None,
+    skip_unreadable: SkipOption = False,
+    to: Annotated[Path, typer.Option("--to", help="folder to write, replaced if it holds nothing else")] = WINNING,
+) -> None:
+    """Write the pages that winners are asked for: entry points, folders, requirements, times, a model summary."""
+    from whaleid.winning.documents import Words, write_documents
+
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    words = Words(competition, recipe_name(competition, recipe), tuple(set_ or ()))
+    for path in write_documents(project, words, to):
+        print(path)

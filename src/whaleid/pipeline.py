@@ -7,6 +7,7 @@ A stage is up to date when its key (its settings and its inputs' keys) is the on
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key, labelled_key
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
+from whaleid.machine import machine_line, measured
 from whaleid.settings import WEIGHTS, Settings, read_settings
 from whaleid.workspace import Workspace, atomic_path, digest
 
@@ -160,10 +162,11 @@ def images_table(competition: Competition, workspace: Workspace, key: str, skip_
     if not workspace.is_current(workspace.images, key):
         from whaleid.data.competition import read_rows
 
+        began = time.monotonic()
         table = build_images(competition, read_rows(competition), skip_unreadable)
         with atomic_path(workspace.images) as temporary:
             table.to_parquet(temporary, index=False)
-        workspace.mark_current(workspace.images, key)
+        workspace.mark_current(workspace.images, key, **measured(began))
     return pd.read_parquet(workspace.images)
 
 
@@ -172,29 +175,38 @@ def folds_stage(project: Project) -> pd.DataFrame:
     workspace = project.workspace
     if not workspace.is_current(workspace.folds, project.folds_key):
         images = images_stage(project)
+        began = time.monotonic()
         table = make_folds(images, project.recipe.folds, project.competition.unknown, project.recipe.seed)
         with atomic_path(workspace.folds) as temporary:
             table.to_csv(temporary, index=False)
-        workspace.mark_current(workspace.folds, project.folds_key)
+        workspace.mark_current(workspace.folds, project.folds_key, **measured(began))
     return pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
 
 
 def cache_stage(project: Project, experiment: ExperimentBase) -> ImageCache:
     """The resized images that an experiment reads."""
-    from whaleid.data.cache import build_cache, cache_name, open_cache
+    from whaleid.data.cache import build_cache, open_cache
+
+    name, size = cache_place(project, experiment)
+    folder = project.workspace.cache(name)
+    key = project.cache_key(name)
+    if not project.workspace.is_current(folder, key):
+        began = time.monotonic()
+        _begin(project.workspace, folder, key)
+        build_cache(images_stage(project), project.competition.root, folder, size, experiment.image)
+        project.workspace.mark_current(folder, key, begun=key, **measured(began))
+    return open_cache(folder)
+
+
+def cache_place(project: Project, experiment: ExperimentBase) -> tuple[str, tuple[int, int]]:
+    """Name of the resized images that an experiment reads, and their (width, height)."""
+    from whaleid.data.cache import cache_name
     from whaleid.data.images import input_size
 
     images = images_stage(project)
     labelled = images[images["split"] == "train"]  # what is trained on: a new test set keeps the size
     size = input_size(experiment.image, labelled[["x0", "y0", "x1", "y1"]].to_numpy(float))
-    name = cache_name(experiment.image, size)
-    folder = project.workspace.cache(name)
-    key = project.cache_key(name)
-    if not project.workspace.is_current(folder, key):
-        _begin(project.workspace, folder, key)
-        build_cache(images, project.competition.root, folder, size, experiment.image)
-        project.workspace.mark_current(folder, key, begun=key)
-    return open_cache(folder)
+    return cache_name(experiment.image, size), size
 
 
 def local_stage(project: Project) -> Path | None:
@@ -207,8 +219,9 @@ def local_stage(project: Project) -> Path | None:
     folder = project.workspace.local(local_name(local))
     key = project.local_key(folder.name)
     if not project.workspace.is_current(folder, key):
-        describe_images(images_stage(project), project.competition.root, folder, local)
-        project.workspace.mark_current(folder, key)
+        images, began = images_stage(project), time.monotonic()
+        describe_images(images, project.competition.root, folder, local)
+        project.workspace.mark_current(folder, key, **measured(began))
     return folder
 
 
@@ -232,7 +245,7 @@ def pretrain_stage(project: Project) -> Path:
     ensure_weights(pretext.model.backbone, pretext.model.weights, folder)
     cache = cache_stage(project, pretext)
     summary = pretrain_run(pretext, images_stage(project), pretrain.test, cache, out, target, folder, key)
-    workspace.mark_current(out, key, begun=key, summary=asdict(summary))
+    workspace.mark_current(out, key, begun=key, summary=asdict(summary), machine=machine_line())
     return target
 
 
@@ -311,7 +324,7 @@ def train_stage(project: Project, experiment: Experiment, fold: int) -> None:
         project.settings.weights,
         key,
     )
-    workspace.mark_current(out, key, begun=key, summary=asdict(summary))
+    workspace.mark_current(out, key, begun=key, summary=asdict(summary), machine=machine_line())
 
 
 def features_stage(project: Project, experiment: Experiment, fold: int) -> None:
@@ -324,8 +337,9 @@ def features_stage(project: Project, experiment: Experiment, fold: int) -> None:
 
     _begin(workspace, out, key)
     run = workspace.run(experiment.name, fold)
-    embed_run(run, images_stage(project), cache_stage(project, experiment), out, experiment.name)
-    workspace.mark_current(out, key, begun=key)
+    images, cache, began = images_stage(project), cache_stage(project, experiment), time.monotonic()
+    embed_run(run, images, cache, out, experiment.name)
+    workspace.mark_current(out, key, begun=key, **measured(began))
 
 
 def sources(project: Project) -> list[Source]:

@@ -20,7 +20,7 @@ from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, loc
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
-from whaleid.workspace import atomic_path, digest, file_digest, write_json
+from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
 
 SUBMISSIONS = Path("submissions")
 
@@ -60,9 +60,9 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
             "pretraining": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         },
         "runs": {
-            f"{experiment.name}/fold{fold}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
+            f"{experiment.name}/{fold_name(fold)}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
             for experiment in project.experiments
-            for fold in project.folds
+            for fold in project.folds_of(experiment)
         },
     }
     write_json(workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
@@ -99,6 +99,11 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
         notes.append(
             f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
             "no other image of their identity is in the gallery, and the competition has no unknown label"
+        )
+    if ladder.get("full"):
+        notes.append(
+            f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
+            "folds' models, and out of fold they are worth what those are"
         )
     return [*table, *notes]
 

@@ -18,6 +18,7 @@ from whaleid.cli_options import (
     CompetitionOption,
     ExperimentOption,
     FoldOption,
+    FullOption,
     JobsOption,
     RecipeOption,
     SetOption,
@@ -191,10 +192,11 @@ def train(
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    full: FullOption = False,
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train the recipe's experiments on its folds (or one of them)."""
-    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+    """Train the recipe's experiments on its folds (or one of them), and on all labelled images where it says so."""
+    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, full, skip_unreadable)
 
 
 @app.command()
@@ -206,10 +208,11 @@ def features(
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    full: FullOption = False,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Embed every image with every run (trained first where it is not)."""
-    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, full, skip_unreadable)
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -375,12 +378,13 @@ def _jobs(
     at_once: int,
     experiment: str | None,
     fold: int | None,
+    full: bool,
     skip_unreadable: bool,
 ) -> None:
     from whaleid.pipeline import jobs_stage, select_jobs
 
     project = project_of(competition, recipe, work, pairs, skip_unreadable)
-    jobs = select_jobs(project, stage, experiment, fold)
+    jobs = select_jobs(project, stage, experiment, fold, full)
     done = jobs_stage(project, stage, at_once, options_of(competition, recipe, work, pairs, skip_unreadable), jobs)
     Console(stderr=True).print(
         f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False

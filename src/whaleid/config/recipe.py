@@ -90,6 +90,9 @@ class Recipe(Model):
     train_folds: list[int] | None = None
     """Train these folds alone (a quick look); null: all."""
     experiments: list[str] = []
+    full: bool | list[str] = False
+    """Experiments trained once more on all labelled images, as members of the test set's ensemble: true for all, or
+    their names. They train for as many epochs as the folds' runs, and out of fold they are worth what those are."""
     pretrain: PretrainConfig | None = None
     """Experiments with `model.weights` imagenet or random start from the backbone that this trains; one that names a
     file of its own starts from that."""
@@ -112,7 +115,17 @@ class Recipe(Model):
     def _consistent(self) -> Recipe:
         if not self.experiments and not self.sources:
             raise ValueError("a recipe needs experiments or sources")
+        foreign = sorted(set(self.full_members) - set(self.experiments))
+        if foreign:
+            raise ValueError(f"full: '{foreign[0]}' is none of the recipe's experiments")
         outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
         if outside:
             raise ValueError(f"train_folds {outside} are outside 0..{self.folds - 1}")
         return self
+
+    @property
+    def full_members(self) -> list[str]:
+        """Entries of `experiments` that are trained on all labelled images too."""
+        if isinstance(self.full, bool):
+            return list(self.experiments) if self.full else []
+        return self.full

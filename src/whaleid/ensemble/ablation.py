@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
-from whaleid.ensemble.ladder import climb, common_folds, rank_all
-from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.ladder import climb, protocol_of, rank_all
+from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain, LadderResult, paired_gain
 from whaleid.progress import progress_bar
@@ -84,7 +84,7 @@ def ablate(
     local: Path | None = None,
 ) -> Ablation:
     """Score the recipe and each of its variants. Arguments as `ladder.combine`; nothing is written."""
-    protocol = read_protocol(images, folds, competition, common_folds(sources))
+    protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
     rows: list[Row] = []
     base: LadderResult | None = None

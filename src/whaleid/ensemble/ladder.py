@@ -6,7 +6,9 @@ the recipe asks for it, the blend and, where the recipe asks for it, the stack; 
 rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds, weights and trees used
 on them were learnt from the other folds' out-of-fold candidates (which were compared with this fold's images as
 gallery: that much, and no more, the folds know of one another). For the test set all this is learnt from all folds,
-and scores are averaged over the folds' models.
+and scores are averaged over the folds' models and, where there are such, over those that all labelled images taught:
+these have no queries out of fold, learn nothing but by the folds' weights and thresholds, and are worth what the folds'
+models are.
 
 The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
 by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger
@@ -19,6 +21,7 @@ above it: choosing the rung by the score that is reported would make that score 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,7 @@ from whaleid.ensemble.blend import (
 )
 from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
@@ -65,11 +68,18 @@ def combine(
     local: folder of the keypoints' descriptors, where the recipe has `combine.local`.
     Raises WhaleidError where the sources' folds differ, or features do not fit the images.
     """
-    protocol = read_protocol(images, folds, competition, common_folds(sources))
+    protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
     result = climb(protocol, rankings, recipe.combine, recipe.seed)
+    result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     write_result(result, protocol, out)
     return result
+
+
+def protocol_of(images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, sources: list[Source]) -> Protocol:
+    """The questions that these sources can answer."""
+    whole = any(source.full is not None for source in sources)
+    return read_protocol(images, folds, competition, common_folds(sources), whole)
 
 
 def common_folds(sources: list[Source]) -> list[int]:
@@ -87,10 +97,10 @@ def common_folds(sources: list[Source]) -> list[int]:
                     f"source '{source.name}': no features of fold {number}, which other sources have; "
                     "extract them, or leave the fold out (train_folds)"
                 )
-            if not source.folds[number].is_dir():
+        for folder in [*source.folds.values(), *([] if source.full is None else [source.full])]:
+            if not folder.is_dir():
                 raise WhaleidError(
-                    f"source '{source.name}': {source.folds[number]}: no such folder; "
-                    "run the features stage, or mend the path"
+                    f"source '{source.name}': {folder}: no such folder; run the features stage, or mend the path"
                 )
     if not numbers:
         raise WhaleidError(f"source '{names[0]}': no folds; extract its features first")
@@ -105,7 +115,11 @@ def rank_all(
     seed: int,
     local: Path | None = None,
 ) -> list[Ranking]:
-    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching."""
+    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching.
+
+    Where some source has a model that all labelled images taught, each ranking answers the test set once for every
+    fold and once for these models; one that they have no part in with the mean of its folds.
+    """
     if (config.local is None) != (local is None):
         raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
     unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
@@ -116,7 +130,7 @@ def rank_all(
         )
     rankings: list[Ranking] = []
     dims: list[int] = []
-    steps = len(sources) + len(protocol.parts) + (0 if local is None else len(protocol.parts) + 1)
+    steps = len(sources) + len(joint_parts(sources, protocol)) + (0 if local is None else len(protocol.parts) + 1)
     with progress_bar("ranking", total=steps) as bar:
         for source in sources:
             found, dim = rank_source(source, images, protocol, config)
@@ -133,7 +147,14 @@ def rank_all(
                 bar.advance(note="local matching")
             else:
                 rankings.append(ranking)
-    return rankings
+    keep = max(config.candidates, protocol.k)
+    return [_with_whole(ranking, protocol, keep) for ranking in rankings]
+
+
+def _with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
+    if len(ranking.test) in (0, len(protocol.answering)):
+        return ranking
+    return replace(ranking, test=(*ranking.test, average(ranking.test, keep)))
 
 
 def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, seed: int = 0) -> LadderResult:
@@ -180,7 +201,7 @@ def _materials(
         return tuple(apply_blend(blend, given, keep) for given in lists)
 
     oof = [{one.name: one.oof[place] for one in rankings} for place in places]
-    test = [{one.name: one.test[place] for one in rankings} for place in places] if len(protocol.test_rows) else []
+    test = [{one.name: one.test[place] for one in rankings} for place in range(len(rankings[0].test))]
     found = [
         Material(blended(blend, oof), (), tuple(own.by_fold[place] for own in limits))
         for place, blend in enumerate(blends)
@@ -229,8 +250,10 @@ def blend_rankings(
         final = _tune(protocol, rankings, config, places, None)
         limits = Limits(by_place, _threshold(protocol, blended(final, places, None), places))
         bar.advance()
-    tests = len(protocol.parts) if len(protocol.test_rows) else 0
-    test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
+    test = [
+        apply_blend(final, {one.name: one.test[place] for one in rankings}, keep)
+        for place in range(len(rankings[0].test))
+    ]
     used = set(final.used).union(*(blend.used for blend in by_fold.values()))
     optimistic = any(one.optimistic for one in rankings if one.name in used)
     return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits

@@ -93,7 +93,8 @@ class LadderResult:
     best_single: name of the single network with the largest out-of-fold score: every gain is over this one.
     unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
     test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
-    shares: what the final rung would score if other shares of the queries were unknown.
+    shares: what the final rung would score if other shares of the queries were unknown. full: sources whose models of
+    all labelled images answer the test set beside the folds'.
     """
 
     rungs: tuple[Rung, ...]
@@ -104,6 +105,7 @@ class LadderResult:
     test_images: np.ndarray
     stacked: Stacked | None = None
     shares: tuple[ShareMap, ...] = ()
+    full: tuple[str, ...] = ()
 
     @property
     def final(self) -> Rung:
@@ -133,6 +135,7 @@ class LadderResult:
             "rungs": [_rung_json(rung) for rung in self.rungs],
             "stack": None if self.stacked is None else _stack_json(self.stacked),
             "shares": [asdict(point) for point in self.shares],
+            "full": list(self.full),
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from whaleid.data.folds import fold_table
+from whaleid.ensemble.protocol import WHOLE
 from whaleid.pipeline import Project, sources
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
@@ -87,6 +88,11 @@ def _notices(material: Material) -> Markup:
         )
     if material.rungs[-1]["optimistic"]:
         said.append("The score is optimistic: something in it was chosen by looking at the fold that is scored.")
+    if full := material.figures["ladder"].get("full"):
+        said.append(
+            f"Trained on all labelled images too, for the test images alone: {', '.join(full)}. Out of fold these are "
+            "worth what their folds' models are."
+        )
     return join(tag("p", line, class_="notice") for line in said)
 
 
@@ -207,7 +213,7 @@ def _training(material: Material, folder: Path) -> Markup:
     for summary in runs.values():
         losses = read_losses(material.project.workspace.run(summary["experiment"], summary["fold"]))
         if losses:
-            curves.setdefault(summary["experiment"], {})[summary["fold"]] = losses
+            curves.setdefault(summary["experiment"], {})[WHOLE if summary["fold"] is None else summary["fold"]] = losses
     if curves:
         pictures.draw_losses(curves, folder / "training.png")
         parts.append(tag("p", "Mean training loss of each epoch, a line a fold."))

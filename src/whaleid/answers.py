@@ -13,17 +13,14 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.configfiles import repository_root
 from whaleid.data.competition import read_rows
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
+from whaleid.settings import repository_root
 from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
-
-SUBMISSIONS = Path("submissions")
-
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
@@ -180,20 +177,25 @@ class TestAnswer:
 def submission_stage(project: Project, at_once: int, options: list[str]) -> Path:
     """Write the final rung's guesses into `submissions/`, checked against the sample submission, and log them."""
     figures = ensemble_stage(project, at_once, options)
-    competition = project.competition
     path = submission_path(project, figures["key"])
     if not path.is_file():
-        template = submission_template(competition, project.workspace.root)
-        images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
-        columns = (competition.submission.image, competition.submission.identities)
-        write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+        write_answer(project, path)
     log_submission(project, figures, path)
     return path
 
 
+def write_answer(project: Project, path: Path) -> None:
+    """Write the final rung's guesses, as the candidates hold them, to the submission file `path`."""
+    competition = project.competition
+    template = submission_template(competition, project.workspace.root)
+    images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
+    columns = (competition.submission.image, competition.submission.identities)
+    write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+
+
 def log_submission(project: Project, figures: dict[str, Any], path: Path, solution: float | None = None) -> None:
     """Give a submission its row in `submissions/log.csv`, or the row it has its solution score."""
-    log = SUBMISSIONS / "log.csv"
+    log = log_path(project)
     logged = [record for record in read_log(log) if record.file == path.name]
     if logged and solution in (None, logged[-1].solution):
         return
@@ -210,9 +212,14 @@ def log_submission(project: Project, figures: dict[str, Any], path: Path, soluti
     append_log(log, record)
 
 
+def log_path(project: Project) -> Path:
+    """The log of all submissions."""
+    return project.settings.submissions / "log.csv"
+
+
 def submission_path(project: Project, key: str) -> Path:
     """A file of its own for every different answer: its name ends in the answer's key."""
-    return SUBMISSIONS / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
+    return project.settings.submissions / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
 
 
 def test_answers(project: Project) -> list[TestAnswer]:

@@ -34,7 +34,7 @@ def fetch(
 def doctor(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
 ) -> None:
     """Say what is here of what the recipe needs: Python, packages, GPU, disk, memory, data, Kaggle. One line each."""
@@ -52,7 +52,7 @@ def doctor(
 def kernel_push(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     folder: FolderOption = None,
     confirm: ConfirmOption = False,
@@ -77,7 +77,7 @@ def kernel_push(
 def kernel_status(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     folder: FolderOption = None,
 ) -> None:
@@ -95,7 +95,7 @@ def kernel_status(
 def kernel_output(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     folder: FolderOption = None,
 ) -> None:
@@ -110,7 +110,7 @@ def kernel_output(
 def submit(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     confirm: ConfirmOption = False,
 ) -> None:
@@ -130,7 +130,7 @@ def submit(
 def scores(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="draw what the log holds, without asking Kaggle")] = False,
 ) -> None:

@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 def kernel(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -81,7 +81,7 @@ def kernel(
         submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)
-    bundle = make_bundle(project, options, work / "kaggle-wheels")
+    bundle = make_bundle(project, options, project.workspace.root.parent / "kaggle-wheels")
     for role, size in bundle.sizes.items():
         print(f"data set {role}: {size / 1e6:,.1f} MB")
     print(f"kernel: {bundle.kernel} in {bundle.folder}")
@@ -92,7 +92,7 @@ def kernel(
 def kernel_run(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     skip_unreadable: SkipOption = False,
     layout: Annotated[LayoutChoice, typer.Option(help="of /kaggle/input: that of 2026, the one before")] = (
@@ -120,7 +120,7 @@ def kernel_run(
     if not ours:
         from whaleid.kaggle.environment import kaggle_environment
 
-        interpreter = kaggle_environment(work / "kaggle-env", python).absolute()
+        interpreter = kaggle_environment(project.workspace.root.parent / "kaggle-env", python).absolute()
     figures = read_figures(project)
     for one in ("new", "old") if layout is LayoutChoice.both else (layout.value,):
         base = project.workspace.root / "kernel-run" / bundle.name

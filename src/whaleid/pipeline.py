@@ -7,7 +7,7 @@ A stage is up to date when its key (its settings and its inputs' keys) is the on
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from whaleid.config import Competition, Experiment, ExperimentBase, PretextExperiment, Recipe
-from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides, repository_root
+from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key, labelled_key
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
+from whaleid.settings import WEIGHTS, Settings, read_settings
 from whaleid.workspace import Workspace, atomic_path, digest
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Project:
     skip_unreadable: bool = False
     pretext: PretextExperiment | None = None
     """What is trained before the experiments, without labels (the recipe's `pretrain`)."""
+    settings: Settings = field(default_factory=Settings)
 
     @property
     def folds(self) -> list[int]:
@@ -105,7 +107,7 @@ class Project:
         """The experiment as it is trained: its weights those of the pretraining, where it starts from them."""
         if not self.starts_pretrained(experiment):
             return experiment
-        weights = Path("weights", f"{self.pretrained_name}.safetensors").as_posix()
+        weights = Path(WEIGHTS, f"{self.pretrained_name}.safetensors").as_posix()
         return experiment.model_copy(update={"model": experiment.model.model_copy(update={"weights": weights})})
 
     @cached_property
@@ -141,13 +143,20 @@ class Project:
 
 
 def open_project(
-    competition: str, recipe: str, work: Path, pairs: list[str] | None = None, skip_unreadable: bool = False
+    competition: str,
+    recipe: str,
+    work: Path,
+    pairs: list[str] | None = None,
+    skip_unreadable: bool = False,
+    settings: Settings | None = None,
 ) -> Project:
-    """Project from what the command line says; nothing is read but YAML."""
-    contest = load_competition(competition)
+    """Project from what the command line says; nothing is read but YAML, and SETTINGS.json where settings is None."""
+    settings = settings or read_settings()
+    contest = load_competition(competition, settings)
     loaded, experiments = load_recipe_with(recipe, parse_overrides(pairs or []))
     pretext = load_pretext(recipe, loaded, experiments)
-    return Project(contest, loaded, tuple(experiments), Workspace(work / contest.name), skip_unreadable, pretext)
+    workspace = Workspace(work / contest.name)
+    return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)
 
 
 # --------------------------------------------------------------------------------------------------- the data
@@ -227,7 +236,7 @@ def pretrain_stage(project: Project) -> Path:
         raise WhaleidError(
             f"recipe {project.recipe.name} has no pretraining; add e.g. `pretrain: {{experiment: self/rotation}}`"
         )
-    folder = repository_root() / "weights"
+    folder = project.settings.weights
     target = folder / f"{project.pretrained_name}.safetensors"
     workspace, out, key = project.workspace, project.workspace.root / "pretrain" / target.stem, project.pretrain_key
     if target.is_file() and workspace.is_current(out, key):
@@ -292,13 +301,16 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
     from whaleid.model.weights import ensure_weights
 
     folds_stage(project)
+    untrained = {job.experiment for job in job_list(project, "train") if not job.current}
     for experiment in project.experiments:
         if experiment.name in waiting:
             cache_stage(project, experiment)
+            if experiment.name not in untrained:
+                continue  # its own weights are all that is needed
             if project.starts_pretrained(experiment):
                 pretrain_stage(project)
             else:
-                ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
+                ensure_weights(experiment.model.backbone, experiment.model.weights, project.settings.weights)
 
     def do(job: Job) -> None:
         train_stage(project, project.experiment(job.experiment), job.fold)
@@ -334,7 +346,7 @@ def train_stage(project: Project, experiment: Experiment, fold: int | None) -> N
         cache,
         out,
         project.competition.unknown,
-        repository_root() / "weights",
+        project.settings.weights,
         key,
     )
     workspace.mark_current(out, key, begun=key, summary=asdict(summary))

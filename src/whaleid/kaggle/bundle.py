@@ -253,7 +253,7 @@ def _write_training(project: Project, options: KernelOptions, out: Path) -> None
     _write_tables(project, images, folds, out)
     outputs = _table_names(project)
     experiment = project.experiment(str(options.experiment))
-    weights = repository_root() / "weights"
+    weights = project.settings.weights
     if project.starts_pretrained(experiment):
         file = weights / f"{project.pretrained_name}.safetensors"
         folder = Path("pretrain", file.stem)

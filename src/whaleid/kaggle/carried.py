@@ -14,6 +14,7 @@ from typing import Any
 
 from whaleid.config import Competition, Experiment, PretextExperiment, Recipe
 from whaleid.pipeline import Project, job_list, local_stage, sources
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace
 
 PROJECT = "project.json"
@@ -84,8 +85,8 @@ def project_content(project: Project) -> dict[str, Any]:
     }
 
 
-def open_carried(content: dict[str, Any], root: Path, work: Path, boxes: Path | None = None) -> Project:
-    """The project again, its data at `root`, its work in `work`; unreadable images are left out.
+def open_carried(content: dict[str, Any], root: Path, settings: Settings, boxes: Path | None = None) -> Project:
+    """The project again, its data at `root`, its other folders as `settings` says; unreadable images are left out.
 
     boxes: place of the boxes, where the competition has some.
     """
@@ -97,9 +98,10 @@ def open_carried(content: dict[str, Any], root: Path, work: Path, boxes: Path | 
         competition,
         Recipe.model_validate(content["recipe"]),
         tuple(Experiment.model_validate(item) for item in content["experiments"]),
-        Workspace(work / competition.name),
+        Workspace(settings.work / competition.name),
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
+        settings=settings,
     )
     return with_images_key(project, content["images_key"], content["labelled_key"])
 
@@ -129,6 +131,7 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
         project.workspace,
         project.skip_unreadable,
         project.pretext,
+        project.settings,
     )
     return with_images_key(smaller, project.images_key, project.labelled_key)
 

@@ -7,7 +7,6 @@ learn to do at home, they do here.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.pipeline import Project, local_stage
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace, atomic_path, write_json
 
 SUBMISSION = "submission.csv"
@@ -38,9 +38,10 @@ def run_inference(places: Places, budget: Budget) -> Path:
     """Write `submission.csv` and `kernel.json` (what was done, dropped and left out) into the working folder."""
     content = read_json(places.assets / PROJECT)
     boxes = places.assets / "boxes.csv"
-    work = places.scratch / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    project = open_carried(content, places.competition, work, boxes if boxes.is_file() else None)
+    scratch = places.scratch
+    settings = Settings(raw=places.competition, work=scratch / "work", submissions=scratch / "submissions")
+    shutil.rmtree(settings.work, ignore_errors=True)
+    project = open_carried(content, places.competition, settings, boxes if boxes.is_file() else None)
     labelled = pd.read_parquet(places.assets / project.workspace.images.name)
     images, unreadable = test_rows(project)
     _lay_out(project, places, content, labelled, images)
@@ -50,11 +51,10 @@ def run_inference(places: Places, budget: Budget) -> Path:
     plan = embed_all(project, places, content, test, budget)
     project = without_sources(project, plan.dropped)
     say(f"combining {len(project.experiments)} sources, {budget.left() / 3600:.2f} h left of the limit")
-    with contextlib.chdir(places.scratch):  # where the stage puts submissions/
-        written = submission_stage(project, 1, [])
-        target = places.working / SUBMISSION
-        with atomic_path(target) as temporary:
-            shutil.copyfile(written, temporary)
+    written = submission_stage(project, 1, [])
+    target = places.working / SUBMISSION
+    with atomic_path(target) as temporary:
+        shutil.copyfile(written, temporary)
     figures = _figures(project)
     say("\n".join(ladder_lines(figures)))
     notes = {

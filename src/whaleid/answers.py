@@ -14,6 +14,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.competition import read_rows
+from whaleid.ensemble.worth import worth_lines
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
@@ -84,7 +85,8 @@ def read_figures(project: Project) -> dict[str, Any] | None:
 
 
 def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None = None) -> list[str]:
-    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight.
+    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight; then
+    what each member is worth to the blend.
 
     solution: score of each rung against the competition's solution, where it has one.
     """
@@ -102,7 +104,8 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
             "folds' models, and out of fold they are worth what those are"
         )
-    return [*table, *notes]
+    worth = ladder.get("worth")
+    return [*table, *notes, *(worth_lines(worth) if worth else [])]
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:

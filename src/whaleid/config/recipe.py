@@ -56,6 +56,10 @@ class ClassifierConfig(Model):
     smoothing: Share = 0.1
     scale: Annotated[float, Field(gt=0)] = 20.0
     mixup: Annotated[float, Field(ge=0)] = 0.2
+    hidden: Positive | None = None
+    """Width of a hidden layer (GELU) beside the features; null: none."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the hidden layer's values left out in training."""
     seeds: Positive = 2
 
 

@@ -45,10 +45,11 @@ from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
+from whaleid.ensemble.worth import BlendWorth, blend_worth
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import rank_of_truth, score_ranks, size_slices
+from whaleid.scoring.metrics import rank_of_truth, reciprocal_rank_at_k, score_ranks, size_slices
 
 BLEND = "blend"
 
@@ -72,6 +73,7 @@ def combine(
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
     result = climb(protocol, rankings, recipe.combine, recipe.seed)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
+    result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
     write_result(result, protocol, out)
     return result
 
@@ -279,6 +281,29 @@ def _tune(
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:
     return Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
+
+
+def members_worth(
+    protocol: Protocol, rankings: list[Ranking], config: CombineConfig, result: LadderResult, seed: int = 0
+) -> BlendWorth:
+    """What each member of the blend is worth: the blend is tuned again without it, as `blend_rankings` does.
+
+    result: what `climb` made of the same rankings. Without one network's class probabilities, the next best network's
+    may take their place (`combine.logits`).
+    """
+    shares = {rung.name: rung.weight for rung in result.rungs if rung.weight is not None}
+    scores = {rung.name: reciprocal_rank_at_k(rung.rank, protocol.k) for rung in result.rungs}
+    without: dict[str, np.ndarray] = {}
+    for name in shares if len(shares) > 1 else ():
+        _, _, blend, limits = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
+        oof = [
+            with_unknown(lists, limit, protocol.unknown) for lists, limit in zip(blend.oof, limits.by_fold, strict=True)
+        ]
+        rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
+        without[name] = reciprocal_rank_at_k(rank, protocol.k)
+    alone = {name: scores[name] for name in shares}
+    weights = protocol.weights(list(range(len(protocol.parts))))
+    return blend_worth(scores[BLEND], alone, without, shares, weights, seed)
 
 
 # --------------------------------------------------------------------------------------------------- one rung

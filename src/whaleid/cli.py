@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from whaleid import cli_kernel, cli_winning
+from whaleid import cli_kernel, cli_pictures, cli_winning
 from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
@@ -45,6 +45,7 @@ app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
 cli_kernel.register(app)
 cli_winning.register(app)
+cli_pictures.register(app)
 
 
 def main() -> None:

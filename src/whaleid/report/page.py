@@ -14,6 +14,7 @@ from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
 from whaleid.report.material import GUESSES, Material, read_losses, read_material
+from whaleid.report.pairs import matched_pairs
 from whaleid.workspace import atomic_path
 
 SECTIONS = {
@@ -22,6 +23,7 @@ SECTIONS = {
     "unknown": "The unknown identity",
     "training": "Training",
     "right-and-wrong": "Right and wrong",
+    "matches": "Matched keypoints",
     "folds": "Folds",
     "settings": "Settings",
 }
@@ -42,12 +44,14 @@ def write_report(project: Project) -> Path:
 
 def _page(material: Material, folder: Path) -> Markup:
     """The whole page; its pictures are drawn into `folder`."""
+    recipe = material.project.recipe
     bodies = {
         "ladder": _ladder(material, folder),
         "slices": _slices(material),
         "unknown": _unknown(material, folder),
         "training": _training(material, folder),
         "right-and-wrong": _right_and_wrong(material, folder),
+        **({"matches": matched_pairs(material, folder)} if recipe.combine.local is not None else {}),
         "folds": _folds(material),
         "settings": _settings(material),
     }

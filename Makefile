@@ -27,8 +27,8 @@ CONFIRMED = $(if $(filter 1,$(CONFIRM)),--confirm)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard \
-        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores test lint bench \
-        bench-metric archive rebuild clean
+        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores notebooks test lint \
+        bench bench-metric archive rebuild clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
@@ -134,6 +134,9 @@ submit: $(DATA)  ## the recipe's latest submission to Kaggle, its score into the
 
 scores: setup  ## leaderboard scores into submissions/log.csv, and a picture of them against the out-of-fold scores
 	@$(WHALEID) scores $(OPTIONS) $(ARGS)
+
+notebooks: $(DATA)  ## the notebooks' .ipynb from their texts, and executed copies in work/<competition>/notebooks/
+	@COMPETITION="$(COMPETITION)" RECIPE="$(RECIPE)" WORK="$(WORK)" SET='$(SET)' $(VENV)/bin/python notebooks/make.py --run $(ARGS)
 
 test: setup  ## lint, types and tests
 	@$(MAKE) --no-print-directory lint

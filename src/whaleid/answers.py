@@ -100,7 +100,14 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
             "no other image of their identity is in the gallery, and the competition has no unknown label"
         )
-    return [*table, *notes]
+    return [*table, *(_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"), *notes]
+
+
+def _setting_line(rung: dict[str, Any]) -> str:
+    """What a step of post-processing is worth over the rung below it, and with which settings."""
+    step = rung["below"]
+    gain = f"{step['gain']:+.5f} [{step['low']:+.4f}, {step['high']:+.4f}] over the rung below"
+    return f"{rung['name']}: {gain}; setting: {rung['setting']}"
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:

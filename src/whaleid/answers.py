@@ -104,8 +104,16 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
             "folds' models, and out of fold they are worth what those are"
         )
+    after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
     worth = ladder.get("worth")
-    return [*table, *notes, *(worth_lines(worth) if worth else [])]
+    return [*table, *after, *notes, *(worth_lines(worth) if worth else [])]
+
+
+def _setting_line(rung: dict[str, Any]) -> str:
+    """What a step of post-processing is worth over the rung below it, and with which settings."""
+    step = rung["below"]
+    gain = f"{step['gain']:+.5f} [{step['low']:+.4f}, {step['high']:+.4f}] over the rung below"
+    return f"{rung['name']}: {gain}; setting: {rung['setting']}"
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:

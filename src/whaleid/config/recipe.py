@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from whaleid.config.after import AfterConfig
 from whaleid.config.base import Model, Positive, Share
 from whaleid.config.blend import BlendConfig
 from whaleid.config.local import LocalConfig
@@ -84,6 +85,8 @@ class CombineConfig(Model):
     """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
     stack: StackConfig | None = None
     """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
+    after: AfterConfig | None = None
+    """Post-processing of the last ranking; `{}` takes it as config/after.py sets it, null leaves it out."""
 
 
 class Recipe(Model):

@@ -13,6 +13,7 @@ import numpy as np
 
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.gains import Gain, paired_gain
+from whaleid.ensemble.graph_rankings import Choices
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
 from whaleid.ensemble.unknown import ShareMap
@@ -58,7 +59,7 @@ class Rung:
     for that one). below: over the rung before this one (joint rungs
     only). weight: in the final blend, None where it is no member; weights: fold -> in that fold's
     blend. oof: candidates with `unknown` placed, one a fold. test: the same for the test images, None where
-    there are none.
+    there are none. choices: where a setting of it was chosen by folds' scores.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Rung:
     below: Gain | None = None
     weight: float | None = None
     weights: dict[int, float] | None = None
+    choices: Choices | None = None
 
     def test_guesses(self, k: int) -> np.ndarray:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
@@ -232,6 +234,7 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
         "weight": rung.weight,
         "weights": rung.weights,
         "dropped": rung.weight == 0.0,
+        "setting": None if rung.choices is None else rung.choices.line(),
         "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
     }
 

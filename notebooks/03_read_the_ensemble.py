@@ -61,7 +61,7 @@ Image(filename=str(picture))
 # Read a row of the square: of the queries whose first guess is wrong by this rung, the share that the rung of the
 # column has right. Rungs that are wrong together add nothing to one another, however good; a weak one that is right
 # where the others fail is worth its weight. `alone`: queries that only this source's rungs have right. `weight`: in the
-# final blend.
+# final blend, by itself (rungs that join the sources have theirs beside it).
 
 # %%
 folder = project.workspace.candidates(project.recipe.name)
@@ -119,7 +119,7 @@ pd.Series({name: part["queries"] for name, part in final["slices"].items()}, nam
 # is nearest to the query. First those that are surely wrong: their mistakes teach most. Labels can be wrong, too.
 
 # %%
-chosen = choose(material.final, project.competition.unknown, count=4)
+chosen = choose(material.final, project.competition.unknown, count=3)
 near = next((source.folds for source in sources(project) if source.name == best["name"].split(" ")[0]), {})
 for kind, title in {"wrong": "surely wrong", "missed": "known, but called unknown", "right": "surely right"}.items():
     for example in with_pictures(chosen[kind], material.protocol, material.images, near):
@@ -139,16 +139,14 @@ for kind, title in {"wrong": "surely wrong", "missed": "known, but called unknow
 asked = [example for kind in ("wrong", "missed", "right") for example in chosen[kind]]
 query = next((example for example in asked if example.truth != project.competition.unknown), asked[0])
 part = next(part for part in material.protocol.parts if part.fold == query.fold)
-pictures, titles, marks = [], [], []
-for source in sources(project):
+for source in sources(project)[:6]:  # a large recipe has dozens
     features = read_features(source.folds[query.fold], material.images, logits=False).embeddings
     likeness, places = search(features[[query.row]], features[part.gallery], 5)
     names = material.protocol.classes[part.gallery_codes[places[0]]]
-    pictures += views(material.images, [query.row, *part.gallery[places[0]].tolist()], project.competition.root)
-    titles += [f"{source.name}\nis {query.truth}"]
-    titles += [f"{value:.3f}\n{name}" for value, name in zip(likeness[0], names, strict=True)]
-    marks += [None, *(names == material.images["identity"][query.row]).tolist()]
-draw_grid(pictures, titles, columns=6, right=marks)
+    pictures = views(material.images, [query.row, *part.gallery[places[0]].tolist()], project.competition.root)
+    titles = [f"{value:.3f}\n{name}" for value, name in zip(likeness[0], names, strict=True)]
+    marks = (names == material.images["identity"][query.row]).tolist()
+    display(draw_grid(pictures, [f"{source.name}\nis {query.truth}", *titles], columns=6, right=[None, *marks]))
 
 # %% [markdown]
 # The whole page, for colleagues: `make report`. Next: [the kernel for Kaggle](04_kaggle_inference.ipynb).

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from kernel_world import COMPETITION, EXPERIMENT, MODULE, write_wheel
+from PIL import Image
 from test_kaggle_secrets import KEYS
 
 from whaleid.data.images import prepare
@@ -113,8 +114,7 @@ def test_the_same_text_gives_the_same_notebook_and_another_text_another(tmp_path
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A tiny competition of drawn flukes with its recipe; nothing is trained yet."""
-    make_sample(tmp_path / "data", identities=10, train_images=61, test_images=20, workers=1)
+    """The settings of a tiny competition and of its recipe; there are no images yet, and nothing is trained."""
     (tmp_path / "drawn.yaml").write_text(COMPETITION)
     (tmp_path / "one.yaml").write_text(EXPERIMENT.format(head="softmax"))
     (tmp_path / "two.yaml").write_text(EXPERIMENT.format(head="arcface"))
@@ -127,6 +127,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_all_four_run_one_after_the_other(place: Path) -> None:
+    make_sample(place / "data", identities=10, train_images=61, test_images=20, workers=1)
     environment = os.environ | {
         "COMPETITION": "drawn.yaml",
         "RECIPE": "recipe.yaml",
@@ -168,9 +169,7 @@ def test_a_cell_that_fails_is_one_line_and_the_rest_is_kept(tmp_path: Path) -> N
 # -------------------------------------------------------------------------------------------- what they are made of
 
 
-def test_the_environment_wins_over_the_first_cell(
-    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_environment_wins_over_the_first_cell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     here = notebook_project({}, competition="drawn.yaml", recipe="recipe.yaml", work="elsewhere")
     assert (here.competition.name, here.recipe.name) == ("drawn", "recipe")
@@ -195,14 +194,18 @@ def test_a_notebook_that_starts_in_its_folder_works_in_the_repository(monkeypatc
     assert Path.cwd() == FOLDER.parent
 
 
-def test_views_are_the_boxes_with_their_margin(place: Path) -> None:
-    table = pd.DataFrame({"path": sorted(str(path.relative_to(place)) for path in place.glob("data/train/*.jpg"))})
+def test_views_are_the_boxes_with_their_margin(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        pixels = generator.integers(0, 256, (80, 160, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    table = pd.DataFrame({"path": [f"{number}.png" for number in range(4)]})
     table[["x0", "y0", "x1", "y1"]] = [10.0, 5.0, 110.0, 65.0]
-    seen = views(table, np.array([3, 0]), place)
+    seen = views(table, np.array([3, 0]), tmp_path)
     box = np.array([10.0, 5.0, 110.0, 65.0])
     for picture, row in zip(seen, (3, 0), strict=True):
         assert picture.shape == (132, 220, 3) and picture.shape[1] <= VIEW[0]
-        np.testing.assert_array_equal(picture, prepare(place / table["path"][row], box, MARGIN, (220, 132)))
+        np.testing.assert_array_equal(picture, prepare(tmp_path / table["path"][row], box, MARGIN, (220, 132)))
     assert not np.array_equal(*seen)
 
 

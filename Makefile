@@ -10,6 +10,8 @@ SET ?=
 QUICK ?=
 CONFIRM ?=
 OWNER ?=
+KAGGLE_VERSIONS ?=
+PYTHON312 ?=
 RUN_ARGS ?=
 FROM ?= predictions
 ARGS ?=
@@ -25,8 +27,8 @@ CONFIRMED = $(if $(filter 1,$(CONFIRM)),--confirm)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard \
-        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores test lint bench \
-        bench-metric archive rebuild winning-docs clean
+        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores notebooks test lint \
+        bench bench-metric archive rebuild winning-docs clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
@@ -100,8 +102,10 @@ report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competi
 kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<competition>/kernel/<recipe>/ (OWNER=you)
 	@$(WHALEID) kernel $(OPTIONS) --jobs $(JOBS) $(if $(OWNER),--owner "$(OWNER)") $(ARGS)
 
-kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission with the local one
-	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
+# KAGGLE_VERSIONS=1 makes an environment with the versions of Kaggle's image first (once); PYTHON312 names its Python.
+kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission (KAGGLE_VERSIONS=1)
+	@$(WHALEID) kernel-run $(OPTIONS) $(if $(filter 1,$(KAGGLE_VERSIONS)),--environment kaggle) \
+	  $(if $(PYTHON312),--python "$(PYTHON312)") $(RUN_ARGS)
 
 archive: $(DATA)  ## what the submission can be built from again, with checksums: one file under the work folder
 	@$(WHALEID) archive $(OPTIONS) $(ARGS)
@@ -133,6 +137,9 @@ submit: $(DATA)  ## the recipe's latest submission to Kaggle, its score into the
 
 scores: setup  ## leaderboard scores into submissions/log.csv, and a picture of them against the out-of-fold scores
 	@$(WHALEID) scores $(OPTIONS) $(ARGS)
+
+notebooks: $(DATA)  ## the notebooks' .ipynb from their texts, and executed copies in work/<competition>/notebooks/
+	@COMPETITION="$(COMPETITION)" RECIPE="$(RECIPE)" WORK="$(WORK)" SET='$(SET)' $(VENV)/bin/python notebooks/make.py --run $(ARGS)
 
 test: setup  ## lint, types and tests
 	@$(MAKE) --no-print-directory lint

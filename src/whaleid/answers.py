@@ -15,6 +15,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.competition import read_rows
+from whaleid.ensemble.worth import worth_lines
 from whaleid.errors import WhaleidError
 from whaleid.machine import measured
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
@@ -23,7 +24,7 @@ from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
 from whaleid.settings import repository_root
 from whaleid.times import stage_times, submission_note
-from whaleid.workspace import atomic_path, digest, file_digest, write_json
+from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
@@ -54,9 +55,9 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
             "pretraining": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         },
         "runs": {
-            f"{experiment.name}/fold{fold}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
+            f"{experiment.name}/{fold_name(fold)}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
             for experiment in project.experiments
-            for fold in project.folds
+            for fold in project.folds_of(experiment)
         },
     }
     return _write_figures(project, figures)
@@ -86,7 +87,8 @@ def read_figures(project: Project) -> dict[str, Any] | None:
 
 
 def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None = None) -> list[str]:
-    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight.
+    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight; then
+    what each member is worth to the blend.
 
     solution: score of each rung against the competition's solution, where it has one.
     """
@@ -99,7 +101,21 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
             "no other image of their identity is in the gallery, and the competition has no unknown label"
         )
-    return [*table, *notes]
+    if ladder.get("full"):
+        notes.append(
+            f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
+            "folds' models, and out of fold they are worth what those are"
+        )
+    after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
+    worth = ladder.get("worth")
+    return [*table, *after, *notes, *(worth_lines(worth) if worth else [])]
+
+
+def _setting_line(rung: dict[str, Any]) -> str:
+    """What a step of post-processing is worth over the rung below it, and with which settings."""
+    step = rung["below"]
+    gain = f"{step['gain']:+.5f} [{step['low']:+.4f}, {step['high']:+.4f}] over the rung below"
+    return f"{rung['name']}: {gain}; setting: {rung['setting']}"
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:

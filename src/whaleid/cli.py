@@ -12,12 +12,13 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from whaleid import cli_kernel, cli_winning
+from whaleid import cli_kernel, cli_pictures, cli_winning
 from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
     ExperimentOption,
     FoldOption,
+    FullOption,
     JobsOption,
     RecipeOption,
     SetOption,
@@ -44,6 +45,7 @@ app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
 cli_kernel.register(app)
 cli_winning.register(app)
+cli_pictures.register(app)
 
 
 def main() -> None:
@@ -194,10 +196,11 @@ def train(
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    full: FullOption = False,
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train the recipe's experiments on its folds (or one of them)."""
-    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+    """Train the recipe's experiments on its folds (or one of them), and on all labelled images where it says so."""
+    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, full, skip_unreadable)
 
 
 @app.command()
@@ -209,10 +212,11 @@ def features(
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    full: FullOption = False,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Embed every image with every run (trained first where it is not)."""
-    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, full, skip_unreadable)
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -380,12 +384,13 @@ def _jobs(
     at_once: int,
     experiment: str | None,
     fold: int | None,
+    full: bool,
     skip_unreadable: bool,
 ) -> None:
     from whaleid.pipeline import jobs_stage, select_jobs
 
     project = project_of(competition, recipe, work, pairs, skip_unreadable)
-    jobs = select_jobs(project, stage, experiment, fold)
+    jobs = select_jobs(project, stage, experiment, fold, full)
     done = jobs_stage(project, stage, at_once, options_of(competition, recipe, work, pairs, skip_unreadable), jobs)
     Console(stderr=True).print(
         f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False

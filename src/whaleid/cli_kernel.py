@@ -101,7 +101,9 @@ def kernel_run(
     environment: Annotated[
         Environment, typer.Option(help="packages: these, or the versions of Kaggle's image on Python 3.12")
     ] = Environment.ours,
-    python: Annotated[str, typer.Option(help="a Python 3.12 for --environment kaggle")] = "python3.12",
+    python: Annotated[
+        str | None, typer.Option(help="a Python 3.12 for --environment kaggle; default: one that is found here")
+    ] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, help="another time budget than the kernel's")] = None,
     mode: ModeOption = Mode.inference,
     experiment: ExperimentOption = None,
@@ -109,8 +111,8 @@ def kernel_run(
 ) -> None:
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
     from whaleid.answers import read_figures, submission_path
-    from whaleid.kaggle.bundle import KernelOptions, bundle_folder
-    from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
+    from whaleid.kaggle.bundle import WHEELS, KernelOptions, bundle_folder
+    from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, compiled_wheels, run_bundle, submission_of
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     bundle = bundle_folder(project, KernelOptions(experiment=experiment, fold=fold))
@@ -120,7 +122,8 @@ def kernel_run(
     if not ours:
         from whaleid.kaggle.environment import kaggle_environment
 
-        interpreter = kaggle_environment(project.workspace.root.parent / "kaggle-env", python).absolute()
+        compiled = compiled_wheels(bundle / "datasets" / WHEELS)
+        interpreter = kaggle_environment(project.workspace.root.parent / "kaggle-env", python, compiled).absolute()
     figures = read_figures(project)
     for one in ("new", "old") if layout is LayoutChoice.both else (layout.value,):
         base = project.workspace.root / "kernel-run" / bundle.name

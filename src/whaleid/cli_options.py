@@ -29,6 +29,7 @@ JobsOption = Annotated[
 ]
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
 FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
+FullOption = Annotated[bool, typer.Option("--full", help="the runs on all labelled images alone (recipe: full)")]
 
 
 def recipe_name(competition: str, recipe: str | None) -> str:

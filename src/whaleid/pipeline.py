@@ -59,6 +59,17 @@ class Project:
         known = ", ".join(item.name for item in self.experiments)
         raise WhaleidError(f"recipe {self.recipe.name} has no experiment '{name}'; it has: {known}")
 
+    @property
+    def full_experiments(self) -> list[Experiment]:
+        """The experiments that are trained on all labelled images, too."""
+        chosen = self.recipe.full_members
+        entries = zip(self.recipe.experiments, self.experiments, strict=True) if chosen else ()
+        return [experiment for entry, experiment in entries if entry in chosen]
+
+    def folds_of(self, experiment: Experiment) -> list[int | None]:
+        """The experiment's runs: its folds and, for a full-data member, None for that on all labelled images."""
+        return [*self.folds, *([None] if experiment in self.full_experiments else [])]
+
     @cached_property
     def images_key(self) -> str:
         """Of all images: what caches, features and answers depend on."""
@@ -79,8 +90,14 @@ class Project:
     def local_key(self, name: str) -> str:
         return digest("local", FORMAT, self.images_key, name, "x y size direction")
 
-    def run_key(self, experiment: Experiment, fold: int) -> str:
-        """Everything that the trained weights depend on; not how many processes prepare the images."""
+    def run_key(self, experiment: Experiment, fold: int | None) -> str:
+        """Everything that the trained weights depend on; not how many processes prepare the images.
+
+        fold: None for the run on all labelled images, which takes its length from the folds' runs.
+        """
+        if fold is None:
+            folds = [self.run_key(experiment, number) for number in self.folds]
+            return digest("full run", FORMAT, folds, _training_settings(experiment))
         start = [self.pretrain_key] if self.starts_pretrained(experiment) else []
         return digest("run", FORMAT, self.folds_key, _training_settings(experiment), fold, *start)
 
@@ -111,12 +128,12 @@ class Project:
         name = Path(name).stem if name.endswith((".yaml", ".yml")) else name.replace("/", "-")
         return f"{self.competition.name}-{name}-{self.pretrain_key[:8]}"
 
-    def features_key(self, experiment: Experiment, fold: int) -> str:
+    def features_key(self, experiment: Experiment, fold: int | None) -> str:
         settings = experiment.features.model_dump(mode="json", exclude={"batch"})
         return digest("features", FORMAT, self.images_key, self.run_key(experiment, fold), settings)
 
     def ensemble_key(self) -> str:
-        own = [self.features_key(item, fold) for item in self.experiments for fold in self.folds]
+        own = [self.features_key(item, fold) for item in self.experiments for fold in self.folds_of(item)]
         foreign = {name: _listing(Path(folder)) for name, folder in self.recipe.sources.items()}
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
@@ -257,19 +274,35 @@ def job_list(project: Project, stage: str) -> list[Job]:
     return [
         Job(experiment.name, fold, stage, _job_is_current(project, experiment, fold, stage))
         for experiment in project.experiments
-        for fold in project.folds
+        for fold in project.folds_of(experiment)
     ]
 
 
-def select_jobs(project: Project, stage: str, experiment: str | None, fold: int | None) -> list[Job]:
-    """Jobs of the recipe, or of one experiment or fold of it."""
+def select_jobs(
+    project: Project, stage: str, experiment: str | None, fold: int | None, full: bool = False
+) -> list[Job]:
+    """Jobs of the recipe, or of one experiment or fold of it. full: those on all labelled images alone."""
     if experiment is not None:
         project.experiment(experiment)
+    if full:
+        return _full_jobs(project, stage, experiment, fold)
     if fold is not None and fold not in project.folds:
         raise WhaleidError(f"--fold {fold}: recipe {project.recipe.name} trains folds {project.folds}")
     return [
         job for job in job_list(project, stage) if experiment in (None, job.experiment) and fold in (None, job.fold)
     ]
+
+
+def _full_jobs(project: Project, stage: str, experiment: str | None, fold: int | None) -> list[Job]:
+    if fold is not None:
+        raise WhaleidError(f"--full trains on the images of all folds, --fold {fold} without some: give one of them")
+    found = [job for job in job_list(project, stage) if job.fold is None and experiment in (None, job.experiment)]
+    if not found:
+        raise WhaleidError(
+            f"--full: recipe {project.recipe.name} does not train {experiment or 'anything'} on all labelled images; "
+            "add `full: true`, or `full:` with a list of experiments"
+        )
+    return found
 
 
 def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], jobs: list[Job] | None = None) -> int:
@@ -297,24 +330,29 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
         if stage == "features":
             features_stage(project, project.experiment(job.experiment), job.fold)
 
-    return run_jobs(jobs, do, options, at_once, project.workspace.root / "logs")
+    logs = project.workspace.root / "logs"
+    of_folds, full = ([job for job in jobs if (job.fold is None) is whole] for whole in (False, True))
+    return run_jobs(of_folds, do, options, at_once, logs) + run_jobs(full, do, options, at_once, logs)
 
 
-def train_stage(project: Project, experiment: Experiment, fold: int) -> None:
-    """One run: checkpoint, configuration, log."""
+def train_stage(project: Project, experiment: Experiment, fold: int | None) -> None:
+    """One run: checkpoint, configuration, log. fold None: on all labelled images, after those of the folds."""
     workspace, out = project.workspace, project.workspace.run(experiment.name, fold)
     key = project.run_key(experiment, fold)
     if workspace.is_current(out, key):
         return
     from whaleid.training.run import train_run
 
+    trained = project.with_start(experiment)
+    if fold is None:
+        trained = with_epochs(trained, [_fold_summary(project, experiment, number) for number in project.folds])
     if scores_pairs(experiment):  # the head that ranks again and the features that it ranks are of one training
         workspace.mark_current(workspace.features(experiment.name, fold), "")
     _begin(workspace, out, key)
     cache = cache_stage(project, experiment)
     images, folds = images_stage(project), folds_stage(project)
     summary = train_run(
-        project.with_start(experiment),
+        trained,
         fold,
         images,
         folds,
@@ -327,7 +365,25 @@ def train_stage(project: Project, experiment: Experiment, fold: int) -> None:
     workspace.mark_current(out, key, begun=key, summary=asdict(summary), machine=machine_line())
 
 
-def features_stage(project: Project, experiment: Experiment, fold: int) -> None:
+def _fold_summary(project: Project, experiment: Experiment, fold: int) -> dict[str, Any]:
+    """What came of a fold's run, which is trained first where it is missing."""
+    train_stage(project, experiment, fold)
+    return project.workspace.stamp(project.workspace.run(experiment.name, fold))["summary"]
+
+
+def with_epochs(experiment: Experiment, summaries: list[dict[str, Any]]) -> Experiment:
+    """The experiment as it is trained on all labelled images: for the mean of the epochs that its folds' runs took.
+
+    summaries: of the folds' runs. With `select: best` a fold took its best epoch; here no fold is left to choose by,
+    so that the last weights of as many epochs as the folds' best on average are kept.
+    """
+    taken = [summary["best_epoch"] or summary["epochs"] for summary in summaries]
+    epochs = max(1, int(sum(taken) / len(taken) + 0.5))
+    settings = {"epochs": epochs, "images_seen": None, "select": "last"}
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update=settings)})
+
+
+def features_stage(project: Project, experiment: Experiment, fold: int | None) -> None:
     """The features of one run, of every image."""
     workspace, out = project.workspace, project.workspace.features(experiment.name, fold)
     key = project.features_key(experiment, fold)
@@ -346,20 +402,27 @@ def sources(project: Project) -> list[Source]:
     """Features to combine: the recipe's experiments, then its foreign features."""
     from whaleid.ensemble.ladder import Source
 
-    own = [
-        Source(
-            item.name,
-            {fold: project.workspace.features(item.name, fold) for fold in project.folds},
-            optimistic=item.train.select == "best",
-            pairs={fold: project.workspace.run(item.name, fold) for fold in project.folds if scores_pairs(item)},
-        )
-        for item in project.experiments
-    ]
+    own = [_own_source(project, item) for item in project.experiments]
     foreign = [
         Source(name, {fold: Path(folder) / f"fold{fold}" for fold in project.folds})
         for name, folder in project.recipe.sources.items()
     ]
     return own + foreign
+
+
+def _own_source(project: Project, experiment: Experiment) -> Source:
+    from whaleid.ensemble.ladder import Source
+    from whaleid.ensemble.protocol import WHOLE
+
+    name, workspace, runs = experiment.name, project.workspace, project.folds_of(experiment)
+    pairs = {WHOLE if fold is None else fold: workspace.run(name, fold) for fold in runs}
+    return Source(
+        name,
+        {fold: workspace.features(name, fold) for fold in project.folds},
+        optimistic=experiment.train.select == "best",
+        pairs=pairs if scores_pairs(experiment) else {},
+        full=workspace.features(name, None) if None in runs else None,
+    )
 
 
 def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
@@ -372,7 +435,7 @@ def scores_pairs(experiment: Experiment) -> bool:
     return experiment.head.name == "siamese"
 
 
-def _job_is_current(project: Project, experiment: Experiment, fold: int, stage: str) -> bool:
+def _job_is_current(project: Project, experiment: Experiment, fold: int | None, stage: str) -> bool:
     workspace = project.workspace
     trained = workspace.is_current(workspace.run(experiment.name, fold), project.run_key(experiment, fold))
     if stage == "train":

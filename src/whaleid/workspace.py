@@ -40,11 +40,12 @@ class Workspace:
         """Folder of resized images of one size."""
         return self.root / "cache" / name
 
-    def run(self, experiment: str, fold: int) -> Path:
-        return self.root / "runs" / experiment / f"fold{fold}"
+    def run(self, experiment: str, fold: int | None) -> Path:
+        """Folder of one run; fold None: the one that is trained on all labelled images."""
+        return self.root / "runs" / experiment / fold_name(fold)
 
-    def features(self, source: str, fold: int) -> Path:
-        return self.root / "features" / source / f"fold{fold}"
+    def features(self, source: str, fold: int | None) -> Path:
+        return self.root / "features" / source / fold_name(fold)
 
     def local(self, name: str) -> Path:
         """Folder of the keypoints' descriptors of one size and number."""
@@ -83,6 +84,11 @@ class Workspace:
 
     def _stamp_path(self, output: Path) -> Path:
         return self.root / ".stamps" / f"{output.relative_to(self.root).as_posix()}.json"
+
+
+def fold_name(fold: int | None) -> str:
+    """`fold<k>`, or `full` for what all labelled images taught."""
+    return "full" if fold is None else f"fold{fold}"
 
 
 def digest(*parts: Any) -> str:

@@ -53,7 +53,7 @@ def carried(project: Project) -> Carried:
     return Carried(tuple(runs), tuple(features), tuple(local), {name: tuple(paths) for name, paths in foreign.items()})
 
 
-def _features_of(experiment: str, fold: int, project: Project) -> Path:
+def _features_of(experiment: str, fold: int | None, project: Project) -> Path:
     return project.workspace.features(experiment, fold).relative_to(project.workspace.root)
 
 
@@ -123,6 +123,7 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
     kept = [place for place, item in enumerate(project.experiments) if item.name not in dropped]
     settings = _without_keys(project.recipe.model_dump(mode="json"), set(dropped))
     settings["experiments"] = [project.recipe.experiments[place] for place in kept]
+    settings["full"] = [entry for entry in settings["experiments"] if entry in project.recipe.full_members]
     smaller = Project(
         project.competition,
         Recipe.model_validate(settings),

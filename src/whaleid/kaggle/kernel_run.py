@@ -103,12 +103,20 @@ def remove_run(base: Path) -> None:
 
 def pure_modules(wheels: Path) -> set[str]:
     """Modules of the bundle's wheels that this interpreter, too, can install: compiled for none, or for any, Python."""
-    entries = json.loads((wheels / LISTING).read_text())
-    return {
-        module
-        for module, entry in entries.items()
-        if entry["wheel"].endswith("-none-any.whl") or "-abi3-" in entry["wheel"]
-    }
+    return {module for module, entry in _wheels(wheels).items() if _serves_any(entry["wheel"])}
+
+
+def compiled_wheels(wheels: Path) -> list[str]:
+    """Requirements (`distribution==version`) of the bundle's wheels that serve Kaggle's Python alone."""
+    return [entry["requirement"] for entry in _wheels(wheels).values() if not _serves_any(entry["wheel"])]
+
+
+def _wheels(wheels: Path) -> dict[str, dict[str, str]]:
+    return json.loads((wheels / LISTING).read_text())
+
+
+def _serves_any(wheel: str) -> bool:
+    return wheel.endswith("-none-any.whl") or "-abi3-" in wheel
 
 
 def mount_inputs(bundle: Path, competition: Competition, metadata: dict, root: Path, layout: Layout) -> None:

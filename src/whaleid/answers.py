@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,23 +22,43 @@ from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
 from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
 
+if TYPE_CHECKING:
+    from whaleid.ensemble.results import LadderResult
+
 SUBMISSIONS = Path("submissions")
 
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
 
-def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[str, Any]:
+Figures = dict[str, Any]
+"""A recipe's part of `metrics.json`: every figure that was printed, with the settings that gave it."""
+
+
+def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figures:
     """Candidates of every rung out of fold and for the test set; returns the recipe's part of `metrics.json`."""
+    if project.recipe.pseudo is not None:
+        from whaleid.rounds import rounds_stage
+
+        return rounds_stage(project, at_once, options)
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     workspace = project.workspace
     out = workspace.candidates(project.recipe.name)
     key = project.ensemble_key()
     figures = read_figures(project)
-    if workspace.is_current(out, key) and figures is not None and figures["key"] == key:
+    if workspace.is_current(out, key) and figures is not None and figures["key"] == key and "rounds" not in figures:
         return figures
+    figures = combine_sources(project, out)[1]
+    write_json(workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
+    workspace.mark_current(out, key)
+    return figures
+
+
+def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]:
+    """Combine what is embedded: the ladder's files in the folder `out`, the ladder itself, and its figures."""
     from whaleid.ensemble.ladder import combine
 
+    workspace = project.workspace
     result = combine(
         images_stage(project),
         folds_stage(project),
@@ -48,8 +68,8 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
         out,
         local_stage(project),
     )
-    figures = {
-        "key": key,
+    return result, {
+        "key": project.ensemble_key(),
         "competition": project.competition.name,
         "recipe": project.recipe.name,
         "commit": commit(),
@@ -65,9 +85,6 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
             for fold in project.folds_of(experiment)
         },
     }
-    write_json(workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
-    workspace.mark_current(out, key)
-    return figures
 
 
 def read_metrics(project: Project) -> dict[str, Any]:
@@ -105,7 +122,20 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
             "folds' models, and out of fold they are worth what those are"
         )
-    return [*table, *notes]
+    return [*table, *notes, *round_lines(figures)]
+
+
+def round_lines(figures: Figures) -> Iterator[str]:
+    """What each round of pseudo-labels was worth, a line each; none where the recipe has no rounds."""
+    for row in figures.get("rounds", [])[1:]:
+        gain, said = row["gain"], f"round {row['round']} of pseudo-labels"
+        if gain is None:
+            yield f"{said}: no test image is sure enough; nothing to train"
+            continue
+        taught = ", ".join(f"{name} {count:,}" for name, count in row["labels"].items())
+        score = f"MAP@{figures['ladder']['k']} (out of fold) {row['map']:.5f}"
+        worth = f"{gain['gain']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}] over the round before"
+        yield f"{said} ({taught}): {score}, {worth}: {'used' if row['used'] else 'no sure help, not used'}"
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:
@@ -129,6 +159,11 @@ def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str
 
 def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[dict[str, Any]]:
     """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
+    if project.recipe.pseudo is not None:
+        from whaleid.rounds import answered
+
+        ensemble_stage(project, at_once, options)
+        project = answered(project)
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     out = project.workspace.ablation(project.recipe.name)
     key = digest("ablation", project.ensemble_key(), _solution_digest(project.competition))

@@ -41,6 +41,7 @@ from whaleid.config.recipe import (
     ConcatConfig,
     KnnConfig,
     PretrainConfig,
+    PseudoConfig,
     Recipe,
 )
 from whaleid.config.retrieval import (
@@ -86,6 +87,7 @@ __all__ = [
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
+    "PseudoConfig",
     "Recipe",
     "ReciprocalConfig",
     "RerankConfig",

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.protocol import WHOLE
 from whaleid.pipeline import Project, sources
@@ -14,6 +15,7 @@ from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
 from whaleid.report.material import GUESSES, Material, read_losses, read_material
+from whaleid.rounds import answered
 from whaleid.workspace import atomic_path
 
 SECTIONS = {
@@ -32,7 +34,7 @@ def write_report(project: Project) -> Path:
 
     Raises WhaleidError where there are no results yet.
     """
-    material = read_material(project)
+    material = read_material(answered(project))
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -93,6 +95,7 @@ def _notices(material: Material) -> Markup:
             f"Trained on all labelled images too, for the test images alone: {', '.join(full)}. Out of fold these are "
             "worth what their folds' models are."
         )
+    said += round_lines(material.figures)
     return join(tag("p", line, class_="notice") for line in said)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,25 +26,51 @@ from whaleid.settings import repository_root
 from whaleid.times import stage_times, submission_note
 from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
 
+if TYPE_CHECKING:
+    from whaleid.ensemble.results import LadderResult
+
 # ------------------------------------------------------------------------------------------------- the ladder
 
 
-def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[str, Any]:
+Figures = dict[str, Any]
+"""A recipe's part of `metrics.json`: every figure that was printed, with the settings that gave it."""
+
+
+def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figures:
     """Candidates of every rung out of fold and for the test set; returns the recipe's part of `metrics.json`."""
+    if project.recipe.pseudo is not None:
+        from whaleid.rounds import rounds_stage
+
+        return rounds_stage(project, at_once, options)
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     workspace = project.workspace
     out = workspace.candidates(project.recipe.name)
     key = project.ensemble_key()
     figures = read_figures(project)
-    if workspace.is_current(out, key) and figures is not None and figures["key"] == key:
+    if workspace.is_current(out, key) and figures is not None and figures["key"] == key and "rounds" not in figures:
         return figures
+    began = time.monotonic()
+    figures = combine_sources(project, out)[1]
+    workspace.mark_current(out, key, **measured(began))
+    return write_figures(project, figures)
+
+
+def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]:
+    """Combine what is embedded: the ladder's files in the folder `out`, the ladder itself, and its figures."""
     from whaleid.ensemble.ladder import combine
 
-    images, folds, local, began = images_stage(project), folds_stage(project), local_stage(project), time.monotonic()
-    result = combine(images, folds, sources(project), project.recipe, project.competition, out, local)
-    workspace.mark_current(out, key, **measured(began))
-    figures = {
-        "key": key,
+    workspace = project.workspace
+    result = combine(
+        images_stage(project),
+        folds_stage(project),
+        sources(project),
+        project.recipe,
+        project.competition,
+        out,
+        local_stage(project),
+    )
+    return result, {
+        "key": project.ensemble_key(),
         "competition": project.competition.name,
         "recipe": project.recipe.name,
         "commit": commit(),
@@ -60,10 +86,9 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
             for fold in project.folds_of(experiment)
         },
     }
-    return _write_figures(project, figures)
 
 
-def _write_figures(project: Project, figures: dict[str, Any]) -> dict[str, Any]:
+def write_figures(project: Project, figures: Figures) -> Figures:
     """Give `metrics.json` the recipe's figures, with what every stage took; returns them."""
     figures = {**figures, "times": [asdict(line) for line in stage_times(project)]}
     write_json(project.workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
@@ -108,7 +133,7 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
         )
     after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
     worth = ladder.get("worth")
-    return [*table, *after, *notes, *(worth_lines(worth) if worth else [])]
+    return [*table, *after, *notes, *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
 
 def _setting_line(rung: dict[str, Any]) -> str:
@@ -116,6 +141,19 @@ def _setting_line(rung: dict[str, Any]) -> str:
     step = rung["below"]
     gain = f"{step['gain']:+.5f} [{step['low']:+.4f}, {step['high']:+.4f}] over the rung below"
     return f"{rung['name']}: {gain}; setting: {rung['setting']}"
+
+
+def round_lines(figures: Figures) -> Iterator[str]:
+    """What each round of pseudo-labels was worth, a line each; none where the recipe has no rounds."""
+    for row in figures.get("rounds", [])[1:]:
+        gain, said = row["gain"], f"round {row['round']} of pseudo-labels"
+        if gain is None:
+            yield f"{said}: no test image is sure enough; nothing to train"
+            continue
+        taught = ", ".join(f"{name} {count:,}" for name, count in row["labels"].items())
+        score = f"MAP@{figures['ladder']['k']} (out of fold) {row['map']:.5f}"
+        worth = f"{gain['gain']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}] over the round before"
+        yield f"{said} ({taught}): {score}, {worth}: {'used' if row['used'] else 'no sure help, not used'}"
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:
@@ -139,6 +177,11 @@ def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str
 
 def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[dict[str, Any]]:
     """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
+    if project.recipe.pseudo is not None:
+        from whaleid.rounds import answered
+
+        ensemble_stage(project, at_once, options)
+        project = answered(project)
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     out = project.workspace.ablation(project.recipe.name)
     key = ablation_key(project)
@@ -199,7 +242,7 @@ def submission_stage(project: Project, at_once: int, options: list[str]) -> Path
         began = time.monotonic()
         write_answer(project, path)
         project.workspace.mark_current(submission_note(project), figures["key"], **measured(began))
-        figures = _write_figures(project, figures)
+        figures = write_figures(project, figures)
     log_submission(project, figures, path)
     return path
 

@@ -21,6 +21,7 @@ from whaleid.cli_options import (
     FullOption,
     JobsOption,
     RecipeOption,
+    RoundOption,
     SetOption,
     SkipOption,
     WorkOption,
@@ -197,10 +198,11 @@ def train(
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
     full: FullOption = False,
+    round_: RoundOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Train the recipe's experiments on its folds (or one of them), and on all labelled images where it says so."""
-    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, full, skip_unreadable)
+    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, full, round_, skip_unreadable)
 
 
 @app.command()
@@ -213,10 +215,11 @@ def features(
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
     full: FullOption = False,
+    round_: RoundOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Embed every image with every run (trained first where it is not)."""
-    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, full, skip_unreadable)
+    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, full, round_, skip_unreadable)
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -385,13 +388,20 @@ def _jobs(
     experiment: str | None,
     fold: int | None,
     full: bool,
+    round_: int,
     skip_unreadable: bool,
 ) -> None:
     from whaleid.pipeline import jobs_stage, select_jobs
 
     project = project_of(competition, recipe, work, pairs, skip_unreadable)
+    options = options_of(competition, recipe, work, pairs, skip_unreadable)
+    if round_:
+        from whaleid.rounds import at_round, labels_stage
+
+        project = at_round(project, round_)
+        labels_stage(project, at_once, options)
     jobs = select_jobs(project, stage, experiment, fold, full)
-    done = jobs_stage(project, stage, at_once, options_of(competition, recipe, work, pairs, skip_unreadable), jobs)
+    done = jobs_stage(project, stage, at_once, options, jobs)
     Console(stderr=True).print(
         f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
     )

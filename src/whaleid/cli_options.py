@@ -29,6 +29,7 @@ JobsOption = Annotated[
 ]
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
 FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
+RoundOption = Annotated[int, typer.Option("--round", min=0, help="of pseudo-labels; 0: before them (recipe: pseudo)")]
 FullOption = Annotated[bool, typer.Option("--full", help="the runs on all labelled images alone (recipe: full)")]
 
 

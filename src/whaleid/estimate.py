@@ -105,29 +105,34 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
             "hours": [f"{cost.hours(rate):.2f}" for cost in costs],
         }
     )
-    total = sum(cost.hours(rate) for cost in costs)
+    again = project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0
+    total = sum(cost.hours(rate) for cost in costs) * (1 + again)
     pretraining = [] if project.pretext is None else [f"not counted: the pretraining {project.pretext.name}"]
     return [
         f"recipe {project.recipe.name} on {project.competition.name}: {len(costs)} experiments x "
-        f"{len(project.folds)} folds" + (f" + {full} on all labelled images" if full else "") + f" = {runs} runs",
+        f"{len(project.folds)} folds"
+        + (f" + {full} on all labelled images" if full else "")
+        + f" = {runs} runs"
+        + (f", at most {again} times more with pseudo-labels" if again else ""),
         f"images: {census.labelled:,} labelled, {census.unknown:,} unknown, {census.test:,} test; "
         f"{census.identities:,} identities" + (" (as given, not counted)" if census.estimated else ""),
         "",
         table.to_string(index=False),
         "",
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
-        f"(--tflops to change), {total / max(1, runs):.2f} h a run",
+        f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         *pretraining,
-        f"features on disk: {_feature_bytes(project, census) / 1e9:.1f} GB",
+        f"features on disk: {_feature_bytes(project, census) * (1 + again) / 1e9:.1f} GB",
     ]
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:
-    """Disk, memory and time of the whole recipe. device: cuda or cpu."""
+    """Disk, memory and time of the whole recipe, all its rounds counted. device: cuda or cpu."""
     costs = _costs(project, census)
     weights = [FLOAT * cost.parameters for cost in costs]
     kept = [weight * len(project.folds_of(item)) for weight, item in zip(weights, project.experiments, strict=True)]
-    runs = sum(kept) + TRAINED * max(weights, default=0)
+    rounds = 1 + (project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0)
+    runs = rounds * sum(kept) + TRAINED * max(weights, default=0)
     caches: dict[tuple[tuple[int, int], str], float] = {}
     for item, cost in zip(project.experiments, costs, strict=True):
         bytes_a_pixel = 3 * (JPEG_SHARE if item.image.cache == "jpeg" else 1.0)
@@ -135,9 +140,9 @@ def recipe_needs(project: Project, census: Census, device: str) -> Needs:
     width = sum(item.model.embedding * (2 if item.image.mirror_identities else 1) for item in project.experiments)
     side_by_side = COPIES * FLOAT * census.all_images * width
     return Needs(
-        disk=sum(caches.values()) + _feature_bytes(project, census) + runs,
+        disk=sum(caches.values()) + rounds * _feature_bytes(project, census) + runs,
         memory=LIBRARIES + max(TRAINED * max(weights, default=0), side_by_side),
-        hours=sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
+        hours=rounds * sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
     )
 
 

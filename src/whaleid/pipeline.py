@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from whaleid.config import Competition, Experiment, ExperimentBase, PretextExper
 from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key, labelled_key
+from whaleid.data.pseudo import labels_of, read_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
 from whaleid.machine import machine_line, measured
@@ -59,6 +60,25 @@ class Project:
         known = ", ".join(item.name for item in self.experiments)
         raise WhaleidError(f"recipe {self.recipe.name} has no experiment '{name}'; it has: {known}")
 
+    def at_round(self, number: int) -> Project:
+        """The same project in a round of pseudo-labels: its runs and features are that round's. 0: before them."""
+        return self.with_settings(self.recipe, replace(self.workspace, round=number))
+
+    def with_settings(self, recipe: Recipe, workspace: Workspace | None = None) -> Project:
+        """The same project under a recipe changed in other things than its experiments."""
+        found = replace(self, recipe=recipe, workspace=workspace or self.workspace)
+        for name in ("images_key", "labelled_key"):
+            if name in vars(self):  # found before, or given (kaggle/carried.py)
+                vars(found)[name] = vars(self)[name]
+        return found
+
+    @cached_property
+    def pseudo_labels(self) -> pd.DataFrame | None:
+        """The test images that join training in this round, for every fold; None before the first round."""
+        if not self.workspace.round:
+            return None
+        return read_pseudo_labels(self.workspace.pseudo_labels(self.recipe.name))
+
     @property
     def full_experiments(self) -> list[Experiment]:
         """The experiments that are trained on all labelled images, too."""
@@ -97,9 +117,15 @@ class Project:
         """
         if fold is None:
             folds = [self.run_key(experiment, number) for number in self.folds]
-            return digest("full run", FORMAT, folds, _training_settings(experiment))
+            return digest("full run", FORMAT, folds, _training_settings(experiment), *self._taught(None))
         start = [self.pretrain_key] if self.starts_pretrained(experiment) else []
-        return digest("run", FORMAT, self.folds_key, _training_settings(experiment), fold, *start)
+        return digest("run", FORMAT, self.folds_key, _training_settings(experiment), fold, *start, *self._taught(fold))
+
+    def _taught(self, fold: int | None) -> list[str]:
+        """Key of the pseudo-labels that the run of `fold` is taught by: whose they are, not how sure they are."""
+        if self.pseudo_labels is None:
+            return []
+        return [digest(self.images_key, labels_of(self.pseudo_labels, fold)[["image", "identity"]].to_numpy().tolist())]
 
     def starts_pretrained(self, experiment: Experiment) -> bool:
         """Whether an experiment starts from the backbone that `pretrain` trains."""
@@ -330,6 +356,8 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
         if stage == "features":
             features_stage(project, project.experiment(job.experiment), job.fold)
 
+    if project.workspace.round:
+        options = [*options, "--round", str(project.workspace.round)]
     logs = project.workspace.root / "logs"
     of_folds, full = ([job for job in jobs if (job.fold is None) is whole] for whole in (False, True))
     return run_jobs(of_folds, do, options, at_once, logs) + run_jobs(full, do, options, at_once, logs)
@@ -341,6 +369,7 @@ def train_stage(project: Project, experiment: Experiment, fold: int | None) -> N
     key = project.run_key(experiment, fold)
     if workspace.is_current(out, key):
         return
+    from whaleid.training.full import with_epochs
     from whaleid.training.run import train_run
 
     trained = project.with_start(experiment)
@@ -361,6 +390,7 @@ def train_stage(project: Project, experiment: Experiment, fold: int | None) -> N
         project.competition.unknown,
         project.settings.weights,
         key,
+        labels=None if project.pseudo_labels is None else labels_of(project.pseudo_labels, fold),
     )
     workspace.mark_current(out, key, begun=key, summary=asdict(summary), machine=machine_line())
 
@@ -369,18 +399,6 @@ def _fold_summary(project: Project, experiment: Experiment, fold: int) -> dict[s
     """What came of a fold's run, which is trained first where it is missing."""
     train_stage(project, experiment, fold)
     return project.workspace.stamp(project.workspace.run(experiment.name, fold))["summary"]
-
-
-def with_epochs(experiment: Experiment, summaries: list[dict[str, Any]]) -> Experiment:
-    """The experiment as it is trained on all labelled images: for the mean of the epochs that its folds' runs took.
-
-    summaries: of the folds' runs. With `select: best` a fold took its best epoch; here no fold is left to choose by,
-    so that the last weights of as many epochs as the folds' best on average are kept.
-    """
-    taken = [summary["best_epoch"] or summary["epochs"] for summary in summaries]
-    epochs = max(1, int(sum(taken) / len(taken) + 0.5))
-    settings = {"epochs": epochs, "images_seen": None, "select": "last"}
-    return experiment.model_copy(update={"train": experiment.train.model_copy(update=settings)})
 
 
 def features_stage(project: Project, experiment: Experiment, fold: int | None) -> None:

@@ -103,12 +103,17 @@ def rerank_part(
     ]
 
 
-def choose_settings(protocol: Protocol, plain: list[Both], settings: list[list[Setting]]) -> list[Chosen]:
+def choose_settings(
+    protocol: Protocol,
+    plain: list[Both],
+    settings: list[list[Setting]],
+    decided: dict[str, str] | None = None,
+) -> list[Chosen]:
     """For each method and fold the setting with the largest MAP@k on the other folds; the plain list is one of them.
 
     plain: the lists without re-ranking, for each fold out of fold and for the test images. settings: `rerank_part` of
     each fold. Both may end with those of the whole, which has no say. Of equals the plain list stays, then the earlier
-    setting.
+    setting. decided: method -> setting, where that was chosen before; nothing is scored then.
     """
     chosen = []
     for method in dict.fromkeys(setting.method for of_fold in settings for setting in of_fold):
@@ -116,15 +121,15 @@ def choose_settings(protocol: Protocol, plain: list[Both], settings: list[list[S
         for number, first in enumerate(settings[0]):
             if first.method == method:
                 tables[first.name] = [(of_fold[number].oof, of_fold[number].test) for of_fold in settings]
-        chosen.append(_chosen(protocol, method, tables))
+        chosen.append(_chosen(protocol, method, tables, None if decided is None else decided[method]))
     return chosen
 
 
-def _chosen(protocol: Protocol, method: str, tables: dict[str, list[Both]]) -> Chosen:
+def _chosen(protocol: Protocol, method: str, tables: dict[str, list[Both]], decided: str | None) -> Chosen:
     places = list(range(len(protocol.parts)))
     oofs = {name: tuple(oof for oof, _ in lists if oof is not None) for name, lists in tables.items()}
-    choice = [_best(protocol, oofs, protocol.others(place)) for place in places]
-    tuned = _best(protocol, oofs, places)
+    choice = [decided or _best(protocol, oofs, protocol.others(place)) for place in places]
+    tuned = decided or _best(protocol, oofs, places)
     without = tuple(oofs[name] for name in choice)
     return Chosen(
         method=method,

@@ -118,11 +118,13 @@ def rank_all(
     config: CombineConfig,
     seed: int,
     local: Path | None = None,
+    decided: dict[str, str] | None = None,
 ) -> list[Ranking]:
     """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching.
 
     Where some source has a model that all labelled images taught, each ranking answers the test set once for every
-    fold and once for these models; one that they have no part in with the mean of its folds.
+    fold and once for these models; one that they have no part in with the mean of its folds. decided: as in
+    `choose_settings`.
     """
     if (config.local is None) != (local is None):
         raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
@@ -141,7 +143,7 @@ def rank_all(
             rankings += found
             dims.append(dim)
             bar.advance(note=source.name)
-        for ranking in rank_jointly(sources, dims, images, protocol, config, seed):
+        for ranking in rank_jointly(sources, dims, images, protocol, config, seed, decided):
             if ranking is None:
                 bar.advance(note="all sources")
             else:

@@ -139,7 +139,7 @@ def read_protocol(
         unknown=competition.unknown,
         share=competition.unknown_share,
         k=competition.k,
-        whole=_whole(rows, gallery, codes[gallery]) if whole and len(test) else None,
+        whole=whole_part(rows, gallery, codes[gallery]) if whole and len(test) else None,
     )
 
 
@@ -175,7 +175,7 @@ def _labelled(images: pd.DataFrame, folds: pd.DataFrame) -> tuple[np.ndarray, np
     return fold_of, identity
 
 
-def _whole(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:
+def whole_part(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:
     """Every labelled image to train on and to compare with, and none to ask about."""
     nobody = np.empty(0, dtype=np.int64)
     return FoldPart(WHOLE, nobody, np.empty(0, dtype=str), labelled, gallery, gallery_codes, nobody, nobody)

@@ -130,10 +130,11 @@ def rank_jointly(
     protocol: Protocol,
     config: CombineConfig,
     seed: int,
+    decided: dict[str, str] | None = None,
 ) -> Iterator[Ranking | None]:
     """All sources side by side, whitened within each fold: kNN on that, re-ranked, and the classifier trained on it.
 
-    Yields None after each part (for a progress bar), then the rankings.
+    decided: as in `choose_settings`. Yields None after each part (for a progress bar), then the rankings.
     """
     keep = max(config.candidates, protocol.k)
     knn: list[Both] = []
@@ -150,7 +151,7 @@ def rank_jointly(
         yield None
     optimistic = any(source.optimistic for source in sources)
     yield _ranking(CONCAT, "concat", knn, False, optimistic)
-    for chosen in choose_settings(protocol, knn, reranked):
+    for chosen in choose_settings(protocol, knn, reranked, decided):
         yield Ranking(chosen.method, "rerank", chosen.oof, chosen.test, False, optimistic, chosen)
     if classified:
         yield _ranking(CLASSIFIER, "classifier", classified, True, optimistic)

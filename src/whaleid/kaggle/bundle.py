@@ -20,14 +20,16 @@ from typing import Any
 import pandas as pd
 
 from whaleid.configfiles import repository_root
+from whaleid.data.pseudo import write_pseudo_labels
 from whaleid.errors import WhaleidError
-from whaleid.kaggle.carried import PROJECT, Carried, carried, copy_stamps, project_content
+from whaleid.kaggle.carried import PROJECT, PSEUDO, Carried, carried, copy_stamps, project_content
 from whaleid.kaggle.manifest import write_manifest
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
 from whaleid.kaggle.rows import keep_rows
 from whaleid.kaggle.script import notebook, script
 from whaleid.kaggle.wheels import collect_wheels, needed_wheels
 from whaleid.pipeline import Project, folds_stage, images_stage
+from whaleid.rounds import answered
 from whaleid.workspace import atomic_path, write_json
 
 CODE, WHEELS, ASSETS = "code", "wheels", "assets"
@@ -164,7 +166,8 @@ def _write_code(out: Path) -> None:
 
 
 def _write_inference(project: Project, out: Path) -> None:
-    """Runs, labelled features and descriptors, tables, keys."""
+    """Runs, labelled features and descriptors, tables, keys; of several rounds those of the one that is used."""
+    project = answered(project)
     images, folds = images_stage(project), folds_stage(project)
     labelled = labelled_rows(images)
     reads = carried(project)
@@ -177,6 +180,8 @@ def _write_inference(project: Project, out: Path) -> None:
         for path in paths:
             shutil.copytree(path, out / "sources" / name / path.name)
     _write_tables(project, labelled, folds, out)
+    if project.pseudo_labels is not None:
+        write_pseudo_labels(project.pseudo_labels, out / PSEUDO)
     outputs = [*reads.runs, *reads.features, *reads.local]
     copy_stamps(root / ".stamps", out / STAMPS, [*outputs, *_table_names(project)])
     write_json(out / PROJECT, {**project_content(project), **_strengths(project), "carried": _listing(reads)})

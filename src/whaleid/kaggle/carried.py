@@ -19,6 +19,8 @@ from whaleid.workspace import Workspace
 
 PROJECT = "project.json"
 STAMPS = ".stamps"
+PSEUDO = "pseudo.csv"
+"""The pseudo-labels that the carried runs were taught by, where they were by any: their keys are made of these."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def project_content(project: Project) -> dict[str, Any]:
         "pretext": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         "images_key": project.images_key,
         "labelled_key": project.labelled_key,
+        "round": project.workspace.round,
     }
 
 
@@ -98,7 +101,7 @@ def open_carried(content: dict[str, Any], root: Path, settings: Settings, boxes:
         competition,
         Recipe.model_validate(content["recipe"]),
         tuple(Experiment.model_validate(item) for item in content["experiments"]),
-        Workspace(settings.work / competition.name),
+        Workspace(settings.work / competition.name, content["round"]),
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
         settings=settings,

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.protocol import WHOLE
 from whaleid.pipeline import Project, sources
@@ -15,6 +16,7 @@ from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pic
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
 from whaleid.report.material import GUESSES, Material, read_losses, read_material
 from whaleid.report.pairs import matched_pairs
+from whaleid.rounds import answered
 from whaleid.workspace import atomic_path
 
 SECTIONS = {
@@ -34,7 +36,7 @@ def write_report(project: Project) -> Path:
 
     Raises WhaleidError where there are no results yet.
     """
-    material = read_material(project)
+    material = read_material(answered(project))
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -97,6 +99,7 @@ def _notices(material: Material) -> Markup:
             f"Trained on all labelled images too, for the test images alone: {', '.join(full)}. Out of fold these are "
             "worth what their folds' models are."
         )
+    said += round_lines(material.figures)
     return join(tag("p", line, class_="notice") for line in said)
 
 

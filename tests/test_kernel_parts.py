@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nbformat
@@ -18,9 +18,18 @@ import whaleid
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import CAUTION, Budget, Cost, make_plan
 from whaleid.kaggle.manifest import check_manifest, write_manifest
-from whaleid.kaggle.metadata import check_name, dataset_metadata, kernel_metadata, slug_of, slugify, title_of
+from whaleid.kaggle.metadata import (
+    LARGEST_DATA_SET,
+    check_name,
+    dataset_metadata,
+    kernel_metadata,
+    slug_of,
+    slugify,
+    title_of,
+)
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.kaggle.script import notebook, script
+from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
 from whaleid.kaggle.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
 from whaleid.pipeline import Project
 
@@ -175,6 +184,50 @@ def test_rows_kept_and_joined_again_are_the_whole(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "turned" / "points.npy"), whole["points"][[5, 0, 1]])
     with pytest.raises(WhaleidError, match="'z'"):
         keep_rows(tmp_path / "whole", tmp_path / "none", pd.Series(["a", "z"]))
+
+
+def test_a_table_keeps_the_rows_of_fewer_images_and_lists_them(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    whole = write_rows(tmp_path / "whole", names, [1] * 5, 0)
+    few = {"values.npy": pd.Series(["d", "b"]), "not there.npy": pd.Series(["a"])}
+    keep_rows(tmp_path / "whole", tmp_path / "few", pd.Series(names[:4]), few)
+    assert (tmp_path / "few" / "values.rows.csv").read_text() == "image\nd\nb\n"
+    assert np.array_equal(np.load(tmp_path / "few" / "values.npy"), whole["values"][[3, 1]])
+    assert len(np.load(tmp_path / "few" / "points.npy")) == 4
+    write_rows(tmp_path / "test", ["x", "y"], [1, 1], 100)
+    join_rows([tmp_path / "few", tmp_path / "test"], tmp_path / "joined")
+    assert pd.read_csv(tmp_path / "joined" / "values.rows.csv")["image"].tolist() == ["b", "d", "x", "y"]
+    assert np.load(tmp_path / "joined" / "values.npy")[:, 0].tolist() == [3, 9, 100, 103]
+    assert len(pd.read_csv(tmp_path / "joined" / "rows.csv")) == 6
+    keep_rows(tmp_path / "joined", tmp_path / "again", pd.Series(["y", "a", "d"]))  # the list stays true
+    assert pd.read_csv(tmp_path / "again" / "values.rows.csv")["image"].tolist() == ["y", "d"]
+    assert np.load(tmp_path / "again" / "values.npy")[:, 0].tolist() == [103, 9]
+    with pytest.raises(WhaleidError, match=r"values\.rows\.csv.*'a'"):
+        keep_rows(tmp_path / "joined", tmp_path / "none", pd.Series(names[:4]), {"values.npy": pd.Series(["a"])})
+
+
+# --------------------------------------------------------------------------------------------------------- its size
+
+
+def test_the_size_of_a_source_is_that_of_its_arrays() -> None:
+    found = source_size(1000.0, dim=8, classes=6, bytes_each=2, folds=5, labelled=100, test=40)
+    assert found.weights == 5000
+    assert found.embeddings == 5 * np.zeros((100, 8), np.float16).nbytes
+    assert found.logits == np.zeros((100, 6), np.float16).nbytes  # each image once: by its own fold's model
+    assert found.whole_logits == 5 * found.logits
+    assert found.scratch == 5 * 140 * 8 * 2 + (100 + 5 * 40) * 6 * 2
+    assert found.total == found.weights + found.embeddings + found.logits
+    both = sum_sizes([found, source_size(1.0, 1, 0, 4, 1, 10, 0, covered=0.2)])
+    assert (both.weights, both.embeddings, both.logits) == (5001, found.embeddings + 40, found.logits)
+    assert sum_sizes([]).total == 0
+
+
+def test_a_recipe_too_large_for_a_data_set_is_refused_in_one_line() -> None:
+    fits = KernelSize(LARGEST_DATA_SET / 2, 0.0, 0.0, 1e12, LARGEST_DATA_SET / 2, 1e12)
+    fits.require_fit("gold")
+    with pytest.raises(WhaleidError, match=r"recipe gold: .* 200\.1 GB.* at most 200\.0 GB") as error:
+        replace(fits, logits=1e8).require_fit("gold")
+    assert "\n" not in str(error.value)
 
 
 def test_a_project_is_carried_whole() -> None:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from kernel_world import MODULE, World, make_world
 
 from whaleid.errors import WhaleidError
-from whaleid.kaggle.bundle import KernelOptions, kernel_settings, make_bundle
+from whaleid.kaggle import size as size_module
+from whaleid.kaggle.bundle import KernelOptions, inference_size, kernel_settings, make_bundle
 from whaleid.kaggle.kernel_main import run_kernel
 from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
 from whaleid.kaggle.sandbox import make_sandbox
@@ -61,6 +64,27 @@ def test_the_submission_is_the_local_one(world: World, tmp_path: Path, layout, n
     assert compared.same, compared.line()
     assert f"installed offline: {MODULE}" in done.log.read_text()
     assert not list((tmp_path / "run" / "readonly").rglob("solution.csv"))
+
+
+def test_logits_are_carried_out_of_fold_alone_and_the_size_was_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = pd.read_csv(world.project.workspace.folds)
+    kept = 0
+    for path in sorted((world.bundle.folder / "datasets" / "assets" / "features").rglob("logits.npy")):
+        images = pd.read_csv(path.with_name("logits.rows.csv"))["image"]
+        assert list(images) == list(folds["image"][folds["fold"] == int(path.parent.name[-1])])
+        assert len(np.load(path)) == len(images) < len(np.load(path.with_name("embeddings.npy"))) == len(folds)
+        kept += path.stat().st_size
+    size = inference_size(world.project)
+    assert 0 < kept - size.logits < 4 * 200  # the files' headers
+    assert world.bundle.sizes["assets"] == pytest.approx(size.total, rel=0.1)
+
+    monkeypatch.setattr(size_module, "LARGEST_DATA_SET", size.total - 1)
+    before = sorted(world.bundle.folder.parent.iterdir())
+    with pytest.raises(WhaleidError, match="a data set of Kaggle holds at most"):
+        make_bundle(world.project, KernelOptions(), world.folder / "wheels")
+    assert sorted(world.bundle.folder.parent.iterdir()) == before
 
 
 def test_the_network_is_cut_either_way(tmp_path: Path) -> None:

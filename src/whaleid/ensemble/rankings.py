@@ -20,7 +20,7 @@ from whaleid.ensemble.graph_rankings import Chosen, Setting, choose_settings, re
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
-from whaleid.retrieval.features import Features, open_embeddings, read_features
+from whaleid.retrieval.features import Features, SomeRows, open_embeddings, read_features
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 
 CONCAT, CLASSIFIER = "concat kNN", "classifier"
@@ -199,7 +199,7 @@ def _rank_logits(
 
 
 def top_probabilities(
-    logits: np.ndarray, rows: np.ndarray, codes: np.ndarray, keep: int
+    logits: np.ndarray | SomeRows, rows: np.ndarray, codes: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax over the classes with a code, and its `keep` largest; a chunk of queries at a time.
 

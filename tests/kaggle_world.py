@@ -91,9 +91,9 @@ def answered(folder: Path, score: float = 0.9) -> Path:
     return path
 
 
-def bundle(folder: Path) -> Path:
+def bundle(folder: Path, name: str = "recipe") -> Path:
     """A folder as `make kernel` makes it: one data set with a sub-folder, and the kernel."""
-    home = folder / "work" / "drawn" / "kernel" / "recipe"
+    home = folder / "work" / "drawn" / "kernel" / name
     data_set, kernel = home / "datasets" / "whale-code", home / "kernel"
     (data_set / "package").mkdir(parents=True)
     (data_set / "package" / "code.py").write_text("print('whale')\n")

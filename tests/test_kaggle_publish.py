@@ -252,3 +252,30 @@ def test_status_and_output(
     one_line(capsys)
     assert sorted(path.name for path in folder.iterdir()) == ["submission.csv", "whale-kernel.log"]
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_kernel_that_trains_a_run_is_found_by_its_experiment_and_fold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
+) -> None:
+    home = bundle(tmp_path, "recipe-tiny-fold1")
+    assert whaleid(monkeypatch, tmp_path, "kernel-push") == 2
+    assert "recipe-tiny-fold1 beside it" in one_line(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--experiment", "tiny") == 2
+    assert "--experiment and --fold go together" in one_line(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--experiment", "large", "--fold", "1") == 2
+    assert "no experiment 'large'" in one_line(capsys)
+    run = ("--experiment", "tiny", "--fold", "1")
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", *run) == 0
+    assert f"from {home}" in said(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", *run, "--confirm") == 0
+    assert "version 1 pushed" in said(capsys)
+    assert home.with_name("recipe-tiny-fold1.pushed.json").is_file()
+    assert whaleid(monkeypatch, tmp_path, "kernel-status", *run) == 0
+    assert said(capsys) == f"kernel {USER}/whale-kernel: complete\n"
+
+    server.state.outputs, server.state.log = {"kernel.json": b"{}"}, "[]"
+    assert whaleid(monkeypatch, tmp_path, "kernel-output", *run) == 2
+    assert "checkpoint.safetensors: not among them" in one_line(capsys)
+    server.state.outputs = {"runs/tiny/fold1/checkpoint.safetensors": b"weights"}
+    assert whaleid(monkeypatch, tmp_path, "kernel-output", *run) == 0
+    assert "tiny fold 1 is trained: copy runs/" in said(capsys)

@@ -116,7 +116,8 @@ def test_each_failure_is_one_clear_line(
 
 def test_without_credentials_the_line_says_how_to_get_some(world: World) -> None:
     line = world.refused("fetch", KAGGLE_KEY="")
-    assert "no Kaggle credentials found" in line
+    assert "no Kaggle credentials are found: run `kaggle auth login`" in line
+    assert f"put the zip there as {SLUG}.zip" in line
     assert world.state.methods() == []
     assert not world.root.exists()
 
@@ -160,7 +161,9 @@ def test_doctor_says_what_is_missing_and_exits_with_2(world: World) -> None:
     world.state.fail("DownloadDataFile", Fault(403, 403, "You must accept this competition's rules"))
     done = world.run("doctor")
     assert done.returncode == 2, done.stderr
-    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    *found, verdict = done.stdout.splitlines()
+    assert verdict.startswith("recipe recipe on whales: not ready, ") and "data, rules" in verdict
+    lines = {line.split()[1]: line for line in found}
     assert list(lines) == ["Python", "packages", "GPU", "disk", "memory", "data", "credentials", "rules"]
     assert lines["data"].startswith("missing")
     assert f"competitions/{SLUG}/rules" in lines["rules"]

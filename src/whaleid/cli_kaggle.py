@@ -46,13 +46,15 @@ def doctor(
     set_: SetOption = None,
 ) -> None:
     """Say what is here of what the recipe needs: Python, packages, GPU, disk, memory, data, Kaggle. One line each."""
-    from whaleid.kaggle.doctor import examine
+    from whaleid.kaggle.doctor import examine, verdict
 
-    missing = 0
-    for finding in examine(project_of(competition, recipe, work, set_, False)):
+    project = project_of(competition, recipe, work, set_, False)
+    findings = []
+    for finding in examine(project):
         print(finding.line(), flush=True)
-        missing += finding.state == "missing"
-    if missing:
+        findings.append(finding)
+    print(verdict(project, findings))
+    if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(2)
 
 

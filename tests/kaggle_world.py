@@ -129,6 +129,7 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
     lay_out(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(client, "WAITS", (0.01,))
+    monkeypatch.setattr(client, "LOOK_EVERY", 0.02)
     with FakeKaggle() as server:
         wanted = server.environment(home, **more)
         for name in set(os.environ) - set(wanted):

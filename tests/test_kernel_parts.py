@@ -94,6 +94,24 @@ def test_a_wheel_is_installed_offline_where_its_module_is_not(tmp_path: Path, mo
     assert install_wheels(tmp_path / "wheels", tmp_path / "target") == []
 
 
+def test_wheels_that_cannot_be_installed_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if "packages" not in Path(place).parts])
+    write_wheel(tmp_path / "cache")
+    module = "whaleid_no_such_module"
+    collect_wheels({module: f"{MODULE}==1.0"}, tmp_path / "cache", tmp_path / "wheels")
+    wheel = next((tmp_path / "wheels").glob("*.whl"))
+    with pytest.raises(WhaleidError, match=f"module '{module}' still cannot be found") as error:
+        install_wheels(tmp_path / "wheels", tmp_path / "one")
+    assert "\n" not in str(error.value)
+    wheel.write_bytes(b"half a wheel")
+    with pytest.raises(WhaleidError, match="pip cannot install") as error:
+        install_wheels(tmp_path / "wheels", tmp_path / "two")
+    assert "\n" not in str(error.value)
+    wheel.unlink()
+    with pytest.raises(WhaleidError, match="push the data set of wheels again"):
+        install_wheels(tmp_path / "wheels", tmp_path / "three")
+
+
 def test_a_manifest_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one")
     (tmp_path / "dataset-metadata.json").write_text("{}")

@@ -17,6 +17,7 @@ from kernel_world import MODULE, write_wheel
 import whaleid
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import CAUTION, Budget, Cost, make_plan
+from whaleid.kaggle.kernel_run import Comparison, KernelRun, compare_submissions, require_equal
 from whaleid.kaggle.manifest import check_manifest, write_manifest
 from whaleid.kaggle.metadata import (
     LARGEST_DATA_SET,
@@ -222,6 +223,32 @@ def test_a_table_keeps_the_rows_of_fewer_images_and_lists_them(tmp_path: Path) -
     assert np.load(tmp_path / "again" / "values.npy")[:, 0].tolist() == [103, 9]
     with pytest.raises(WhaleidError, match=r"values\.rows\.csv.*'a'"):
         keep_rows(tmp_path / "joined", tmp_path / "none", pd.Series(names[:4]), {"values.npy": pd.Series(["a"])})
+
+
+# ---------------------------------------------------------------------------------------------- the two submissions
+
+
+def test_submissions_are_compared_by_bytes_then_by_image(tmp_path: Path) -> None:
+    rows = [f"{number}.jpg,a b c" for number in range(200)]
+    home, other = tmp_path / "home.csv", tmp_path / "submission.csv"
+    home.write_text("\n".join(["Image,Id", *rows]) + "\n")
+    (tmp_path / "kernel.json").write_text(json.dumps({"dropped": [], "without_views": []}))
+    run = KernelRun(tmp_path, tmp_path / "kernel.log", 1.0, "")
+
+    def compared(changed: int, more: tuple[str, ...] = ()) -> Comparison:
+        text = [row.replace("a b c", "b a c") for row in rows[:changed]] + rows[changed:]
+        other.write_text("\n".join(["Image,Id", *text, *more]) + "\n")
+        return compare_submissions(home, other)
+
+    assert "byte for byte" in compared(0).line()
+    require_equal(run, compared(2))
+    assert compared(2).line().startswith("2 of 200 rows differ from the local submission: 0.jpg, 1.jpg")
+    with pytest.raises(WhaleidError, match=r"3 of 200 rows differ .* more than 1%") as error:
+        require_equal(run, compared(3))
+    assert "\n" not in str(error.value)
+    assert compared(0, ("new.jpg,a",)).differing == ("new.jpg",)
+    (tmp_path / "kernel.json").write_text(json.dumps({"dropped": ["weak"], "without_views": []}))
+    require_equal(run, compared(100))
 
 
 # --------------------------------------------------------------------------------------------------------- its size

@@ -113,7 +113,14 @@ def kernel_run(
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
     from whaleid.answers import read_figures, submission_path
     from whaleid.kaggle.bundle import WHEELS, bundle_folder
-    from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, compiled_wheels, run_bundle, submission_of
+    from whaleid.kaggle.kernel_run import (
+        RunOptions,
+        compare_submissions,
+        compiled_wheels,
+        require_equal,
+        run_bundle,
+        submission_of,
+    )
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     bundle = bundle_folder(project, experiment, fold)
@@ -135,4 +142,6 @@ def kernel_run(
             print(f"output: {run.working}")
             continue
         assert figures is not None  # a bundle of inference is made after its ensemble
-        print(compare_submissions(submission_path(project, figures["key"]), submission_of(run)).line())
+        compared = compare_submissions(submission_path(project, figures["key"]), submission_of(run))
+        print(compared.line())
+        require_equal(run, compared)

@@ -66,7 +66,7 @@ def kernel(
     notebook: Annotated[bool, typer.Option("--notebook", help="push the notebook instead of the script")] = False,
 ) -> None:
     """Make the Kaggle kernel of a recipe, with its data sets: work/<competition>/kernel/<recipe>/."""
-    from whaleid.kaggle.bundle import KernelOptions, make_bundle
+    from whaleid.kaggle.bundle import KernelOptions, inference_size, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
     from whaleid.pipeline import folds_stage
 
@@ -79,6 +79,7 @@ def kernel(
         from whaleid.answers import submission_stage
 
         submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
+        print(f"the kernel carries {inference_size(project).line()}", flush=True)
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)
     bundle = make_bundle(project, options, project.workspace.root.parent / "kaggle-wheels")
@@ -111,11 +112,18 @@ def kernel_run(
 ) -> None:
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
     from whaleid.answers import read_figures, submission_path
-    from whaleid.kaggle.bundle import WHEELS, KernelOptions, bundle_folder
-    from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, compiled_wheels, run_bundle, submission_of
+    from whaleid.kaggle.bundle import WHEELS, bundle_folder
+    from whaleid.kaggle.kernel_run import (
+        RunOptions,
+        compare_submissions,
+        compiled_wheels,
+        require_equal,
+        run_bundle,
+        submission_of,
+    )
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    bundle = bundle_folder(project, KernelOptions(experiment=experiment, fold=fold))
+    bundle = bundle_folder(project, experiment, fold)
     if not (bundle / "kernel").is_dir():
         raise WhaleidError(f"{bundle}: no kernel here yet: make kernel first")
     interpreter, ours = Path(sys.executable), environment is Environment.ours
@@ -134,4 +142,6 @@ def kernel_run(
             print(f"output: {run.working}")
             continue
         assert figures is not None  # a bundle of inference is made after its ensemble
-        print(compare_submissions(submission_path(project, figures["key"]), submission_of(run)).line())
+        compared = compare_submissions(submission_path(project, figures["key"]), submission_of(run))
+        print(compared.line())
+        require_equal(run, compared)

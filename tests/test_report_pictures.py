@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from ladder_world import make_world
 from PIL import Image
 from test_local import texture, turned
 from test_report import Page, make_project
 
 from whaleid.answers import ensemble_stage
-from whaleid.config import CombineConfig, LocalConfig
+from whaleid.config import CombineConfig, LocalConfig, Recipe
+from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project
 from whaleid.report import matches
@@ -23,6 +27,8 @@ from whaleid.report.matches import best_match, matches_picture, write_matches
 from whaleid.report.material import Material, read_material
 from whaleid.report.page import write_report
 from whaleid.report.pairs import pairs_of
+from whaleid.report.paths import COUNT, find_trails
+from whaleid.retrieval.graph import find_neighbours, neighbour_graph
 from whaleid.retrieval.keypoints import describe, described_size, read_described, root_sift
 from whaleid.retrieval.verify import matched_keypoints
 
@@ -38,6 +44,8 @@ def make_drawn(root: Path) -> Project:
             seed = int(label[2:]) if label.startswith("w&") else 100 + number
             shown = turned(texture(seed), 2 * number % 7, number)
             cv2.imwrite(str(root / "data" / ("train" if split == "train" else "test") / name), shown)
+    for path in (root / "features").glob("fold*/embeddings.npy"):  # it errs often, so that there are paths to show
+        np.save(path, np.load(path) + np.random.default_rng(0).normal(0, 2, (36, 12)))
     combine = project.recipe.combine.model_copy(update={"local": LocalConfig.model_validate(LOCAL)})
     return replace(project, recipe=project.recipe.model_copy(update={"combine": combine}))
 
@@ -177,3 +185,67 @@ def test_described_size_is_that_of_what_is_described(tmp_path: Path) -> None:
     _, points = describe(tmp_path / "a.png", box, LocalConfig(size=100))
     assert described_size(box, 100) == (100, 43) and described_size(box, 999) == (300, 128)
     assert points[:, 0].max() < 100 and points[:, 1].max() < 43 and len(root_sift(texture(3), 5)[0]) == 5
+
+
+# -------------------------------------------------------------------------------------------------------- paths
+
+
+def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
+    """Against all cosines and the products of all paths, found by loops."""
+    world = make_world(identities=30, seed=2, noise=1.6)
+    part = read_protocol(world.images, world.folds, world.competition, [0, 1, 2]).parts[1]
+    classes = np.unique(world.images["identity"].dropna().astype(str))
+    classes = classes[classes != world.competition.unknown]
+    nodes = np.sort(np.concatenate([part.training, part.rows]))
+    embeddings = world.latent[nodes].astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    graph = neighbour_graph(find_neighbours(embeddings, 4), 3.0)
+    trails = find_trails(embeddings, nodes, graph, part, classes)
+
+    cosine = embeddings @ embeddings.T
+    best = np.where(graph.toarray() > 0, cosine, 0) + np.eye(len(nodes))
+    for middle in range(len(nodes)):  # Floyd and Warshall, with products
+        best = np.maximum(best, best[:, middle, None] * best[None, middle])
+    names = world.images["identity"].to_numpy()
+    place = {int(row): number for number, row in enumerate(nodes)}
+    gallery = [place[int(row)] for row in part.gallery]
+    expected = {}
+    for row, truth in zip(part.rows, part.truth, strict=True):
+        query = place[int(row)]
+        nearest = max(gallery, key=lambda other: cosine[query, other])
+        own = [other for other in gallery if names[nodes[other]] == names[row]]
+        if truth >= 0 and names[nodes[nearest]] != names[row] and best[query, own].max() > 0:
+            expected[int(row)] = best[query, own].max(), cosine[query, own].max(), names[nodes[nearest]]
+    found = {trail.rows[0]: trail for trail in trails}
+    assert len(found) == len(trails) >= 5
+    for row, trail in found.items():
+        strength, direct, nearest = expected[row]
+        assert trail.strength == pytest.approx(strength, rel=1e-4) and trail.direct == pytest.approx(direct, rel=1e-4)
+        assert trail.nearest == nearest and names[trail.rows[-1]] == names[row] and len(trail.rows) > 2
+        assert [cosine[place[a], place[b]] for a, b in pairwise(trail.rows)] == pytest.approx(trail.similarity)
+        assert trail.rows[-1] in part.gallery
+    edges = graph.toarray() > 0
+    for row in set(expected) - set(found):  # those left out are tied to their identity by one edge
+        own = [other for other in gallery if names[nodes[other]] == names[row]]
+        assert max(cosine[place[row], other] * edges[place[row], other] for other in own) == pytest.approx(
+            expected[row][0], rel=1e-4
+        )
+    gains = [trail.gain for trail in trails]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_page_draws_paths(project: Project, material: Material) -> None:
+    """Every image knows two others, so that few are tied directly."""
+    rerank = {"diffusion": {"neighbours": [2]}}
+    settings = project.recipe.model_dump()
+    settings["combine"]["rerank"] = rerank
+    page = write_report(replace(project, recipe=Recipe.model_validate(settings))).read_text()
+    assert "knows its 2 nearest" in page
+    shown = page[page.index('id="paths"') : page.index('id="folds"')]
+    assert 1 <= shown.count('class="sheet path"') <= COUNT
+    for strip in re.findall(r'<div class="sheet path">.*?</div>', shown, re.DOTALL):
+        rows = [int(row) for row in re.findall(r"image-(\d+)\.png", strip)]
+        assert len(rows) >= 3 and strip.count('class="step"') == len(rows) - 1
+        identity = material.images["identity"].iloc[rows].tolist()
+        assert identity[0] == identity[-1]
+        assert strip.count('class="right"') == sum(one == identity[0] for one in identity[1:])

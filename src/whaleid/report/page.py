@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 
 from whaleid.data.folds import fold_table
-from whaleid.pipeline import Project, sources
+from whaleid.pipeline import Project
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
-from whaleid.report.material import GUESSES, Material, read_losses, read_material
+from whaleid.report.material import GUESSES, Material, features_of_single, read_losses, read_material
 from whaleid.report.pairs import matched_pairs
+from whaleid.report.paths import paths_section
 from whaleid.workspace import atomic_path
 
 SECTIONS = {
@@ -23,6 +24,7 @@ SECTIONS = {
     "training": "Training",
     "right-and-wrong": "Right and wrong",
     "matches": "Matched keypoints",
+    "paths": "Paths",
     "folds": "Folds",
     "settings": "Settings",
 }
@@ -43,17 +45,19 @@ def write_report(project: Project) -> Path:
 
 def _page(material: Material, folder: Path) -> Markup:
     """The whole page; its pictures are drawn into `folder`."""
-    recipe = material.project.recipe
     bodies = {
         "ladder": _ladder(material, folder),
         "slices": _slices(material),
         "unknown": _unknown(material, folder),
         "training": _training(material, folder),
         "right-and-wrong": _right_and_wrong(material, folder),
-        **({"matches": matched_pairs(material, folder)} if recipe.combine.local is not None else {}),
+        "paths": paths_section(material, folder),
         "folds": _folds(material),
         "settings": _settings(material),
     }
+    if material.project.recipe.combine.local is not None:
+        bodies["matches"] = matched_pairs(material, folder)
+    bodies = {name: bodies[name] for name in SECTIONS if name in bodies}
     links = tag("nav", *(tag("a", SECTIONS[name], href=f"#{name}") for name in bodies))
     title = f"{material.figures['competition']}: {material.figures['recipe']}"
     parts = (section(SECTIONS[name], name, body) for name, body in bodies.items())
@@ -243,7 +247,7 @@ def _run_row(name: str, run: dict[str, Any]) -> list[object]:
 
 def _right_and_wrong(material: Material, folder: Path) -> Markup:
     project, protocol = material.project, material.protocol
-    source, folders = _features_of_single(material)
+    source, folders = features_of_single(material)
     chosen = choose(material.final, project.competition.unknown)
     chosen = {kind: with_pictures(examples, protocol, material.images, folders) for kind, examples in chosen.items()}
     rows = shown_rows(example for examples in chosen.values() for example in examples)
@@ -267,16 +271,6 @@ def _right_and_wrong(material: Material, folder: Path) -> Markup:
         sheets = [_sheet(example, material) for example in chosen[kind]] or [tag("p", "There is none.")]
         parts += [tag("h3", title), *sheets]
     return join(parts)
-
-
-def _features_of_single(material: Material) -> tuple[str, dict[int, Path]]:
-    """The best single network's source, and its folder of features for every fold; {} where one is missing."""
-    rung = material.single["name"]
-    for source in sources(material.project):
-        if rung in (source.name, f"{source.name} logits"):
-            there = all((path / "embeddings.npy").is_file() for path in source.folds.values())
-            return source.name, dict(source.folds) if there else {}
-    return rung, {}
 
 
 def _sheet(example: Example, material: Material) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from test_local import texture, turned
 from test_report import Page, make_project
 
-from whaleid.answers import ensemble_stage
+from whaleid.answers import ensemble_stage, read_metrics
 from whaleid.config import CombineConfig, LocalConfig, Recipe
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
@@ -28,9 +29,11 @@ from whaleid.report.material import Material, read_material
 from whaleid.report.page import write_report
 from whaleid.report.pairs import pairs_of
 from whaleid.report.paths import COUNT, find_trails
+from whaleid.report.pictures import draw_importance, draw_shares
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph
 from whaleid.retrieval.keypoints import describe, described_size, read_described, root_sift
 from whaleid.retrieval.verify import matched_keypoints
+from whaleid.workspace import Workspace, write_json
 
 LOCAL = {"size": 128, "keypoints": 120}
 
@@ -249,3 +252,63 @@ def test_page_draws_paths(project: Project, material: Material) -> None:
         identity = material.images["identity"].iloc[rows].tolist()
         assert identity[0] == identity[-1]
         assert strip.count('class="right"') == sum(one == identity[0] for one in identity[1:])
+
+
+# ------------------------------------------------------------------------------------------------ curves and bars
+
+
+def with_ladder(project: Project, root: Path, **changes: object) -> Project:
+    """A copy of the work folder with other figures in the ladder of its metrics.json."""
+    workspace = Workspace(root / "tiny")
+    shutil.copytree(project.workspace.root, workspace.root, ignore=shutil.ignore_patterns("report"))
+    figures = read_metrics(project)
+    figures["own"]["ladder"] |= changes
+    write_json(workspace.metrics, figures)
+    return replace(project, workspace=workspace)
+
+
+def test_page_tells_what_another_share_of_unknown_costs(project: Project, page: str, tmp_path: Path) -> None:
+    shares = read_metrics(project)["own"]["ladder"]["shares"]
+    losses = [point["best"] - point["kept"] for point in shares]
+    assert f"{losses[0]:.4f} at 0.0 % and {losses[-1]:.4f} at 80.0 %" in page and 'src="shares.png"' in page
+    for changes in ({"shares": []}, {"shares": None}):
+        without = write_report(with_ladder(project, tmp_path / str(changes), **changes)).read_text()
+        assert "How to read it" not in without and "shares.png" not in without
+
+
+def test_page_shows_what_the_stack_looks_at(project: Project, page: str, tmp_path: Path) -> None:
+    assert "learned order" not in page
+    importance = {"<odds> of $x$": 0.75, "images": 0.25}
+    moved = with_ladder(project, tmp_path, stack={"rounds": [1], "rows": 9, "importance": importance})
+    parsed = Page(write_report(moved).read_text())
+    assert "importance.png" in parsed.pictures and "#stack" in parsed.links
+    assert (moved.workspace.report("own") / "importance.png").is_file()
+
+
+def drawn_colors(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where a plot has that colour, bool (h, w); its palette of 256 may miss it by a little."""
+    with Image.open(path) as plot:
+        return (np.abs(np.asarray(plot.convert("RGB")).astype(int) - colour) < 12).all(axis=2)
+
+
+def test_bars_are_as_long_as_their_shares(tmp_path: Path) -> None:
+    """The largest on top whatever the order given; what does not fit is one grey bar of all the rest."""
+    draw_importance({"small": 0.2, "large": 0.8}, tmp_path / "two.png")
+    rows = drawn_colors(tmp_path / "two.png", (0x1F, 0x77, 0xA4)).sum(axis=1)
+    bars = [rows[part].max() for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows > 0)) + 1)]
+    upper, lower = [length for length in bars if length]
+    assert upper / lower == pytest.approx(4, rel=0.02)
+    draw_importance({f"f{number}": 1 / 40 for number in range(40)}, tmp_path / "many.png")
+    rest = drawn_colors(tmp_path / "many.png", (0x8A, 0x97, 0x9F)).sum(axis=1).max()
+    assert rest / drawn_colors(tmp_path / "many.png", (0x1F, 0x77, 0xA4)).sum(axis=1).max() == pytest.approx(
+        16, rel=0.05
+    )
+
+
+def test_share_curve_shades_only_what_is_lost(tmp_path: Path) -> None:
+    points = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.4, 0.5), (0.8, 0.3))]
+    for expected in (0.4, None):
+        draw_shares(points, expected, 5, tmp_path / "shares.png")
+        shaded = drawn_colors(tmp_path / "shares.png", (251, 231, 217)).sum(axis=0)
+        middle = len(shaded) // 2
+        assert shaded[:middle].sum() > 20 * shaded[middle + 60 :].sum() and shaded[:middle].max() > 50

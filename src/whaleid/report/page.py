@@ -21,6 +21,7 @@ SECTIONS = {
     "ladder": "The ladder",
     "slices": "By size of the identity",
     "unknown": "The unknown identity",
+    "stack": "The learned order",
     "training": "Training",
     "right-and-wrong": "Right and wrong",
     "matches": "Matched keypoints",
@@ -55,6 +56,9 @@ def _page(material: Material, folder: Path) -> Markup:
         "folds": _folds(material),
         "settings": _settings(material),
     }
+    importance = (material.figures["ladder"].get("stack") or {}).get("importance")
+    if importance:
+        bodies["stack"] = _stack(importance, folder)
     if material.project.recipe.combine.local is not None:
         bodies["matches"] = matched_pairs(material, folder)
     bodies = {name: bodies[name] for name in SECTIONS if name in bodies}
@@ -189,7 +193,25 @@ def _unknown(material: Material, folder: Path) -> Markup:
         pictures.draw_scores(known, unknown, list(by_fold.values()), limits["tuned"], folder / "unknown.png")
         parts.append(picture("unknown.png", "Histogram of the best scores of known and unknown queries"))
         parts.append(tag("p", "Best score of an identity for every query out of fold.", class_="quiet"))
-    return join(parts)
+    return join([*parts, *_shares(material, folder)])
+
+
+def _shares(material: Material, folder: Path) -> list[Markup]:
+    """The curve of the share of unknown, and how to read it; nothing where the results hold none."""
+    ladder, expected = material.figures["ladder"], material.project.competition.unknown_share
+    shares = ladder.get("shares")
+    if not shares:
+        return []
+    if expected is None:
+        expected = _mean(~material.final.known)
+    pictures.draw_shares(shares, expected, ladder["k"], folder / "shares.png")
+    ends = (f"{point['best'] - point['kept']:.4f} at {_percent(point['share'])}" for point in (shares[0], shares[-1]))
+    said = (
+        "How to read it: where the test set's share of unknown is not the expected one (dotted), the thresholds as "
+        f"they are used lose the gap to the upper line, {' and '.join(ends)}; both lines are out of fold, so that near "
+        "the expected share either may lie above the other by chance."
+    )
+    return [picture("shares.png", f"MAP@{ladder['k']} by the share of unknown among the queries"), tag("p", said)]
 
 
 def _mean(values: Any) -> float | None:
@@ -198,6 +220,19 @@ def _mean(values: Any) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.1f} %"
+
+
+# ------------------------------------------------------------------------------------------- the learned order
+
+
+def _stack(importance: dict[str, float], folder: Path) -> Markup:
+    pictures.draw_importance(importance, folder / "importance.png")
+    said = (
+        "What the learned order of candidates (the stack) looks at: each feature's share of the gain of all splits, in "
+        "the models that order the test set. Features say the same thing in many ways and share its gain, so a short "
+        "bar is no proof that a feature could be left out; `make ablation` measures that."
+    )
+    return join([tag("p", said), picture("importance.png", "Share of the gain of every feature of the stack")])
 
 
 # ---------------------------------------------------------------------------------------------------- training

@@ -18,6 +18,7 @@ from whaleid.config import Competition, Experiment, ExperimentBase, PretextExper
 from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides, repository_root
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key, labelled_key
+from whaleid.data.masks import masks_key
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
 from whaleid.workspace import Workspace, atomic_path, digest
@@ -72,8 +73,14 @@ class Project:
     def cache_key(self, name: str) -> str:
         return digest("cache", FORMAT, self.images_key, name)
 
+    @cached_property
+    def masks_key(self) -> str:
+        """Of the masks, which keypoints alone depend on; empty where the recipe or the competition does without."""
+        return "" if self.recipe.combine.local is None else masks_key(self.competition)
+
     def local_key(self, name: str) -> str:
-        return digest("local", FORMAT, self.images_key, name, "x y size direction")
+        masks = [self.masks_key] if self.masks_key else []
+        return digest("local", FORMAT, self.images_key, name, "x y size direction", *masks)
 
     def run_key(self, experiment: Experiment, fold: int) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images."""
@@ -116,7 +123,7 @@ class Project:
         foreign = {name: _listing(Path(folder)) for name, folder in self.recipe.sources.items()}
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
-        images = [self.images_key, self.folds_key]
+        images = [self.images_key, self.folds_key, *([self.masks_key] if self.masks_key else [])]
         return digest("ensemble", FORMAT, images, names, own, foreign, protocol, self.combine_settings())
 
     def combine_settings(self) -> dict[str, Any]:
@@ -193,12 +200,14 @@ def local_stage(project: Project) -> Path | None:
     local = project.recipe.combine.local
     if local is None:
         return None
+    from whaleid.data.masks import masks_of
     from whaleid.retrieval.keypoints import describe_images, local_name
 
     folder = project.workspace.local(local_name(local))
     key = project.local_key(folder.name)
     if not project.workspace.is_current(folder, key):
-        describe_images(images_stage(project), project.competition.root, folder, local)
+        images, competition = images_stage(project), project.competition
+        describe_images(images, competition.root, folder, local, masks=masks_of(competition, images))
         project.workspace.mark_current(folder, key)
     return folder
 

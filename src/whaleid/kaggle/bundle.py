@@ -21,7 +21,7 @@ import pandas as pd
 
 from whaleid.configfiles import repository_root
 from whaleid.errors import WhaleidError
-from whaleid.kaggle.carried import PROJECT, Carried, carried, copy_stamps, project_content
+from whaleid.kaggle.carried import MASKS, PROJECT, Carried, carried, copy_masks, copy_stamps, project_content
 from whaleid.kaggle.manifest import write_manifest
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
 from whaleid.kaggle.rows import keep_rows
@@ -177,6 +177,8 @@ def _write_inference(project: Project, out: Path) -> None:
         for path in paths:
             shutil.copytree(path, out / "sources" / name / path.name)
     _write_tables(project, labelled, folds, out)
+    if reads.local:
+        copy_masks(project.competition, images[images["split"] == "test"], out / MASKS)
     outputs = [*reads.runs, *reads.features, *reads.local]
     copy_stamps(root / ".stamps", out / STAMPS, [*outputs, *_table_names(project)])
     write_json(out / PROJECT, {**project_content(project), **_strengths(project), "carried": _listing(reads)})

@@ -206,6 +206,7 @@ def test_stage_describes_the_animals_alone(tmp_path: Path) -> None:
     described = read_described(folder, images)
     for row, path in enumerate(images["path"]):
         grey = cv2.imread(str(tmp_path / path), cv2.IMREAD_GRAYSCALE)
+        assert grey is not None
         assert rows_of(*described.image(row)) == rows_of(*root_sift(grey, 60, disc(128, 128)))
 
 

@@ -69,7 +69,7 @@ def matches_picture(images: pd.DataFrame, root: Path, rows: tuple[int, int], mat
         described, shown = np.array(described_size(box, size)), view_size(box, VIEW)
         views.append(prepare(root / images["path"].iloc[row], box, 0.0, shown))
         points.append((found + 0.5) * np.array(shown) / described - 0.5)  # a whole number is the middle of a pixel
-    return draw_matches(*views, *points, matches[2])
+    return draw_matches(views[0], views[1], points[0], points[1], matches[2])
 
 
 def best_match(described: Described, query: int, rows: np.ndarray, config: LocalConfig) -> tuple[int, Matches]:

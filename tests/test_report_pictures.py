@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from ladder_world import make_world
 from PIL import Image
 from test_local import texture, turned
 from test_report import Page, make_project
 
-from whaleid.answers import ensemble_stage
-from whaleid.config import CombineConfig, LocalConfig
+from whaleid.answers import ensemble_stage, read_metrics
+from whaleid.config import CombineConfig, LocalConfig, Recipe
+from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project
 from whaleid.report import matches
@@ -23,8 +28,12 @@ from whaleid.report.matches import best_match, matches_picture, write_matches
 from whaleid.report.material import Material, read_material
 from whaleid.report.page import write_report
 from whaleid.report.pairs import pairs_of
+from whaleid.report.paths import COUNT, find_trails
+from whaleid.report.pictures import draw_importance, draw_shares
+from whaleid.retrieval.graph import find_neighbours, neighbour_graph
 from whaleid.retrieval.keypoints import describe, described_size, read_described, root_sift
 from whaleid.retrieval.verify import matched_keypoints
+from whaleid.workspace import Workspace, write_json
 
 LOCAL = {"size": 128, "keypoints": 120}
 
@@ -38,6 +47,8 @@ def make_drawn(root: Path) -> Project:
             seed = int(label[2:]) if label.startswith("w&") else 100 + number
             shown = turned(texture(seed), 2 * number % 7, number)
             cv2.imwrite(str(root / "data" / ("train" if split == "train" else "test") / name), shown)
+    for path in (root / "features").glob("fold*/embeddings.npy"):  # it errs often, so that there are paths to show
+        np.save(path, np.load(path) + np.random.default_rng(0).normal(0, 2, (36, 12)))
     combine = project.recipe.combine.model_copy(update={"local": LocalConfig.model_validate(LOCAL)})
     return replace(project, recipe=project.recipe.model_copy(update={"combine": combine}))
 
@@ -104,7 +115,7 @@ def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, mate
         assert len(pairs) == count and pairs[-1].identity == example.truth
         for pair in pairs:
             own = np.flatnonzero((images["identity"] == pair.identity) & (images["split"] == "train"))
-            gallery = [row for row in own if fold_of[images["image"].iloc[row]] != example.fold]
+            gallery = [int(row) for row in own if fold_of[images["image"].iloc[row]] != example.fold]
             counts = [matched_keypoints(described, example.row, row, local)[2].sum() for row in gallery]
             assert pair.row == gallery[int(np.argmax(counts))] and pair.matches[2].sum() == max(counts)
             assert pair.right == (pair.identity == example.truth)
@@ -177,3 +188,128 @@ def test_described_size_is_that_of_what_is_described(tmp_path: Path) -> None:
     _, points = describe(tmp_path / "a.png", box, LocalConfig(size=100))
     assert described_size(box, 100) == (100, 43) and described_size(box, 999) == (300, 128)
     assert points[:, 0].max() < 100 and points[:, 1].max() < 43 and len(root_sift(texture(3), 5)[0]) == 5
+
+
+# -------------------------------------------------------------------------------------------------------- paths
+
+
+def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
+    """Against all cosines and the products of all paths, found by loops."""
+    world = make_world(identities=30, seed=2, noise=1.6)
+    part = read_protocol(world.images, world.folds, world.competition, [0, 1, 2]).parts[1]
+    classes = np.unique(world.images["identity"].dropna().astype(str))
+    classes = classes[classes != world.competition.unknown]
+    nodes = np.sort(np.concatenate([part.training, part.rows]))
+    embeddings = world.latent[nodes].astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    graph = neighbour_graph(find_neighbours(embeddings, 4), 3.0)
+    trails = find_trails(embeddings, nodes, graph, part, classes)
+
+    cosine = embeddings @ embeddings.T
+    best = np.where(graph.toarray() > 0, cosine, 0) + np.eye(len(nodes))
+    for middle in range(len(nodes)):  # Floyd and Warshall, with products
+        best = np.maximum(best, best[:, middle, None] * best[None, middle])
+    names = world.images["identity"].to_numpy()
+    place = {int(row): number for number, row in enumerate(nodes)}
+    gallery = [place[int(row)] for row in part.gallery]
+    expected = {}
+    for row, truth in zip(part.rows, part.truth, strict=True):
+        query = place[int(row)]
+        nearest = max(gallery, key=lambda other: cosine[query, other])
+        own = [other for other in gallery if names[nodes[other]] == names[row]]
+        if truth >= 0 and names[nodes[nearest]] != names[row] and best[query, own].max() > 0:
+            expected[int(row)] = best[query, own].max(), cosine[query, own].max(), names[nodes[nearest]]
+    found = {trail.rows[0]: trail for trail in trails}
+    assert len(found) == len(trails) >= 5
+    for row, trail in found.items():
+        strength, direct, nearest = expected[row]
+        assert trail.strength == pytest.approx(strength, rel=1e-4) and trail.direct == pytest.approx(direct, rel=1e-4)
+        assert trail.nearest == nearest and names[trail.rows[-1]] == names[row] and len(trail.rows) > 2
+        assert [cosine[place[a], place[b]] for a, b in pairwise(trail.rows)] == pytest.approx(trail.similarity)
+        assert trail.rows[-1] in part.gallery
+    edges = graph.toarray() > 0
+    for row in set(expected) - set(found):  # those left out are tied to their identity by one edge
+        own = [other for other in gallery if names[nodes[other]] == names[row]]
+        assert max(cosine[place[row], other] * edges[place[row], other] for other in own) == pytest.approx(
+            expected[row][0], rel=1e-4
+        )
+    gains = [trail.gain for trail in trails]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_page_draws_paths(project: Project, material: Material) -> None:
+    """Every image knows two others, so that few are tied directly."""
+    rerank = {"diffusion": {"neighbours": [2]}}
+    settings = project.recipe.model_dump()
+    settings["combine"]["rerank"] = rerank
+    page = write_report(replace(project, recipe=Recipe.model_validate(settings))).read_text()
+    assert "knows its 2 nearest" in page
+    shown = page[page.index('id="paths"') : page.index('id="folds"')]
+    assert 1 <= shown.count('class="sheet path"') <= COUNT
+    for strip in re.findall(r'<div class="sheet path">.*?</div>', shown, re.DOTALL):
+        rows = [int(row) for row in re.findall(r"image-(\d+)\.png", strip)]
+        assert len(rows) >= 3 and strip.count('class="step"') == len(rows) - 1
+        identity = material.images["identity"].iloc[rows].tolist()
+        assert identity[0] == identity[-1]
+        assert strip.count('class="right"') == sum(one == identity[0] for one in identity[1:])
+
+
+# ------------------------------------------------------------------------------------------------ curves and bars
+
+
+def with_ladder(project: Project, root: Path, **changes: object) -> Project:
+    """A copy of the work folder with other figures in the ladder of its metrics.json."""
+    workspace = Workspace(root / "tiny")
+    shutil.copytree(project.workspace.root, workspace.root, ignore=shutil.ignore_patterns("report"))
+    figures = read_metrics(project)
+    figures["own"]["ladder"] |= changes
+    write_json(workspace.metrics, figures)
+    return replace(project, workspace=workspace)
+
+
+def test_page_tells_what_another_share_of_unknown_costs(project: Project, page: str, tmp_path: Path) -> None:
+    shares = read_metrics(project)["own"]["ladder"]["shares"]
+    losses = [point["best"] - point["kept"] for point in shares]
+    assert f"{losses[0]:.4f} at 0.0 % and {losses[-1]:.4f} at 80.0 %" in page and 'src="shares.png"' in page
+    for changes in ({"shares": []}, {"shares": None}):
+        without = write_report(with_ladder(project, tmp_path / str(changes), **changes)).read_text()
+        assert "How to read it" not in without and "shares.png" not in without
+
+
+def test_page_shows_what_the_stack_looks_at(project: Project, page: str, tmp_path: Path) -> None:
+    assert "learned order" not in page
+    importance = {"<odds> of $x$": 0.75, "images": 0.25}
+    moved = with_ladder(project, tmp_path, stack={"rounds": [1], "rows": 9, "importance": importance})
+    parsed = Page(write_report(moved).read_text())
+    assert "importance.png" in parsed.pictures and "#stack" in parsed.links
+    assert (moved.workspace.report("own") / "importance.png").is_file()
+
+
+def drawn_colors(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where a plot has that colour, bool (h, w); its palette of 256 may miss it by a little."""
+    with Image.open(path) as plot:
+        away = np.abs(np.asarray(plot.convert("RGB")).astype(int) - colour)
+    return away.max(axis=2) < 12
+
+
+def test_bars_are_as_long_as_their_shares(tmp_path: Path) -> None:
+    """The largest on top whatever the order given; what does not fit is one grey bar of all the rest."""
+    draw_importance({"small": 0.2, "large": 0.8}, tmp_path / "two.png")
+    rows = drawn_colors(tmp_path / "two.png", (0x1F, 0x77, 0xA4)).sum(axis=1)
+    bars = [rows[part].max() for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows > 0)) + 1)]
+    upper, lower = [length for length in bars if length]
+    assert upper / lower == pytest.approx(4, rel=0.02)
+    draw_importance({f"f{number}": 1 / 40 for number in range(40)}, tmp_path / "many.png")
+    rest = drawn_colors(tmp_path / "many.png", (0x8A, 0x97, 0x9F)).sum(axis=1).max()
+    assert rest / drawn_colors(tmp_path / "many.png", (0x1F, 0x77, 0xA4)).sum(axis=1).max() == pytest.approx(
+        16, rel=0.05
+    )
+
+
+def test_share_curve_shades_only_what_is_lost(tmp_path: Path) -> None:
+    points = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.4, 0.5), (0.8, 0.3))]
+    for expected in (0.4, None):
+        draw_shares(points, expected, 5, tmp_path / "shares.png")
+        shaded = drawn_colors(tmp_path / "shares.png", (251, 231, 217)).sum(axis=0)
+        middle = len(shaded) // 2
+        assert shaded[:middle].sum() > 20 * shaded[middle + 60 :].sum() and shaded[:middle].max() > 50

@@ -19,6 +19,7 @@ from whaleid.config import Competition, Experiment, ExperimentBase, PretextExper
 from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key, labelled_key
+from whaleid.data.masks import masks_key, masks_of
 from whaleid.data.pseudo import labels_of, read_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
@@ -67,7 +68,7 @@ class Project:
     def with_settings(self, recipe: Recipe, workspace: Workspace | None = None) -> Project:
         """The same project under a recipe changed in other things than its experiments."""
         found = replace(self, recipe=recipe, workspace=workspace or self.workspace)
-        for name in ("images_key", "labelled_key"):
+        for name in ("images_key", "labelled_key", "masks_key"):
             if name in vars(self):  # found before, or given (kaggle/carried.py)
                 vars(found)[name] = vars(self)[name]
         return found
@@ -107,8 +108,14 @@ class Project:
     def cache_key(self, name: str) -> str:
         return digest("cache", FORMAT, self.images_key, name)
 
+    @cached_property
+    def masks_key(self) -> str:
+        """Of the masks, which keypoints alone depend on; empty where the recipe or the competition does without."""
+        return "" if self.recipe.combine.local is None else masks_key(self.competition)
+
     def local_key(self, name: str) -> str:
-        return digest("local", FORMAT, self.images_key, name, "x y size direction")
+        masks = [self.masks_key] if self.masks_key else []
+        return digest("local", FORMAT, self.images_key, name, "x y size direction", *masks)
 
     def run_key(self, experiment: Experiment, fold: int | None) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images.
@@ -163,7 +170,7 @@ class Project:
         foreign = {name: _listing(Path(folder)) for name, folder in self.recipe.sources.items()}
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
-        images = [self.images_key, self.folds_key]
+        images = [self.images_key, self.folds_key, *([self.masks_key] if self.masks_key else [])]
         return digest("ensemble", FORMAT, images, names, own, foreign, protocol, self.combine_settings())
 
     def combine_settings(self) -> dict[str, Any]:
@@ -262,8 +269,8 @@ def local_stage(project: Project) -> Path | None:
     folder = project.workspace.local(local_name(local))
     key = project.local_key(folder.name)
     if not project.workspace.is_current(folder, key):
-        images, began = images_stage(project), time.monotonic()
-        describe_images(images, project.competition.root, folder, local)
+        images, competition, began = images_stage(project), project.competition, time.monotonic()
+        describe_images(images, competition.root, folder, local, masks=masks_of(competition, images))
         project.workspace.mark_current(folder, key, **measured(began))
     return folder
 

@@ -24,7 +24,16 @@ import pandas as pd
 from whaleid.configfiles import repository_root
 from whaleid.data.pseudo import write_pseudo_labels
 from whaleid.errors import WhaleidError
-from whaleid.kaggle.carried import PROJECT, PSEUDO, Carried, carried, copy_stamps, project_content
+from whaleid.kaggle.carried import (
+    MASKS,
+    PROJECT,
+    PSEUDO,
+    Carried,
+    carried,
+    copy_masks,
+    copy_stamps,
+    project_content,
+)
 from whaleid.kaggle.manifest import write_manifest
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
 from whaleid.kaggle.rows import keep_rows
@@ -196,6 +205,8 @@ def _write_inference(project: Project, out: Path) -> None:
     _write_tables(project, labelled, folds, out)
     if project.pseudo_labels is not None:
         write_pseudo_labels(project.pseudo_labels, out / PSEUDO)
+    if reads.local:
+        copy_masks(project.competition, images[images["split"] == "test"], out / MASKS)
     outputs = [*reads.runs, *reads.features, *reads.local]
     copy_stamps(root / ".stamps", out / STAMPS, [*outputs, *_table_names(project)])
     write_json(out / PROJECT, {**project_content(project), **_strengths(project), "carried": _listing(reads)})

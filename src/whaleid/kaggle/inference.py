@@ -23,7 +23,7 @@ from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import Budget, Cost, Plan, make_plan
-from whaleid.kaggle.carried import PROJECT, PSEUDO, copy_stamps, open_carried, with_images_key, without_sources
+from whaleid.kaggle.carried import MASKS, PROJECT, PSEUDO, copy_stamps, open_carried, with_images_key, without_sources
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
@@ -38,11 +38,17 @@ NOTES = "kernel.json"
 def run_inference(places: Places, budget: Budget) -> Path:
     """Write `submission.csv` and `kernel.json` (what was done, dropped and left out) into the working folder."""
     content = read_json(places.assets / PROJECT)
-    boxes = places.assets / "boxes.csv"
+    boxes, masks = places.assets / "boxes.csv", places.assets / MASKS
     scratch = places.scratch
     settings = Settings(raw=places.competition, work=scratch / "work", submissions=scratch / "submissions")
     shutil.rmtree(settings.work, ignore_errors=True)
-    project = open_carried(content, places.competition, settings, boxes if boxes.is_file() else None)
+    project = open_carried(
+        content,
+        places.competition,
+        settings,
+        boxes if boxes.is_file() else None,
+        masks if masks.is_dir() else None,
+    )
     labelled = pd.read_parquet(places.assets / project.workspace.images.name)
     images, unreadable = test_rows(project)
     _lay_out(project, places, content, labelled, images)
@@ -136,7 +142,8 @@ def _describe(project: Project, places: Places, local: list[str], images: pd.Dat
     workspace.root.mkdir(parents=True)
     images.to_parquet(workspace.images, index=False)
     workspace.mark_current(workspace.images, project.images_key)
-    alone = with_images_key(replace(project, workspace=workspace), project.images_key, project.labelled_key)
+    alone = replace(project, workspace=workspace)
+    alone = with_images_key(alone, project.images_key, project.labelled_key, project.masks_key)
     began = time.monotonic()
     local_stage(alone)
     for name in local:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from whaleid.config import LocalConfig
 from whaleid.data.images import prepare
+from whaleid.data.masks import masks_of
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, images_stage
 from whaleid.report.pictures import box_of, view_size
@@ -68,7 +69,7 @@ def matches_picture(images: pd.DataFrame, root: Path, rows: tuple[int, int], mat
         described, shown = np.array(described_size(box, size)), view_size(box, VIEW)
         views.append(prepare(root / images["path"].iloc[row], box, 0.0, shown))
         points.append((found + 0.5) * np.array(shown) / described - 0.5)  # a whole number is the middle of a pixel
-    return draw_matches(*views, *points, matches[2])
+    return draw_matches(views[0], views[1], points[0], points[1], matches[2])
 
 
 def best_match(described: Described, query: int, rows: np.ndarray, config: LocalConfig) -> tuple[int, Matches]:
@@ -97,9 +98,12 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
         raise WhaleidError(f"{path}: the picture is a PNG; give it a name that ends in .png")
     images, local = images_stage(project), project.recipe.combine.local or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
-    root = project.competition.root
+    root, masks = project.competition.root, masks_of(project.competition, images.iloc[list(rows)]) or (None, None)
     described = described_together(
-        [describe(root / images["path"].iloc[row], box_of(images, row), local) for row in rows]
+        [
+            describe(root / images["path"].iloc[row], box_of(images, row), local, mask)
+            for row, mask in zip(rows, masks, strict=True)
+        ]
     )
     matches = matched_keypoints(described, 0, 1, local)
     drawn = matches_picture(images, root, rows, matches, local.size)

@@ -50,7 +50,7 @@ AGAIN = "get the archive again, or make it (make archive)"
 class Record(Model):
     """project.json: what an archive was made of. key: of the answer, foreign features apart; tables: CSVs' checksums.
 
-    images_key, labelled_key: as the project found them, for on another machine the same files have other times.
+    images_key, labelled_key, masks_key: as the project found them, for on another machine the same files have other times.
     sources: names of the features of other programs, which an archive does not hold.
     """
 
@@ -60,6 +60,7 @@ class Record(Model):
     key: str
     images_key: str
     labelled_key: str
+    masks_key: str
     tables: dict[str, str]
     sources: list[str]
 
@@ -108,6 +109,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
         key=_own_key(project),
         images_key=project.images_key,
         labelled_key=project.labelled_key,
+        masks_key=project.masks_key,
         tables=table_digests(project.competition),
         sources=sorted(project.recipe.sources),
     )
@@ -153,7 +155,7 @@ def _hidden(name: Path) -> bool:
 def _own_key(project: Project) -> str:
     """The answer's key without the foreign features, which are known by their files' times."""
     alone = replace(project, recipe=project.recipe.model_copy(update={"sources": {}}))
-    return with_images_key(alone, project.images_key, project.labelled_key).ensemble_key()
+    return with_images_key(alone, project.images_key, project.labelled_key, project.masks_key).ensemble_key()
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> tuple[int, str]:
@@ -245,7 +247,7 @@ def _same_project(project: Project, record: Record, archive: Path) -> Project:
                 f"{project.competition.root / table.csv}: not the {name} CSV that {archive} was made with; "
                 "rebuild with that one, or make leaderboard for this one"
             )
-    project = with_images_key(project, record.images_key, record.labelled_key)
+    project = with_images_key(project, record.images_key, record.labelled_key, record.masks_key)
     if _own_key(project) != record.key or sorted(project.recipe.sources) != record.sources:
         raise WhaleidError(f"{archive}: made with other settings than recipe {record.recipe} has now; {_at(record)}")
     return project

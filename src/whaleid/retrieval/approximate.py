@@ -143,6 +143,9 @@ def _built(gallery: np.ndarray, kind: str, config: IndexConfig) -> Any:
             cells.cp.seed = config.seed + 1  # faiss takes its own seed for a 0
             cells.nprobe = min(config.probes, cells.nlist)
             sample = _sample(gallery, _POINTS * cells.nlist, config.seed)
+        coder = _innermost(index)
+        if hasattr(coder, "do_polysemous_training"):
+            coder.do_polysemous_training = False  # nine tenths of the training, for a search that is not used here
         index.train(sample)
         _add(index, gallery)
     except RuntimeError as error:
@@ -150,6 +153,14 @@ def _built(gallery: np.ndarray, kind: str, config: IndexConfig) -> Any:
         raise WhaleidError(
             f"index '{kind}' of {len(gallery)} images x {gallery.shape[1]}: {said}; take auto, exact or another string"
         ) from error
+    return index
+
+
+def _innermost(index: Any) -> Any:
+    """The index that holds the images, whatever rotates or refines them."""
+    index = faiss.downcast_index(index)
+    while isinstance(index, (faiss.IndexPreTransform, faiss.IndexRefine)):
+        index = faiss.downcast_index(index.base_index if isinstance(index, faiss.IndexRefine) else index.index)
     return index
 
 

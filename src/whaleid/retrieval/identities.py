@@ -41,7 +41,7 @@ def nearest_identities(
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
     if not len(queries):
         return codes, scores
-    first, exact = (open_index(gallery, IndexConfig(kind=kind)) for kind in (knn.index, "exact"))
+    first, exact = (open_index(gallery, IndexConfig(kind=kind), len(queries)) for kind in (knn.index, "exact"))
     for start in range(0, len(queries), chunk):  # neighbours are wide: never those of all queries at once
         short = np.arange(start, min(start + chunk, len(queries)))
         neighbours = keep if knn.score == "centroid" else max(knn.neighbours, keep)

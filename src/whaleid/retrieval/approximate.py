@@ -20,8 +20,8 @@ from whaleid.errors import WhaleidError
 from whaleid.retrieval.index import by_row, check_finite, check_search, gpus, search
 
 EXACT_MOST = 200_000
-"""Gallery images up to which `auto` compares with every one, however many ask. Set, not timed: a graph of as many images
-of 512 dimensions is some 2 x 10^13 multiplications then, minutes of a core."""
+"""Gallery images up to which `auto` compares with every one, however many ask. Set, not timed: a graph of as many
+images of 512 dimensions is some 2 x 10^13 multiplications then, minutes of a core."""
 PAYS = 10_000
 """Queries up to which `auto` compares with every image of any gallery: building cells costs what so many exact queries
 cost, at every size (8,100 at 10,000 images, 11,100 at 100,000: benchmarks/results/index.json), and loses neighbours.

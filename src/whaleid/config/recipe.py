@@ -44,7 +44,8 @@ class KnnConfig(Model):
     neighbours: Positive = 200
     """Images looked at for each query."""
     index: str = "auto"
-    """exact, auto (exact up to 200,000 gallery images, then approximate) or a string for faiss's index_factory."""
+    """exact, auto (exact up to 200,000 gallery images or 10,000 queries, else approximate) or a string for faiss's
+    index_factory."""
 
 
 class ClassifierConfig(Model):

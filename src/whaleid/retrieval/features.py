@@ -95,13 +95,19 @@ class UnitTable:
     def shape(self) -> tuple[int, int]:
         return len(self), self.table.shape[1]
 
+    def stored(self, selection: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows as they are in the file, float (m, d), and what brings each to length 1, float64 (m,).
+
+        selection: int (m,), in the order of images.parquet.
+        """
+        return self.table[self.place[selection]], self.scale[selection]
+
     def rows(self, selection: np.ndarray) -> np.ndarray:
         """Rows of length 1. selection: int (m,), in the order of images.parquet. Returns float32 (m, d)."""
-        block = self.table[self.place[selection]]
-        scale = self.scale[selection, None]
+        block, scale = self.stored(selection)
         if block.dtype == np.float16:  # no length of such a row, and no inverse of one, is too much for float32
-            return np.multiply(block, scale.astype(np.float32), dtype=np.float32)
-        return (block * scale).astype(np.float32)
+            return np.multiply(block, scale[:, None].astype(np.float32), dtype=np.float32)
+        return (block * scale[:, None]).astype(np.float32)
 
 
 def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:

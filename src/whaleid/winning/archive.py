@@ -50,7 +50,8 @@ AGAIN = "get the archive again, or make it (make archive)"
 class Record(Model):
     """project.json: what an archive was made of. key: of the answer, foreign features apart; tables: CSVs' checksums.
 
-    images_key, labelled_key, masks_key: as the project found them, for on another machine the same files have other times.
+    images_key, labelled_key, masks_key: as the project found them, for on another machine the same files have other
+    times.
     sources: names of the features of other programs, which an archive does not hold.
     """
 

@@ -35,7 +35,7 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
-from whaleid.config.local import LocalConfig, VerifyConfig
+from whaleid.config.local import LearnedConfig, LocalConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
@@ -82,6 +82,7 @@ __all__ = [
     "JigsawHead",
     "KnnConfig",
     "LabelConfig",
+    "LearnedConfig",
     "LocalConfig",
     "MarginHead",
     "MetricHead",

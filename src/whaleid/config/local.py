@@ -32,6 +32,28 @@ class VerifyConfig(Model):
     """An identity's score is the logarithm of its share of votes + `weight` x log(1 + matches of its best image)."""
 
 
+class LearnedConfig(Model):
+    """What a match of two keypoints is worth, learnt from the other folds' queries (retrieval/evidence.py)."""
+
+    neighbours: Annotated[int, Field(ge=2)] = 12
+    """Nearest descriptors looked at for each descriptor of the query; the last one says what chance gives."""
+    trees: Positive = 120
+    leaves: Annotated[int, Field(ge=2)] = 31
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    least: Positive = 200
+    """Matches in a leaf at least."""
+    others: Positive = 10
+    """False matches that teach, for each true one."""
+    scale: Annotated[float, Field(ge=1)] = 1.4
+    """Matches of two pictures support one another where their factors of size differ by this factor at most,"""
+    turn: Annotated[float, Field(ge=0, le=180)] = 25.0
+    """their turns by so many degrees"""
+    shift: Annotated[float, Field(gt=0)] = 0.06
+    """and their shifts, across and down, by this share of the frame."""
+    power: Share = 0.25
+    """An identity's evidence is divided by its number of descriptors in the gallery to this power."""
+
+
 class LocalConfig(Model):
     """Local matching: RootSIFT descriptors vote for identities. Its time grows with images x keypoints.
 
@@ -49,3 +71,5 @@ class LocalConfig(Model):
     """An identity's votes are divided by its number of descriptors in the gallery to this power."""
     verify: VerifyConfig | None = None
     """The best candidates' images are matched pair by pair; `{}` takes it as it is set above, null leaves it out."""
+    learned: LearnedConfig | None = None
+    """Matches weigh what the other folds' queries taught; `{}` takes it as it is set above, null leaves it out."""

@@ -41,7 +41,7 @@ from whaleid.ensemble.blend import (
     stack,
     tuned_map,
 )
-from whaleid.ensemble.local_rankings import rank_locally
+from whaleid.ensemble.local_rankings import local_steps, rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
@@ -136,7 +136,8 @@ def rank_all(
         )
     rankings: list[Ranking] = []
     dims: list[int] = []
-    steps = len(sources) + len(joint_parts(sources, protocol)) + (0 if local is None else len(protocol.parts) + 1)
+    local_work = 0 if config.local is None else local_steps(protocol, config.local)
+    steps = len(sources) + len(joint_parts(sources, protocol)) + local_work
     with progress_bar("ranking", total=steps) as bar:
         for source in sources:
             found, dim = rank_source(source, images, protocol, config)

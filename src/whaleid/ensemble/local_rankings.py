@@ -1,4 +1,4 @@
-"""Local matching as rankings: votes and, where the recipe asks for it, votes and verified matches together."""
+"""Local matching as rankings: votes; where the recipe asks for it, verified matches, and matches weighed as learnt."""
 
 from __future__ import annotations
 
@@ -8,48 +8,85 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from whaleid.config import CombineConfig
-from whaleid.ensemble.protocol import Protocol
+from whaleid.config import CombineConfig, LocalConfig
+from whaleid.ensemble.learned_matches import FEWEST_FOLDS, Asked, learned_rankings
+from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
-from whaleid.retrieval.keypoints import read_described
-from whaleid.retrieval.local import local_candidates
+from whaleid.retrieval.keypoints import Described, described_size, read_described
+from whaleid.retrieval.local import local_candidates, nearest_descriptors
 from whaleid.retrieval.verify import verified_candidates
 
 LOCAL, VERIFIED = "local matching", "local verified"
 
 
+def local_steps(protocol: Protocol, config: LocalConfig) -> int:
+    """How many times `rank_locally` yields None."""
+    return (len(protocol.parts) + 1) * (1 if config.learned is None else 2)
+
+
 def rank_locally(
     folder: Path, images: pd.DataFrame, protocol: Protocol, config: CombineConfig
 ) -> Iterator[Ranking | None]:
-    """Local matching: nothing of it is trained, so that a fold differs from the test set by its gallery alone.
+    """Local matching: no network is trained, so that a fold differs from the test set by its gallery alone.
 
     folder: descriptors of all images. The test images are ranked once; every part holds that same ranking.
-    Yields None after each fold and after the test set (for a progress bar), then the rankings: by votes and, with
-    `verify`, by votes and matches.
+    Yields None after every step (for a progress bar), then the rankings: by votes, by votes and matches (`verify`), and
+    by evidence in each of its forms (`learned`).
     """
     assert config.local is not None
     local, keep = config.local, max(config.candidates, protocol.k)
     described = read_described(folder, images)
     if not described.counts(protocol.gallery).any():
         raise WhaleidError(f"{folder}: no labelled image has a keypoint; leave combine.local out of the recipe")
-    names = [LOCAL] if local.verify is None else [LOCAL, VERIFIED]
-
-    def ranked(asked: np.ndarray, queries: np.ndarray, gallery: np.ndarray, codes: np.ndarray) -> list[Candidates]:
-        found = [local_candidates(described, queries, gallery, codes, local, keep)]
-        if local.verify is not None:
-            found.append(verified_candidates(described, queries, gallery, codes, found[0], local))
-        return [Candidates(asked, protocol.classes, *lists) for lists in found]
-
-    oof = []
+    if local.learned is not None and len(protocol.parts) < FEWEST_FOLDS:
+        raise WhaleidError(
+            f"combine.local.learned: {len(protocol.parts)} folds with features; it needs {FEWEST_FOLDS}, for what is "
+            "learnt for a fold is shown by folds that had no part in it: take more, or leave it out"
+        )
+    folds, voted = [], []
     for part in protocol.parts:
-        oof.append(ranked(part.names, part.rows, part.gallery, part.gallery_codes))
+        folds.append(_asked(described, part.rows, part.names, part.gallery, part.gallery_codes, part.truth, local))
+        voted.append(_by_votes(described, folds[-1], protocol, local, keep))
         yield None
-    test: list[Candidates] = []
+    test, answer = None, []
     if len(protocol.test_rows):
-        test = ranked(protocol.test_names, protocol.test_rows, protocol.gallery, protocol.gallery_codes)
+        truth = np.full(len(protocol.test_rows), NONE)
+        gallery = protocol.gallery, protocol.gallery_codes
+        test = _asked(described, protocol.test_rows, protocol.test_names, *gallery, truth, local)
+        answer = _by_votes(described, test, protocol, local, keep)
     yield None
-    for place, name in enumerate(names):
-        lists = tuple(found[place] for found in oof)
-        yield Ranking(name, "local", lists, (test[place],) * len(protocol.answering) if test else (), False)
+    for place, name in enumerate([LOCAL] if local.verify is None else [LOCAL, VERIFIED]):
+        tests = (answer[place],) * len(protocol.answering) if answer else ()
+        yield Ranking(name, "local", tuple(found[place] for found in voted), tests, False)
+    if local.learned is not None:
+        boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
+        frames = np.array([described_size(box, local.size) for box in boxes], dtype=float)
+        yield from learned_rankings(described, frames, folds, test, protocol, local.learned, keep)
+
+
+def _asked(
+    described: Described,
+    rows: np.ndarray,
+    names: np.ndarray,
+    gallery: np.ndarray,
+    codes: np.ndarray,
+    truth: np.ndarray,
+    config: LocalConfig,
+) -> Asked:
+    """Queries with the neighbours of their descriptors, as many as the recipe looks at."""
+    neighbours = max(config.neighbours, 0 if config.learned is None else config.learned.neighbours)
+    nearest = nearest_descriptors(described, rows, gallery, neighbours)
+    return Asked(rows, names, gallery, codes, truth, nearest)
+
+
+def _by_votes(
+    described: Described, asked: Asked, protocol: Protocol, config: LocalConfig, keep: int
+) -> list[Candidates]:
+    """By votes and, where the recipe asks for it, by votes and verified matches."""
+    against = asked.rows, asked.gallery, asked.gallery_codes
+    found = [local_candidates(described, *against, config, keep, asked.nearest)]
+    if config.verify is not None:
+        found.append(verified_candidates(described, *against, found[0], config))
+    return [Candidates(asked.names, protocol.classes, *lists) for lists in found]

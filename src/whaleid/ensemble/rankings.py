@@ -60,6 +60,18 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """Lists of a ranking that out-of-fold truth had a part in. Each tuple holds one list a fold, in order.
+
+    without: for each fold, the lists of all folds by what that fold had no part in. whole: by what all folds taught,
+    though no fold its own list.
+    """
+
+    without: tuple[tuple[Candidates, ...], ...]
+    whole: tuple[Candidates, ...]
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Candidates of one way of ranking.
 
@@ -67,7 +79,8 @@ class Ranking:
     order. test: the test images under each fold's model, in the same order, then under those that all labelled images
     taught, where there are such; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
-    chosen: where a setting of the ranking was chosen by folds' scores (kind rerank); `taught` says what that means.
+    chosen: where a setting of the ranking was chosen by folds' scores (kind rerank). taught_lists: where folds' truth
+    taught the ranking itself. `taught` says what they mean.
     """
 
     name: str
@@ -77,16 +90,18 @@ class Ranking:
     probability: bool
     optimistic: bool = False
     chosen: Chosen | None = None
+    taught_lists: Taught | None = None
 
     def taught(self, place: int | None) -> tuple[Candidates, ...]:
         """Lists of all folds, out of fold, to learn from for fold `place` (None: for the test set).
 
-        Where a setting was chosen by folds' scores, these are by the setting that fold `place` had no part in; the
-        other folds' own lists (`oof`) are by settings that it did have a part in.
+        Where folds' truth chose a setting or taught the ranking, these are by what fold `place` had no part in; the
+        other folds' own lists (`oof`) are by what it did have a part in.
         """
-        if self.chosen is None:
+        lists = self.chosen or self.taught_lists
+        if lists is None:
             return self.oof
-        return self.chosen.whole if place is None else self.chosen.without[place]
+        return lists.whole if place is None else lists.without[place]
 
 
 def rank_source(

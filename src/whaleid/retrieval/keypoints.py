@@ -221,6 +221,10 @@ class Described:
         first = np.repeat(self.offsets[rows] - (np.cumsum(counts) - counts), counts)
         return first + np.arange(len(first))
 
+    def image_of(self, places: np.ndarray) -> np.ndarray:
+        """The image that each of these rows of `vectors` belongs to, int64, of any shape."""
+        return np.searchsorted(self.offsets, places, "right") - 1
+
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Descriptors float32 (m, 128) of these images, in that order, and int64 (m,): the place in `rows` of each."""
         owner = np.repeat(np.arange(len(rows)), self.counts(rows))

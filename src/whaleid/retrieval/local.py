@@ -16,6 +16,8 @@ no other image can move even the k-th neighbour.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import faiss
 import numpy as np
 
@@ -35,6 +37,20 @@ _CHUNK = 1 << 15  # query descriptors searched at a time
 _LEAST = 64  # descriptors that a query counts as at the least, which bounds the table of votes
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest gallery descriptors of some descriptors. distance: float32 (m, k), squared, as stored (`UNIT`),
+    ascending. places: int (m, k), rows of `Described.vectors`, -1 = none found.
+    """
+
+    distance: np.ndarray
+    places: np.ndarray
+
+    def of(self, part: slice) -> Nearest:
+        """Of some of the descriptors."""
+        return Nearest(self.distance[part], self.places[part])
+
+
 def local_candidates(
     described: Described,
     queries: np.ndarray,
@@ -42,10 +58,12 @@ def local_candidates(
     gallery_codes: np.ndarray,
     config: LocalConfig,
     keep: int,
+    nearest: Nearest | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` identities with most votes for each query.
 
     queries: int64 (q,), gallery: int64 (g,), rows of images.parquet. gallery_codes: int64 (g,), >= 0.
+    nearest: neighbours of the queries' descriptors, `config.neighbours` at least; None: they are looked for.
     Returns codes int64 (q, keep), -1 padded, and scores float32 (q, keep), descending, -inf padded: see
     `scores_of`. Identities without a vote are not listed: the list of a query without keypoints is empty.
     Raises WhaleidError where a query is in the gallery: it would find itself.
@@ -57,16 +75,44 @@ def local_candidates(
     owner_codes = np.repeat(gallery_codes, described.counts(gallery))
     if not len(owner_codes):
         return codes, scores
-    index = build_index(described, gallery)
     classes = int(gallery_codes.max()) + 1
     held = np.bincount(owner_codes, minlength=classes)
-    for part in _chunks(described.counts(queries)):
-        asked, asker = described.take(queries[part])
-        distance, rows = index.search(asked, min(config.neighbours, len(owner_codes)))
-        found = np.where(rows >= 0, owner_codes[rows], PADDING)
-        votes = count_votes(asker, distance, found, len(queries[part]), classes)
-        codes[part], scores[part] = _best(scores_of(votes, held, config.power), keep)
+    code_of = np.full(len(described.offsets) - 1, PADDING, dtype=np.int64)
+    code_of[gallery] = gallery_codes
+    if nearest is None:
+        nearest = nearest_descriptors(described, queries, gallery, config.neighbours)
+    start = 0
+    for part in chunks(described.counts(queries)):
+        counts = described.counts(queries[part])
+        asker = np.repeat(np.arange(len(counts)), counts)
+        own = nearest.of(slice(start, start + len(asker)))
+        start += len(asker)
+        places = own.places[:, : config.neighbours]
+        found = np.where(places >= 0, code_of[described.image_of(places)], PADDING)
+        votes = count_votes(asker, own.distance[:, : config.neighbours], found, len(counts), classes)
+        codes[part], scores[part] = best_identities(scores_of(votes, held, config.power), keep)
     return codes, scores
+
+
+def nearest_descriptors(described: Described, queries: np.ndarray, gallery: np.ndarray, neighbours: int) -> Nearest:
+    """The nearest gallery descriptors of each of the queries' descriptors.
+
+    queries, gallery: int64, rows of images.parquet. Memory: 8 bytes x neighbours a descriptor of a query.
+    """
+    places = described.places(gallery)
+    total, k = int(described.counts(queries).sum()), min(neighbours, len(places))
+    distance = np.empty((total, k), dtype=np.float32)
+    found = np.full((total, k), PADDING, dtype=np.int32 if len(described.vectors) < 2**31 else np.int64)
+    if not k:
+        return Nearest(distance, found)
+    index, start = build_index(described, gallery), 0
+    for part in chunks(described.counts(queries)):
+        asked, _ = described.take(queries[part])
+        stop = start + len(asked)
+        distance[start:stop], rows = index.search(asked, k)
+        found[start:stop] = np.where(rows >= 0, places[rows], PADDING)
+        start = stop
+    return Nearest(distance, found)
 
 
 def build_index(described: Described, gallery: np.ndarray) -> faiss.Index:
@@ -81,7 +127,7 @@ def build_index(described: Described, gallery: np.ndarray) -> faiss.Index:
     index: faiss.Index = faiss.IndexFlatL2(LENGTH)
     if total > EXACT:
         index = _inverted_file(described, gallery, min(_MOST_LISTS, max(1, total // _LISTED)))
-    for part in _chunks(counts):
+    for part in chunks(counts):
         index.add(described.take(gallery[part])[0])
     return index
 
@@ -128,7 +174,7 @@ def scores_of(votes: np.ndarray, held: np.ndarray, power: float) -> np.ndarray:
     return np.log(share, out=np.full_like(share, -np.inf), where=share > 0)
 
 
-def _best(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+def best_identities(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` largest finite scores of each row, as codes and scores; equals by code."""
     order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
     best = np.take_along_axis(scores, order, axis=1)
@@ -137,7 +183,7 @@ def _best(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     return codes, np.pad(best, padding, constant_values=-np.inf).astype(np.float32)
 
 
-def _chunks(counts: np.ndarray) -> list[slice]:
+def chunks(counts: np.ndarray) -> list[slice]:
     """Runs of queries that together have about `_CHUNK` descriptors, and are not too many where they have few."""
     cost = np.maximum(counts, _LEAST)
     starts = np.flatnonzero(np.diff((np.cumsum(cost) - cost) // _CHUNK, prepend=-1)).tolist()

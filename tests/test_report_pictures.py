@@ -12,12 +12,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from ladder_world import make_world
 from PIL import Image
 from test_local import texture, turned
 from test_report import Page, make_project
+from typer.testing import CliRunner
 
 from whaleid.answers import ensemble_stage, read_metrics
+from whaleid.cli import app
 from whaleid.config import CombineConfig, LocalConfig, Recipe
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
@@ -170,6 +173,19 @@ def test_one_pair_can_be_asked_for(project: Project, material: Material, tmp_pat
         assert drawn.format == "PNG" and drawn.width > matches.VIEW[1]
     same = write_matches(project, (names[0], names[0]), tmp_path / "same.PNG")
     assert same[2].all() and np.array_equal(same[0], same[1])
+
+
+def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
+    """By the name of a YAML, as on the command line; a recipe without local matching takes its defaults."""
+    given = project.competition.model_dump(mode="json", exclude={"mend"})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"folds": 2, "sources": project.recipe.sources}))
+    out = tmp_path / "deeper" / "pair.png"
+    options = ["-c", str(tmp_path / "tiny.yaml"), "-r", str(tmp_path / "own.yaml"), "-w", str(tmp_path / "work")]
+    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--out", str(out), *options])
+    assert found.exit_code == 0 and re.fullmatch(rf"{out}: \d+ of \d+ mutual matches agree\n", found.output)
+    with Image.open(out) as drawn:
+        assert drawn.format == "PNG"
 
 
 def test_a_pair_that_cannot_be_drawn_is_one_line(project: Project, tmp_path: Path) -> None:

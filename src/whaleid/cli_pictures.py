@@ -21,7 +21,7 @@ def matches(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write")] = Path("matches.png"),
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Draw the matched keypoints of two images, green where they count; the recipe's local matching or its defaults."""

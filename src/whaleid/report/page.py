@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
+from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
+from whaleid.ensemble.protocol import WHOLE
 from whaleid.pipeline import Project
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
@@ -15,6 +17,7 @@ from whaleid.report.markup import Markup, bar, document, join, picture, section,
 from whaleid.report.material import GUESSES, Material, features_of_single, read_losses, read_material
 from whaleid.report.pairs import matched_pairs
 from whaleid.report.paths import paths_section
+from whaleid.rounds import answered
 from whaleid.workspace import atomic_path
 
 SECTIONS = {
@@ -36,7 +39,7 @@ def write_report(project: Project) -> Path:
 
     Raises WhaleidError where there are no results yet.
     """
-    material = read_material(project)
+    material = read_material(answered(project))
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -99,6 +102,12 @@ def _notices(material: Material) -> Markup:
         )
     if material.rungs[-1]["optimistic"]:
         said.append("The score is optimistic: something in it was chosen by looking at the fold that is scored.")
+    if full := material.figures["ladder"].get("full"):
+        said.append(
+            f"Trained on all labelled images too, for the test images alone: {', '.join(full)}. Out of fold these are "
+            "worth what their folds' models are."
+        )
+    said += round_lines(material.figures)
     return join(tag("p", line, class_="notice") for line in said)
 
 
@@ -250,7 +259,7 @@ def _training(material: Material, folder: Path) -> Markup:
     for summary in runs.values():
         losses = read_losses(material.project.workspace.run(summary["experiment"], summary["fold"]))
         if losses:
-            curves.setdefault(summary["experiment"], {})[summary["fold"]] = losses
+            curves.setdefault(summary["experiment"], {})[WHOLE if summary["fold"] is None else summary["fold"]] = losses
     if curves:
         pictures.draw_losses(curves, folder / "training.png")
         parts.append(tag("p", "Mean training loss of each epoch, a line a fold."))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whaleid.ensemble.protocol import WHOLE
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -132,7 +134,7 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
         if number + columns >= len(curves):
             axes.set_xlabel("epoch", fontsize=8)
     lines = {fold: Line2D([], [], color=f"C{fold % 10}") for folds in curves.values() for fold in folds}
-    names = [f"fold {fold}" for fold in sorted(lines)]
+    names = ["all images" if fold == WHOLE else f"fold {fold}" for fold in sorted(lines)]
     handles = [lines[fold] for fold in sorted(lines)]
     figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8, frameon=False)
     _save(figure, path)

@@ -20,6 +20,7 @@ from whaleid.kaggle.carried import copy_masks, open_carried, project_content
 from whaleid.pipeline import Project, images_stage, local_stage
 from whaleid.retrieval.keypoints import describe, describe_images, described_together, read_described, root_sift
 from whaleid.retrieval.verify import matched_keypoints
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace, digest
 
 CONFIG = LocalConfig(size=128, keypoints=60)
@@ -256,7 +257,8 @@ def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> N
     images = images_stage(project)
     copy_masks(project.competition, images[images["split"] == "test"], tmp_path / "carried")
     assert sorted(path.name for path in (tmp_path / "carried").rglob("*.png")) == ["8.png", "9.png"]
-    there = open_carried(project_content(project), tmp_path / "home", tmp_path / "there", masks=tmp_path / "carried")
+    settings = Settings(work=tmp_path / "there")
+    there = open_carried(project_content(project), tmp_path / "home", settings, masks=tmp_path / "carried")
     assert there.masks_key == project.masks_key and there.local_key("n") == project.local_key("n")
     test = images[images["split"] == "test"]
     masks = masks_of(there.competition, test)

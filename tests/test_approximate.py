@@ -38,6 +38,13 @@ def test_similarities_are_true_and_most_neighbours_found(kind: str) -> None:
     assert opened.exact == (kind in ("exact", "auto"))
 
 
+@pytest.mark.parametrize("kind", ["PQ4", "IVF4,PQ4", "PCA8,IVF4,PQ4", "PQ4,Refine(Flat)"])
+def test_codes_are_trained_without_what_no_search_uses(kind: str) -> None:
+    """Polysemous codes are nine tenths of faiss's training time."""
+    index = approximate._built(world(300), kind, IndexConfig(kind=kind))
+    assert approximate._innermost(index).do_polysemous_training is False
+
+
 def test_recall_is_counted_by_hand() -> None:
     table = world()
     config = IndexConfig(kind="IVF64,Flat", probes=1)
@@ -69,8 +76,30 @@ def test_auto_goes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert index_kind("auto", 1_000_000, 64) == "IVF4096,Flat"
     assert index_kind("auto", 10_000_000, 512) == "IVF16384,PQ64"
     assert index_kind("HNSW32", 10, 4) == "HNSW32"
+    assert index_kind("auto", 10_000_000, 512, approximate.PAYS) == "exact"
+    assert index_kind("auto", 1_000_000, 64, approximate.PAYS + 1) == "IVF4096,Flat"
     monkeypatch.setattr(approximate, "EXACT_MOST", 2000)
     assert open_index(world(), IndexConfig()).kind == "IVF256,Flat"
+    assert open_index(world(), IndexConfig(), queries=200).exact
+
+
+def test_few_queries_are_compared_with_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` builds no index for them; for more than it pays for, it does."""
+    monkeypatch.setattr(approximate, "gpus", lambda: 0)
+    monkeypatch.setattr(approximate, "EXACT_MOST", 500)
+    built: list[str] = []
+    plain = approximate._built
+    monkeypatch.setattr(
+        approximate, "_built", lambda gallery, kind, config: built.append(kind) or plain(gallery, kind, config)
+    )
+    table = world(600)
+    nearest_identities(table[:50], table, np.arange(600) // 10, KnnConfig(neighbours=20), 5)
+    find_neighbours(table, 5)
+    assert not built
+    monkeypatch.setattr(approximate, "PAYS", 40)
+    nearest_identities(table[:50], table, np.arange(600) // 10, KnnConfig(neighbours=20), 5)
+    find_neighbours(table, 5)
+    assert built == ["IVF128,Flat"] * 2
 
 
 def test_bad_input_is_one_clear_line() -> None:

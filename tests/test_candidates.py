@@ -20,6 +20,7 @@ from whaleid.retrieval.candidates import (
     read_candidates,
     write_candidates,
 )
+from whaleid.retrieval.identities import best_columns
 from whaleid.retrieval.index import search
 
 
@@ -288,3 +289,22 @@ def test_a_block_twice_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(WhaleidError, match="given twice"):
         write_candidates(tmp_path / "c.parquet", [block, block])
     assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(0, 6),
+    width=st.integers(1, 30),
+    most=st.integers(1, 35),
+    values=st.integers(1, 40),
+)
+def test_best_columns_are_those_of_a_stable_sort(seed, rows, width, most, values):
+    """Also among equals and minus infinities, which few values make many of."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, values, (rows, width)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+    best, columns = best_columns(scores, most)
+    np.testing.assert_array_equal(columns, order)
+    np.testing.assert_array_equal(best, np.take_along_axis(scores, order, axis=1))

@@ -138,8 +138,9 @@ def naive_whitening(parts, weights, rows, config):
     dims=st.lists(st.integers(2, 12), min_size=1, max_size=4),
     kind=st.sampled_from([np.float16, np.float32, np.float64]),
     cells=st.integers(1, 200),
+    stripe=st.integers(1, 9),
 )
-def test_blocks_from_files_equal_the_whole_in_memory(tmp_path_factory, seed, rows, dims, kind, cells):
+def test_blocks_from_files_equal_the_whole_in_memory(tmp_path_factory, seed, rows, dims, kind, cells, stripe):
     rng = np.random.default_rng(seed)
     folder = tmp_path_factory.mktemp("features")
     tables = [rng.normal(size=(rows, dim)).astype(kind) for dim in dims]
@@ -153,6 +154,7 @@ def test_blocks_from_files_equal_the_whole_in_memory(tmp_path_factory, seed, row
     joined = concatenate(parts, weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(concat, "_CELLS", cells)
+        patch.setattr(concat, "_STRIPE", stripe)
         got = whiten(joined, fit_whitening(joined, training, config))
     expected = naive_whitening(tables, weights, training, config)
     np.testing.assert_allclose(got @ got.T, expected @ expected.T, atol=2e-3)
@@ -178,6 +180,29 @@ def test_open_table_gives_what_read_features_gives(tmp_path, kind):
     assert isinstance(opened.table, np.memmap) and opened.shape == (20, 5)
     expected = read_features(folder, images_of(20)).embeddings[selection]
     np.testing.assert_allclose(opened.rows(selection), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_rows_of_a_view_of_files_are_the_unit_rows_times_their_factor(tmp_path, monkeypatch, kind):
+    """The quick way for float16 too: the longest rows it can hold, and the shortest."""
+    rng = np.random.default_rng(9)
+    tables = [rng.normal(size=(20, 5)) * 10.0 ** rng.integers(-4, 4, (20, 1)) for _ in range(2)]
+    tables[0][3], tables[1][4] = 65_504, [6e-8, 0, 0, 0, 0]
+    stored = [table.astype(kind) for table in tables]
+    orders = [rng.permutation(20) for _ in stored]
+    folders = [
+        folder_of(tmp_path / f"{place}", table, order)
+        for place, (table, order) in enumerate(zip(stored, orders, strict=True))
+    ]
+    monkeypatch.setattr(concat, "_STRIPE", 7)
+    view = concatenate([open_embeddings(folder, images_of(20)) for folder in folders], [3.0, 4.0])
+    selection = rng.integers(0, 20, 30)
+    unit = [table.astype(np.float64) for table in stored]
+    unit = [table / np.linalg.norm(table, axis=1, keepdims=True) for table in unit]
+    expected = np.hstack([0.6 * unit[0], 0.8 * unit[1]])[selection]
+    got = view.rows(selection)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "'7.jpg' holds NaN"), (0.0, "'7.jpg' is all zeros")])

@@ -19,7 +19,7 @@ from whaleid.config import Competition, Recipe
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project, images_stage
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
-from whaleid.report.markup import Markup, table, tag, text
+from whaleid.report.markup import STYLE, Markup, table, tag, text
 from whaleid.report.material import Answers, read_material
 from whaleid.report.page import write_report
 from whaleid.report.pictures import VIEW, view_size
@@ -307,6 +307,27 @@ def test_text_escapes_all_but_markup() -> None:
     assert text(Markup("<a>")) == "<a>" and text(None) == ""
     assert tag("p", "<", class_='"') == '<p class="&quot;">&lt;</p>'
     assert re.search(r'<tr class="strong"><td>y</td>', table(["h"], [["x"], ["y"]], strong=1))
+
+
+def test_text_is_readable_on_light_and_on_dark() -> None:
+    """Contrast of every text with every ground it stands on, as WCAG 2 reckons it: 4.5 is its level AA."""
+
+    def light(colour: str) -> float:
+        short = colour.lstrip("#")
+        digits = short if len(short) == 6 else "".join(sign * 2 for sign in short)
+        channels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", part)) for part in STYLE.split("prefers-color-scheme: dark")]
+    assert len(themes) == 2 and themes[0].keys() == themes[1].keys()
+    for theme in themes:
+        for ink, grounds in (("ink", ("paper", "soft", "note")), ("quiet", ("paper", "soft")), ("link", ("paper",))):
+            for ground in grounds:
+                low, high = sorted((light(theme[ink]), light(theme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+    assert light(themes[0]["paper"]) > 0.9 and light(themes[1]["paper"]) < 0.05
+    assert set(re.findall(r"var\(--(\w+)\)", STYLE)) == themes[0].keys()
 
 
 def test_views_keep_the_aspect_and_fit() -> None:

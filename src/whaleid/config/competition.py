@@ -41,6 +41,9 @@ class Competition(Model):
     unknown_share: Share | None = None
     k: Positive = 5
     boxes: str | None = None
+    masks: str | None = None
+    """Folder of masks: for `x/a.jpg` of a table's images a PNG `x/a.png` of the same size, white where the animal is.
+    Local matching looks for keypoints nowhere else."""
     solution: str | None = None
     mend: dict[str, dict[str, str]] = {}
     """Spelling mistakes of the data: column of images.parquet -> wrong value -> right value."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from whaleid.config.after import AfterConfig
 from whaleid.config.base import Model, Positive, Share
 from whaleid.config.blend import BlendConfig
 from whaleid.config.local import LocalConfig
@@ -43,7 +44,8 @@ class KnnConfig(Model):
     neighbours: Positive = 200
     """Images looked at for each query."""
     index: str = "auto"
-    """exact, auto (exact up to 200,000 gallery images, then approximate) or a string for faiss's index_factory."""
+    """exact, auto (exact up to 200,000 gallery images or 10,000 queries, else approximate) or a string for faiss's
+    index_factory."""
 
 
 class ClassifierConfig(Model):
@@ -56,6 +58,10 @@ class ClassifierConfig(Model):
     smoothing: Share = 0.1
     scale: Annotated[float, Field(gt=0)] = 20.0
     mixup: Annotated[float, Field(ge=0)] = 0.2
+    hidden: Positive | None = None
+    """Width of a hidden layer (GELU) beside the features; null: none."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the hidden layer's values left out in training."""
     seeds: Positive = 2
 
 
@@ -80,6 +86,8 @@ class CombineConfig(Model):
     """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
     stack: StackConfig | None = None
     """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
+    after: AfterConfig | None = None
+    """Post-processing of the last ranking; `{}` takes it as config/after.py sets it, null leaves it out."""
 
 
 class PseudoConfig(Model):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from whaleid.config import CombineConfig, Competition, Recipe
+from whaleid.config import AfterConfig, CombineConfig, Competition, Recipe
+from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
 from whaleid.ensemble.ladder import climb, protocol_of, rank_all
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking, Source
@@ -92,7 +93,7 @@ def ablate(
     with progress_bar("ablation", total=len(variants) + 1) as bar:
         for variant in [Variant(WHOLE, recipe.combine), *variants]:
             used = _rankings_of(variant, rankings, sources, images, protocol, recipe.seed, local)
-            result = climb(protocol, used, variant.config, recipe.seed)
+            result = climb(protocol, used, variant.config, recipe.seed, images)
             rows.append(_row(variant, result, base or result, protocol, recipe.seed))
             base = base or result
             bar.advance(note=variant.name)
@@ -121,9 +122,25 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
         yield Variant("learned order", off(stack=None))
+    if config.after is not None:
+        yield Variant("post-processing", off(after=None))
+        for name, after in _fewer_steps(config.after):
+            yield Variant(f"post-processing: {name}", off(after=after))
     if len(sources) > 1:
         for name in sources:
-            yield Variant(f"network {name}", config, without=name, anew=True)
+            others = {own: weight for own, weight in config.concat.weights.items() if own != name}
+            concat = config.concat.model_copy(update={"weights": others})
+            yield Variant(f"network {name}", off(concat=concat), without=name, anew=True)
+
+
+def _fewer_steps(config: AfterConfig) -> list[tuple[str, AfterConfig]]:
+    """Post-processing without each of its steps in turn; empty where it has only one."""
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (f"{SAME} {column}", {"same": [own for own in config.same if own != column]}) for column in config.same
+    ]
+    changes += [(DUPLICATES, {"duplicates": False})] * config.duplicates
+    changes += [(CLAIMS, {"claims": None})] * (config.claims is not None)
+    return [(name, config.model_copy(update=change)) for name, change in changes] if len(changes) > 1 else []
 
 
 def _rankings_of(

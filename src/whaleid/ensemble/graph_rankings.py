@@ -23,7 +23,7 @@ from whaleid.retrieval.candidates import Candidates, nearest_identities
 from whaleid.retrieval.diffusion import columns_at_a_time, diffuse, from_rows, spread_labels
 from whaleid.retrieval.expansion import augment, expand
 from whaleid.retrieval.graph import Neighbours, find_neighbours, neighbour_graph, normalised
-from whaleid.retrieval.identities import identity_candidates
+from whaleid.retrieval.identities import best_columns, identity_candidates
 from whaleid.retrieval.index import search
 from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
 
@@ -284,17 +284,11 @@ def _identities(scores: np.ndarray, codes: np.ndarray, knn: KnnConfig, keep: int
     short = np.arange(len(scores))
     neighbours, reachable = max(knn.neighbours, keep), min(keep, len(np.unique(codes)))
     while len(short):
-        best, rows = _top(scores[short], neighbours)
+        best, rows = best_columns(scores[short], neighbours)
         out[0][short], out[1][short] = identity_candidates(best, rows, codes, knn, keep)
         short = short[(out[0][short] >= 0).sum(axis=1) < reachable]
         neighbours *= 2
     return out
-
-
-def _top(scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The largest of each row, float32 (b, m), descending, and their columns; equals by ascending column."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :most]
-    return np.take_along_axis(scores, order, axis=1).astype(np.float32), order
 
 
 def _joined(parts: list[Lists]) -> Lists:

@@ -2,7 +2,8 @@
 
 Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities; its siamese head's
 second look at the nearest images), all of them side by side (kNN), a classifier on that, local matching where
-the recipe asks for it, the blend and, where the recipe asks for it, the stack; the last one is the answer. Every
+the recipe asks for it, the blend and, where the recipe asks for them, the stack and the steps of post-processing
+(`after`); the last one is the answer. Every
 rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds, weights and trees used
 on them were learnt from the other folds' out-of-fold candidates (which were compared with this fold's images as
 gallery: that much, and no more, the folds know of one another). For the test set all this is learnt from all folds,
@@ -15,8 +16,8 @@ by rank: `unknown` comes first as often as the single models say it does. The te
 than any fold's, by 1 / (folds - 1), so its best scores come out a little higher and `unknown` a little too
 seldom; `ladder.json` shows both medians, and `combine.unknown: share` takes the expected share instead.
 
-The final rung is always the stack where the recipe has one, else the blend, also where a lower rung happens to score
-above it: choosing the rung by the score that is reported would make that score optimistic.
+The final rung is always the last that the recipe asks for, also where a lower rung happens to score above it: choosing
+the rung by the score that is reported would make that score optimistic.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
+from whaleid.ensemble.after import after_rankings
 from whaleid.ensemble.blend import (
     Blend,
     Member,
@@ -45,10 +47,11 @@ from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
+from whaleid.ensemble.worth import BlendWorth, blend_worth
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import rank_of_truth, score_ranks, size_slices
+from whaleid.scoring.metrics import rank_of_truth, reciprocal_rank_at_k, score_ranks, size_slices
 
 BLEND = "blend"
 
@@ -70,8 +73,9 @@ def combine(
     """
     protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
-    result = climb(protocol, rankings, recipe.combine, recipe.seed)
+    result = climb(protocol, rankings, recipe.combine, recipe.seed, images)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
+    result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
     write_result(result, protocol, out)
     return result
 
@@ -159,22 +163,38 @@ def _with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
     return replace(ranking, test=(*ranking.test, average(ranking.test, keep)))
 
 
-def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, seed: int = 0) -> LadderResult:
-    """Score every ranking, then the blend of them and the stack on top, cross-fitted as the head of this file says."""
+def climb(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    config: CombineConfig,
+    seed: int = 0,
+    images: pd.DataFrame | None = None,
+) -> LadderResult:
+    """Score every ranking, then the blend of them, the stack and the post-processing on top, cross-fitted as the head
+    of this file says. images: images.parquet, where the recipe has `combine.after`.
+    """
+    if (config.after is not None) > (images is not None):
+        raise WhaleidError("combine.after needs the table of images; give it too")
     limits = [_limits(protocol, one) for one in rankings]
     final, by_fold, blend, limits_of_blend = blend_rankings(protocol, rankings, config)
     rungs = [_rung(protocol, one, own, config, seed) for one, own in zip(rankings, limits, strict=True)]
     rungs.append(_rung(protocol, blend, limits_of_blend, config, seed))
-    if config.stack is None:
+    if config.stack is None and config.after is None:
         shares = _shares(protocol, blend, limits_of_blend)
         return compare(rungs, final, by_fold, protocol, seed, shares=shares)
     blends = [by_fold[part.fold] for part in protocol.parts]
     materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
-    optimistic = blend.optimistic or any(one.optimistic for one in rankings)
-    stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
-    rungs.append(_rung(protocol, stacked.ranking, stacked.limits, config, seed))
-    shares = _shares(protocol, stacked.ranking, stacked.limits)
-    return compare(rungs, final, by_fold, protocol, seed, stacked, shares)
+    last, of_last, taught, stacked = blend, limits_of_blend, [material.oof for material in materials], None
+    if config.stack is not None:
+        optimistic = blend.optimistic or any(one.optimistic for one in rankings)
+        stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
+        last, of_last, taught = stacked.ranking, stacked.limits, list(stacked.taught)
+        rungs.append(_rung(protocol, last, of_last, config, seed))
+    if config.after is not None and images is not None:
+        steps = [(last, of_last), *after_rankings(protocol, last, of_last, taught, config.after, images)]
+        rungs += [_rung(protocol, *step, config, seed) for step in steps[1:]]
+        last, of_last = steps[-1]
+    return compare(rungs, final, by_fold, protocol, seed, stacked, _shares(protocol, last, of_last))
 
 
 def _shares(protocol: Protocol, ranking: Ranking, limits: Limits) -> tuple[ShareMap, ...]:
@@ -202,13 +222,15 @@ def _materials(
     def blended(blend: Blend, lists: list[dict[str, Candidates]]) -> tuple[Candidates, ...]:
         return tuple(apply_blend(blend, given, keep) for given in lists)
 
-    oof = [{one.name: one.oof[place] for one in rankings} for place in places]
+    def taught(target: int | None) -> list[dict[str, Candidates]]:
+        return [{one.name: one.taught(target)[place] for one in rankings} for place in places]
+
     test = [{one.name: one.test[place] for one in rankings} for place in range(len(rankings[0].test))]
     found = [
-        Material(blended(blend, oof), (), tuple(own.by_fold[place] for own in limits))
+        Material(blended(blend, taught(place)), (), tuple(own.by_fold[place] for own in limits))
         for place, blend in enumerate(blends)
     ]
-    return [*found, Material(blended(final, oof), blended(final, test), tuple(own.tuned for own in limits))]
+    return [*found, Material(blended(final, taught(None)), blended(final, test), tuple(own.tuned for own in limits))]
 
 
 def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
@@ -283,6 +305,29 @@ def _questions(protocol: Protocol, places: list[int]) -> Questions:
     return Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
 
 
+def members_worth(
+    protocol: Protocol, rankings: list[Ranking], config: CombineConfig, result: LadderResult, seed: int = 0
+) -> BlendWorth:
+    """What each member of the blend is worth: the blend is tuned again without it, as `blend_rankings` does.
+
+    result: what `climb` made of the same rankings. Without one network's class probabilities, the next best network's
+    may take their place (`combine.logits`).
+    """
+    shares = {rung.name: rung.weight for rung in result.rungs if rung.weight is not None}
+    scores = {rung.name: reciprocal_rank_at_k(rung.rank, protocol.k) for rung in result.rungs}
+    without: dict[str, np.ndarray] = {}
+    for name in shares if len(shares) > 1 else ():
+        _, _, blend, limits = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
+        oof = [
+            with_unknown(lists, limit, protocol.unknown) for lists, limit in zip(blend.oof, limits.by_fold, strict=True)
+        ]
+        rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
+        without[name] = reciprocal_rank_at_k(rank, protocol.k)
+    alone = {name: scores[name] for name in shares}
+    weights = protocol.weights(list(range(len(protocol.parts))))
+    return blend_worth(scores[BLEND], alone, without, shares, weights, seed)
+
+
 # --------------------------------------------------------------------------------------------------- one rung
 
 
@@ -310,6 +355,7 @@ def _rung(protocol: Protocol, ranking: Ranking, limits: Limits, config: CombineC
         thresholds=thresholds,
         oof=tuple(oof),
         test=None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown),
+        choices=None if ranking.chosen is None else ranking.chosen.choices,
     )
 
 

@@ -24,7 +24,7 @@ from whaleid.ensemble.graph_rankings import Both, Chosen, Setting, choose_settin
 from whaleid.ensemble.protocol import WHOLE, FoldPart, Protocol
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
-from whaleid.retrieval.features import Features, open_embeddings, read_features
+from whaleid.retrieval.features import Features, SomeRows, open_embeddings, read_features
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 
 CONCAT, CLASSIFIER = "concat kNN", "classifier"
@@ -232,7 +232,7 @@ def _both(part: FoldPart, protocol: Protocol, ask: Ask) -> Both:
 
 
 def top_probabilities(
-    logits: np.ndarray, rows: np.ndarray, codes: np.ndarray, keep: int
+    logits: np.ndarray | SomeRows, rows: np.ndarray, codes: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax over the classes with a code, and its `keep` largest; a chunk of queries at a time.
 

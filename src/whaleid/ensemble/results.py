@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from whaleid.ensemble.blend import Blend
+from whaleid.ensemble.gains import Gain, paired_gain
+from whaleid.ensemble.graph_rankings import Choices
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
 from whaleid.ensemble.unknown import ShareMap
+from whaleid.ensemble.worth import BlendWorth
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 from whaleid.workspace import write_json
@@ -48,15 +51,6 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Gain:
-    """Difference of two rungs' MAP@k on the same queries, with its paired 95 % bootstrap interval."""
-
-    gain: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Rung:
     """One way of answering.
 
@@ -65,7 +59,7 @@ class Rung:
     for that one). below: over the rung before this one (joint rungs
     only). weight: in the final blend, None where it is no member; weights: fold -> in that fold's
     blend. oof: candidates with `unknown` placed, one a fold. test: the same for the test images, None where
-    there are none.
+    there are none. choices: where a setting of it was chosen by folds' scores.
     """
 
     name: str
@@ -80,6 +74,7 @@ class Rung:
     below: Gain | None = None
     weight: float | None = None
     weights: dict[int, float] | None = None
+    choices: Choices | None = None
 
     def test_guesses(self, k: int) -> np.ndarray:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
@@ -94,7 +89,8 @@ class LadderResult:
     unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
     test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
     shares: what the final rung would score if other shares of the queries were unknown. full: sources whose models of
-    all labelled images answer the test set beside the folds'.
+    all labelled images answer the test set beside the folds'. worth: what each
+    member is worth to the blend; None where it was not asked for.
     """
 
     rungs: tuple[Rung, ...]
@@ -106,6 +102,7 @@ class LadderResult:
     stacked: Stacked | None = None
     shares: tuple[ShareMap, ...] = ()
     full: tuple[str, ...] = ()
+    worth: BlendWorth | None = None
 
     @property
     def final(self) -> Rung:
@@ -136,6 +133,7 @@ class LadderResult:
             "stack": None if self.stacked is None else _stack_json(self.stacked),
             "shares": [asdict(point) for point in self.shares],
             "full": list(self.full),
+            "worth": None if self.worth is None else self.worth.as_json(),
         }
 
 
@@ -179,21 +177,6 @@ def compare(
         stacked=stacked,
         shares=shares,
     )
-
-
-def paired_gain(difference: np.ndarray, weights: np.ndarray, seed: int, bootstraps: int = 1000) -> Gain:
-    """Weighted mean of the queries' differences and its 95 % percentile bootstrap interval over queries.
-
-    difference: float (n,), of the same queries' scores. weights: float (n,), >= 0, one above 0.
-    Differences and weights take few values: drawing queries is drawing how often each pair of them comes.
-    """
-    used = weights > 0
-    pairs, counts = np.unique(np.stack([difference[used], weights[used]], axis=1), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=bootstraps)
-    means = drawn @ (pairs[:, 0] * pairs[:, 1]) / (drawn @ pairs[:, 1])
-    low, high = np.quantile(means, (0.025, 0.975))
-    mean = float(weights @ difference / weights.sum())
-    return Gain(mean, min(float(low), mean), max(float(high), mean))
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
@@ -251,6 +234,7 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
         "weight": rung.weight,
         "weights": rung.weights,
         "dropped": rung.weight == 0.0,
+        "setting": None if rung.choices is None else rung.choices.line(),
         "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
     }
 

@@ -55,6 +55,8 @@ class Stacked:
     """ranking: log-odds (see the head of this file). limits: score of unknown. importance: feature -> its share of
     the gain of all splits, of the models that order the test set. rounds: trees used, for each fold and, last, the test
     set. rows: candidates that those models were taught by.
+    taught: for each fold and, last, the test set, lists of all folds by models that saw neither the fold's truth nor
+    the query's identity: what comes after the stack may learn from these.
     """
 
     ranking: Ranking
@@ -62,6 +64,7 @@ class Stacked:
     importance: dict[str, float]
     rounds: tuple[int, ...]
     rows: int
+    taught: tuple[tuple[Candidates, ...], ...]
 
 
 def deal_groups(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -98,6 +101,7 @@ def stack_rankings(
     oof: list[Candidates] = []
     limits: list[float | None] = []
     rounds = []
+    taught = []
     with progress_bar("stacking", total=len(places) + 1) as bar:
         for place in places:
             one = _learn(
@@ -115,6 +119,7 @@ def stack_rankings(
             oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
             limits.append(one.limit)
             rounds.append(one.rounds)
+            taught.append(tuple(one.lists.get(other, oof[-1]) for other in places))
             bar.advance()
         final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
         test = []
@@ -124,7 +129,8 @@ def stack_rankings(
         bar.advance()
     ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
     tuned = Limits(limits, final.limit)
-    return Stacked(ranking, tuned, _importance(final), (*rounds, final.rounds), final.rows)
+    taught.append(tuple(final.lists[place] for place in places))
+    return Stacked(ranking, tuned, _importance(final), (*rounds, final.rounds), final.rows, tuple(taught))
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -132,7 +138,10 @@ def stack_rankings(
 
 @dataclass(frozen=True)
 class _Learnt:
-    """Models of every group, what they look through, how many of their trees are used, and the threshold."""
+    """Models of every group, what they look through, how many of their trees are used, and the threshold.
+
+    lists: the teachers' candidates, by place of their fold, by the models that did not see their identity.
+    """
 
     protocol: Protocol
     rankings: list[Ranking]
@@ -144,6 +153,7 @@ class _Learnt:
     rounds: int
     limit: float | None
     rows: int
+    lists: dict[int, Candidates]
 
     def table(self, place: int, extras: Extras | None, of_test: bool = False) -> Table:
         """Features of a fold's queries, or of the test images under its models."""
@@ -199,7 +209,8 @@ def _learn(
     stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
     paths = _paths(models, table, group, [int(stage) for stage in stages], config)
     lists = below([rankings[0].oof[place] for place in teachers])
-    values = [_value(_lists(table, path, lists, config.candidates), asked, config) for path in paths]
+    ordered = [_lists(table, path, lists, config.candidates) for path in paths]
+    values = [_value(one, asked, config) for one in ordered]
     best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _TINY, -stage))
     return _Learnt(
         protocol,
@@ -212,7 +223,16 @@ def _learn(
         int(stages[best]),
         values[best][1],
         len(table.query),
+        _apart(ordered[best], teachers, [len(protocol.parts[place].rows) for place in teachers]),
     )
+
+
+def _apart(lists: Candidates, places: list[int], sizes: list[int]) -> dict[int, Candidates]:
+    """Lists of several folds' queries, one below the other, by the place of their fold."""
+    ends = np.cumsum(sizes)
+    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    tables = [(lists.queries[part], lists.classes, lists.codes[part], lists.scores[part]) for part in parts]
+    return {place: Candidates(*own) for place, own in zip(places, tables, strict=True)}
 
 
 def train_ranker(table: Table, truth: np.ndarray, weights: np.ndarray, k: int, config: StackConfig, seed: int):

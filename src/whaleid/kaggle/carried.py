@@ -12,14 +12,19 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from whaleid.config import Competition, Experiment, PretextExperiment, Recipe
+from whaleid.data.masks import mask_name, masks_of
 from whaleid.pipeline import Project, job_list, local_stage, sources
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace
 
 PROJECT = "project.json"
 STAMPS = ".stamps"
 PSEUDO = "pseudo.csv"
 """The pseudo-labels that the carried runs were taught by, where they were by any: their keys are made of these."""
+MASKS = "masks"
 
 
 @dataclass(frozen=True)
@@ -84,36 +89,43 @@ def project_content(project: Project) -> dict[str, Any]:
         "images_key": project.images_key,
         "labelled_key": project.labelled_key,
         "round": project.workspace.round,
+        "masks_key": project.masks_key,
     }
 
 
-def open_carried(content: dict[str, Any], root: Path, work: Path, boxes: Path | None = None) -> Project:
-    """The project again, its data at `root`, its work in `work`; unreadable images are left out.
+def open_carried(
+    content: dict[str, Any], root: Path, settings: Settings, boxes: Path | None = None, masks: Path | None = None
+) -> Project:
+    """The project again, its data at `root`, its other folders as `settings` says; unreadable images are left out.
 
-    boxes: place of the boxes, where the competition has some.
+    boxes, masks: places of them, where the competition has some.
     """
     competition = Competition.model_validate({**content["competition"], "root": root})
     if boxes is not None:
         competition = competition.model_copy(update={"boxes": str(boxes)})
+    if masks is not None:
+        competition = competition.model_copy(update={"masks": str(masks)})
     pretext = content["pretext"]
     project = Project(
         competition,
         Recipe.model_validate(content["recipe"]),
         tuple(Experiment.model_validate(item) for item in content["experiments"]),
-        Workspace(work / competition.name, content["round"]),
+        Workspace(settings.work / competition.name, content["round"]),
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
+        settings=settings,
     )
-    return with_images_key(project, content["images_key"], content["labelled_key"])
+    return with_images_key(project, content["images_key"], content["labelled_key"], content["masks_key"])
 
 
-def with_images_key(project: Project, key: str, labelled: str) -> Project:
+def with_images_key(project: Project, key: str, labelled: str, masks: str) -> Project:
     """The same project, its keys of the images given instead of found: those of other files would not be the same.
 
-    key: of all images. labelled: of the labelled ones.
+    key: of all images. labelled: of the labelled ones. masks: of the masks.
     """
     vars(project)["images_key"] = key  # where cached_property keeps what it has found
     vars(project)["labelled_key"] = labelled
+    vars(project)["masks_key"] = masks
     return project
 
 
@@ -132,8 +144,9 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
         project.workspace,
         project.skip_unreadable,
         project.pretext,
+        project.settings,
     )
-    return with_images_key(smaller, project.images_key, project.labelled_key)
+    return with_images_key(smaller, project.images_key, project.labelled_key, project.masks_key)
 
 
 def _without_keys(value: Any, names: set[str]) -> Any:
@@ -151,3 +164,11 @@ def copy_stamps(source: Path, target: Path, outputs: list[Path]) -> None:
             place = target / f"{output.as_posix()}.json"
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(stamp, place)
+
+
+def copy_masks(competition: Competition, images: pd.DataFrame, out: Path) -> None:
+    """Copy the masks of some images to the folder `out`, under their names; nothing where the competition has none."""
+    for mask, split, path in zip(masks_of(competition, images) or [], images["split"], images["path"], strict=False):
+        place = out / mask_name(competition, split, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(mask.path, place)

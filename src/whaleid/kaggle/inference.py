@@ -7,7 +7,6 @@ learn to do at home, they do here.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,12 @@ from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import Budget, Cost, Plan, make_plan
-from whaleid.kaggle.carried import PROJECT, PSEUDO, copy_stamps, open_carried, with_images_key, without_sources
+from whaleid.kaggle.carried import MASKS, PROJECT, PSEUDO, copy_stamps, open_carried, with_images_key, without_sources
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.pipeline import Project, local_stage
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace, atomic_path, source_of, write_json
 
 SUBMISSION = "submission.csv"
@@ -38,10 +38,17 @@ NOTES = "kernel.json"
 def run_inference(places: Places, budget: Budget) -> Path:
     """Write `submission.csv` and `kernel.json` (what was done, dropped and left out) into the working folder."""
     content = read_json(places.assets / PROJECT)
-    boxes = places.assets / "boxes.csv"
-    work = places.scratch / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    project = open_carried(content, places.competition, work, boxes if boxes.is_file() else None)
+    boxes, masks = places.assets / "boxes.csv", places.assets / MASKS
+    scratch = places.scratch
+    settings = Settings(raw=places.competition, work=scratch / "work", submissions=scratch / "submissions")
+    shutil.rmtree(settings.work, ignore_errors=True)
+    project = open_carried(
+        content,
+        places.competition,
+        settings,
+        boxes if boxes.is_file() else None,
+        masks if masks.is_dir() else None,
+    )
     labelled = pd.read_parquet(places.assets / project.workspace.images.name)
     images, unreadable = test_rows(project)
     _lay_out(project, places, content, labelled, images)
@@ -51,11 +58,10 @@ def run_inference(places: Places, budget: Budget) -> Path:
     plan = embed_all(project, places, content, test, budget)
     project = without_sources(project, plan.dropped)
     say(f"combining {len(project.experiments)} sources, {budget.left() / 3600:.2f} h left of the limit")
-    with contextlib.chdir(places.scratch):  # where the stage puts submissions/
-        written = submission_stage(project, 1, [])
-        target = places.working / SUBMISSION
-        with atomic_path(target) as temporary:
-            shutil.copyfile(written, temporary)
+    written = submission_stage(project, 1, [])
+    target = places.working / SUBMISSION
+    with atomic_path(target) as temporary:
+        shutil.copyfile(written, temporary)
     figures = _figures(project)
     say("\n".join(ladder_lines(figures)))
     notes = {
@@ -136,7 +142,8 @@ def _describe(project: Project, places: Places, local: list[str], images: pd.Dat
     workspace.root.mkdir(parents=True)
     images.to_parquet(workspace.images, index=False)
     workspace.mark_current(workspace.images, project.images_key)
-    alone = with_images_key(replace(project, workspace=workspace), project.images_key, project.labelled_key)
+    alone = replace(project, workspace=workspace)
+    alone = with_images_key(alone, project.images_key, project.labelled_key, project.masks_key)
     began = time.monotonic()
     local_stage(alone)
     for name in local:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from whaleid.answers import read_figures, solution_path, solution_scores
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project
+from whaleid.pipeline import Project, sources
 from whaleid.scoring.metrics import MapScore
 
 GUESSES = 3
@@ -113,6 +113,16 @@ def read_answers(path: Path, rung: str, protocol: Protocol) -> Answers:
         scores=scores,
         best=_best(guesses.astype(str), scores, protocol.unknown),
     )
+
+
+def features_of_single(material: Material) -> tuple[str, dict[int, Path]]:
+    """The best single network's source, and its folder of features for every fold; {} where one is missing."""
+    rung = material.single["name"]
+    for source in sources(material.project):
+        if rung in (source.name, f"{source.name} logits"):
+            there = all((path / "embeddings.npy").is_file() for path in source.folds.values())
+            return source.name, dict(source.folds) if there else {}
+    return rung, {}
 
 
 def read_losses(folder: Path) -> list[tuple[int, float]]:

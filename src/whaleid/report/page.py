@@ -10,11 +10,13 @@ import yaml
 from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.protocol import WHOLE
-from whaleid.pipeline import Project, sources
+from whaleid.pipeline import Project
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
-from whaleid.report.material import GUESSES, Material, read_losses, read_material
+from whaleid.report.material import GUESSES, Material, features_of_single, read_losses, read_material
+from whaleid.report.pairs import matched_pairs
+from whaleid.report.paths import paths_section
 from whaleid.rounds import answered
 from whaleid.workspace import atomic_path
 
@@ -22,8 +24,11 @@ SECTIONS = {
     "ladder": "The ladder",
     "slices": "By size of the identity",
     "unknown": "The unknown identity",
+    "stack": "The learned order",
     "training": "Training",
     "right-and-wrong": "Right and wrong",
+    "matches": "Matched keypoints",
+    "paths": "Paths",
     "folds": "Folds",
     "settings": "Settings",
 }
@@ -50,9 +55,16 @@ def _page(material: Material, folder: Path) -> Markup:
         "unknown": _unknown(material, folder),
         "training": _training(material, folder),
         "right-and-wrong": _right_and_wrong(material, folder),
+        "paths": paths_section(material, folder),
         "folds": _folds(material),
         "settings": _settings(material),
     }
+    importance = (material.figures["ladder"].get("stack") or {}).get("importance")
+    if importance:
+        bodies["stack"] = _stack(importance, folder)
+    if material.project.recipe.combine.local is not None:
+        bodies["matches"] = matched_pairs(material, folder)
+    bodies = {name: bodies[name] for name in SECTIONS if name in bodies}
     links = tag("nav", *(tag("a", SECTIONS[name], href=f"#{name}") for name in bodies))
     title = f"{material.figures['competition']}: {material.figures['recipe']}"
     parts = (section(SECTIONS[name], name, body) for name, body in bodies.items())
@@ -190,7 +202,25 @@ def _unknown(material: Material, folder: Path) -> Markup:
         pictures.draw_scores(known, unknown, list(by_fold.values()), limits["tuned"], folder / "unknown.png")
         parts.append(picture("unknown.png", "Histogram of the best scores of known and unknown queries"))
         parts.append(tag("p", "Best score of an identity for every query out of fold.", class_="quiet"))
-    return join(parts)
+    return join([*parts, *_shares(material, folder)])
+
+
+def _shares(material: Material, folder: Path) -> list[Markup]:
+    """The curve of the share of unknown, and how to read it; nothing where the results hold none."""
+    ladder, expected = material.figures["ladder"], material.project.competition.unknown_share
+    shares = ladder.get("shares")
+    if not shares:
+        return []
+    if expected is None:
+        expected = _mean(~material.final.known)
+    pictures.draw_shares(shares, expected, ladder["k"], folder / "shares.png")
+    ends = (f"{point['best'] - point['kept']:.4f} at {_percent(point['share'])}" for point in (shares[0], shares[-1]))
+    said = (
+        "How to read it: where the test set's share of unknown is not the expected one (dotted), the thresholds as "
+        f"they are used lose the gap to the upper line, {' and '.join(ends)}; both lines are out of fold, so that near "
+        "the expected share either may lie above the other by chance."
+    )
+    return [picture("shares.png", f"MAP@{ladder['k']} by the share of unknown among the queries"), tag("p", said)]
 
 
 def _mean(values: Any) -> float | None:
@@ -199,6 +229,19 @@ def _mean(values: Any) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.1f} %"
+
+
+# ------------------------------------------------------------------------------------------- the learned order
+
+
+def _stack(importance: dict[str, float], folder: Path) -> Markup:
+    pictures.draw_importance(importance, folder / "importance.png")
+    said = (
+        "What the learned order of candidates (the stack) looks at: each feature's share of the gain of all splits, in "
+        "the models that order the test set. Features say the same thing in many ways and share its gain, so a short "
+        "bar is no proof that a feature could be left out; `make ablation` measures that."
+    )
+    return join([tag("p", said), picture("importance.png", "Share of the gain of every feature of the stack")])
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -248,7 +291,7 @@ def _run_row(name: str, run: dict[str, Any]) -> list[object]:
 
 def _right_and_wrong(material: Material, folder: Path) -> Markup:
     project, protocol = material.project, material.protocol
-    source, folders = _features_of_single(material)
+    source, folders = features_of_single(material)
     chosen = choose(material.final, project.competition.unknown)
     chosen = {kind: with_pictures(examples, protocol, material.images, folders) for kind, examples in chosen.items()}
     rows = shown_rows(example for examples in chosen.values() for example in examples)
@@ -272,16 +315,6 @@ def _right_and_wrong(material: Material, folder: Path) -> Markup:
         sheets = [_sheet(example, material) for example in chosen[kind]] or [tag("p", "There is none.")]
         parts += [tag("h3", title), *sheets]
     return join(parts)
-
-
-def _features_of_single(material: Material) -> tuple[str, dict[int, Path]]:
-    """The best single network's source, and its folder of features for every fold; {} where one is missing."""
-    rung = material.single["name"]
-    for source in sources(material.project):
-        if rung in (source.name, f"{source.name} logits"):
-            there = all((path / "embeddings.npy").is_file() for path in source.folds.values())
-            return source.name, dict(source.folds) if there else {}
-    return rung, {}
 
 
 def _sheet(example: Example, material: Material) -> Markup:

@@ -23,6 +23,7 @@ MARGIN = 0.05
 DPI = 110
 _BLUE, _ORANGE, _GREY = "#1f77a4", "#d95f02", "#8a979f"
 _COLUMNS = 4
+_BARS = 24  # features whose bars are drawn one by one
 _LONGEST = 30  # characters of a name that fit over a small plot
 
 
@@ -69,6 +70,48 @@ def draw_scores(known: np.ndarray, unknown: np.ndarray, limits: list[float], tun
     _save(figure, path)
 
 
+def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, path: Path) -> None:
+    """Out-of-fold MAP@k against the share of unknown queries, with the tuned thresholds and with the best ones.
+
+    shares: share, kept and best of each point (`ensemble.unknown.ShareMap`), at least one. expected: share for which
+    the thresholds were tuned.
+    """
+    figure = _figure(8.0, 3.0)
+    axes = figure.add_subplot()
+    share, kept, best = (np.array([point[name] for point in shares]) for name in ("share", "kept", "best"))
+    axes.fill_between(share, kept, best, where=best >= kept, interpolate=True, color=_ORANGE, alpha=0.15, linewidth=0)
+    axes.plot(share, best, "o-", color=_BLUE, markersize=4, label="thresholds tuned for that share")
+    axes.plot(share, kept, "o-", color=_ORANGE, markersize=4, label="thresholds as they are used")
+    if expected is not None:
+        axes.axvline(expected, color=_GREY, linestyle=":", linewidth=1.4, label=f"expected share ({expected:.3f})")
+    axes.set_xlabel("share of unknown among the queries")
+    axes.set_ylabel(f"MAP@{k}")
+    axes.grid(color="#e6ecef")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_importance(importance: dict[str, float], path: Path) -> None:
+    """Horizontal bars of the features that the learned order splits by, the largest on top.
+
+    importance: feature -> share of the gain, at least one; the first _BARS by share are drawn, the others as one.
+    """
+    largest = sorted(importance.items(), key=lambda item: -item[1])
+    bars = largest[:_BARS]
+    if len(largest) > _BARS:
+        bars.append((f"{len(largest) - _BARS} others together", sum(share for _, share in largest[_BARS:])))
+    figure = _figure(8.0, 0.8 + 0.22 * len(bars))
+    axes = figure.add_subplot()
+    heights = np.arange(len(bars))[::-1]
+    colors = [_BLUE] * min(len(bars), _BARS) + [_GREY]
+    axes.barh(heights, [100 * share for _, share in bars], color=colors[: len(bars)], height=0.7)
+    axes.set_yticks(heights, [_plain(name) for name, _ in bars], fontsize=8)
+    axes.set_ylim(-0.7, len(bars) - 0.3)
+    axes.set_xlabel("share of the gain of all splits, %")
+    axes.grid(axis="x", color="#e6ecef")
+    _save(figure, path)
+
+
 def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Path) -> None:
     """Small multiples: for each experiment the loss by epoch, a line a fold. curves: experiment -> fold -> points."""
     from matplotlib.lines import Line2D
@@ -100,7 +143,7 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
 def write_views(images: pd.DataFrame, rows: set[int], root: Path, folder: Path) -> None:
     """Small views of images, cut to their boxes: `<folder>/image-<row>.png`, at most VIEW large."""
     for row in sorted(rows):
-        write_view(root / images["path"].iloc[row], _box(images, row), folder / view_name(row))
+        write_view(root / images["path"].iloc[row], box_of(images, row), folder / view_name(row))
 
 
 def view_name(row: int) -> str:
@@ -117,14 +160,15 @@ def write_view(source: Path, box: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, optimize=True)
 
 
-def view_size(box: np.ndarray) -> tuple[int, int]:
-    """Width and height of a view: the box's aspect, as large as VIEW allows."""
+def view_size(box: np.ndarray, largest: tuple[int, int] = VIEW) -> tuple[int, int]:
+    """Width and height of a view: the box's aspect, as large as `largest` allows."""
     width, height = float(box[2] - box[0]), float(box[3] - box[1])
-    scale = min(VIEW[0] / width, VIEW[1] / height)
+    scale = min(largest[0] / width, largest[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _box(images: pd.DataFrame, row: int) -> np.ndarray:
+def box_of(images: pd.DataFrame, row: int) -> np.ndarray:
+    """The box of a row of images.parquet: float (4,), x0, y0, x1, y1 in pixels."""
     return images[["x0", "y0", "x1", "y1"]].iloc[row].to_numpy(dtype=float)
 
 

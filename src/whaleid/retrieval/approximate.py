@@ -20,8 +20,12 @@ from whaleid.errors import WhaleidError
 from whaleid.retrieval.index import by_row, check_finite, check_search, gpus, search
 
 EXACT_MOST = 200_000
-"""Gallery images up to which `auto` compares with every one: 8,000 queries of 512 dimensions are some 10^12
-multiplications then. Set by that count, not by a timing; benchmarks/bench_index.py times both sides on a machine."""
+"""Gallery images up to which `auto` compares with every one, however many ask. Set, not timed: a graph of as many
+images of 512 dimensions is some 2 x 10^13 multiplications then, minutes of a core."""
+PAYS = 10_000
+"""Queries up to which `auto` compares with every image of any gallery: building cells costs what so many exact queries
+cost, at every size (8,100 at 10,000 images, 11,100 at 100,000: benchmarks/results/index.json), and loses neighbours.
+With 4 sqrt(g) cells, 10 rounds of k-means over 64 images a cell are 10,240 g products, and an exact query is g."""
 _EXACT_MOST_GPU = 2_000_000  # ten times that: set as above, not timed
 _FLAT_BYTES = 8 << 30  # a gallery above this is held as codes
 _CODES = 64  # bytes of an image's code, at most
@@ -61,14 +65,14 @@ class Recall:
         return f"index {self.kind}: recall@{self.neighbours} {self.recall:.4f} of {self.queries:,} queries"
 
 
-def index_kind(kind: str, images: int, dim: int) -> str:
-    """What `auto` stands for with a gallery of so many images; any other kind is itself.
+def index_kind(kind: str, images: int, dim: int, queries: int | None = None) -> str:
+    """What `auto` stands for with a gallery of so many images, asked so many queries; any other kind is itself.
 
     As many cells as a power of two near 4 sqrt(images): looking for the cell and looking into it then cost alike.
     """
     if kind != "auto":
         return kind
-    if images <= (_EXACT_MOST_GPU if gpus() else EXACT_MOST):
+    if images <= (_EXACT_MOST_GPU if gpus() else EXACT_MOST) or (queries is not None and queries <= PAYS):
         return "exact"
     cells = 2 ** round(np.log2(4 * np.sqrt(images)))
     if 4 * images * dim <= _FLAT_BYTES:
@@ -77,14 +81,15 @@ def index_kind(kind: str, images: int, dim: int) -> str:
     return f"IVF{cells},PQ{codes}"
 
 
-def open_index(gallery: np.ndarray, config: IndexConfig) -> Opened:
+def open_index(gallery: np.ndarray, config: IndexConfig, queries: int | None = None) -> Opened:
     """The gallery ready for searches. gallery: float (g, d), g >= 1, kept and not copied where it is float32.
 
+    queries: how many it will be asked in all, where that is known: for few, `auto` builds nothing.
     The same gallery and seed give the same index. An approximate index is built and asked on the CPU.
     Raises WhaleidError where faiss cannot build such an index of such a gallery.
     """
     check_search(gallery[:0], gallery, 1, 1)
-    kind = index_kind(config.kind, *gallery.shape)
+    kind = index_kind(config.kind, *gallery.shape, queries)
     gallery = np.ascontiguousarray(gallery, dtype=np.float32)
     if kind == "exact":
         return Opened(kind, lambda queries, neighbours: search(queries, gallery, neighbours))
@@ -143,6 +148,9 @@ def _built(gallery: np.ndarray, kind: str, config: IndexConfig) -> Any:
             cells.cp.seed = config.seed + 1  # faiss takes its own seed for a 0
             cells.nprobe = min(config.probes, cells.nlist)
             sample = _sample(gallery, _POINTS * cells.nlist, config.seed)
+        coder = _innermost(index)
+        if hasattr(coder, "do_polysemous_training"):
+            coder.do_polysemous_training = False  # nine tenths of the training, for a search that is not used here
         index.train(sample)
         _add(index, gallery)
     except RuntimeError as error:
@@ -150,6 +158,14 @@ def _built(gallery: np.ndarray, kind: str, config: IndexConfig) -> Any:
         raise WhaleidError(
             f"index '{kind}' of {len(gallery)} images x {gallery.shape[1]}: {said}; take auto, exact or another string"
         ) from error
+    return index
+
+
+def _innermost(index: Any) -> Any:
+    """The index that holds the images, whatever rotates or refines them."""
+    index = faiss.downcast_index(index)
+    while isinstance(index, (faiss.IndexPreTransform, faiss.IndexRefine)):
+        index = faiss.downcast_index(index.base_index if isinstance(index, faiss.IndexRefine) else index.index)
     return index
 
 

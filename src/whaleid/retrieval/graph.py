@@ -54,7 +54,7 @@ def find_neighbours(embeddings: np.ndarray, neighbours: int, kind: str = "auto")
     if count < 2:
         return Neighbours(np.empty((count, 0), np.float32), np.empty((count, 0), np.int64))
     most = min(neighbours, count - 1)
-    similarity, rows = open_index(embeddings, IndexConfig(kind=kind)).search(embeddings, most + 1)
+    similarity, rows = open_index(embeddings, IndexConfig(kind=kind), count).search(embeddings, most + 1)
     missing = np.flatnonzero((rows < 0).any(axis=1))
     if len(missing):
         similarity[missing], rows[missing] = search(embeddings[missing], embeddings, most + 1)

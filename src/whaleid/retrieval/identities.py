@@ -41,7 +41,7 @@ def nearest_identities(
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
     if not len(queries):
         return codes, scores
-    first, exact = (open_index(gallery, IndexConfig(kind=kind)) for kind in (knn.index, "exact"))
+    first, exact = (open_index(gallery, IndexConfig(kind=kind), len(queries)) for kind in (knn.index, "exact"))
     for start in range(0, len(queries), chunk):  # neighbours are wide: never those of all queries at once
         short = np.arange(start, min(start + chunk, len(queries)))
         neighbours = keep if knn.score == "centroid" else max(knn.neighbours, keep)
@@ -121,6 +121,26 @@ def _padded(codes: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarra
         np.pad(codes, missing, constant_values=PADDING),
         np.pad(scores, missing, constant_values=-np.inf),
     )
+
+
+def best_columns(scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `most` largest of each row, descending, and their columns; equals by ascending column.
+
+    scores: float (b, g), no NaN. Returns float32 (b, m) and int64 (b, m), m = min(most, g): what a stable sort of each
+    row begins with, but only what reaches the m-th largest is sorted.
+    """
+    width = scores.shape[1]
+    if most >= width or not len(scores):
+        columns = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+        return np.take_along_axis(scores, columns, axis=1).astype(np.float32), columns
+    last = np.partition(scores, width - most, axis=1)[:, width - most, None]
+    above, level = scores > last, scores == last
+    missing = most - above.sum(axis=1, keepdims=True)
+    chosen = above | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= missing))
+    columns = (np.flatnonzero(chosen) % width).reshape(len(scores), most)
+    values = np.take_along_axis(scores, columns, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(values, order, axis=1).astype(np.float32), np.take_along_axis(columns, order, axis=1)
 
 
 def centroids(embeddings: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ import pandas as pd
 
 from whaleid.config import LocalConfig
 from whaleid.data.images import crop_box, decode, reduction, resize
+from whaleid.data.masks import Mask, brought_to, read_mask
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.workspace import atomic_path, require_space
@@ -41,32 +42,46 @@ _NAMED = 10  # broken images named in an error
 # ------------------------------------------------------------------------------------------------- one image
 
 
-def describe(path: Path, box: np.ndarray, config: LocalConfig) -> tuple[np.ndarray, np.ndarray]:
+def describe(
+    path: Path, box: np.ndarray, config: LocalConfig, mask: Mask | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Descriptors of the part of a picture inside its box, whose longer side is shrunk to `config.size`.
 
-    box: x0, y0, x1, y1 in pixels of the picture.
+    box: x0, y0, x1, y1 in pixels of the picture. mask: keypoints outside of its white are left out.
     Returns descriptors uint8 (n, 128) and points float32 (n, 4), as `root_sift`. Errors name the file.
     """
-    width, height = float(box[2] - box[0]), float(box[3] - box[1])
-    factor = min(1.0, config.size / max(width, height, 1.0))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
+    size = described_size(box, config.size)
     reduce = reduction(box, size)
     image = decode(path, reduce)
+    inside = np.asarray(box, dtype=float) / reduce
     try:
-        cropped = crop_box(image, np.asarray(box, dtype=float) / reduce, 0.0)
+        cropped = crop_box(image, inside, 0.0)
     except WhaleidError as error:
         raise WhaleidError(f"{path}: {error}") from error
-    return root_sift(cv2.cvtColor(resize(cropped, size), cv2.COLOR_RGB2GRAY), config.keypoints)
+    white = None
+    if mask is not None:  # the very pixels that are described
+        whole = brought_to(read_mask(mask), (image.shape[1], image.shape[0]))
+        white = brought_to(crop_box(whole, inside, 0.0), size)
+    return root_sift(cv2.cvtColor(resize(cropped, size), cv2.COLOR_RGB2GRAY), config.keypoints, white)
 
 
-def root_sift(grey: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
+    """Width and height of the picture that is described: the box's, its longer side shrunk to `longest`."""
+    width, height = float(box[2] - box[0]), float(box[3] - box[1])
+    factor = min(1.0, longest / max(width, height, 1.0))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def root_sift(grey: np.ndarray, most: int, white: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """RootSIFT of the strongest keypoints of a grey picture.
 
     grey: uint8 (h, w). most: keypoints kept at the most; a place with two directions is two keypoints.
+    white: uint8 (h, w), 0 where no keypoint is wanted: the strongest are chosen from the others.
     Returns descriptors uint8 (n, 128), see `rooted`, and points float32 (n, 4): x, y and size in pixels of
     `grey`, direction in degrees [0, 360); strongest first, n <= most, and 0 where nothing stands out.
     """
-    found, descriptors = cv2.SIFT.create(nfeatures=most, contrastThreshold=_CONTRAST).detectAndCompute(grey, None)
+    asked = most if white is None else 0  # all: OpenCV would choose the strongest before it looks at the mask
+    found, descriptors = cv2.SIFT.create(nfeatures=asked, contrastThreshold=_CONTRAST).detectAndCompute(grey, white)
     if descriptors is None:
         return np.empty((0, LENGTH), np.uint8), np.empty((0, 4), np.float32)
     strength = np.array([keypoint.response for keypoint in found])
@@ -93,17 +108,24 @@ def local_name(config: LocalConfig) -> str:
 
 
 def describe_images(
-    images: pd.DataFrame, root: Path, out: Path, config: LocalConfig, workers: int | None = None
+    images: pd.DataFrame,
+    root: Path,
+    out: Path,
+    config: LocalConfig,
+    workers: int | None = None,
+    masks: list[Mask] | None = None,
 ) -> None:
     """Write the descriptors of all `images` to the folder `out`.
 
-    images: images.parquet; `path` is relative to `root`. workers: threads, default: as many as cores.
-    Raises WhaleidError for broken images (all of them counted, the first named, in one line).
+    images: images.parquet; `path` is relative to `root`. workers: threads, default: as many as cores. masks: one an
+    image.
+    Raises WhaleidError for broken images and masks (all of them counted, the first named, in one line).
     """
     most = len(images) * config.keypoints
     require_space(out.parent, most * (LENGTH + 16), "the keypoints' descriptors")
     boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
-    jobs = [(root / path, box) for path, box in zip(images["path"], boxes, strict=True)]
+    paths = [root / path for path in images["path"]]
+    jobs = list(zip(paths, boxes, masks or [None] * len(paths), strict=True))
     counts, broken = [0], []
     with atomic_path(out) as folder, progress_bar("keypoints", len(jobs)) as bar:
         folder.mkdir()
@@ -129,20 +151,20 @@ def describe_images(
 
 
 def _described(
-    jobs: list[tuple[Path, np.ndarray]], config: LocalConfig, workers: int
+    jobs: list[tuple[Path, np.ndarray, Mask | None]], config: LocalConfig, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray] | str]:
     """Descriptors and points of each image in turn, or what is wrong with it; few of them wait in memory."""
 
-    def one(path: Path, box: np.ndarray) -> tuple[np.ndarray, np.ndarray] | str:
+    def one(path: Path, box: np.ndarray, mask: Mask | None) -> tuple[np.ndarray, np.ndarray] | str:
         try:
-            return describe(path, box, config)
+            return describe(path, box, config, mask)
         except WhaleidError as error:
             return str(error)
 
     waiting: deque[Future[tuple[np.ndarray, np.ndarray] | str]] = deque()
     with ThreadPoolExecutor(workers) as pool:  # OpenCV lets other threads run while it works
-        for path, box in jobs:
-            waiting.append(pool.submit(one, path, box))
+        for job in jobs:
+            waiting.append(pool.submit(one, *job))
             if len(waiting) >= 4 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -210,6 +232,14 @@ class Described:
             raise WhaleidError("local matching: the descriptors' folder has no points.npy; remove it and run again")
         own = slice(self.offsets[row], self.offsets[row + 1])
         return self.vectors[own].astype(np.float32), np.asarray(self.points[own])
+
+
+def described_together(found: list[tuple[np.ndarray, np.ndarray]]) -> Described:
+    """A few images' descriptors and points, as `describe` gives them, as one in memory: row i is found[i]."""
+    counts = [len(vectors) for vectors, _ in found]
+    vectors = np.concatenate([np.empty((0, LENGTH), np.uint8), *(vectors for vectors, _ in found)])
+    points = np.concatenate([np.empty((0, 4), np.float32), *(points for _, points in found)])
+    return Described(vectors, np.cumsum([0, *counts], dtype=np.int64), points)
 
 
 def read_described(folder: Path, images: pd.DataFrame) -> Described:

@@ -1,0 +1,315 @@
+"""The report's matched keypoints, paths, curves and bars, on drawn pictures whose truth is known."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from ladder_world import make_world
+from PIL import Image
+from test_local import texture, turned
+from test_report import Page, make_project
+
+from whaleid.answers import ensemble_stage, read_metrics
+from whaleid.config import CombineConfig, LocalConfig, Recipe
+from whaleid.ensemble.protocol import read_protocol
+from whaleid.errors import WhaleidError
+from whaleid.pipeline import Project
+from whaleid.report import matches
+from whaleid.report.examples import choose
+from whaleid.report.matches import best_match, matches_picture, write_matches
+from whaleid.report.material import Material, read_material
+from whaleid.report.page import write_report
+from whaleid.report.pairs import pairs_of
+from whaleid.report.paths import COUNT, find_trails
+from whaleid.report.pictures import draw_importance, draw_shares
+from whaleid.retrieval.graph import find_neighbours, neighbour_graph
+from whaleid.retrieval.keypoints import describe, described_size, read_described, root_sift
+from whaleid.retrieval.verify import matched_keypoints
+from whaleid.workspace import Workspace, write_json
+
+LOCAL = {"size": 128, "keypoints": 120}
+
+
+def make_drawn(root: Path) -> Project:
+    """The report's small project with a texture for each identity and local matching in its recipe."""
+    project = make_project(root)
+    for split in ("train", "solution"):
+        table = pd.read_csv(root / "data" / f"{split}.csv", dtype=str)
+        for number, (name, label) in enumerate(zip(table["Image"], table["Id"], strict=True)):
+            seed = int(label[2:]) if label.startswith("w&") else 100 + number
+            shown = turned(texture(seed), 2 * number % 7, number)
+            cv2.imwrite(str(root / "data" / ("train" if split == "train" else "test") / name), shown)
+    for path in (root / "features").glob("fold*/embeddings.npy"):  # it errs often, so that there are paths to show
+        np.save(path, np.load(path) + np.random.default_rng(0).normal(0, 2, (36, 12)))
+    combine = project.recipe.combine.model_copy(update={"local": LocalConfig.model_validate(LOCAL)})
+    return replace(project, recipe=project.recipe.model_copy(update={"combine": combine}))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = make_drawn(tmp_path_factory.mktemp("drawn"))
+    ensemble_stage(made, 1, [])
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(project: Project) -> str:
+    return write_report(project).read_text()
+
+
+@pytest.fixture(scope="module")
+def material(project: Project) -> Material:
+    return read_material(project)
+
+
+def local_of(material: Material) -> LocalConfig:
+    local = material.project.recipe.combine.local
+    assert local is not None
+    return local
+
+
+# --------------------------------------------------------------------------------------------- matched keypoints
+
+
+def test_page_shows_pairs_with_their_matches(project: Project, material: Material, page: str) -> None:
+    folder, local = project.workspace.report("own"), local_of(material)
+    described = read_described(project.workspace.local("128-120"), material.images)
+    chosen = choose(material.final, project.competition.unknown, 3)
+    pairs = [
+        pair
+        for kind in ("right", "wrong")
+        for one in chosen[kind]
+        for pair in pairs_of(one, material, described, local)
+    ]
+    assert len(pairs) >= 3
+    parsed = Page(page)
+    assert set(parsed.pictures) == {path.name for path in folder.iterdir()} - {"index.html"}
+    for pair in pairs:
+        used = matched_keypoints(described, pair.query, pair.row, local)[2]
+        assert f"{used.sum()} of {len(used)} mutual matches agree" in page
+        with Image.open(folder / f"matches-{pair.query}-{pair.row}.jpg") as drawn:
+            assert drawn.width > drawn.height
+    assert page.count('class="pair right"') == sum(pair.right for pair in pairs)
+    assert page.count('class="pair wrong"') == sum(not pair.right for pair in pairs)
+
+
+def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, material: Material) -> None:
+    """By loops over all images of the identity outside of the query's fold."""
+    described = read_described(project.workspace.local("128-120"), material.images)
+    local, images = local_of(material), material.images
+    fold_of = material.folds.set_index("image")["fold"]
+    example = choose(material.final, project.competition.unknown, 1)["right"][0]
+    wrong = replace(
+        example, guesses=(replace(example.guesses[0], identity="w&1" if example.truth != "w&1" else "w&2"),)
+    )
+    for asked, count in ((example, 1), (wrong, 2)):
+        pairs = pairs_of(asked, material, described, local)
+        assert len(pairs) == count and pairs[-1].identity == example.truth
+        for pair in pairs:
+            own = np.flatnonzero((images["identity"] == pair.identity) & (images["split"] == "train"))
+            gallery = [int(row) for row in own if fold_of[images["image"].iloc[row]] != example.fold]
+            counts = [matched_keypoints(described, example.row, row, local)[2].sum() for row in gallery]
+            assert pair.row == gallery[int(np.argmax(counts))] and pair.matches[2].sum() == max(counts)
+            assert pair.right == (pair.identity == example.truth)
+    stranger = replace(example, truth="new<whale>")
+    assert len(pairs_of(stranger, material, described, local)) == 1  # the truth has no image to show
+
+
+def test_best_match_is_another_photograph_of_it(project: Project, material: Material) -> None:
+    described = read_described(project.workspace.local("128-120"), material.images)
+    labelled = np.flatnonzero(material.images["split"] == "train")
+    own = material.images["identity"].iloc[labelled[0]]
+    row, found = best_match(described, int(labelled[0]), labelled[1:], local_of(material))
+    assert material.images["identity"].iloc[row] == own and found[2].sum() >= 5
+
+
+def test_points_fall_where_they_are_in_the_view(tmp_path: Path) -> None:
+    """The middle and a corner of what is described are the middle and that corner of the view."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((120, 240, 3), 90, np.uint8))
+    images = pd.DataFrame(
+        {"image": ["a", "b"], "path": "a.png", "x0": 20.0, "y0": 10.0, "x1": 220.0, "y1": [110.0, 60.0]}
+    )
+    points = np.array([[39.5, 19.5], [0, 0]]), np.array([[39.5, 9.5], [0, 0]])
+    assert described_size(np.array([20, 10, 220, 110]), 80) == (80, 40)
+    drawn = matches_picture(images, tmp_path, (0, 1), (*points, np.array([True, True])), 80)
+    assert drawn.shape == (235, 470 + 6 + 470, 3)
+    for x, y in ((234, 117), (476 + 234, 58), (2, 2), (478, 2)):
+        assert drawn[y, x].tolist() == [60, 200, 60]
+    assert drawn[200, 476 + 200].tolist() == [0, 0, 0] and drawn[200, 100].tolist() == [90, 90, 90]
+
+
+def test_without_keypoints_the_page_says_so(project: Project, tmp_path: Path) -> None:
+    kept = project.workspace.local("128-120")
+    kept.rename(tmp_path / "away")
+    try:
+        page = write_report(project).read_text()
+    finally:
+        (tmp_path / "away").rename(kept)
+    assert "The keypoints are not in the work folder" in page and "matches-" not in page
+    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local": None})
+    without = replace(project, recipe=project.recipe.model_copy(update={"combine": bare}))
+    assert "Matched keypoints" not in write_report(without).read_text()
+
+
+def test_one_pair_can_be_asked_for(project: Project, material: Material, tmp_path: Path) -> None:
+    """Described anew, two images have the very matches that the stage's keypoints give."""
+    names = material.images["image"].tolist()
+    found = write_matches(project, (names[0], names[2]), tmp_path / "pair.png")
+    described = read_described(project.workspace.local("128-120"), material.images)
+    for one, other in zip(found, matched_keypoints(described, 0, 2, local_of(material)), strict=True):
+        assert np.array_equal(one, other)
+    with Image.open(tmp_path / "pair.png") as drawn:
+        assert drawn.format == "PNG" and drawn.width > matches.VIEW[1]
+    same = write_matches(project, (names[0], names[0]), tmp_path / "same.PNG")
+    assert same[2].all() and np.array_equal(same[0], same[1])
+
+
+def test_a_pair_that_cannot_be_drawn_is_one_line(project: Project, tmp_path: Path) -> None:
+    for names, path, said in (
+        (("00&.png", "01.png"), "x.png", r"no image '01\.png' in the competition; did you mean '\d1&\.png'\?"),
+        (("00&.png", "01&.png"), "x.jpg", r"x\.jpg: the picture is a PNG"),
+    ):
+        with pytest.raises(WhaleidError, match=said) as caught:
+            write_matches(project, names, tmp_path / path)
+        assert "\n" not in str(caught.value) and not (tmp_path / path).exists()
+
+
+def test_described_size_is_that_of_what_is_described(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), cv2.resize(texture(3), (300, 128)))
+    box = np.array([0, 0, 300, 128])
+    _, points = describe(tmp_path / "a.png", box, LocalConfig(size=100))
+    assert described_size(box, 100) == (100, 43) and described_size(box, 999) == (300, 128)
+    assert points[:, 0].max() < 100 and points[:, 1].max() < 43 and len(root_sift(texture(3), 5)[0]) == 5
+
+
+# -------------------------------------------------------------------------------------------------------- paths
+
+
+def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
+    """Against all cosines and the products of all paths, found by loops."""
+    world = make_world(identities=30, seed=2, noise=1.6)
+    part = read_protocol(world.images, world.folds, world.competition, [0, 1, 2]).parts[1]
+    classes = np.unique(world.images["identity"].dropna().astype(str))
+    classes = classes[classes != world.competition.unknown]
+    nodes = np.sort(np.concatenate([part.training, part.rows]))
+    embeddings = world.latent[nodes].astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    graph = neighbour_graph(find_neighbours(embeddings, 4), 3.0)
+    trails = find_trails(embeddings, nodes, graph, part, classes)
+
+    cosine = embeddings @ embeddings.T
+    best = np.where(graph.toarray() > 0, cosine, 0) + np.eye(len(nodes))
+    for middle in range(len(nodes)):  # Floyd and Warshall, with products
+        best = np.maximum(best, best[:, middle, None] * best[None, middle])
+    names = world.images["identity"].to_numpy()
+    place = {int(row): number for number, row in enumerate(nodes)}
+    gallery = [place[int(row)] for row in part.gallery]
+    expected = {}
+    for row, truth in zip(part.rows, part.truth, strict=True):
+        query = place[int(row)]
+        nearest = max(gallery, key=lambda other: cosine[query, other])
+        own = [other for other in gallery if names[nodes[other]] == names[row]]
+        if truth >= 0 and names[nodes[nearest]] != names[row] and best[query, own].max() > 0:
+            expected[int(row)] = best[query, own].max(), cosine[query, own].max(), names[nodes[nearest]]
+    found = {trail.rows[0]: trail for trail in trails}
+    assert len(found) == len(trails) >= 5
+    for row, trail in found.items():
+        strength, direct, nearest = expected[row]
+        assert trail.strength == pytest.approx(strength, rel=1e-4) and trail.direct == pytest.approx(direct, rel=1e-4)
+        assert trail.nearest == nearest and names[trail.rows[-1]] == names[row] and len(trail.rows) > 2
+        assert [cosine[place[a], place[b]] for a, b in pairwise(trail.rows)] == pytest.approx(trail.similarity)
+        assert trail.rows[-1] in part.gallery
+    edges = graph.toarray() > 0
+    for row in set(expected) - set(found):  # those left out are tied to their identity by one edge
+        own = [other for other in gallery if names[nodes[other]] == names[row]]
+        assert max(cosine[place[row], other] * edges[place[row], other] for other in own) == pytest.approx(
+            expected[row][0], rel=1e-4
+        )
+    gains = [trail.gain for trail in trails]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_page_draws_paths(project: Project, material: Material) -> None:
+    """Every image knows two others, so that few are tied directly."""
+    rerank = {"diffusion": {"neighbours": [2]}}
+    settings = project.recipe.model_dump()
+    settings["combine"]["rerank"] = rerank
+    page = write_report(replace(project, recipe=Recipe.model_validate(settings))).read_text()
+    assert "knows its 2 nearest" in page
+    shown = page[page.index('id="paths"') : page.index('id="folds"')]
+    assert 1 <= shown.count('class="sheet path"') <= COUNT
+    for strip in re.findall(r'<div class="sheet path">.*?</div>', shown, re.DOTALL):
+        rows = [int(row) for row in re.findall(r"image-(\d+)\.png", strip)]
+        assert len(rows) >= 3 and strip.count('class="step"') == len(rows) - 1
+        identity = material.images["identity"].iloc[rows].tolist()
+        assert identity[0] == identity[-1]
+        assert strip.count('class="right"') == sum(one == identity[0] for one in identity[1:])
+
+
+# ------------------------------------------------------------------------------------------------ curves and bars
+
+
+def with_ladder(project: Project, root: Path, **changes: object) -> Project:
+    """A copy of the work folder with other figures in the ladder of its metrics.json."""
+    workspace = Workspace(root / "tiny")
+    shutil.copytree(project.workspace.root, workspace.root, ignore=shutil.ignore_patterns("report"))
+    figures = read_metrics(project)
+    figures["own"]["ladder"] |= changes
+    write_json(workspace.metrics, figures)
+    return replace(project, workspace=workspace)
+
+
+def test_page_tells_what_another_share_of_unknown_costs(project: Project, page: str, tmp_path: Path) -> None:
+    shares = read_metrics(project)["own"]["ladder"]["shares"]
+    losses = [point["best"] - point["kept"] for point in shares]
+    assert f"{losses[0]:.4f} at 0.0 % and {losses[-1]:.4f} at 80.0 %" in page and 'src="shares.png"' in page
+    for changes in ({"shares": []}, {"shares": None}):
+        without = write_report(with_ladder(project, tmp_path / str(changes), **changes)).read_text()
+        assert "How to read it" not in without and "shares.png" not in without
+
+
+def test_page_shows_what_the_stack_looks_at(project: Project, page: str, tmp_path: Path) -> None:
+    assert "learned order" not in page
+    importance = {"<odds> of $x$": 0.75, "images": 0.25}
+    moved = with_ladder(project, tmp_path, stack={"rounds": [1], "rows": 9, "importance": importance})
+    parsed = Page(write_report(moved).read_text())
+    assert "importance.png" in parsed.pictures and "#stack" in parsed.links
+    assert (moved.workspace.report("own") / "importance.png").is_file()
+
+
+def drawn_colors(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where a plot has that colour, bool (h, w); its palette of 256 may miss it by a little."""
+    with Image.open(path) as plot:
+        away = np.abs(np.asarray(plot.convert("RGB")).astype(int) - colour)
+    return away.max(axis=2) < 12
+
+
+def test_bars_are_as_long_as_their_shares(tmp_path: Path) -> None:
+    """The largest on top whatever the order given; what does not fit is one grey bar of all the rest."""
+    draw_importance({"small": 0.2, "large": 0.8}, tmp_path / "two.png")
+    rows = drawn_colors(tmp_path / "two.png", (0x1F, 0x77, 0xA4)).sum(axis=1)
+    bars = [rows[part].max() for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows > 0)) + 1)]
+    upper, lower = [length for length in bars if length]
+    assert upper / lower == pytest.approx(4, rel=0.02)
+    draw_importance({f"f{number}": 1 / 40 for number in range(40)}, tmp_path / "many.png")
+    rest = drawn_colors(tmp_path / "many.png", (0x8A, 0x97, 0x9F)).sum(axis=1).max()
+    assert rest / drawn_colors(tmp_path / "many.png", (0x1F, 0x77, 0xA4)).sum(axis=1).max() == pytest.approx(
+        16, rel=0.05
+    )
+
+
+def test_share_curve_shades_only_what_is_lost(tmp_path: Path) -> None:
+    points = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.4, 0.5), (0.8, 0.3))]
+    for expected in (0.4, None):
+        draw_shares(points, expected, 5, tmp_path / "shares.png")
+        shaded = drawn_colors(tmp_path / "shares.png", (251, 231, 217)).sum(axis=0)
+        middle = len(shaded) // 2
+        assert shaded[:middle].sum() > 20 * shaded[middle + 60 :].sum() and shaded[:middle].max() > 50

@@ -20,6 +20,7 @@ from whaleid.ensemble.after import (
     CLAIMS,
     DUPLICATES,
     Asked,
+    Facts,
     Scale,
     claim_penalties,
     copies_of,
@@ -276,15 +277,60 @@ def test_the_order_of_the_queries_does_not_matter(world, protocol):
     lists = replace(lists, queries=part.names, classes=protocol.classes)
     order = np.random.default_rng(2).permutation(len(lists))
     turned = Candidates(lists.queries[order], lists.classes, lists.codes[order], lists.scores[order])
+    half = np.arange(len(lists)) % 2
     names = []
     for name, found in steps(config, facts, SCALES[0]):
         for setting, change in found.items():
-            one = change(lists, Asked(part.rows, part.gallery, part.gallery_codes))
-            other = change(turned, Asked(part.rows[order], part.gallery, part.gallery_codes))
+            one = change(lists, Asked(part.rows, part.gallery, part.gallery_codes, half))
+            other = change(turned, Asked(part.rows[order], part.gallery, part.gallery_codes, half[order]))
             np.testing.assert_allclose(one.scores[order], other.scores, rtol=1e-5)
             assert not np.array_equal(one.scores, lists.scores)
             names.append(f"{name}: {setting}")
     assert len(names) == len(set(names)) == 3 + 1 + 4 * 2 * 2
+
+
+def test_each_half_is_a_test_set_of_its_own(world, protocol):
+    part = protocol.parts[0]
+    lists = scored(np.random.default_rng(1), SCALES[0], len(part.rows), len(protocol.classes))
+    lists = replace(lists, queries=part.names, classes=protocol.classes)
+    half = np.random.default_rng(2).integers(0, 2, len(lists))
+    facts = read_facts(world.images, AfterConfig())
+    for setting in dict(steps(AfterConfig(), facts, SCALES[0]))[CLAIMS].values():
+        both = setting(lists, Asked(part.rows, part.gallery, part.gallery_codes, half))
+        for which in (0, 1):
+            rows = np.flatnonzero(half == which)
+            own = Candidates(lists.queries[rows], lists.classes, lists.codes[rows], lists.scores[rows])
+            alone = setting(own, Asked(part.rows[rows], part.gallery, part.gallery_codes, np.zeros(len(rows))))
+            np.testing.assert_array_equal(both.scores[rows], alone.scores)
+
+
+def test_halves_of_a_fold_promise_no_more_than_a_random_test_set_keeps():
+    """Some identities are claimed by too many. A whole fold, dealt evenly, promises more of balance than is true; its
+    halves, of fewer queries, a little less.
+    """
+    queries, classes = 120, 60
+    codes = np.arange(queries) % classes
+    config = AfterConfig.model_validate({"claims": {"weights": [1.0], "rounds": [10], "expected": ["even"]}})
+    found = dict(steps(config, Facts(np.arange(queries), {}), Scale(True, False)))[CLAIMS]
+    rng = np.random.default_rng(0)
+
+    def gain(truth: np.ndarray, favour: np.ndarray, part: np.ndarray) -> float:
+        logits = 1.5 * (rng.normal(size=(queries, classes)) + favour + 3.0 * (np.arange(classes) == truth[:, None]))
+        order = np.argsort(-logits, axis=1)
+        p = np.exp(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+        scores = np.take_along_axis(p, order, axis=1).astype(np.float32)
+        lists = Candidates(np.arange(queries).astype(str), np.arange(classes).astype(str), order, scores)
+        balanced = found["1, even, 10 rounds"](lists, Asked(codes, codes, codes, part))
+        return float((balanced.codes[:, 0] == truth).mean() - (lists.codes[:, 0] == truth).mean())
+
+    gains = []
+    for _ in range(60):
+        favour, deal = rng.normal(size=classes), rng.permutation(queries) % 2
+        drawn = rng.integers(0, classes, queries)
+        questions = ((codes, 0 * deal), (codes, deal), (drawn, 0 * deal))
+        gains.append([gain(truth, favour, part) for truth, part in questions])
+    whole, halved, true = np.mean(gains, axis=0)
+    assert true > 0.15 and whole > true + 0.015 and true - 0.06 < halved < true + 0.005
 
 
 # -------------------------------------------------------------------------------------------------- bad input

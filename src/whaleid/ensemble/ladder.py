@@ -166,7 +166,7 @@ def climb(
         last, of_last, taught = stacked.ranking, stacked.limits, list(stacked.taught)
         rungs.append(_rung(protocol, last, of_last, config, seed))
     if config.after is not None and images is not None:
-        steps = [(last, of_last), *after_rankings(protocol, last, of_last, taught, config.after, images)]
+        steps = [(last, of_last), *after_rankings(protocol, last, of_last, taught, config.after, images, seed)]
         rungs += [_rung(protocol, *step, config, seed) for step in steps[1:]]
         last, of_last = steps[-1]
     return compare(rungs, final, by_fold, protocol, seed, stacked, _shares(protocol, last, of_last))

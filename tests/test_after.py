@@ -31,9 +31,11 @@ from whaleid.ensemble.after import (
     share_answers,
     steps,
 )
+from whaleid.ensemble.graph_rankings import Choices
 from whaleid.ensemble.ladder import climb, combine, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.results import Gain, Rung, Thresholds
 from whaleid.ensemble.stack import deal_groups
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
@@ -199,6 +201,21 @@ def rankings(world: World, sources: list[Source], protocol: Protocol) -> list[Ra
     return rank_all(sources, world.images, protocol, settings_of(), 0)
 
 
+def choices(rung: Rung) -> Choices:
+    assert rung.choices is not None
+    return rung.choices
+
+
+def thresholds(rung: Rung) -> Thresholds:
+    assert rung.thresholds is not None
+    return rung.thresholds
+
+
+def below(rung: Rung) -> Gain:
+    assert rung.below is not None
+    return rung.below
+
+
 STACK = {"rounds": 20, "leaves": 5, "least": 10, "seeds": 1}
 
 
@@ -223,10 +240,10 @@ def test_a_folds_truth_does_not_reach_its_own_answers(world, sources, protocol, 
     for one, other in zip(before.rungs, after.rungs, strict=True):
         np.testing.assert_array_equal(one.oof[1].codes, other.oof[1].codes)
         np.testing.assert_array_equal(one.oof[1].scores, other.oof[1].scores)
-        assert one.thresholds.by_fold[1] == other.thresholds.by_fold[1]
+        assert thresholds(one).by_fold[1] == thresholds(other).by_fold[1]
     for one, other in zip(before.rungs[-2:], after.rungs[-2:], strict=True):
-        assert one.choices.by_fold[1] == other.choices.by_fold[1]
-    assert before.final.thresholds.tuned != after.final.thresholds.tuned
+        assert choices(one).by_fold[1] == choices(other).by_fold[1]
+    assert thresholds(before.final).tuned != thresholds(after.final).tuned
 
 
 def test_off_is_the_rung_below(world, protocol, rankings):
@@ -235,8 +252,8 @@ def test_off_is_the_rung_below(world, protocol, rankings):
     blend = result.rung("blend")
     for name in (DUPLICATES, CLAIMS):
         rung = result.rung(name)
-        assert rung.choices.tuned == "off" and set(rung.choices.by_fold.values()) == {"off"}
-        assert rung.below.gain == 0.0 and rung.score == blend.score and rung.thresholds == blend.thresholds
+        assert choices(rung).tuned == "off" and set(choices(rung).by_fold.values()) == {"off"}
+        assert below(rung).gain == 0.0 and rung.score == blend.score and rung.thresholds == blend.thresholds
         np.testing.assert_array_equal(rung.test_guesses(5), blend.test_guesses(5))
     lines = ladder_lines({"ladder": result.as_json()})
     assert any(line.startswith("claims: +0.00000") and "off (chosen without the fold:" in line for line in lines)
@@ -249,7 +266,7 @@ def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
     identity[protocol.test_rows] = world.solution
     home = {name: f"place {rng.integers(5)}" for name in np.unique(identity.astype(str))}
     lonely = {name: f"place {rng.integers(5)}" for name in world.images["image"]}
-    place = [
+    place: list[str | None] = [
         lonely[image] if name == world.competition.unknown else home[name]
         for image, name in zip(world.images["image"], identity, strict=True)
     ]
@@ -258,7 +275,7 @@ def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
     result = climb(protocol, rankings, settings_of(after={"same": ["place"], "claims": None}), 0, images)
     assert [rung.name for rung in result.rungs[-3:]] == ["blend", "same place", DUPLICATES]
     rung = result.rung("same place")
-    assert rung.below.low > 0.0 and rung.choices.tuned != "off"
+    assert below(rung).low > 0.0 and choices(rung).tuned != "off"
 
     def top(guesses: np.ndarray) -> float:
         return float((guesses[:, 0] == world.solution).mean())
@@ -347,7 +364,7 @@ def test_bad_columns(world, protocol, rankings):
     assert "no column 'species' for this; it has: " in complaint(world.images, same=["species"])
     assert "no column 'identity' for this" in complaint(world.images, same=["identity"])
     trained = world.images["split"] == "train"
-    half = world.images.assign(species=np.where(trained, "orca", None))
+    half = world.images.assign(species=pd.Series("orca", world.images.index).where(trained))
     assert "'species' is empty for every test image; name its column in test.extra" in complaint(half, same=["species"])
     assert "column 'phash' is missing" in complaint(world.images.drop(columns="phash"))
     with pytest.raises(ValueError, match="listed twice: width"):

@@ -3,29 +3,36 @@
 
 COMPETITION ?= sample
 RECIPE ?= $(if $(filter sample,$(COMPETITION)),sample,cpu)
-WORK ?= work
+WORK ?=
 JOBS ?= 0
 PYTHON ?= python3
 SET ?=
 QUICK ?=
 CONFIRM ?=
 OWNER ?=
+KAGGLE_VERSIONS ?=
+PYTHON312 ?=
 RUN_ARGS ?=
+FROM ?= predictions
 ARGS ?=
+
+# Folders are named in SETTINGS.json alone; WORK= goes before it.
+setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/dev/null)
+IN_WORK = $(if $(WORK),--work "$(WORK)")
 
 VENV := .venv
 WHALEID := $(VENV)/bin/python -m whaleid
-OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" --work "$(WORK)" $(foreach pair,$(SET),--set '$(pair)')
+OPTIONS = --competition "$(COMPETITION)" --recipe "$(RECIPE)" $(IN_WORK) $(foreach pair,$(SET),--set '$(pair)')
 CONFIRMED = $(if $(filter 1,$(CONFIRM)),--confirm)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard \
-        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores test lint bench \
-        bench-metric clean
+        report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores notebooks test lint \
+        bench bench-metric archive rebuild winning-docs clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
-	@echo "            [WORK=work] [JOBS=0] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [CONFIRM=1] [ARGS=...]"
+	@echo "            [WORK=folder] [JOBS=0] [PYTHON=python3] [SET=\"image.width=128 train.epochs=20\"] [CONFIRM=1] [ARGS=...]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo
@@ -42,7 +49,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-weights: setup  ## pretrained EfficientNet-Lite weights into weights/
+weights: setup  ## pretrained EfficientNet-Lite weights into weights/ (WEIGHTS_DIR of SETTINGS.json)
 	@$(WHALEID) weights
 
 # Another competition's data is its owner's: only the embedded sample is made on demand.
@@ -57,7 +64,7 @@ endif
 
 data: $(DATA)  ## the images table: sizes, hashes, duplicates (of a Kaggle competition: downloaded first)
 	@$(if $(filter sample,$(COMPETITION)),,$(WHALEID) fetch --competition "$(COMPETITION)")
-	@$(WHALEID) data build --competition "$(COMPETITION)" --work "$(WORK)" $(ARGS)
+	@$(WHALEID) data build --competition "$(COMPETITION)" $(IN_WORK) $(ARGS)
 
 check: $(DATA)  ## report on the data: missing, unreadable, duplicate, contradictory rows
 	@$(WHALEID) data check --competition "$(COMPETITION)"
@@ -95,8 +102,19 @@ report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competi
 kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<competition>/kernel/<recipe>/ (OWNER=you)
 	@$(WHALEID) kernel $(OPTIONS) --jobs $(JOBS) $(if $(OWNER),--owner "$(OWNER)") $(ARGS)
 
-kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission with the local one
-	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
+# KAGGLE_VERSIONS=1 makes an environment with the versions of Kaggle's image first (once); PYTHON312 names its Python.
+kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission (KAGGLE_VERSIONS=1)
+	@$(WHALEID) kernel-run $(OPTIONS) $(if $(filter 1,$(KAGGLE_VERSIONS)),--environment kaggle) \
+	  $(if $(PYTHON312),--python "$(PYTHON312)") $(RUN_ARGS)
+
+archive: $(DATA)  ## what the submission can be built from again, with checksums: one file under the work folder
+	@$(WHALEID) archive $(OPTIONS) $(ARGS)
+
+rebuild: $(DATA)  ## the submission again, FROM=predictions, weights or train, compared with the archive's
+	@$(WHALEID) rebuild $(OPTIONS) --jobs $(JOBS) --from "$(FROM)" $(ARGS)
+
+winning-docs: $(DATA)  ## the pages that winners are asked for, in winning/: entry points, times, a model summary
+	@$(WHALEID) winning-docs $(OPTIONS) $(ARGS)
 
 plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 	@$(WHALEID) plan $(OPTIONS) $(ARGS)
@@ -120,6 +138,9 @@ submit: $(DATA)  ## the recipe's latest submission to Kaggle, its score into the
 scores: setup  ## leaderboard scores into submissions/log.csv, and a picture of them against the out-of-fold scores
 	@$(WHALEID) scores $(OPTIONS) $(ARGS)
 
+notebooks: $(DATA)  ## the notebooks' .ipynb from their texts, and executed copies in work/<competition>/notebooks/
+	@COMPETITION="$(COMPETITION)" RECIPE="$(RECIPE)" WORK="$(WORK)" SET='$(SET)' $(VENV)/bin/python notebooks/make.py --run $(ARGS)
+
 test: setup  ## lint, types and tests
 	@$(MAKE) --no-print-directory lint
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto $(ARGS)
@@ -133,7 +154,13 @@ bench: setup  ## timings as ratios to a bare loop or call, into benchmarks/resul
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 bench-metric: sample  ## heads compared on identities never seen: Recall@k, MAP@R, NMI (QUICK=1: 10 minutes)
-	@$(VENV)/bin/python benchmarks/metric_learning.py $(if $(filter-out 0,$(QUICK)),--quick) --jobs $(JOBS) --work "$(WORK)/bench-metric" $(ARGS)
+	@$(VENV)/bin/python benchmarks/metric_learning.py $(if $(filter-out 0,$(QUICK)),--quick) --jobs $(JOBS) $(if $(WORK),--work "$(WORK)/bench-metric") $(ARGS)
 
+# A folder outside of this one may hold more than ours: that is named, and left to its owner.
 clean:  ## remove work/ and the sample (never weights/, submissions/ or your data)
-	rm -rf work data/sample
+	@for folder in "$(or $(call setting,WORK_DIR),work)" "$(or $(call setting,RAW_DATA_DIR),data)/sample"; do \
+	  case "$$folder" in \
+	    .|./*|..|../*|*/..|*/../*|/*|~*) echo "left alone, for it is not a folder in here: $$folder" ;; \
+	    *) echo "rm -rf $$folder"; rm -rf "$$folder" ;; \
+	  esac; \
+	done

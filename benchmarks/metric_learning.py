@@ -24,12 +24,12 @@ from metric_plan import BEFORE, Bench, chosen, load_bench, make_experiment
 from metric_report import Results, draw_distances, write_reports
 from metric_runs import Job, Parted, code_digest, machine, measure_all, part_data, progress_files
 
-from whaleid.configfiles import repository_root
 from whaleid.errors import WhaleidError
 from whaleid.jobs import sensible, share_of_cores
 from whaleid.model.heads import build_head
 from whaleid.model.weights import ensure_weights
 from whaleid.progress import FollowedBars, follow_bars
+from whaleid.settings import read_settings
 from whaleid.training.epochs import epoch_lengths
 from whaleid.workspace import write_json
 
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side; 0: as many as the machine carries")
     parser.add_argument("--any-code", action="store_true", help="keep results that an older state of the code gave")
     parser.add_argument("--yaml", type=Path, default=HERE / "metric_learning.yaml")
-    parser.add_argument("--work", type=Path, default=repository_root() / "work" / "bench-metric")
+    parser.add_argument("--work", type=Path, default=read_settings().work / "bench-metric")
     parser.add_argument("--out", type=Path, help="folder of the tables; default benchmarks/results")
     return parser.parse_args()
 
@@ -118,7 +118,7 @@ def open_data(bench: Bench, work: Path) -> dict[str, Parted]:
     opened = {}
     for name, data in bench.data.items():
         experiment = make_experiment(bench, name, bench.baseline, 0)
-        ensure_weights(experiment.model.backbone, experiment.model.weights, repository_root() / "weights")
+        ensure_weights(experiment.model.backbone, experiment.model.weights, read_settings().weights)
         parted = part_data(name, data, experiment, work)
         if parted is not None:
             opened[name] = parted

@@ -23,7 +23,7 @@ import yaml
 from metric_plan import BEFORE, DataSet
 
 from whaleid.config import Competition, Experiment
-from whaleid.configfiles import config_path, load_competition, read_yaml, repository_root
+from whaleid.configfiles import config_path, load_competition, read_yaml
 from whaleid.data.cache import ImageCache
 from whaleid.data.competition import read_table
 from whaleid.data.sample import make_sample
@@ -32,6 +32,7 @@ from whaleid.model.embedder import Embedder, build_embedder
 from whaleid.pipeline import cache_stage, images_stage, open_project
 from whaleid.progress import PROGRESS_FILE
 from whaleid.scoring.retrieval_metrics import pair_histogram, retrieval_score
+from whaleid.settings import read_settings, repository_root
 from whaleid.training.checkpoint import load_run
 from whaleid.training.run import train_run
 from whaleid.training.selection import embed_rows
@@ -186,7 +187,7 @@ def measure(job: Job) -> dict[str, Any]:
     cost: dict[str, Any] = {}
     if job.method == BEFORE:
         config = job.experiment.model.model_copy(update={"neck": "none", "dropout": 0.0})
-        embedder = build_embedder(config, repository_root() / "weights", size=job.data.cache.size).to(device).eval()
+        embedder = build_embedder(config, read_settings().weights, size=job.data.cache.size).to(device).eval()
     else:
         embedder, cost = _train(job, device)
     rows = embed_rows(embedder, job.data.cache, job.data.test_rows, job.experiment.features.batch).cpu().numpy()
@@ -219,7 +220,7 @@ def _train(job: Job, device: torch.device) -> tuple[Embedder, dict[str, Any]]:
             job.data.cache,
             out,
             unknown=None,
-            weights=repository_root() / "weights",
+            weights=read_settings().weights,
             key=job.code,
             save_seconds=float("inf"),
         )

@@ -75,8 +75,11 @@ class World:
         return [sys.executable, "-m", "whaleid", *words, *named]
 
     def environment(self, **more: str) -> dict[str, str]:
-        source = str(Path(__file__).resolve().parents[1] / "src")
-        return self.server.environment(self.home, **({"PYTHONPATH": source} | more))
+        return self.server.environment(self.home, **more)
+
+    def pauses(self) -> list[float]:
+        """Seconds of every pause that the client asked for between its tries."""
+        return self.server.pauses(self.home)
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

@@ -18,12 +18,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-USER = "whalefan"
-KEY = "marked0key0that0must0never0show0"
-TOKEN = "KGAT_" + "marked0token0that0must0never0show"
+from secret_search import KEY, TOKEN, USER
+
 MODIFIED = 1_700_000_000
 STALLED_FOR = 20.0
 """Seconds that a stalled download hangs at the longest: the test kills the client long before."""
+
+QUICK = '''"""Read by Python as it starts: the client's pauses between tries are noted, and cut short."""
+
+import os
+import sys
+import time
+
+if "kaggle" in sys.orig_argv:
+    asked = time.sleep
+
+    def sleep(seconds):
+        with open(os.environ["PAUSES_NOTED"], "a") as file:
+            file.write(f"{seconds}\\n")
+        asked(min(seconds, 0.01))
+
+    time.sleep = sleep
+'''
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,12 @@ class FakeKaggle:
         """Variables for a command whose client speaks to this server; home: an empty folder of the test's own."""
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("KAGGLE")}
         kept = {name: value for name, value in kept.items() if name.lower() not in _PROXIES}
+        quick = home / "quick"
+        quick.mkdir(parents=True, exist_ok=True)
+        (quick / "sitecustomize.py").write_text(QUICK)
         return kept | {
+            "PYTHONPATH": os.pathsep.join([str(quick), str(SOURCE), *kept.get("PYTHONPATH", "").split(os.pathsep)]),
+            "PAUSES_NOTED": str(home / "pauses.txt"),
             "HOME": str(home),
             "TMPDIR": str(home),
             "KAGGLE_CONFIG_DIR": str(home / "cfg"),
@@ -114,6 +136,12 @@ class FakeKaggle:
             "OMP_NUM_THREADS": "1",
             **more,
         }
+
+    @staticmethod
+    def pauses(home: Path) -> list[float]:
+        """Seconds of every pause that a client with this home asked for."""
+        path = home / "pauses.txt"
+        return [float(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 _PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}

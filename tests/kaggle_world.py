@@ -91,9 +91,9 @@ def answered(folder: Path, score: float = 0.9) -> Path:
     return path
 
 
-def bundle(folder: Path) -> Path:
+def bundle(folder: Path, name: str = "recipe") -> Path:
     """A folder as `make kernel` makes it: one data set with a sub-folder, and the kernel."""
-    home = folder / "work" / "drawn" / "kernel" / "recipe"
+    home = folder / "work" / "drawn" / "kernel" / name
     data_set, kernel = home / "datasets" / "whale-code", home / "kernel"
     (data_set / "package").mkdir(parents=True)
     (data_set / "package" / "code.py").write_text("print('whale')\n")
@@ -129,6 +129,7 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
     lay_out(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(client, "WAITS", (0.01,))
+    monkeypatch.setattr(client, "LOOK_EVERY", 0.02)
     with FakeKaggle() as server:
         wanted = server.environment(home, **more)
         for name in set(os.environ) - set(wanted):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
+import os
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import secret_search
 
 from whaleid.answers import read_figures, submission_path, submission_stage
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import bundle as bundle_module
-from whaleid.kaggle.bundle import Bundle, KernelOptions, make_bundle
+from whaleid.kaggle.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
 from whaleid.pipeline import Project, open_project
 
 EXPERIMENT = """
@@ -24,7 +29,7 @@ train: {{epochs: 2, batch: 8}}
 features: {{batch: 8, mirror: true, scales: [1.0, 1.5]}}
 """
 RECIPE = (
-    "folds: 2\nexperiments: [one, two]\n"
+    "folds: 2\nexperiments: [one, two]\nfull: [two]\n"
     "combine: {concat: {whiten: 8, weights: {one: 1.0, two: 2.0}}, classifier: {epochs: 2, seeds: 1}, "
     "local: {}, rerank: {}}\n"
 )
@@ -39,6 +44,8 @@ solution: solution.csv
 kaggle: drawn-whales
 """
 MODULE = "whaleid_test_wheel"
+TRAIN, TEST = 45, 13
+"""Images: neither a multiple of the batch (8), so that the test images' first batch begins with labelled ones."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,44 @@ class World:
     submission: Path
 
 
+def shared_world(factory: pytest.TempPathFactory) -> World:
+    """The world of this test session: made by whichever of pytest-xdist's workers needs it first, read by all.
+
+    Tests must not change what lies in it; other bundles of its project may come to lie there.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "a kernel"
+    with folder.with_name("a kernel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "made.json"
+        if not made.is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # another's that did not come to its end
+            world = make_world(folder)
+            content = {"bundle": world.bundle.kernel, "sizes": world.bundle.sizes, "submission": str(world.submission)}
+            made.write_text(json.dumps(content))
+            return world
+    content = json.loads(made.read_text())
+    project = _open(folder)
+    bundle = Bundle(bundle_folder(project), content["bundle"], content["sizes"])
+    return World(folder, project, bundle, Path(content["submission"]))
+
+
+def _open(folder: Path) -> Project:
+    return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
+
+
 def make_world(folder: Path) -> World:
     """Train two experiments on two folds, answer, and make the kernel."""
-    make_sample(folder / "data", identities=10, train_images=61, test_images=20, workers=1)
+    make_sample(folder / "data", identities=10, train_images=TRAIN, test_images=TEST, workers=1)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "one.yaml").write_text(EXPERIMENT.format(head="softmax"))
     (folder / "two.yaml").write_text(EXPERIMENT.format(head="arcface"))
     (folder / "recipe.yaml").write_text(RECIPE)
     write_wheel(folder / "wheels")
-    project = open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
+    project = _open(folder)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        for name, value in secret_search.ENVIRONMENT.items():  # the user is logged in, and none of it may get in
+            patch.setenv(name, value)
         patch.setattr(bundle_module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
         submission_stage(project, 1, [])
         figures = read_figures(project)

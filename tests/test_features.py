@@ -24,7 +24,7 @@ from whaleid.configfiles import load_experiment
 from whaleid.data.cache import ImageCache
 from whaleid.errors import WhaleidError
 from whaleid.retrieval import views
-from whaleid.retrieval.features import embed_run, read_features
+from whaleid.retrieval.features import SomeRows, embed_run, read_features
 
 SIZE = (64, 32)
 IMAGES = 23
@@ -433,6 +433,31 @@ def test_broken_features_are_one_clear_line(
     with pytest.raises(WhaleidError, match=message) as caught:
         read_features(foreign, images)
     assert str(foreign) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_logits_of_some_images_are_read_by_their_own_list(foreign: Path, images: pd.DataFrame) -> None:
+    whole = read_features(foreign, images)
+    assert isinstance(whole.logits, np.ndarray)
+    wanted = np.array([7, 2, 19])
+    np.save(foreign / "logits.npy", whole.logits[wanted])
+    images["image"].iloc[wanted].to_frame().to_csv(foreign / "logits.rows.csv", index=False)
+    some = read_features(foreign, images)
+    assert isinstance(some.logits, SomeRows) and some.logits.shape == whole.logits.shape
+    for rows in (wanted, wanted[::-1], wanted[:1], wanted[:0]):
+        assert np.array_equal(some.logits[rows], whole.logits[rows])
+    few = read_features(foreign, images, np.array([19, 7]))
+    assert few.logits is not None and np.array_equal(few.logits[np.array([1, 0])], whole.logits[[7, 19]])
+    with pytest.raises(WhaleidError, match=r"logits\.npy: has no row of 1 of 2 images"):
+        some.logits[np.array([2, 3])]
+    np.save(foreign / "logits.npy", whole.logits[:2])
+    with pytest.raises(WhaleidError, match=r"2 rows, but logits\.rows\.csv lists 3"):
+        read_features(foreign, images)
+    np.save(foreign / "logits.npy", np.full((3, 2), np.nan))
+    with pytest.raises(WhaleidError, match="holds NaN"):
+        read_features(foreign, images)
+    (foreign / "logits.rows.csv").write_text("image\nno such image\nx\ny\n")
+    with pytest.raises(WhaleidError, match=r"3 images are not in images\.parquet"):
+        read_features(foreign, images)
 
 
 def test_reading_needs_no_torch() -> None:

@@ -80,6 +80,27 @@ def test_a_connection_dropped_on_the_way_is_taken_up_by_itself(world: World) -> 
     done = world.run("fetch")
     assert done.returncode == 0, done.stderr
     assert [asked is not None for asked in world.state.ranges] == [False, True]
+    assert len(world.pauses()) == 1
+
+
+def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with(world: World) -> None:
+    world.state.archives[f"{SLUG}.zip"] = zipped(contents(150_000))
+    world.state.break_at.extend([("drop", 1_500_000), *[("drop", 1000)] * 5])
+    line = world.refused("fetch")
+    assert "the connection to Kaggle broke" in line and "it carries on" in line
+    pauses = world.pauses()  # the client's own: five tries more, each after twice the time
+    assert len(pauses) == 5
+    assert all(2**turn <= pause <= 2**turn + 1 for turn, pause in enumerate(pauses, start=1))
+    assert len(world.state.ranges) == 6
+    assert leftovers(world) == []
+    have = (world.root / f"{SLUG}.zip").stat().st_size
+    assert have >= 1_000_000
+
+    done = world.run("fetch")
+    assert done.returncode == 0, done.stderr
+    assert "carrying on after" in done.stdout
+    assert world.state.ranges[-1] == f"bytes={have}-"
+    assert (world.root / "train" / "a2.jpg").read_bytes() == contents(150_000)["train/a2.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +137,8 @@ def test_each_failure_is_one_clear_line(
 
 def test_without_credentials_the_line_says_how_to_get_some(world: World) -> None:
     line = world.refused("fetch", KAGGLE_KEY="")
-    assert "no Kaggle credentials found" in line
+    assert "no Kaggle credentials are found: run `kaggle auth login`" in line
+    assert f"put the zip there as {SLUG}.zip" in line
     assert world.state.methods() == []
     assert not world.root.exists()
 
@@ -160,7 +182,9 @@ def test_doctor_says_what_is_missing_and_exits_with_2(world: World) -> None:
     world.state.fail("DownloadDataFile", Fault(403, 403, "You must accept this competition's rules"))
     done = world.run("doctor")
     assert done.returncode == 2, done.stderr
-    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+    *found, verdict = done.stdout.splitlines()
+    assert verdict.startswith("recipe recipe on whales: not ready, ") and "data, rules" in verdict
+    lines = {line.split()[1]: line for line in found}
     assert list(lines) == ["Python", "packages", "GPU", "disk", "memory", "data", "credentials", "rules"]
     assert lines["data"].startswith("missing")
     assert f"competitions/{SLUG}/rules" in lines["rules"]

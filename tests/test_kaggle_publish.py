@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from kaggle_world import (
 from whaleid.scoring.log import read_log
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the competition's data, drawn once."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw(folder)
+    return folder / "data"
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeKaggle]:
     with at_kaggle(monkeypatch, tmp_path) as server:
@@ -40,9 +49,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_submission_and_its_score(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle, drawn: Path
 ) -> None:
-    draw(tmp_path)
+    shutil.copytree(drawn, tmp_path / "data")
     path = answered(tmp_path)
     assert whaleid(monkeypatch, tmp_path, "submit") == 0
     assert "nothing was sent" in said(capsys)
@@ -82,11 +91,12 @@ def test_a_submission_refused_is_one_line(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     server: FakeKaggle,
+    drawn: Path,
     method: str,
     fault: Fault,
     message: str,
 ) -> None:
-    draw(tmp_path)
+    shutil.copytree(drawn, tmp_path / "data")
     answered(tmp_path)
     server.state.fail(method, fault, 20)
     assert whaleid(monkeypatch, tmp_path, "submit", "--confirm") == 2
@@ -96,9 +106,9 @@ def test_a_submission_refused_is_one_line(
 
 
 def test_a_file_that_would_be_refused_is_not_sent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle, drawn: Path
 ) -> None:
-    draw(tmp_path)
+    shutil.copytree(drawn, tmp_path / "data")
     path = answered(tmp_path)
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     assert whaleid(monkeypatch, tmp_path, "submit", "--confirm") == 2
@@ -159,8 +169,10 @@ def test_data_set_and_kernel_are_pushed_once_and_again_when_changed(
             ),
             "without its dataset sources",
         ),
+        ("StartBlobUpload", Fault(drop=True), "connection to Kaggle broke|did not arrive"),
+        ("SaveKernel", Fault(drop=True), "connection to Kaggle broke"),
     ],
-    ids=["key", "error in an answer", "inside a 200", "quota", "forbidden", "source refused"],
+    ids=["key", "error in an answer", "inside a 200", "quota", "forbidden", "source refused", "upload", "dropped"],
 )
 def test_a_push_refused_is_one_line_and_carries_on(
     monkeypatch: pytest.MonkeyPatch,
@@ -172,9 +184,10 @@ def test_a_push_refused_is_one_line_and_carries_on(
     message: str,
 ) -> None:
     home = bundle(tmp_path)
-    server.state.fail(method, fault)
+    server.state.fail(method, fault, 20 if fault.drop else 1)
     assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 2
     assert re.search(message, one_line(capsys))
+    server.state.faults.clear()
     record = home.with_name("recipe.pushed.json")
     assert f"{USER}/whale-kernel" not in (json.loads(record.read_text()) if record.is_file() else {})
 
@@ -221,9 +234,9 @@ def test_metadata_that_kaggle_would_misread(
 
 
 def test_status_and_output(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle, drawn: Path
 ) -> None:
-    draw(tmp_path)
+    shutil.copytree(drawn, tmp_path / "data")
     bundle(tmp_path)
     assert whaleid(monkeypatch, tmp_path, "kernel-status") == 2
     assert "404" in one_line(capsys)
@@ -252,3 +265,30 @@ def test_status_and_output(
     one_line(capsys)
     assert sorted(path.name for path in folder.iterdir()) == ["submission.csv", "whale-kernel.log"]
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_kernel_that_trains_a_run_is_found_by_its_experiment_and_fold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
+) -> None:
+    home = bundle(tmp_path, "recipe-tiny-fold1")
+    assert whaleid(monkeypatch, tmp_path, "kernel-push") == 2
+    assert "recipe-tiny-fold1 beside it" in one_line(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--experiment", "tiny") == 2
+    assert "--experiment and --fold go together" in one_line(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--experiment", "large", "--fold", "1") == 2
+    assert "no experiment 'large'" in one_line(capsys)
+    run = ("--experiment", "tiny", "--fold", "1")
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", *run) == 0
+    assert f"from {home}" in said(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kernel-push", *run, "--confirm") == 0
+    assert "version 1 pushed" in said(capsys)
+    assert home.with_name("recipe-tiny-fold1.pushed.json").is_file()
+    assert whaleid(monkeypatch, tmp_path, "kernel-status", *run) == 0
+    assert said(capsys) == f"kernel {USER}/whale-kernel: complete\n"
+
+    server.state.outputs, server.state.log = {"kernel.json": b"{}"}, "[]"
+    assert whaleid(monkeypatch, tmp_path, "kernel-output", *run) == 2
+    assert "checkpoint.safetensors: not among them" in one_line(capsys)
+    server.state.outputs = {"runs/tiny/fold1/checkpoint.safetensors": b"weights"}
+    assert whaleid(monkeypatch, tmp_path, "kernel-output", *run) == 0
+    assert "tiny fold 1 is trained: copy runs/" in said(capsys)

@@ -1,12 +1,14 @@
 """Credentials: found in every form, never shown; and none of them in what is committed."""
 
+import base64
 import json
-import re
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import secret_search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -103,24 +105,59 @@ def test_rank_correlation_is_spearmans(left: list[int], data: st.DataObject) -> 
         assert got == pytest.approx(spearmanr(left, right)[0])
 
 
-KEYS = re.compile(
-    rb"KGAT_[A-Za-z0-9]{20,}"  # an access token
-    rb"|[\"']?key[\"']?\s*[:=]\s*[\"'][0-9a-f]{32}[\"']"  # a key as kaggle.json holds it
-    rb"|KAGGLE_(?:KEY|API_TOKEN)\s*=\s*[\"']?[0-9a-f]{32}",
-    re.IGNORECASE,
+KEY_LIKE = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"username":"a","key":"{KEY_LIKE}"}}',
+        f"export KAGGLE_KEY={KEY_LIKE}",
+        "KGAT" + "_" + KEY_LIKE,
+        "-----BEGIN RSA " + "PRIVATE KEY-----",
+        "token: ghp" + "_" + "a" * 36,
+    ],
 )
+def test_a_credential_that_was_committed_once_is_found_though_it_was_removed(tmp_path: Path, text: str) -> None:
+    def git(*words: str) -> None:
+        names = ["-c", "user.name=fan", "-c", "user.email=fan@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *names, *words], check=True, capture_output=True)
+
+    git("init", "-q")
+    (tmp_path / "notes.md").write_text("a key is 32 characters long\n")
+    git("add", "-A")
+    git("commit", "-qm", "clean")
+    assert secret_search.in_commits(tmp_path) == []
+    (tmp_path / "notes.md").write_text(f"mine is\n{text}\n")
+    git("commit", "-qam", "planted")
+    git("rm", "-q", "notes.md")
+    git("commit", "-qm", "removed")
+    assert len(secret_search.in_commits(tmp_path)) == 1
 
 
-def test_the_pattern_finds_keys() -> None:
-    key = "0123456789abcdef" * 2
-    for text in (f'{{"username":"a","key":"{key}"}}', f"export KAGGLE_KEY={key}", "KGAT" + "_" + key):
-        assert KEYS.search(text.encode())
+def test_a_planted_secret_is_found_wherever_it_lies(tmp_path: Path) -> None:
+    """The search that the other tests rely on, tried on what it must find."""
+    (tmp_path / "clean.log").write_text("downloading 3 MB, key ***\n")
+    assert secret_search.places(tmp_path) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "kernel.ipynb").write_text(json.dumps({"cells": [{"source": f"key = '{secret_search.KEY}'"}]}))
+    (tmp_path / "a" / "kernel.log").write_bytes(b"\xff" + secret_search.TOKEN.encode())
+    pair = base64.b64encode(f"{secret_search.USER}:{secret_search.KEY}".encode())
+    (tmp_path / "trace.txt").write_bytes(b"Authorization: Basic " + pair)
+    with zipfile.ZipFile(tmp_path / "code.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("src/settings.py", f"TOKEN = '{secret_search.TOKEN}'" * 9)
+    assert secret_search.places(tmp_path) == ["a/kernel.log", "code.zip/src/settings.py", "kernel.ipynb", "trace.txt"]
 
 
-def test_no_committed_file_holds_a_key() -> None:
+def test_no_commit_and_no_committed_file_holds_a_key() -> None:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
+    own = secret_values()  # of whoever runs the tests
     files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
-    assert [str(path) for path in files if path.is_file() and KEYS.search(path.read_bytes())] == []
+    held = [path for path in files if path.is_file()]
+    looks = secret_search.LOOKS_SECRET
+    assert [str(path) for path in held if looks.search(path.read_bytes())] == []
+    assert [str(path) for path in held if any(value.encode() in path.read_bytes() for value in own)] == []
     assert not [path for path in files if path.name in ("kaggle.json", "access_token", "credentials.json")]
+    assert secret_search.in_commits(ROOT, own) == []

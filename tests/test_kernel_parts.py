@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nbformat
@@ -17,10 +17,20 @@ from kernel_world import MODULE, write_wheel
 import whaleid
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import CAUTION, Budget, Cost, make_plan
+from whaleid.kaggle.kernel_run import Comparison, KernelRun, compare_submissions, require_equal
 from whaleid.kaggle.manifest import check_manifest, write_manifest
-from whaleid.kaggle.metadata import check_name, dataset_metadata, kernel_metadata, slug_of, slugify, title_of
+from whaleid.kaggle.metadata import (
+    LARGEST_DATA_SET,
+    check_name,
+    dataset_metadata,
+    kernel_metadata,
+    slug_of,
+    slugify,
+    title_of,
+)
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.kaggle.script import notebook, script
+from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
 from whaleid.kaggle.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
 from whaleid.pipeline import Project
 
@@ -83,6 +93,24 @@ def test_a_wheel_is_installed_offline_where_its_module_is_not(tmp_path: Path, mo
     found = importlib.util.find_spec(MODULE)
     assert found is not None and found.origin == str(tmp_path / "target" / f"{MODULE}.py")
     assert install_wheels(tmp_path / "wheels", tmp_path / "target") == []
+
+
+def test_wheels_that_cannot_be_installed_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if "packages" not in Path(place).parts])
+    write_wheel(tmp_path / "cache")
+    module = "whaleid_no_such_module"
+    collect_wheels({module: f"{MODULE}==1.0"}, tmp_path / "cache", tmp_path / "wheels")
+    wheel = next((tmp_path / "wheels").glob("*.whl"))
+    with pytest.raises(WhaleidError, match=f"module '{module}' still cannot be found") as error:
+        install_wheels(tmp_path / "wheels", tmp_path / "one")
+    assert "\n" not in str(error.value)
+    wheel.write_bytes(b"half a wheel")
+    with pytest.raises(WhaleidError, match="pip cannot install") as error:
+        install_wheels(tmp_path / "wheels", tmp_path / "two")
+    assert "\n" not in str(error.value)
+    wheel.unlink()
+    with pytest.raises(WhaleidError, match="push the data set of wheels again"):
+        install_wheels(tmp_path / "wheels", tmp_path / "three")
 
 
 def test_a_manifest_names_what_is_missing(tmp_path: Path) -> None:
@@ -175,6 +203,76 @@ def test_rows_kept_and_joined_again_are_the_whole(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "turned" / "points.npy"), whole["points"][[5, 0, 1]])
     with pytest.raises(WhaleidError, match="'z'"):
         keep_rows(tmp_path / "whole", tmp_path / "none", pd.Series(["a", "z"]))
+
+
+def test_a_table_keeps_the_rows_of_fewer_images_and_lists_them(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    whole = write_rows(tmp_path / "whole", names, [1] * 5, 0)
+    few = {"values.npy": pd.Series(["d", "b"]), "not there.npy": pd.Series(["a"])}
+    keep_rows(tmp_path / "whole", tmp_path / "few", pd.Series(names[:4]), few)
+    assert (tmp_path / "few" / "values.rows.csv").read_text() == "image\nd\nb\n"
+    assert np.array_equal(np.load(tmp_path / "few" / "values.npy"), whole["values"][[3, 1]])
+    assert len(np.load(tmp_path / "few" / "points.npy")) == 4
+    write_rows(tmp_path / "test", ["x", "y"], [1, 1], 100)
+    join_rows([tmp_path / "few", tmp_path / "test"], tmp_path / "joined")
+    assert pd.read_csv(tmp_path / "joined" / "values.rows.csv")["image"].tolist() == ["b", "d", "x", "y"]
+    assert np.load(tmp_path / "joined" / "values.npy")[:, 0].tolist() == [3, 9, 100, 103]
+    assert len(pd.read_csv(tmp_path / "joined" / "rows.csv")) == 6
+    keep_rows(tmp_path / "joined", tmp_path / "again", pd.Series(["y", "a", "d"]))  # the list stays true
+    assert pd.read_csv(tmp_path / "again" / "values.rows.csv")["image"].tolist() == ["y", "d"]
+    assert np.load(tmp_path / "again" / "values.npy")[:, 0].tolist() == [103, 9]
+    with pytest.raises(WhaleidError, match=r"values\.rows\.csv.*'a'"):
+        keep_rows(tmp_path / "joined", tmp_path / "none", pd.Series(names[:4]), {"values.npy": pd.Series(["a"])})
+
+
+# ---------------------------------------------------------------------------------------------- the two submissions
+
+
+def test_submissions_are_compared_by_bytes_then_by_image(tmp_path: Path) -> None:
+    rows = [f"{number}.jpg,a b c" for number in range(200)]
+    home, other = tmp_path / "home.csv", tmp_path / "submission.csv"
+    home.write_text("\n".join(["Image,Id", *rows]) + "\n")
+    (tmp_path / "kernel.json").write_text(json.dumps({"dropped": [], "without_views": []}))
+    run = KernelRun(tmp_path, tmp_path / "kernel.log", 1.0, "")
+
+    def compared(changed: int, more: tuple[str, ...] = ()) -> Comparison:
+        text = [row.replace("a b c", "b a c") for row in rows[:changed]] + rows[changed:]
+        other.write_text("\n".join(["Image,Id", *text, *more]) + "\n")
+        return compare_submissions(home, other)
+
+    assert "byte for byte" in compared(0).line()
+    require_equal(run, compared(2))
+    assert compared(2).line().startswith("2 of 200 rows differ from the local submission: 0.jpg, 1.jpg")
+    with pytest.raises(WhaleidError, match=r"3 of 200 rows differ .* more than 1%") as error:
+        require_equal(run, compared(3))
+    assert "\n" not in str(error.value)
+    assert compared(0, ("new.jpg,a",)).differing == ("new.jpg",)
+    (tmp_path / "kernel.json").write_text(json.dumps({"dropped": ["weak"], "without_views": []}))
+    require_equal(run, compared(100))
+
+
+# --------------------------------------------------------------------------------------------------------- its size
+
+
+def test_the_size_of_a_source_is_that_of_its_arrays() -> None:
+    found = source_size(1000.0, dim=8, classes=6, bytes_each=2, folds=5, labelled=100, test=40)
+    assert found.weights == 5000
+    assert found.embeddings == 5 * np.zeros((100, 8), np.float16).nbytes
+    assert found.logits == np.zeros((100, 6), np.float16).nbytes  # each image once: by its own fold's model
+    assert found.whole_logits == 5 * found.logits
+    assert found.scratch == 5 * 140 * 8 * 2 + (100 + 5 * 40) * 6 * 2
+    assert found.total == found.weights + found.embeddings + found.logits
+    both = sum_sizes([found, source_size(1.0, 1, 0, 4, 1, 10, 0, covered=0.2)])
+    assert (both.weights, both.embeddings, both.logits) == (5001, found.embeddings + 40, found.logits)
+    assert sum_sizes([]).total == 0
+
+
+def test_a_recipe_too_large_for_a_data_set_is_refused_in_one_line() -> None:
+    fits = KernelSize(LARGEST_DATA_SET / 2, 0.0, 0.0, 1e12, LARGEST_DATA_SET / 2, 1e12)
+    fits.require_fit("gold")
+    with pytest.raises(WhaleidError, match=r"recipe gold: .* 200\.1 GB.* at most 200\.0 GB") as error:
+        replace(fits, logits=1e8).require_fit("gold")
+    assert "\n" not in str(error.value)
 
 
 def test_a_project_is_carried_whole() -> None:

@@ -7,19 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
-from kernel_world import MODULE, World, make_world
+import secret_search
+from kernel_world import MODULE, TEST, World, shared_world
 
 from whaleid.errors import WhaleidError
-from whaleid.kaggle.bundle import KernelOptions, kernel_settings, make_bundle
+from whaleid.kaggle import size as size_module
+from whaleid.kaggle.bundle import KernelOptions, inference_size, kernel_settings, make_bundle
 from whaleid.kaggle.kernel_main import run_kernel
-from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
+from whaleid.kaggle.kernel_run import KEPT, RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
 from whaleid.kaggle.sandbox import make_sandbox
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("a kernel"))
+    return shared_world(tmp_path_factory)
 
 
 def settings(world: World) -> dict:
@@ -53,7 +57,11 @@ def assets(mounted: Path) -> Path:
 
 
 @pytest.mark.parametrize(("layout", "namespaces"), [("new", True), ("old", False)])
-def test_the_submission_is_the_local_one(world: World, tmp_path: Path, layout, namespaces: bool) -> None:
+def test_the_submission_is_the_local_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout, namespaces: bool
+) -> None:
+    for name, value in secret_search.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     done = run_bundle(
         world.bundle.folder, world.project.competition, tmp_path / "run", RunOptions(layout, namespaces=namespaces)
     )
@@ -61,6 +69,40 @@ def test_the_submission_is_the_local_one(world: World, tmp_path: Path, layout, n
     assert compared.same, compared.line()
     assert f"installed offline: {MODULE}" in done.log.read_text()
     assert not list((tmp_path / "run" / "readonly").rglob("solution.csv"))
+    assert secret_search.places(tmp_path) == []  # its log, its output, what it left anywhere
+
+
+def test_no_secret_is_in_the_bundle_or_in_anything_made_on_the_way(world: World) -> None:
+    assert list((world.bundle.folder / "kernel").glob("*.ipynb"))
+    assert secret_search.places(world.folder) == []
+    assert not [name for name in KEPT if "KAGGLE" in name.upper()]
+    leak = world.bundle.folder.parent / "planted" / "kernel.ipynb"  # the search looks where it should
+    leak.parent.mkdir()
+    leak.write_text(f"key = '{secret_search.KEY}'")
+    assert secret_search.places(world.folder) == ["work/drawn/kernel/planted/kernel.ipynb"]
+    shutil.rmtree(leak.parent)
+
+
+def test_logits_are_carried_out_of_fold_alone_and_the_size_was_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = pd.read_csv(world.project.workspace.folds)
+    kept = 0
+    for path in sorted((world.bundle.folder / "datasets" / "assets" / "features").rglob("logits.npy")):
+        images = pd.read_csv(path.with_name("logits.rows.csv"))["image"]
+        assert list(images) == list(folds["image"][folds["fold"] == int(path.parent.name[-1])])
+        assert len(np.load(path)) == len(images) < len(np.load(path.with_name("embeddings.npy"))) == len(folds)
+        kept += path.stat().st_size
+    size = inference_size(world.project)
+    assert 0 < kept - size.logits < 4 * 200  # the files' headers
+    assert world.bundle.sizes["assets"] == pytest.approx(size.total, rel=0.1)
+
+    monkeypatch.setattr(size_module, "LARGEST_DATA_SET", size.total - 1)
+    before = world.bundle.folder.stat().st_ino
+    with pytest.raises(WhaleidError, match="a data set of Kaggle holds at most"):
+        make_bundle(world.project, KernelOptions(), world.folder / "wheels")
+    assert world.bundle.folder.stat().st_ino == before
+    assert not list(world.bundle.folder.parent.glob(".recipe.*"))  # nothing half-made
 
 
 def test_the_network_is_cut_either_way(tmp_path: Path) -> None:
@@ -132,18 +174,26 @@ def test_inputs_at_unknown_places_are_found(world: World, mounted: Path) -> None
     assert compare_submissions(world.submission, mounted.parent / "working" / "submission.csv").same
 
 
-def test_a_corrupt_test_image_is_answered_by_the_prior(
+def test_corrupt_test_images_are_answered_by_the_prior(
     world: World, mounted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = sorted((mounted / "competitions" / "drawn-whales" / "test").iterdir())[3]
-    image.write_bytes(image.read_bytes()[:700])
+    cut, empty, text, gone = sorted((mounted / "competitions" / "drawn-whales" / "test").iterdir())[3:7]
+    cut.write_bytes(cut.read_bytes()[:700])
+    empty.write_bytes(b"")
+    text.write_text("not a picture")
+    gone.unlink()
+    bad = [path.name for path in (cut, empty, text, gone)]
     assert run(world, mounted) == 0
-    assert image.name in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 " in said and cut.name in said and "filled by the prior" in said
     working = mounted.parent / "working"
     rows = {row[0]: row[1] for row in csv.reader((working / "submission.csv").open())}
-    assert len(rows) == 21
-    assert rows[image.name].split()[0] == "new_whale" and len(rows[image.name].split()) == 5
-    assert json.loads((working / "kernel.json").read_text())["unreadable"] == [image.name]
+    assert len(rows) == TEST + 1
+    prior = {rows[name] for name in bad}
+    assert len(prior) == 1
+    first, *others = prior.pop().split()
+    assert first == "new_whale" and len(set(others)) == 4
+    assert json.loads((working / "kernel.json").read_text())["unreadable"] == bad
 
 
 def test_a_spent_budget_drops_views_and_sources_and_still_answers(
@@ -155,7 +205,7 @@ def test_a_spent_budget_drops_views_and_sources_and_still_answers(
     assert len(notes["sources"]) == len(notes["dropped"]) == 1
     assert notes["without_views"] == notes["sources"]
     assert "dropped, the weakest first" in capsys.readouterr().out
-    assert len((mounted.parent / "working" / "submission.csv").read_text().splitlines()) == 21
+    assert len((mounted.parent / "working" / "submission.csv").read_text().splitlines()) == TEST + 1
 
 
 def test_training_one_run_gives_what_counts_as_up_to_date_at_home(

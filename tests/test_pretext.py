@@ -32,6 +32,7 @@ from whaleid.model.pretext import (
     shown_size,
     sobel,
 )
+from whaleid.settings import Settings
 from whaleid.training.optimizer import optimizer_tensors
 from whaleid.training.pretext import (
     PretextSummary,
@@ -420,14 +421,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(place: Path, recipe: str, *pairs: str) -> pipeline.Project:
     path = place / "recipe.yaml"
     path.write_text(f"folds: 2\n{recipe}\n")
-    return pipeline.open_project(str(place / "drawn.yaml"), str(path), place / "work", list(pairs))
+    folders = Settings(weights=place / "weights")
+    return pipeline.open_project(str(place / "drawn.yaml"), str(path), place / "work", list(pairs), settings=folders)
 
 
 PRETRAIN = "pretrain: {experiment: turns, test: true}\nexperiments: [tiny]"
 
 
 def test_a_recipe_pretrains_once_and_its_runs_start_from_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "repository_root", lambda: place)
     monkeypatch.chdir(place)
     one = project(place, PRETRAIN)
     assert pipeline.jobs_stage(one, "train", 1, []) == 2

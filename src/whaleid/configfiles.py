@@ -16,14 +16,9 @@ from yaml import YAMLError
 
 from whaleid.config import Competition, Experiment, Model, PretextExperiment, Recipe
 from whaleid.errors import WhaleidError
+from whaleid.settings import Settings, read_settings, repository_root
 
 Checked = TypeVar("Checked", bound=Model)
-
-
-def repository_root() -> Path:
-    """Folder that holds `configs/`: the checkout this package runs from, else the current folder."""
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "configs").is_dir() else Path.cwd()
 
 
 def config_path(kind: Literal["competitions", "experiments", "recipes"], name: str, near: Path | None = None) -> Path:
@@ -59,19 +54,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def load_competition(name: str) -> Competition:
+def load_competition(name: str, settings: Settings | None = None) -> Competition:
     """Competition by name or path; its `root` is made absolute.
 
-    A relative root is looked for from the repository where the YAML is one of its own, else from the YAML's folder
-    first.
+    A relative root is looked for from the repository (`data/...` in RAW_DATA_DIR) where the YAML is one of its own,
+    else from the YAML's folder first. settings: None: those of SETTINGS.json.
     """
     path = config_path("competitions", name)
     competition = _checked(Competition, read_yaml(path), path)
     root = competition.root.expanduser()
     if not root.is_absolute():
-        repository = repository_root()
-        places = [repository / root, path.parent / root]
-        if not path.is_relative_to(repository / "configs"):
+        places = [(settings or read_settings()).data_root(root), path.parent / root]
+        if not path.is_relative_to(repository_root() / "configs"):
             places.reverse()
         root = next((place for place in places if place.exists()), places[0])
     return competition.model_copy(update={"root": root.resolve()})

@@ -8,6 +8,8 @@ import pandas as pd
 
 from whaleid.config import Experiment
 from whaleid.errors import WhaleidError
+from whaleid.kaggle.metadata import LARGEST_DATA_SET
+from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
 from whaleid.pipeline import Project
 
 BACKWARD = 3.0
@@ -30,6 +32,9 @@ LIBRARIES = 1.5e9
 """Bytes of a process with torch in it, and the system's own."""
 JPEG_SHARE = 0.1
 """Size of a cache of JPEGs over that of raw pixels."""
+
+PAIRWISE = ("metric", "siamese")
+"""Heads that compare images, and know no classes: they give no logits."""
 
 DEFAULT_ASPECT = 2.0
 """Width over height where neither the data nor the experiment says: a fluke's."""
@@ -66,7 +71,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Cost:
-    """One experiment, all its folds."""
+    """One experiment, all its runs. images_seen: by a fold's run in training."""
 
     experiment: str
     backbone: str
@@ -89,7 +94,9 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     images, identities: counts to plan with where the competition's data is not here.
     """
     census = count_images(project, images, identities)
-    costs = [experiment_cost(item, census, project.recipe.folds, len(project.folds)) for item in project.experiments]
+    costs = _costs(project, census)
+    runs = sum(len(project.folds_of(item)) for item in project.experiments)
+    full = len(project.full_experiments)
     rate = tflops or _rate(costs)
     table = pd.DataFrame(
         {
@@ -103,28 +110,61 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
             "hours": [f"{cost.hours(rate):.2f}" for cost in costs],
         }
     )
-    total = sum(cost.hours(rate) for cost in costs)
+    again = project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0
+    total = sum(cost.hours(rate) for cost in costs) * (1 + again)
     pretraining = [] if project.pretext is None else [f"not counted: the pretraining {project.pretext.name}"]
     return [
         f"recipe {project.recipe.name} on {project.competition.name}: {len(costs)} experiments x "
-        f"{len(project.folds)} folds = {len(costs) * len(project.folds)} runs",
+        f"{len(project.folds)} folds"
+        + (f" + {full} on all labelled images" if full else "")
+        + f" = {runs} runs"
+        + (f", at most {again} times more with pseudo-labels" if again else ""),
         f"images: {census.labelled:,} labelled, {census.unknown:,} unknown, {census.test:,} test; "
         f"{census.identities:,} identities" + (" (as given, not counted)" if census.estimated else ""),
         "",
         table.to_string(index=False),
         "",
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
-        f"(--tflops to change), {total / max(1, len(costs) * len(project.folds)):.2f} h a run",
+        f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         *pretraining,
-        f"features on disk: {_feature_bytes(project, census) / 1e9:.1f} GB",
+        f"features on disk: {_feature_bytes(project, census) * (1 + again) / 1e9:.1f} GB",
+        _kernel_line(planned_kernel(project, costs, census)),
     ]
 
 
+def planned_kernel(project: Project, costs: list[Cost], census: Census) -> KernelSize:
+    """What the recipe's Kaggle kernel would carry (keypoints and features of other programs not counted).
+
+    costs: of the recipe's experiments.
+    """
+    covered = len(project.folds) / project.recipe.folds
+    return sum_sizes(
+        source_size(
+            weights=FLOAT * cost.parameters,
+            dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
+            classes=census.identities if item.features.logits and item.head.name not in PAIRWISE else 0,
+            bytes_each=2 if item.features.half else FLOAT,
+            folds=len(project.folds_of(item)),
+            labelled=census.labelled + census.unknown,
+            test=census.test,
+            covered=covered,
+        )
+        for item, cost in zip(project.experiments, costs, strict=True)
+    )
+
+
+def _kernel_line(size: KernelSize) -> str:
+    too_large = "" if size.fits else f"; MORE THAN A DATA SET OF KAGGLE TAKES ({LARGEST_DATA_SET / 1e9:,.0f} GB)"
+    return f"a Kaggle kernel carries about {size.line()}{too_large}"
+
+
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:
-    """Disk, memory and time of the whole recipe. device: cuda or cpu."""
-    costs = [experiment_cost(item, census, project.recipe.folds, len(project.folds)) for item in project.experiments]
+    """Disk, memory and time of the whole recipe, all its rounds counted. device: cuda or cpu."""
+    costs = _costs(project, census)
     weights = [FLOAT * cost.parameters for cost in costs]
-    runs = sum(weights) * len(project.folds) + TRAINED * max(weights, default=0)
+    kept = [weight * len(project.folds_of(item)) for weight, item in zip(weights, project.experiments, strict=True)]
+    rounds = 1 + (project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0)
+    runs = rounds * sum(kept) + TRAINED * max(weights, default=0)
     caches: dict[tuple[tuple[int, int], str], float] = {}
     for item, cost in zip(project.experiments, costs, strict=True):
         bytes_a_pixel = 3 * (JPEG_SHARE if item.image.cache == "jpeg" else 1.0)
@@ -132,9 +172,9 @@ def recipe_needs(project: Project, census: Census, device: str) -> Needs:
     width = sum(item.model.embedding * (2 if item.image.mirror_identities else 1) for item in project.experiments)
     side_by_side = COPIES * FLOAT * census.all_images * width
     return Needs(
-        disk=sum(caches.values()) + _feature_bytes(project, census) + runs,
+        disk=sum(caches.values()) + rounds * _feature_bytes(project, census) + runs,
         memory=LIBRARIES + max(TRAINED * max(weights, default=0), side_by_side),
-        hours=sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
+        hours=rounds * sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
     )
 
 
@@ -163,8 +203,19 @@ def count_images(project: Project, images: int | None, identities: int | None) -
     return Census(len(train) - unknown, unknown, known, int((table.split == "test").sum()), aspect, estimated=False)
 
 
-def experiment_cost(experiment: Experiment, census: Census, folds: int, trained: int) -> Cost:
-    """Operations of one experiment over its folds, counted on torch's meta device: no memory, no weights."""
+def _costs(project: Project, census: Census) -> list[Cost]:
+    full = project.full_experiments
+    return [
+        experiment_cost(item, census, project.recipe.folds, len(project.folds), item in full)
+        for item in project.experiments
+    ]
+
+
+def experiment_cost(experiment: Experiment, census: Census, folds: int, trained: int, full: bool = False) -> Cost:
+    """Operations of one experiment over its runs, counted on torch's meta device: no memory, no weights.
+
+    folds: into which the images are dealt. trained: how many of them are. full: on all labelled images, too.
+    """
     import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -181,6 +232,7 @@ def experiment_cost(experiment: Experiment, census: Census, folds: int, trained:
             embedder(torch.empty((1, size[1], size[0], 3), dtype=torch.uint8))
     forward = float(counter.get_total_flops())
     seen = _images_seen(experiment, census, folds)
+    seen_in_all = seen * trained + (round(seen * folds / (folds - 1)) if full else 0)
     views = (2 if experiment.features.mirror else 1) * sum(scale**2 for scale in experiment.features.scales)
     return Cost(
         experiment.name,
@@ -190,8 +242,8 @@ def experiment_cost(experiment: Experiment, census: Census, folds: int, trained:
         sum(parameter.numel() for parameter in embedder.parameters()),
         forward,
         seen,
-        BACKWARD * forward * seen * trained,
-        forward * views * census.all_images * trained,
+        BACKWARD * forward * seen_in_all,
+        forward * views * census.all_images * (trained + full),
     )
 
 
@@ -211,7 +263,7 @@ def _feature_bytes(project: Project, census: Census) -> int:
     for experiment in project.experiments:
         width = experiment.model.embedding * (2 if experiment.image.mirror_identities else 1)
         width += census.identities if experiment.features.logits else 0
-        total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds)
+        total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds_of(experiment))
     return total
 
 

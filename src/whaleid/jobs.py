@@ -20,6 +20,7 @@ from rich.console import Console
 
 from whaleid.errors import WhaleidError
 from whaleid.progress import PROGRESS_FILE, follow_bars
+from whaleid.workspace import fold_name
 
 MEMORY_OF_A_RUN = 3 * 2**30
 """Bytes that a run on a CPU is given room for; small networks at small sizes take about half."""
@@ -30,18 +31,25 @@ class Job:
     """One experiment on one fold, from training to features; `current` when nothing is left to do."""
 
     experiment: str
-    fold: int
+    fold: int | None
+    """None: on all labelled images."""
     stage: str
     """`train` or `features` (which trains first where that is missing)."""
     current: bool
 
     @property
     def title(self) -> str:
-        return f"{self.experiment} fold {self.fold}"
+        return f"{self.experiment} {'full' if self.fold is None else f'fold {self.fold}'}"
+
+    @property
+    def file_name(self) -> str:
+        """What its files are called."""
+        return f"{self.experiment}.{fold_name(self.fold)}"
 
     def command(self, options: list[str]) -> list[str]:
         """Command line that does this job alone; `options` name competition, recipe, work folder and SET."""
-        only = ["--experiment", self.experiment, "--fold", str(self.fold)]
+        part = ["--full"] if self.fold is None else ["--fold", str(self.fold)]
+        only = ["--experiment", self.experiment, *part]
         return [sys.executable, "-m", "whaleid", self.stage, *options, *only]
 
 
@@ -49,7 +57,7 @@ def run_jobs(jobs: list[Job], do: Callable[[Job], None], options: list[str], at_
     """Do every job that is not current; returns how many were done.
 
     at_once: 1 calls `do(job)` here; more starts that many processes of `job.command(options)`, each with its
-        share of the cores and its own GPU, its output in `logs/<experiment>.fold<k>.log`; 0 chooses (`sensible`).
+        share of the cores and its own GPU, its output in `logs/<experiment>.<fold>.log`; 0 chooses (`sensible`).
     Raises WhaleidError when a job fails: those still running are ended, and what they had done is kept.
     """
     waiting = [job for job in jobs if not job.current]
@@ -118,11 +126,11 @@ def _start(job: Job, options: list[str], at_once: int, place: int, gpus: int, lo
 
 
 def _log_path(logs: Path, job: Job) -> Path:
-    return logs / f"{job.experiment}.fold{job.fold}.log"
+    return logs / f"{job.file_name}.log"
 
 
 def _progress_path(logs: Path, job: Job) -> Path:
-    return logs / f"{job.experiment}.fold{job.fold}.progress"
+    return logs / f"{job.file_name}.progress"
 
 
 def _raise_if_failed(code: int, job: Job, logs: Path) -> None:

@@ -27,6 +27,8 @@ class Workspace:
     """Paths of one competition's work (design: *What passes between rooms*)."""
 
     root: Path
+    round: int = 0
+    """Of pseudo-labels: runs and features of later ones are `<experiment>.round<r>`."""
 
     @property
     def images(self) -> Path:
@@ -40,11 +42,19 @@ class Workspace:
         """Folder of resized images of one size."""
         return self.root / "cache" / name
 
-    def run(self, experiment: str, fold: int) -> Path:
-        return self.root / "runs" / experiment / f"fold{fold}"
+    def run(self, experiment: str, fold: int | None) -> Path:
+        """Folder of one run; fold None: the one that is trained on all labelled images."""
+        return self.root / "runs" / self._in_round(experiment) / fold_name(fold)
 
-    def features(self, source: str, fold: int) -> Path:
-        return self.root / "features" / source / f"fold{fold}"
+    def features(self, source: str, fold: int | None) -> Path:
+        return self.root / "features" / self._in_round(source) / fold_name(fold)
+
+    def _in_round(self, experiment: str) -> str:
+        return f"{experiment}{_ROUND}{self.round}" if self.round else experiment
+
+    def pseudo_labels(self, recipe: str) -> Path:
+        """Table of the test images that join training in this round of pseudo-labels."""
+        return self.root / "pseudo" / recipe / f"round{self.round}.csv"
 
     def local(self, name: str) -> Path:
         """Folder of the keypoints' descriptors of one size and number."""
@@ -52,6 +62,10 @@ class Workspace:
 
     def candidates(self, recipe: str) -> Path:
         return self.root / "candidates" / recipe
+
+    def round_candidates(self, recipe: str) -> Path:
+        """Those of one round, where a recipe has rounds; `candidates` are then those of the round that is used."""
+        return self.candidates(recipe) / f"round{self.round}"
 
     def ablation(self, recipe: str) -> Path:
         """Folder of the table that says what every part of a recipe is worth."""
@@ -83,6 +97,21 @@ class Workspace:
 
     def _stamp_path(self, output: Path) -> Path:
         return self.root / ".stamps" / f"{output.relative_to(self.root).as_posix()}.json"
+
+
+_ROUND = ".round"
+"""Between the name of an experiment and the number of the round that its folder is of."""
+
+
+def source_of(folder: str) -> str:
+    """The experiment that a folder of runs or features is of, whatever round it is of."""
+    name, _, number = folder.rpartition(_ROUND)
+    return name if name and number.isdigit() else folder
+
+
+def fold_name(fold: int | None) -> str:
+    """`fold<k>`, or `full` for what all labelled images taught."""
+    return "full" if fold is None else f"fold{fold}"
 
 
 def digest(*parts: Any) -> str:

@@ -42,6 +42,7 @@ from whaleid.config.recipe import (
     ConcatConfig,
     KnnConfig,
     PretrainConfig,
+    PseudoConfig,
     Recipe,
 )
 from whaleid.config.retrieval import (
@@ -89,6 +90,7 @@ __all__ = [
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
+    "PseudoConfig",
     "Recipe",
     "ReciprocalConfig",
     "RerankConfig",

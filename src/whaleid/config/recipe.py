@@ -57,6 +57,10 @@ class ClassifierConfig(Model):
     smoothing: Share = 0.1
     scale: Annotated[float, Field(gt=0)] = 20.0
     mixup: Annotated[float, Field(ge=0)] = 0.2
+    hidden: Positive | None = None
+    """Width of a hidden layer (GELU) beside the features; null: none."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the hidden layer's values left out in training."""
     seeds: Positive = 2
 
 
@@ -85,6 +89,16 @@ class CombineConfig(Model):
     """Post-processing of the last ranking; `{}` takes it as config/after.py sets it, null leaves it out."""
 
 
+class PseudoConfig(Model):
+    """Confident test images join training, round after round (humpback's and happywhale's first places)."""
+
+    rounds: Positive = 1
+    """At most this often everything is trained again, with the labels that the round before gave. The first round
+    that does not help out of fold is the last, and is not used."""
+    confidence: Share = 0.8
+    """Least probability of the first guess. It must stand before the unknown identity, too."""
+
+
 class Recipe(Model):
     """A list of experiments and how they are combined."""
 
@@ -93,6 +107,11 @@ class Recipe(Model):
     train_folds: list[int] | None = None
     """Train these folds alone (a quick look); null: all."""
     experiments: list[str] = []
+    full: bool | list[str] = False
+    """Experiments trained once more on all labelled images, as members of the test set's ensemble: true for all, or
+    their names. They train for as many epochs as the folds' runs, and out of fold they are worth what those are."""
+    pseudo: PseudoConfig | None = None
+    """Rounds of pseudo-labels; `{}` takes one as it is set above, null none."""
     pretrain: PretrainConfig | None = None
     """Experiments with `model.weights` imagenet or random start from the backbone that this trains; one that names a
     file of its own starts from that."""
@@ -115,7 +134,21 @@ class Recipe(Model):
     def _consistent(self) -> Recipe:
         if not self.experiments and not self.sources:
             raise ValueError("a recipe needs experiments or sources")
+        foreign = sorted(set(self.full_members) - set(self.experiments))
+        if foreign:
+            raise ValueError(f"full: '{foreign[0]}' is none of the recipe's experiments")
+        if self.pseudo is not None and not self.experiments:
+            raise ValueError("pseudo needs experiments to train; foreign sources alone learn nothing from it")
+        if self.pseudo is not None and self.train_folds is not None and len(set(self.train_folds)) < 2:
+            raise ValueError("pseudo needs two folds or more in train_folds: what is sure for one, the others say")
         outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
         if outside:
             raise ValueError(f"train_folds {outside} are outside 0..{self.folds - 1}")
         return self
+
+    @property
+    def full_members(self) -> list[str]:
+        """Entries of `experiments` that are trained on all labelled images too."""
+        if isinstance(self.full, bool):
+            return list(self.experiments) if self.full else []
+        return self.full

@@ -18,8 +18,8 @@ import pandas as pd
 
 from whaleid.config import AfterConfig, CombineConfig, Competition, Recipe
 from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
-from whaleid.ensemble.ladder import climb, common_folds, rank_all
-from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.ladder import climb, protocol_of, rank_all, with_whole
+from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking, Source, rank_jointly
 from whaleid.ensemble.results import Gain, LadderResult, paired_gain
 from whaleid.progress import progress_bar
@@ -87,7 +87,7 @@ def ablate(
     local: Path | None = None,
 ) -> Ablation:
     """Score the recipe and each of its variants. Arguments as `ladder.combine`; nothing is written."""
-    protocol = read_protocol(images, folds, competition, common_folds(sources))
+    protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
     rows: list[Row] = []
     base: LadderResult | None = None
@@ -163,7 +163,8 @@ def _rankings_of(
     dims = [open_embeddings(next(iter(source.folds.values())), images).shape[1] for source in used]
     joint = rank_jointly(used, dims, images, protocol, variant.config, seed)
     singles, votes = ([one for one in kept if (one.kind == "local") == is_local] for is_local in (False, True))
-    return [*singles, *(one for one in joint if one is not None), *votes]
+    keep = max(variant.config.candidates, protocol.k)
+    return [*singles, *(with_whole(one, protocol, keep) for one in joint if one is not None), *votes]
 
 
 def _row(variant: Variant, result: LadderResult, base: LadderResult, protocol: Protocol, seed: int) -> Row:

@@ -2,10 +2,15 @@
 
 A linear layer on unit features with unit class vectors (a cosine softmax: Wang et al., "NormFace", 2017),
 started at the class centroids, so that it begins as good as the nearest centroid and can only learn from
-there. Label smoothing and mix-up of features (Zhang et al., "mixup", 2018; manifold mix-up, Verma et al.
-2019) keep it from memorising identities of one image. The training images' features come from networks that
-saw those images: they are tidier than any query's, and this is why it is regularised this much and judged out
-of fold alone.
+there. A hidden layer, where asked for, is added to the features (GELU, dropout; a residual branch as in He et
+al. 2016) and starts at zero, so that the start is the same. Label smoothing and mix-up of features (Zhang et
+al., "mixup", 2018; manifold mix-up, Verma et al. 2019) keep it from memorising identities of one image. The
+training images' features come from networks that saw those images: they are tidier than any query's, and this
+is why it is regularised this much and judged out of fold alone.
+
+Its length is fixed beforehand: stopping where the fold's own score is best would look at the fold. Time is
+linear in images; features are read in mini-batches, and what is held is classes x dimensions and
+`_CELLS` logits.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ from torch.nn import functional
 from whaleid.config import ClassifierConfig
 
 _WARMUP = 0.05  # share of the steps spent raising the learning rate
-_CHUNK = 4096  # queries classified at a time: 80 MB with 5,000 classes
+_CELLS = 1 << 24  # logits at a time: 64 MB
+_BLOCK = 4096  # rows summed at a time for the centroids
 
 
 @dataclass(frozen=True)
@@ -28,93 +34,145 @@ class Classifier:
     """Class vectors of several trainings: probability = mean over them of softmax(scale x cosine).
 
     codes: int64 (c,), the identity of each class. vectors: float32 (seeds, c, d), unit rows. scale: > 0.
+    inward, outward: float32 (seeds, hidden, d) and (seeds, d, hidden), the hidden layer; None where there is none.
     """
 
     codes: np.ndarray
     vectors: np.ndarray
     scale: float
+    inward: np.ndarray | None = None
+    outward: np.ndarray | None = None
 
 
 def train_classifier(features: np.ndarray, codes: np.ndarray, config: ClassifierConfig, seed: int = 0) -> Classifier:
     """Train `config.seeds` classifiers on the same images; same arguments, same result on the same machine.
 
-    features: float32 (n, d), unit rows. codes: int64 (n,), identities, all >= 0.
+    features: float (n, d), unit rows; may be memory-mapped, only mini-batches are copied. codes: int64 (n,),
+    identities, all >= 0.
     """
     classes, labels = np.unique(codes, return_inverse=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(device)
-    target = torch.from_numpy(labels.astype(np.int64)).to(device)
-    start = _centroids(data, target, len(classes))
-    vectors = [_train_once(data, target, start, config, seed * 1000 + number) for number in range(config.seeds)]
-    return Classifier(classes.astype(np.int64), torch.stack(vectors).cpu().numpy(), config.scale)
+    start = _centroids(features, labels, len(classes))
+    trained = [_train_once(features, labels, start, config, seed * 1000 + number) for number in range(config.seeds)]
+    vectors, *hidden = (torch.stack(parts).cpu().numpy() for parts in zip(*trained, strict=True))
+    return Classifier(classes.astype(np.int64), vectors, config.scale, *hidden)
 
 
 def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` most probable identities of each query.
 
-    features: float32 (q, d), unit rows.
+    features: float (q, d), unit rows.
     Returns codes int64 (q, keep), -1 padded where there are fewer classes, and probabilities float32,
     descending, -inf padded.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vectors = torch.from_numpy(classifier.vectors).to(device)
+    device = _device()
+    networks = [
+        tuple(torch.from_numpy(part[seed]).to(device) for part in _parts(classifier))
+        for seed in range(len(classifier.vectors))
+    ]
     most = min(keep, len(classifier.codes))
     codes = np.full((len(features), keep), -1, dtype=np.int64)
     scores = np.full((len(features), keep), -np.inf, dtype=np.float32)
-    for start in range(0, len(features), _CHUNK):
-        chunk = torch.from_numpy(np.ascontiguousarray(features[start : start + _CHUNK])).to(device)
+    step = max(1, _CELLS // len(classifier.codes))
+    for start in range(0, len(features), step):
+        chunk = _batch(features, np.arange(start, min(start + step, len(features))))
         probability = torch.zeros(len(chunk), len(classifier.codes), device=device)
-        for one in vectors:
-            probability += functional.softmax(classifier.scale * (chunk @ one.T), dim=1)
-        best, place = (probability / len(vectors)).topk(most, dim=1)
-        codes[start : start + _CHUNK, :most] = classifier.codes[place.cpu().numpy()]
-        scores[start : start + _CHUNK, :most] = best.cpu().numpy()
+        for vectors, *hidden in networks:
+            cosine = _deepened(chunk, hidden, 0.0, None) @ vectors.T
+            probability += functional.softmax(classifier.scale * cosine, dim=1)
+        best, place = (probability / len(networks)).topk(most, dim=1)
+        codes[start : start + step, :most] = classifier.codes[place.cpu().numpy()]
+        scores[start : start + step, :most] = best.cpu().numpy()
     return codes, scores
 
 
-def _centroids(data: torch.Tensor, target: torch.Tensor, classes: int) -> torch.Tensor:
-    """Mean direction of each class, float32 (c, d); summed in sorted segments, so that a GPU repeats itself
-    too.
-    """
-    order = torch.argsort(target, stable=True)
-    sums = torch.segment_reduce(data[order], "sum", lengths=torch.bincount(target, minlength=classes), axis=0)
-    return functional.normalize(sums)
+def _parts(classifier: Classifier) -> list[np.ndarray]:
+    return [part for part in (classifier.vectors, classifier.inward, classifier.outward) if part is not None]
+
+
+def _batch(features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """`features[rows]` as float32 (m, d) on the device; a copy, so that a read-only file may stand behind."""
+    return torch.from_numpy(np.ascontiguousarray(features[rows], dtype=np.float32)).to(_device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> torch.Tensor:
+    """Mean direction of each class, float32 (c, d); summed in sorted segments, a block at a time."""
+    order = np.argsort(labels, kind="stable")
+    sums = np.zeros((classes, features.shape[1]), dtype=np.float32)
+    for start in range(0, len(order), _BLOCK):
+        rows = order[start : start + _BLOCK]
+        present, first = np.unique(labels[rows], return_index=True)
+        sums[present] += np.add.reduceat(features[rows].astype(np.float32, copy=False), first, axis=0)
+    return functional.normalize(torch.from_numpy(sums).to(_device()))
 
 
 def _train_once(
-    data: torch.Tensor, target: torch.Tensor, start: torch.Tensor, config: ClassifierConfig, seed: int
-) -> torch.Tensor:
-    """One training from the centroids; returns unit class vectors float32 (c, d)."""
+    features: np.ndarray, labels: np.ndarray, start: torch.Tensor, config: ClassifierConfig, seed: int
+) -> list[torch.Tensor]:
+    """One training from the centroids; returns unit class vectors float32 (c, d) and the hidden layer's parts."""
     generator = torch.Generator().manual_seed(seed)
     mixing = np.random.default_rng(seed)
+    target = torch.from_numpy(labels.astype(np.int64)).to(start.device)
     vectors = start.clone().requires_grad_()
-    optimizer = torch.optim.AdamW([vectors], lr=config.lr, weight_decay=config.weight_decay)
-    batches = math.ceil(len(data) / config.batch)
+    hidden = _hidden(start, config, generator)
+    optimizer = torch.optim.AdamW([vectors, *hidden], lr=config.lr, weight_decay=config.weight_decay)
+    batches = math.ceil(len(features) / config.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(config.epochs * batches))
     for _ in range(config.epochs):
-        order = torch.randperm(len(data), generator=generator).to(data.device)
+        order = torch.randperm(len(features), generator=generator)
         for batch in order.tensor_split(batches):
-            loss = _loss(vectors, data[batch], target[batch], config, mixing)
+            data = _batch(features, batch.numpy())
+            loss = _loss(vectors, hidden, data, target[batch.to(target.device)], config, mixing, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-    return functional.normalize(vectors.detach())
+    return [functional.normalize(vectors.detach()), *(part.detach() for part in hidden)]
+
+
+def _hidden(start: torch.Tensor, config: ClassifierConfig, generator: torch.Generator) -> list[torch.Tensor]:
+    """The hidden layer before training: random directions inward, zeros outward; empty where none is asked for."""
+    if config.hidden is None:
+        return []
+    dims = start.shape[1]
+    inward = functional.normalize(torch.randn(config.hidden, dims, generator=generator)) * math.sqrt(dims / 4)
+    outward = torch.zeros(dims, config.hidden)  # unit rows times sqrt(d) / 2: GELU sees values of about 0.5
+    return [part.to(start.device).requires_grad_() for part in (inward, outward)]
+
+
+def _deepened(
+    features: torch.Tensor, hidden: list[torch.Tensor], dropout: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Unit features plus the hidden layer's answer, of length 1 again. dropout: share of hidden values put to 0."""
+    if not hidden:
+        return features
+    inward, outward = hidden
+    middle = functional.gelu(features @ inward.T)
+    if generator is not None and dropout > 0:
+        kept = torch.rand(middle.shape, generator=generator).to(middle.device) >= dropout
+        middle = middle * kept / (1 - dropout)
+    return functional.normalize(features + middle @ outward.T)
 
 
 def _loss(
     vectors: torch.Tensor,
+    hidden: list[torch.Tensor],
     features: torch.Tensor,
     labels: torch.Tensor,
     config: ClassifierConfig,
     mixing: np.random.Generator,
+    generator: torch.Generator,
 ) -> torch.Tensor:
     """Cross entropy of one batch; with mix-up, of each image blended with its neighbour in the (shuffled)
     batch.
     """
     share = float(mixing.beta(config.mixup, config.mixup)) if config.mixup > 0 else 1.0
     mixed = functional.normalize(share * features + (1 - share) * features.roll(1, 0))
-    logits = config.scale * (mixed @ functional.normalize(vectors).T)
+    deep = _deepened(mixed, hidden, config.dropout, generator)
+    logits = config.scale * (deep @ functional.normalize(vectors).T)
     first = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
     second = functional.cross_entropy(logits, labels.roll(1, 0), label_smoothing=config.smoothing)
     return share * first + (1 - share) * second

@@ -33,6 +33,9 @@ OFF = "off"
 _QUERIES = 128  # queries compared with the whole gallery at a time: 17 MB for 33,000 images
 _EQUAL = 1e-9  # scores that differ less are equal, and the earlier setting stays
 
+Both = tuple[Candidates | None, Candidates | None]
+"""Candidates out of fold (None where no fold is held out) and for the test images (None where there are none)."""
+
 Lists = tuple[np.ndarray, np.ndarray]
 """codes int64 (q, keep), -1 padded, and scores float32 (q, keep), descending, -inf padded."""
 
@@ -43,7 +46,8 @@ class Setting:
 
     method: str
     name: str
-    oof: Candidates
+    oof: Candidates | None
+    """None for models that all labelled images taught: they have no queries out of fold."""
     test: Candidates | None
 
 
@@ -80,30 +84,36 @@ def rerank_part(
     features: np.ndarray, part: FoldPart, protocol: Protocol, config: RerankConfig, knn: KnnConfig, keep: int
 ) -> list[Setting]:
     """Every setting of every method asked for. features: float32 (n, d) of all images by this fold's models."""
-    oof = _Asked(features, part.gallery, part.gallery_codes, part.training, part.rows)
-    found = dict(_every_setting(oof, config, knn, keep))
+    found: dict[tuple[str, str], Lists] = {}
+    if len(part.rows):
+        oof = _Asked(features, part.gallery, part.gallery_codes, part.training, part.rows)
+        found = dict(_every_setting(oof, config, knn, keep))
     tests: dict[tuple[str, str], Lists] = {}
     if len(protocol.test_rows):
         labelled = np.union1d(part.training, part.rows)
         test = _Asked(features, protocol.gallery, protocol.gallery_codes, labelled, protocol.test_rows)
         tests = dict(_every_setting(test, config, knn, keep))
 
-    def named(names: np.ndarray, lists: Lists) -> Candidates:
-        return Candidates(names, protocol.classes, *lists)
+    def named(names: np.ndarray, lists: Lists | None) -> Candidates | None:
+        return None if lists is None else Candidates(names, protocol.classes, *lists)
 
     return [
-        Setting(*key, named(part.names, lists), named(protocol.test_names, tests[key]) if tests else None)
-        for key, lists in found.items()
+        Setting(*key, named(part.names, found.get(key)), named(protocol.test_names, tests.get(key)))
+        for key in found or tests
     ]
 
 
 def choose_settings(
-    protocol: Protocol, plain: list[tuple[Candidates, Candidates | None]], settings: list[list[Setting]]
+    protocol: Protocol,
+    plain: list[Both],
+    settings: list[list[Setting]],
+    decided: dict[str, str] | None = None,
 ) -> list[Chosen]:
     """For each method and fold the setting with the largest MAP@k on the other folds; the plain list is one of them.
 
     plain: the lists without re-ranking, for each fold out of fold and for the test images. settings: `rerank_part` of
-    each fold. Of equals the plain list stays, then the earlier setting.
+    each fold. Both may end with those of the whole, which has no say. Of equals the plain list stays, then the earlier
+    setting. decided: method -> setting, where that was chosen before; nothing is scored then.
     """
     chosen = []
     for method in dict.fromkeys(setting.method for of_fold in settings for setting in of_fold):
@@ -111,31 +121,32 @@ def choose_settings(
         for number, first in enumerate(settings[0]):
             if first.method == method:
                 tables[first.name] = [(of_fold[number].oof, of_fold[number].test) for of_fold in settings]
-        chosen.append(_chosen(protocol, method, tables))
+        chosen.append(_chosen(protocol, method, tables, None if decided is None else decided[method]))
     return chosen
 
 
-def _chosen(protocol: Protocol, method: str, tables: dict[str, list[tuple[Candidates, Candidates | None]]]) -> Chosen:
+def _chosen(protocol: Protocol, method: str, tables: dict[str, list[Both]], decided: str | None) -> Chosen:
     places = list(range(len(protocol.parts)))
-    choice = [_best(protocol, tables, protocol.others(place)) for place in places]
-    tuned = _best(protocol, tables, places)
-    without = tuple(tuple(oof for oof, _ in tables[name]) for name in choice)
+    oofs = {name: tuple(oof for oof, _ in lists if oof is not None) for name, lists in tables.items()}
+    choice = [decided or _best(protocol, oofs, protocol.others(place)) for place in places]
+    tuned = decided or _best(protocol, oofs, places)
+    without = tuple(oofs[name] for name in choice)
     return Chosen(
         method=method,
         choices=Choices({part.fold: name for part, name in zip(protocol.parts, choice, strict=True)}, tuned),
         oof=tuple(without[place][place] for place in places),
         test=tuple(test for _, test in tables[tuned] if test is not None),
         without=without,
-        whole=tuple(oof for oof, _ in tables[tuned]),
+        whole=oofs[tuned],
     )
 
 
-def _best(protocol: Protocol, tables: dict[str, list[tuple[Candidates, Candidates | None]]], places: list[int]) -> str:
+def _best(protocol: Protocol, tables: dict[str, tuple[Candidates, ...]], places: list[int]) -> str:
     """The setting with the largest MAP@k on these folds, each with the best threshold of its own."""
     questions = Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
     best, highest = OFF, -np.inf
     for name, lists in tables.items():
-        stacked = stack([lists[place][0] for place in places])
+        stacked = stack([lists[place] for place in places])
         value = tuned_map(standing(stacked, questions.truth, questions.weights, questions.k), questions)[1]
         if value > highest + _EQUAL:
             best, highest = name, value

@@ -7,7 +7,9 @@ the recipe asks for it, the blend and, where the recipe asks for them, the stack
 rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds, weights and trees used
 on them were learnt from the other folds' out-of-fold candidates (which were compared with this fold's images as
 gallery: that much, and no more, the folds know of one another). For the test set all this is learnt from all folds,
-and scores are averaged over the folds' models.
+and scores are averaged over the folds' models and, where there are such, over those that all labelled images taught:
+these have no queries out of fold, learn nothing but by the folds' weights and thresholds, and are worth what the folds'
+models are.
 
 The best of averaged scores is lower than the average of best scores, so the tuned threshold is carried over
 by rank: `unknown` comes first as often as the single models say it does. The test set's gallery is larger
@@ -20,6 +22,7 @@ the rung by the score that is reported would make that score optimistic.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +43,15 @@ from whaleid.ensemble.blend import (
 )
 from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, rank_jointly, rank_source
+from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
+from whaleid.ensemble.worth import BlendWorth, blend_worth
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import rank_of_truth, score_ranks, size_slices
+from whaleid.scoring.metrics import rank_of_truth, reciprocal_rank_at_k, score_ranks, size_slices
 
 BLEND = "blend"
 
@@ -67,11 +71,19 @@ def combine(
     local: folder of the keypoints' descriptors, where the recipe has `combine.local`.
     Raises WhaleidError where the sources' folds differ, or features do not fit the images.
     """
-    protocol = read_protocol(images, folds, competition, common_folds(sources))
+    protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
     result = climb(protocol, rankings, recipe.combine, recipe.seed, images)
+    result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
+    result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
     write_result(result, protocol, out)
     return result
+
+
+def protocol_of(images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, sources: list[Source]) -> Protocol:
+    """The questions that these sources can answer."""
+    whole = any(source.full is not None for source in sources)
+    return read_protocol(images, folds, competition, common_folds(sources), whole)
 
 
 def common_folds(sources: list[Source]) -> list[int]:
@@ -89,10 +101,10 @@ def common_folds(sources: list[Source]) -> list[int]:
                     f"source '{source.name}': no features of fold {number}, which other sources have; "
                     "extract them, or leave the fold out (train_folds)"
                 )
-            if not source.folds[number].is_dir():
+        for folder in [*source.folds.values(), *([] if source.full is None else [source.full])]:
+            if not folder.is_dir():
                 raise WhaleidError(
-                    f"source '{source.name}': {source.folds[number]}: no such folder; "
-                    "run the features stage, or mend the path"
+                    f"source '{source.name}': {folder}: no such folder; run the features stage, or mend the path"
                 )
     if not numbers:
         raise WhaleidError(f"source '{names[0]}': no folds; extract its features first")
@@ -106,8 +118,14 @@ def rank_all(
     config: CombineConfig,
     seed: int,
     local: Path | None = None,
+    decided: dict[str, str] | None = None,
 ) -> list[Ranking]:
-    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching."""
+    """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching.
+
+    Where some source has a model that all labelled images taught, each ranking answers the test set once for every
+    fold and once for these models; one that they have no part in with the mean of its folds. decided: as in
+    `choose_settings`.
+    """
     if (config.local is None) != (local is None):
         raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
     unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
@@ -118,14 +136,14 @@ def rank_all(
         )
     rankings: list[Ranking] = []
     dims: list[int] = []
-    steps = len(sources) + len(protocol.parts) + (0 if local is None else len(protocol.parts) + 1)
+    steps = len(sources) + len(joint_parts(sources, protocol)) + (0 if local is None else len(protocol.parts) + 1)
     with progress_bar("ranking", total=steps) as bar:
         for source in sources:
             found, dim = rank_source(source, images, protocol, config)
             rankings += found
             dims.append(dim)
             bar.advance(note=source.name)
-        for ranking in rank_jointly(sources, dims, images, protocol, config, seed):
+        for ranking in rank_jointly(sources, dims, images, protocol, config, seed, decided):
             if ranking is None:
                 bar.advance(note="all sources")
             else:
@@ -135,7 +153,17 @@ def rank_all(
                 bar.advance(note="local matching")
             else:
                 rankings.append(ranking)
-    return rankings
+    keep = max(config.candidates, protocol.k)
+    return [with_whole(ranking, protocol, keep) for ranking in rankings]
+
+
+def with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
+    """The ranking with a test answer for every part that answers: the mean of its folds where it has none of the models
+    that all labelled images taught.
+    """
+    if len(ranking.test) in (0, len(protocol.answering)):
+        return ranking
+    return replace(ranking, test=(*ranking.test, average(ranking.test, keep)))
 
 
 def climb(
@@ -200,7 +228,7 @@ def _materials(
     def taught(target: int | None) -> list[dict[str, Candidates]]:
         return [{one.name: one.taught(target)[place] for one in rankings} for place in places]
 
-    test = [{one.name: one.test[place] for one in rankings} for place in places] if len(protocol.test_rows) else []
+    test = [{one.name: one.test[place] for one in rankings} for place in range(len(rankings[0].test))]
     found = [
         Material(blended(blend, taught(place)), (), tuple(own.by_fold[place] for own in limits))
         for place, blend in enumerate(blends)
@@ -249,8 +277,10 @@ def blend_rankings(
         final = _tune(protocol, rankings, config, places, None)
         limits = Limits(by_place, _threshold(protocol, blended(final, places, None), places))
         bar.advance()
-    tests = len(protocol.parts) if len(protocol.test_rows) else 0
-    test = [apply_blend(final, {one.name: one.test[place] for one in rankings}, keep) for place in range(tests)]
+    test = [
+        apply_blend(final, {one.name: one.test[place] for one in rankings}, keep)
+        for place in range(len(rankings[0].test))
+    ]
     used = set(final.used).union(*(blend.used for blend in by_fold.values()))
     optimistic = any(one.optimistic for one in rankings if one.name in used)
     return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits
@@ -276,6 +306,29 @@ def _tune(
 
 def _questions(protocol: Protocol, places: list[int]) -> Questions:
     return Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
+
+
+def members_worth(
+    protocol: Protocol, rankings: list[Ranking], config: CombineConfig, result: LadderResult, seed: int = 0
+) -> BlendWorth:
+    """What each member of the blend is worth: the blend is tuned again without it, as `blend_rankings` does.
+
+    result: what `climb` made of the same rankings. Without one network's class probabilities, the next best network's
+    may take their place (`combine.logits`).
+    """
+    shares = {rung.name: rung.weight for rung in result.rungs if rung.weight is not None}
+    scores = {rung.name: reciprocal_rank_at_k(rung.rank, protocol.k) for rung in result.rungs}
+    without: dict[str, np.ndarray] = {}
+    for name in shares if len(shares) > 1 else ():
+        _, _, blend, limits = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
+        oof = [
+            with_unknown(lists, limit, protocol.unknown) for lists, limit in zip(blend.oof, limits.by_fold, strict=True)
+        ]
+        rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
+        without[name] = reciprocal_rank_at_k(rank, protocol.k)
+    alone = {name: scores[name] for name in shares}
+    weights = protocol.weights(list(range(len(protocol.parts))))
+    return blend_worth(scores[BLEND], alone, without, shares, weights, seed)
 
 
 # --------------------------------------------------------------------------------------------------- one rung

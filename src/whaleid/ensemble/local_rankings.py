@@ -25,7 +25,7 @@ def rank_locally(
 ) -> Iterator[Ranking | None]:
     """Local matching: nothing of it is trained, so that a fold differs from the test set by its gallery alone.
 
-    folder: descriptors of all images. The test images are ranked once; every fold holds that same ranking.
+    folder: descriptors of all images. The test images are ranked once; every part holds that same ranking.
     Yields None after each fold and after the test set (for a progress bar), then the rankings: by votes and, with
     `verify`, by votes and matches.
     """
@@ -52,4 +52,4 @@ def rank_locally(
     yield None
     for place, name in enumerate(names):
         lists = tuple(found[place] for found in oof)
-        yield Ranking(name, "local", lists, (test[place],) * len(lists) if test else (), False)
+        yield Ranking(name, "local", lists, (test[place],) * len(protocol.answering) if test else (), False)

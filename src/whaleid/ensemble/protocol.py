@@ -20,6 +20,9 @@ from whaleid.scoring.metrics import expected_share_weights
 NONE = -1
 """Code of an identity that no candidate can name: unknown, or none at all."""
 
+WHOLE = -1
+"""Number of the part that holds no fold out: that of the models which all labelled images taught."""
+
 
 @dataclass(frozen=True)
 class FoldPart:
@@ -50,6 +53,8 @@ class Protocol:
     test_rows: int64 (n,), test_names: str (n,). gallery, gallery_codes: every labelled image of known
     identity. unknown: label of the unknown identity; None: every query's identity is in the training data.
     share: expected share of unknown queries, None: as it is. k: guesses that count.
+    whole: the part of the models that all labelled images taught, where there are such. It has no queries out of
+    fold (`rows` is empty): it answers the test set alone, so that nothing can be learnt from it or scored by it.
     """
 
     classes: np.ndarray
@@ -61,6 +66,12 @@ class Protocol:
     unknown: str | None
     share: float | None
     k: int
+    whole: FoldPart | None = None
+
+    @property
+    def answering(self) -> tuple[FoldPart, ...]:
+        """The parts whose models answer the test set: every fold and, where there is one, the whole."""
+        return self.parts if self.whole is None else (*self.parts, self.whole)
 
     def others(self, place: int) -> list[int]:
         """Places of the folds that may teach what is used on fold `place`: all the others.
@@ -99,10 +110,12 @@ def query_weights(truth: np.ndarray, unknown: str | None, share: float | None) -
     return weights
 
 
-def read_protocol(images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, numbers: list[int]) -> Protocol:
+def read_protocol(
+    images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, numbers: list[int], whole: bool = False
+) -> Protocol:
     """The questions of the folds `numbers` and of the test set.
 
-    images, folds: the tables images.parquet and folds.csv.
+    images, folds: the tables images.parquet and folds.csv. whole: models that all labelled images taught answer, too.
     Raises WhaleidError where the two tables disagree, or a fold of `numbers` has no image.
     """
     fold_of, identity = _labelled(images, folds)
@@ -126,6 +139,7 @@ def read_protocol(images: pd.DataFrame, folds: pd.DataFrame, competition: Compet
         unknown=competition.unknown,
         share=competition.unknown_share,
         k=competition.k,
+        whole=whole_part(rows, gallery, codes[gallery]) if whole and len(test) else None,
     )
 
 
@@ -159,6 +173,12 @@ def _labelled(images: pd.DataFrame, folds: pd.DataFrame) -> tuple[np.ndarray, np
             f"images.parquet; {len(differ)} such images: make the folds again"
         )
     return fold_of, identity
+
+
+def whole_part(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:
+    """Every labelled image to train on and to compare with, and none to ask about."""
+    nobody = np.empty(0, dtype=np.int64)
+    return FoldPart(WHOLE, nobody, np.empty(0, dtype=str), labelled, gallery, gallery_codes, nobody, nobody)
 
 
 def _part(number: int, fold_of: np.ndarray, codes: np.ndarray, names: np.ndarray, classes: int) -> FoldPart:

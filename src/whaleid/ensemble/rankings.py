@@ -2,11 +2,15 @@
 
 A ranking is a list of candidates for every query of every fold, and for every test image under every fold's
 model. Features of different folds' models live in different spaces, so everything here happens within a fold.
+
+Where some source has a model that all labelled images taught, the test set is answered once more, by these models
+(`Protocol.whole`). In the rankings of all sources together a source without one is then stood in for by its first
+fold's model; a ranking that no such model has a part in answers by the mean of its folds (`ladder.rank_all`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,17 +18,20 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig
-from whaleid.ensemble.classifier import top_classes, train_classifier
+from whaleid.ensemble.classifier import Classifier, top_classes, train_classifier
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
-from whaleid.ensemble.graph_rankings import Chosen, Setting, choose_settings, rerank_part
-from whaleid.ensemble.protocol import FoldPart, Protocol
+from whaleid.ensemble.graph_rankings import Both, Chosen, Setting, choose_settings, rerank_part
+from whaleid.ensemble.protocol import WHOLE, FoldPart, Protocol
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
-from whaleid.retrieval.features import Features, open_embeddings, read_features
+from whaleid.retrieval.features import Features, SomeRows, open_embeddings, read_features
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 
 CONCAT, CLASSIFIER = "concat kNN", "classifier"
 _CELLS = 1 << 25  # logits held as float32 at a time: 128 MB
+
+Ask = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(query rows, gallery rows, gallery codes) -> codes int64 (q, keep), scores float32 (q, keep)."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,21 @@ class Source:
     optimistic: its epoch was chosen by the fold's own score (train.select: best); every rung that uses it
     says so.
     pairs: fold -> folder of the run that the features are of, where its head scores pairs (siamese); else empty.
+    full: folder of the features of the model that all labelled images taught, where there is one; its run is
+    pairs[WHOLE] where its head scores pairs.
     """
 
     name: str
     folds: dict[int, Path]
     optimistic: bool = False
     pairs: dict[int, Path] = field(default_factory=dict)
+    full: Path | None = None
+
+    def folder(self, fold: int) -> Path:
+        """Features by the models of one part; of the whole by the first fold's model where there is no other."""
+        if fold != WHOLE:
+            return self.folds[fold]
+        return self.folds[min(self.folds)] if self.full is None else self.full
 
 
 @dataclass(frozen=True)
@@ -48,7 +64,8 @@ class Ranking:
     """Candidates of one way of ranking.
 
     kind: knn | logits | siamese | concat | rerank | classifier | local | blend. oof: one a fold, in the protocol's
-    order. test: the test images under each fold's model, in the same order; empty where there are no test images.
+    order. test: the test images under each fold's model, in the same order, then under those that all labelled images
+    taught, where there are such; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
     chosen: where a setting of the ranking was chosen by folds' scores (kind rerank); `taught` says what that means.
     """
@@ -79,22 +96,24 @@ def rank_source(
     look; and its dimensions.
     """
     keep = max(config.candidates, protocol.k)
-    knn: list[tuple[Candidates, Candidates | None]] = []
-    logits: list[tuple[Candidates, Candidates | None]] = []
-    siamese: list[tuple[Candidates, Candidates | None]] = []
+    knn: list[Both] = []
+    logits: list[Both] = []
+    siamese: list[Both] = []
     dims = set()
-    for part in protocol.parts:
-        features = read_features(source.folds[part.fold], images)
+    parts = protocol.parts if source.full is None else protocol.answering
+    for part in parts:
+        folder = source.folder(part.fold)
+        features = read_features(folder, images)
         dims.add(features.embeddings.shape[1])
         knn.append(_rank_knn(features.embeddings, part, protocol, config, keep))
         if features.logits is not None:
-            logits.append(_rank_logits(features, part, protocol, keep, source.folds[part.fold]))
+            logits.append(_rank_logits(features, part, protocol, keep, folder))
         if source.pairs:
             siamese.append(_rank_pairs(source.pairs[part.fold], features.embeddings, part, protocol, config, keep))
-    if len(dims) > 1 or len(logits) not in (0, len(protocol.parts)):
+    if len(dims) > 1 or len(logits) not in (0, len(parts)):
         raise WhaleidError(
             f"source '{source.name}': its folds differ: dimensions {sorted(dims)}, {len(logits)} of "
-            f"{len(protocol.parts)} folds have logits.npy; all must come from one experiment"
+            f"{len(parts)} folds have logits.npy; all must come from one experiment"
         )
     rankings = [_ranking(source.name, "knn", knn, False, source.optimistic)]
     if logits:
@@ -111,31 +130,36 @@ def rank_jointly(
     protocol: Protocol,
     config: CombineConfig,
     seed: int,
+    decided: dict[str, str] | None = None,
 ) -> Iterator[Ranking | None]:
     """All sources side by side, whitened within each fold: kNN on that, re-ranked, and the classifier trained on it.
 
-    Yields None after each fold (for a progress bar), then the rankings.
+    decided: as in `choose_settings`. Yields None after each part (for a progress bar), then the rankings.
     """
     keep = max(config.candidates, protocol.k)
-    knn: list[tuple[Candidates, Candidates | None]] = []
-    classified: list[tuple[Candidates, Candidates | None]] = []
+    knn: list[Both] = []
+    classified: list[Both] = []
     reranked: list[list[Setting]] = []
-    for part in protocol.parts:
+    for part in joint_parts(sources, protocol):
         features = _whitened(sources, dims, images, part, config, seed)
         knn.append(_rank_knn(features, part, protocol, config, keep))
         if config.rerank is not None:
             reranked.append(rerank_part(features, part, protocol, config.rerank, config.knn, keep))
         if config.classifier is not None:
             trained = train_classifier(features[part.gallery], part.gallery_codes, config.classifier, seed)
-            oof = _candidates(part.names, protocol, *top_classes(trained, features[part.rows], keep))
-            classified.append((oof, _of_test(protocol, top_classes(trained, features[protocol.test_rows], keep))))
+            classified.append(_classify(trained, features, part, protocol, keep))
         yield None
     optimistic = any(source.optimistic for source in sources)
     yield _ranking(CONCAT, "concat", knn, False, optimistic)
-    for chosen in choose_settings(protocol, knn, reranked):
+    for chosen in choose_settings(protocol, knn, reranked, decided):
         yield Ranking(chosen.method, "rerank", chosen.oof, chosen.test, False, optimistic, chosen)
     if classified:
         yield _ranking(CLASSIFIER, "classifier", classified, True, optimistic)
+
+
+def joint_parts(sources: list[Source], protocol: Protocol) -> tuple[FoldPart, ...]:
+    """The parts that all sources are ranked together in: the whole where one of them has a model for it."""
+    return protocol.answering if any(source.full is not None for source in sources) else protocol.parts
 
 
 def _whitened(
@@ -150,56 +174,65 @@ def _whitened(
     alone.
     """
     weights = [config.concat.weights.get(source.name, 1.0) for source in sources]
-    joined = concatenate([open_embeddings(source.folds[part.fold], images) for source in sources], weights)
+    joined = concatenate([open_embeddings(source.folder(part.fold), images) for source in sources], weights)
     assert joined.shape[1] == sum(dim for dim, weight in zip(dims, weights, strict=True) if weight > 0)
     return whiten(joined, fit_whitening(joined, part.training, config.concat, seed))
 
 
-def _rank_knn(
-    embeddings: np.ndarray, part: FoldPart, protocol: Protocol, config: CombineConfig, keep: int
-) -> tuple[Candidates, Candidates | None]:
-    """Out of fold against the other folds' images; the test set against every labelled image."""
-    oof = nearest_identities(embeddings[part.rows], embeddings[part.gallery], part.gallery_codes, config.knn, keep)
-    if not len(protocol.test_rows):
-        return _candidates(part.names, protocol, *oof), None
-    whole = embeddings[protocol.gallery]
-    test = nearest_identities(embeddings[protocol.test_rows], whole, protocol.gallery_codes, config.knn, keep)
-    return _candidates(part.names, protocol, *oof), _of_test(protocol, test)
+def _rank_knn(embeddings: np.ndarray, part: FoldPart, protocol: Protocol, config: CombineConfig, keep: int) -> Both:
+    """Nearest gallery images by their embeddings."""
+
+    def ranked(rows: np.ndarray, gallery: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return nearest_identities(embeddings[rows], embeddings[gallery], codes, config.knn, keep)
+
+    return _both(part, protocol, ranked)
 
 
 def _rank_pairs(
     run: Path, embeddings: np.ndarray, part: FoldPart, protocol: Protocol, config: CombineConfig, keep: int
-) -> tuple[Candidates, Candidates | None]:
+) -> Both:
     """As `_rank_knn`, the nearest images ranked again by the siamese head of this fold's run."""
     pairs = load_pairs(run)
 
     def ranked(rows: np.ndarray, gallery: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return rescored_identities(pairs, embeddings[rows], embeddings[gallery], codes, config.rescore, keep)
 
-    oof = _candidates(part.names, protocol, *ranked(part.rows, part.gallery, part.gallery_codes))
-    if not len(protocol.test_rows):
-        return oof, None
-    return oof, _of_test(protocol, ranked(protocol.test_rows, protocol.gallery, protocol.gallery_codes))
+    return _both(part, protocol, ranked)
 
 
-def _rank_logits(
-    features: Features, part: FoldPart, protocol: Protocol, keep: int, folder: Path
-) -> tuple[Candidates, Candidates | None]:
+def _rank_logits(features: Features, part: FoldPart, protocol: Protocol, keep: int, folder: Path) -> Both:
     """Class probabilities of the network itself.
 
-    Out of fold only identities of the gallery may be named: a foreign model may know more, and would answer
-    queries whose identity counts as unknown here.
+    Only identities of the gallery may be named: a foreign model may know more, and would answer queries out of fold
+    whose identity counts as unknown here.
     """
     assert features.logits is not None and features.classes is not None
-    codes = _class_codes(np.asarray(features.classes), protocol, folder)
-    in_gallery = np.where(np.isin(codes, part.gallery_codes), codes, -1)
-    oof = top_probabilities(features.logits, part.rows, in_gallery, keep)
-    test = top_probabilities(features.logits, protocol.test_rows, codes, keep)
-    return _candidates(part.names, protocol, *oof), _of_test(protocol, test)
+    logits, known = features.logits, _class_codes(np.asarray(features.classes), protocol, folder)
+
+    def ranked(rows: np.ndarray, _: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return top_probabilities(logits, rows, np.where(np.isin(known, codes), known, -1), keep)
+
+    return _both(part, protocol, ranked)
+
+
+def _classify(trained: Classifier, features: np.ndarray, part: FoldPart, protocol: Protocol, keep: int) -> Both:
+    """Class probabilities of the classifier that was trained on the part's features."""
+    return _both(part, protocol, lambda rows, *_: top_classes(trained, features[rows], keep))
+
+
+def _both(part: FoldPart, protocol: Protocol, ask: Ask) -> Both:
+    """Out of fold against the other folds' images; the test set against every labelled image."""
+    oof = test = None
+    if len(part.rows):
+        oof = _candidates(part.names, protocol, *ask(part.rows, part.gallery, part.gallery_codes))
+    if len(protocol.test_rows):
+        found = ask(protocol.test_rows, protocol.gallery, protocol.gallery_codes)
+        test = _candidates(protocol.test_names, protocol, *found)
+    return oof, test
 
 
 def top_probabilities(
-    logits: np.ndarray, rows: np.ndarray, codes: np.ndarray, keep: int
+    logits: np.ndarray | SomeRows, rows: np.ndarray, codes: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax over the classes with a code, and its `keep` largest; a chunk of queries at a time.
 
@@ -240,10 +273,6 @@ def _class_codes(names: np.ndarray, protocol: Protocol, folder: Path) -> np.ndar
     return codes.astype(np.int64)
 
 
-def _of_test(protocol: Protocol, found: tuple[np.ndarray, np.ndarray]) -> Candidates | None:
-    return _candidates(protocol.test_names, protocol, *found) if len(protocol.test_rows) else None
-
-
 def _candidates(names: np.ndarray, protocol: Protocol, codes: np.ndarray, scores: np.ndarray) -> Candidates:
     return Candidates(names, protocol.classes, codes, scores)
 
@@ -251,9 +280,10 @@ def _candidates(names: np.ndarray, protocol: Protocol, codes: np.ndarray, scores
 def _ranking(
     name: str,
     kind: str,
-    lists: list[tuple[Candidates, Candidates | None]],
+    lists: list[Both],
     probability: bool,
     optimistic: bool,
 ) -> Ranking:
+    oof = tuple(oof for oof, _ in lists if oof is not None)
     test = tuple(test for _, test in lists if test is not None)
-    return Ranking(name, kind, tuple(oof for oof, _ in lists), test, probability, optimistic)
+    return Ranking(name, kind, oof, test, probability, optimistic)

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from whaleid.ensemble.blend import Blend
+from whaleid.ensemble.gains import Gain, paired_gain
 from whaleid.ensemble.graph_rankings import Choices
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
 from whaleid.ensemble.unknown import ShareMap
+from whaleid.ensemble.worth import BlendWorth
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 from whaleid.workspace import write_json
@@ -46,15 +48,6 @@ class Thresholds:
     test_first: float | None
     oof_median: float
     test_median: float | None
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Difference of two rungs' MAP@k on the same queries, with its paired 95 % bootstrap interval."""
-
-    gain: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,9 @@ class LadderResult:
     best_single: name of the single network with the largest out-of-fold score: every gain is over this one.
     unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
     test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
-    shares: what the final rung would score if other shares of the queries were unknown.
+    shares: what the final rung would score if other shares of the queries were unknown. full: sources whose models of
+    all labelled images answer the test set beside the folds'. worth: what each
+    member is worth to the blend; None where it was not asked for.
     """
 
     rungs: tuple[Rung, ...]
@@ -106,6 +101,8 @@ class LadderResult:
     test_images: np.ndarray
     stacked: Stacked | None = None
     shares: tuple[ShareMap, ...] = ()
+    full: tuple[str, ...] = ()
+    worth: BlendWorth | None = None
 
     @property
     def final(self) -> Rung:
@@ -135,6 +132,8 @@ class LadderResult:
             "rungs": [_rung_json(rung) for rung in self.rungs],
             "stack": None if self.stacked is None else _stack_json(self.stacked),
             "shares": [asdict(point) for point in self.shares],
+            "full": list(self.full),
+            "worth": None if self.worth is None else self.worth.as_json(),
         }
 
 
@@ -178,21 +177,6 @@ def compare(
         stacked=stacked,
         shares=shares,
     )
-
-
-def paired_gain(difference: np.ndarray, weights: np.ndarray, seed: int, bootstraps: int = 1000) -> Gain:
-    """Weighted mean of the queries' differences and its 95 % percentile bootstrap interval over queries.
-
-    difference: float (n,), of the same queries' scores. weights: float (n,), >= 0, one above 0.
-    Differences and weights take few values: drawing queries is drawing how often each pair of them comes.
-    """
-    used = weights > 0
-    pairs, counts = np.unique(np.stack([difference[used], weights[used]], axis=1), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=bootstraps)
-    means = drawn @ (pairs[:, 0] * pairs[:, 1]) / (drawn @ pairs[:, 1])
-    low, high = np.quantile(means, (0.025, 0.975))
-    mean = float(weights @ difference / weights.sum())
-    return Gain(mean, min(float(low), mean), max(float(high), mean))
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:

@@ -5,6 +5,8 @@
     datasets/wheels/           wheels of what Kaggle's image lacks
     datasets/assets/           inference: runs, features of the labelled images, tables; training: tables, weights
 
+Of the logits only those rows are carried that the ensemble is fitted on: each labelled image's by the model of its own
+fold, out of fold. All of them would be five times as many, and more than the rest together where identities are many.
 Every data set has its dataset-metadata.json and a MANIFEST.json. The kernel runs the project's own stages
 (`inference.py`): there is no second implementation that could answer otherwise.
 """
@@ -20,14 +22,17 @@ from typing import Any
 import pandas as pd
 
 from whaleid.configfiles import repository_root
+from whaleid.data.pseudo import write_pseudo_labels
 from whaleid.errors import WhaleidError
-from whaleid.kaggle.carried import PROJECT, Carried, carried, copy_stamps, project_content
+from whaleid.kaggle.carried import PROJECT, PSEUDO, Carried, carried, copy_stamps, project_content
 from whaleid.kaggle.manifest import write_manifest
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
 from whaleid.kaggle.rows import keep_rows
 from whaleid.kaggle.script import notebook, script
+from whaleid.kaggle.size import LOGITS, KernelSize, finished_size
 from whaleid.kaggle.wheels import collect_wheels, needed_wheels
 from whaleid.pipeline import Project, folds_stage, images_stage
+from whaleid.rounds import answered
 from whaleid.workspace import atomic_path, write_json
 
 CODE, WHEELS, ASSETS = "code", "wheels", "assets"
@@ -66,11 +71,16 @@ class Bundle:
     sizes: dict[str, int]
 
 
-def bundle_folder(project: Project, options: KernelOptions) -> Path:
-    """`work/<competition>/kernel/<recipe>/`; a training kernel has a folder of its own beside it."""
+def bundle_folder(project: Project, experiment: str | None = None, fold: int | None = None) -> Path:
+    """`work/<competition>/kernel/<recipe>/`; the kernel that trains a run has a folder of its own beside it.
+
+    Raises WhaleidError for an experiment without a fold, or the other way round, or that the recipe does not have.
+    """
     name = project.recipe.name
-    if options.experiment is not None:
-        name = f"{name}-{options.experiment}-fold{options.fold}"
+    if (experiment is None) != (fold is None):
+        raise WhaleidError("--experiment and --fold go together: they name the run that a training kernel makes")
+    if experiment is not None:
+        name = f"{name}-{project.experiment(experiment).name}-fold{fold}"
     return project.workspace.root / "kernel" / name
 
 
@@ -78,11 +88,13 @@ def make_bundle(project: Project, options: KernelOptions, wheels: Path) -> Bundl
     """Write the bundle of a project whose ensemble (inference) or tables (training) are made.
 
     wheels: folder where downloaded wheels are kept. The folder appears whole, or not at all.
-    Raises WhaleidError for a run that is missing, names that Kaggle refuses, wheels not to be had.
+    Raises WhaleidError for a run that is missing, names or a size that Kaggle refuses, wheels not to be had.
     """
-    folder = bundle_folder(project, options)
+    folder = bundle_folder(project, options.experiment, options.fold)
     slugs = dataset_slugs(project, options)
     settings = kernel_settings(project, options, slugs)
+    if options.experiment is None:
+        inference_size(project).require_fit(project.recipe.name)
     with atomic_path(folder) as out:
         _write_code(out / "datasets" / CODE)
         collect_wheels(needed_wheels(_package()), wheels, out / "datasets" / WHEELS)
@@ -164,22 +176,50 @@ def _write_code(out: Path) -> None:
 
 
 def _write_inference(project: Project, out: Path) -> None:
-    """Runs, labelled features and descriptors, tables, keys."""
+    """Runs, labelled features and descriptors, tables, keys; of several rounds those of the one that is used."""
+    project = answered(project)
     images, folds = images_stage(project), folds_stage(project)
     labelled = labelled_rows(images)
     reads = carried(project)
     root = project.workspace.root
     for run in reads.runs:
         _link_run(root / run, out / run)
-    for folder in [*reads.features, *reads.local]:
+    for folder in reads.features:
+        keep_rows(root / folder, out / folder, labelled["image"], {LOGITS: out_of_fold(folds, [folder])})
+    for folder in reads.local:
         keep_rows(root / folder, out / folder, labelled["image"])
+    test = images["image"][images["split"] == "test"]
     for name, paths in reads.foreign.items():
         for path in paths:
-            shutil.copytree(path, out / "sources" / name / path.name)
+            few = {LOGITS: pd.concat([out_of_fold(folds, [path]), test])}
+            keep_rows(path, out / "sources" / name / path.name, images["image"], few)
     _write_tables(project, labelled, folds, out)
+    if project.pseudo_labels is not None:
+        write_pseudo_labels(project.pseudo_labels, out / PSEUDO)
     outputs = [*reads.runs, *reads.features, *reads.local]
     copy_stamps(root / ".stamps", out / STAMPS, [*outputs, *_table_names(project)])
     write_json(out / PROJECT, {**project_content(project), **_strengths(project), "carried": _listing(reads)})
+
+
+def inference_size(project: Project) -> KernelSize:
+    """What the kernel of a finished recipe will carry, by calculation."""
+    images, reads, root = images_stage(project), carried(project), project.workspace.root
+    labelled = len(labelled_rows(images))
+    return finished_size(
+        [root / run / name for run in reads.runs for name in RUN_FILES],
+        [root / folder for folder in reads.features],
+        [path for paths in reads.foreign.values() for path in paths],
+        [root / folder for folder in reads.local],
+        labelled,
+        len(images) - labelled,
+        len(out_of_fold(folds_stage(project), list(reads.features))),
+    )
+
+
+def out_of_fold(folds: pd.DataFrame, folders: list[Path]) -> pd.Series:
+    """Images of the folds that some folders `fold<k>` are of."""
+    names = "fold" + folds["fold"].astype(str)
+    return folds["image"][names.isin({folder.name for folder in folders})]
 
 
 def labelled_rows(images: pd.DataFrame) -> pd.DataFrame:
@@ -253,7 +293,7 @@ def _write_training(project: Project, options: KernelOptions, out: Path) -> None
     _write_tables(project, images, folds, out)
     outputs = _table_names(project)
     experiment = project.experiment(str(options.experiment))
-    weights = repository_root() / "weights"
+    weights = project.settings.weights
     if project.starts_pretrained(experiment):
         file = weights / f"{project.pretrained_name}.safetensors"
         folder = Path("pretrain", file.stem)

@@ -14,10 +14,13 @@ from typing import Any
 
 from whaleid.config import Competition, Experiment, PretextExperiment, Recipe
 from whaleid.pipeline import Project, job_list, local_stage, sources
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace
 
 PROJECT = "project.json"
 STAMPS = ".stamps"
+PSEUDO = "pseudo.csv"
+"""The pseudo-labels that the carried runs were taught by, where they were by any: their keys are made of these."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def carried(project: Project) -> Carried:
     return Carried(tuple(runs), tuple(features), tuple(local), {name: tuple(paths) for name, paths in foreign.items()})
 
 
-def _features_of(experiment: str, fold: int, project: Project) -> Path:
+def _features_of(experiment: str, fold: int | None, project: Project) -> Path:
     return project.workspace.features(experiment, fold).relative_to(project.workspace.root)
 
 
@@ -81,11 +84,12 @@ def project_content(project: Project) -> dict[str, Any]:
         "pretext": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         "images_key": project.images_key,
         "labelled_key": project.labelled_key,
+        "round": project.workspace.round,
     }
 
 
-def open_carried(content: dict[str, Any], root: Path, work: Path, boxes: Path | None = None) -> Project:
-    """The project again, its data at `root`, its work in `work`; unreadable images are left out.
+def open_carried(content: dict[str, Any], root: Path, settings: Settings, boxes: Path | None = None) -> Project:
+    """The project again, its data at `root`, its other folders as `settings` says; unreadable images are left out.
 
     boxes: place of the boxes, where the competition has some.
     """
@@ -97,9 +101,10 @@ def open_carried(content: dict[str, Any], root: Path, work: Path, boxes: Path | 
         competition,
         Recipe.model_validate(content["recipe"]),
         tuple(Experiment.model_validate(item) for item in content["experiments"]),
-        Workspace(work / competition.name),
+        Workspace(settings.work / competition.name, content["round"]),
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
+        settings=settings,
     )
     return with_images_key(project, content["images_key"], content["labelled_key"])
 
@@ -121,6 +126,7 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
     kept = [place for place, item in enumerate(project.experiments) if item.name not in dropped]
     settings = _without_keys(project.recipe.model_dump(mode="json"), set(dropped))
     settings["experiments"] = [project.recipe.experiments[place] for place in kept]
+    settings["full"] = [entry for entry in settings["experiments"] if entry in project.recipe.full_members]
     smaller = Project(
         project.competition,
         Recipe.model_validate(settings),
@@ -128,6 +134,7 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
         project.workspace,
         project.skip_unreadable,
         project.pretext,
+        project.settings,
     )
     return with_images_key(smaller, project.images_key, project.labelled_key)
 

@@ -29,6 +29,8 @@ KNOWN_COUNTS = {
     "humpback-whale-identification": (15_697, 9_664, 5_004, 7_960),
     "happy-whale-and-dolphin": (51_033, 0, 15_587, 27_956),
 }
+SAMPLE_COUNTS = (619, 381, 150, 400)
+"""The same of the embedded sample, which is drawn when it is first needed."""
 _GB = 1e9
 
 State = Literal["ok", "note", "missing", "skipped"]
@@ -44,6 +46,18 @@ class Finding:
 
     def line(self) -> str:
         return f"{self.state:<8} {self.what:<12} {self.said}"
+
+
+def verdict(project: Project, findings: list[Finding]) -> str:
+    """The last line: whether the recipe can be run here, and what to type next."""
+    what = f"recipe {project.recipe.name} on {project.competition.name}"
+    missing = [finding.what for finding in findings if finding.state == "missing"]
+    if missing:
+        again = "their lines say what to do; then make doctor again"
+        return f"{what}: not ready, {len(missing)} missing ({', '.join(missing)}): {again}"
+    notes = sum(finding.state == "note" for finding in findings)
+    minor = f" (notes: {notes}, none of which stops it)" if notes else ""
+    return f"{what}: ready{minor}; next: make leaderboard with the same COMPETITION and RECIPE"
 
 
 def examine(project: Project) -> Iterator[Finding]:
@@ -183,7 +197,7 @@ def recipe_requirements(project: Project, device: str) -> Needs | None:
 
 def _census(competition: Competition) -> Census | None:
     """Counts without looking at a picture."""
-    known = KNOWN_COUNTS.get(competition.kaggle or "")
+    known = SAMPLE_COUNTS if competition.name == "sample" else KNOWN_COUNTS.get(competition.kaggle or "")
     if not has_tables(competition):
         return Census(known[0], known[1], known[2], known[3], DEFAULT_ASPECT, estimated=True) if known else None
     try:

@@ -21,7 +21,7 @@ from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import kaggle
-from whaleid.kaggle.credentials import require_credentials
+from whaleid.kaggle.credentials import WHERE_TO_GET, find_credentials
 from whaleid.kaggle.unpack import require_room, unpack
 from whaleid.progress import Bar, progress_bar
 from whaleid.workspace import atomic_path
@@ -46,8 +46,11 @@ def fetch_data(competition: Competition, keep_archive: bool = False) -> Iterator
         return
     root = competition.root
     archive = root / f"{competition.kaggle}.zip"
-    if not is_whole(archive):
-        require_credentials()
+    if not is_whole(archive) and find_credentials() is None:
+        raise WhaleidError(
+            f"{root}: the data of {competition.kaggle} is not here, and no Kaggle credentials are found: "
+            f"{WHERE_TO_GET}; or download it by hand and put the zip there as {archive.name}"
+        )
     root.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(root) as lock:

@@ -7,7 +7,6 @@ learn to do at home, they do here.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +20,16 @@ from whaleid.answers import ladder_lines, submission_stage
 from whaleid.data.competition import read_rows
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
+from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import Budget, Cost, Plan, make_plan
-from whaleid.kaggle.carried import PROJECT, copy_stamps, open_carried, with_images_key, without_sources
+from whaleid.kaggle.carried import PROJECT, PSEUDO, copy_stamps, open_carried, with_images_key, without_sources
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.pipeline import Project, local_stage
-from whaleid.workspace import Workspace, atomic_path, write_json
+from whaleid.settings import Settings
+from whaleid.workspace import Workspace, atomic_path, source_of, write_json
 
 SUBMISSION = "submission.csv"
 NOTES = "kernel.json"
@@ -38,9 +39,10 @@ def run_inference(places: Places, budget: Budget) -> Path:
     """Write `submission.csv` and `kernel.json` (what was done, dropped and left out) into the working folder."""
     content = read_json(places.assets / PROJECT)
     boxes = places.assets / "boxes.csv"
-    work = places.scratch / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    project = open_carried(content, places.competition, work, boxes if boxes.is_file() else None)
+    scratch = places.scratch
+    settings = Settings(raw=places.competition, work=scratch / "work", submissions=scratch / "submissions")
+    shutil.rmtree(settings.work, ignore_errors=True)
+    project = open_carried(content, places.competition, settings, boxes if boxes.is_file() else None)
     labelled = pd.read_parquet(places.assets / project.workspace.images.name)
     images, unreadable = test_rows(project)
     _lay_out(project, places, content, labelled, images)
@@ -50,11 +52,10 @@ def run_inference(places: Places, budget: Budget) -> Path:
     plan = embed_all(project, places, content, test, budget)
     project = without_sources(project, plan.dropped)
     say(f"combining {len(project.experiments)} sources, {budget.left() / 3600:.2f} h left of the limit")
-    with contextlib.chdir(places.scratch):  # where the stage puts submissions/
-        written = submission_stage(project, 1, [])
-        target = places.working / SUBMISSION
-        with atomic_path(target) as temporary:
-            shutil.copyfile(written, temporary)
+    written = submission_stage(project, 1, [])
+    target = places.working / SUBMISSION
+    with atomic_path(target) as temporary:
+        shutil.copyfile(written, temporary)
     figures = _figures(project)
     say("\n".join(ladder_lines(figures)))
     notes = {
@@ -112,6 +113,9 @@ def _lay_out(
     both = pd.concat([labelled, images.astype(labelled.dtypes.to_dict(), errors="ignore")], ignore_index=True)
     both.to_parquet(workspace.images, index=False)
     shutil.copyfile(places.assets / workspace.folds.name, workspace.folds)
+    if workspace.round:
+        labels = read_pseudo_labels(places.assets / PSEUDO)
+        write_pseudo_labels(labels, workspace.pseudo_labels(project.recipe.name))
     (workspace.root / "runs").symlink_to(places.assets / "runs")
     outputs = [Path(name) for name in [*reads["runs"], *reads["features"], *reads["local"]]]
     tables = [Path(workspace.images.name), Path(workspace.folds.name)]
@@ -175,7 +179,7 @@ def runs_of(content: dict[str, Any]) -> dict[str, list[str]]:
     """Source -> its folders of features, as carried."""
     runs: dict[str, list[str]] = {}
     for folder in content["carried"]["features"]:
-        runs.setdefault(Path(folder).parts[1], []).append(folder)
+        runs.setdefault(source_of(Path(folder).parts[1]), []).append(folder)
     return runs
 
 

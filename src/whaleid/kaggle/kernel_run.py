@@ -20,7 +20,7 @@ from typing import Literal
 from whaleid.config import Competition
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.bundle import ASSETS, WHEELS, link_file
-from whaleid.kaggle.inference import SUBMISSION
+from whaleid.kaggle.inference import NOTES, SUBMISSION
 from whaleid.kaggle.sandbox import (
     Sandbox,
     close_folders,
@@ -34,6 +34,8 @@ from whaleid.kaggle.wheels import LISTING
 Layout = Literal["new", "old"]
 KEPT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "TMPDIR")
 """Environment variables that a kernel's process gets from this one; no credentials, no PYTHONPATH."""
+TOLERANCE = 0.01
+"""Share of rows that may differ: another version, device or number of threads rounds otherwise, and ties fall so."""
 _LIMIT = 13 * 3600.0  # seconds: Kaggle would have ended it
 
 
@@ -103,12 +105,20 @@ def remove_run(base: Path) -> None:
 
 def pure_modules(wheels: Path) -> set[str]:
     """Modules of the bundle's wheels that this interpreter, too, can install: compiled for none, or for any, Python."""
-    entries = json.loads((wheels / LISTING).read_text())
-    return {
-        module
-        for module, entry in entries.items()
-        if entry["wheel"].endswith("-none-any.whl") or "-abi3-" in entry["wheel"]
-    }
+    return {module for module, entry in _wheels(wheels).items() if _serves_any(entry["wheel"])}
+
+
+def compiled_wheels(wheels: Path) -> list[str]:
+    """Requirements (`distribution==version`) of the bundle's wheels that serve Kaggle's Python alone."""
+    return [entry["requirement"] for entry in _wheels(wheels).values() if not _serves_any(entry["wheel"])]
+
+
+def _wheels(wheels: Path) -> dict[str, dict[str, str]]:
+    return json.loads((wheels / LISTING).read_text())
+
+
+def _serves_any(wheel: str) -> bool:
+    return wheel.endswith("-none-any.whl") or "-abi3-" in wheel
 
 
 def mount_inputs(bundle: Path, competition: Competition, metadata: dict, root: Path, layout: Layout) -> None:
@@ -200,6 +210,18 @@ def compare_submissions(one: Path, other: Path) -> Comparison:
     same = one.read_bytes() == other.read_bytes()
     names = [*second, *(name for name in first if name not in second)]
     return Comparison(same, len(second), tuple(name for name in names if first.get(name) != second.get(name)))
+
+
+def require_equal(run: KernelRun, compared: Comparison) -> None:
+    """Raise WhaleidError where the kernel answers otherwise than the pipeline did, though nothing was left out."""
+    notes = json.loads((run.working / NOTES).read_text())
+    if notes["dropped"] or notes["without_views"]:
+        return  # the time budget said so, and another answer is what it costs
+    if len(compared.differing) > TOLERANCE * compared.rows:
+        raise WhaleidError(
+            f"{run.working / SUBMISSION}: {compared.line()}, more than {TOLERANCE:.0%}: make submission again if its "
+            f"weights have changed since; else the kernel is not to be trusted (log: {run.log})"
+        )
 
 
 def _guesses(path: Path) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class Manifest:
         """Bytes of all files."""
         return sum(size for size, _ in self.files.values())
 
+    def text(self) -> str:
+        """As MANIFEST.json holds it."""
+        files = {name: {"size": size, "sha256": digest} for name, (size, digest) in self.files.items()}
+        return json.dumps({"format": FORMAT, "name": self.name, "files": files}, indent=1) + "\n"
+
 
 def write_manifest(folder: Path, name: str) -> Manifest:
     """List every file below `folder` in its MANIFEST.json."""
@@ -38,14 +44,15 @@ def write_manifest(folder: Path, name: str) -> Manifest:
     names = [path.relative_to(folder).as_posix() for path in paths]
     listed = [(name, path) for name, path in zip(names, paths, strict=True) if name not in NOT_LISTED]
     manifest = Manifest(name, {name: (path.stat().st_size, sha256(path)) for name, path in listed})
-    files = {name: {"size": size, "sha256": digest} for name, (size, digest) in manifest.files.items()}
-    content = {"format": FORMAT, "name": name, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    (folder / MANIFEST).write_text(manifest.text())
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set's folder; WhaleidError where it is missing or not one of ours."""
+def read_manifest(folder: Path, again: str = "make the kernel again and push it") -> Manifest:
+    """The manifest of a data set's folder; WhaleidError where it is missing or not one of ours.
+
+    again: what the user is told to do then.
+    """
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())
@@ -53,27 +60,32 @@ def read_manifest(folder: Path) -> Manifest:
         known = content["format"] == FORMAT
         manifest = Manifest(str(content["name"]), files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WhaleidError(f"{path}: not a readable manifest ({error}); make the kernel again and push it") from error
+        raise WhaleidError(f"{path}: not a readable manifest ({error}); {again}") from error
     if not known:
-        raise WhaleidError(f"{path}: of another version of whaleid; make the kernel again and push it")
+        raise WhaleidError(f"{path}: of another version of whaleid; {again}")
     return manifest
 
 
-def check_manifest(folder: Path) -> Manifest:
+def check_manifest(
+    folder: Path,
+    again: str = "push the data set again (make kernel-push)",
+    only: Callable[[str], bool] = lambda _: True,
+) -> Manifest:
     """Compare a data set with its manifest; raises WhaleidError naming the first file that is not as listed.
 
+    again: what the user is told to do then. only: which of the listed files are looked at.
     Sizes first, so that what is missing or cut short is told before minutes of reading.
     """
     manifest = read_manifest(folder)
-    again = "push the data set again (make kernel-push)"
-    for name, (size, _) in manifest.files.items():
+    listed = {name: entry for name, entry in manifest.files.items() if only(name)}
+    for name, (size, _) in listed.items():
         path = folder / name
         if not path.is_file():
             raise WhaleidError(f"{path}: missing, though {MANIFEST} lists it; {again}")
         found = path.stat().st_size
         if found != size:
             raise WhaleidError(f"{path}: {found:,} bytes, but {MANIFEST} lists {size:,}: cut short or changed; {again}")
-    for name, (_, digest) in manifest.files.items():
+    for name, (_, digest) in listed.items():
         if sha256(folder / name) != digest:
             raise WhaleidError(f"{folder / name}: its checksum is not the one in {MANIFEST}: damaged; {again}")
     return manifest

@@ -14,6 +14,8 @@ LONGEST = 50
 SHORTEST = {"kernel": 5, "data set": 6}
 LICENSE = "other"
 """Weights and features follow the competition's rules, the code its own LICENSE: none of the platform's names fits."""
+LARGEST_DATA_SET = 200e9
+"""Bytes that a data set may have, and all private ones of a user together: as the platform says it, not tried."""
 T4 = "NvidiaTeslaT4"
 """Two T4: what `GPU T4 x2` is called."""
 

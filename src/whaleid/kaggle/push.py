@@ -3,7 +3,9 @@
     work/<competition>/kernel/<recipe>/              what `make kernel` made: a kernel-metadata.json somewhere below,
                                                      and a dataset-metadata.json in the folder of each data set
     work/<competition>/kernel/<recipe>.pushed.json   what of it is at Kaggle: by id the content's key, version, ready
+    work/<competition>/kernel/<recipe>.output/       what the kernel left at Kaggle
 
+A training kernel's folder is `<recipe>-<experiment>-fold<k>`, and so are the names beside it.
 What has not changed since it was pushed is left alone, so a push that broke off is carried on with by doing it again.
 """
 
@@ -69,14 +71,15 @@ class Bundle:
         return self.folder.with_name(f"{self.folder.name}.pushed.json")
 
 
-def bundle_folder(project: Project) -> Path:
-    """Where `make kernel` puts the recipe's folder."""
-    return project.workspace.root / "kernel" / project.recipe.name
-
-
 def read_bundle(folder: Path) -> Bundle:
     """The folder that `make kernel` made, checked for what Kaggle would refuse or, worse, misunderstand."""
     kernels = sorted(folder.rglob("kernel-metadata.json"))
+    others = sorted(path.parent.parent.name for path in folder.parent.glob("*/kernel/kernel-metadata.json"))
+    if not kernels and others:
+        raise WhaleidError(
+            f"{folder}: no kernel here, but there are {', '.join(others[:3])} beside it: run make kernel first, or "
+            "name the run that one of them trains (ARGS='--experiment NAME --fold K')"
+        )
     if len(kernels) != 1:
         raise WhaleidError(
             f"{folder}: {len(kernels)} kernel-metadata.json found, one is expected; run make kernel first"
@@ -156,13 +159,12 @@ def kernel_status(id: str) -> KernelStatus:
     return KernelStatus(id, state[1].lower() if state else "unknown", " ".join(failure[1].split()) if failure else "")
 
 
-def fetch_output(project: Project, kernel: Path | None = None) -> Iterator[str]:
-    """Files that the recipe's kernel left, into `work/<competition>/kernel/<recipe>.output/`; all of them or none.
+def fetch_output(project: Project, place: Path, run: tuple[str, int] | None = None) -> Iterator[str]:
+    """Files that a kernel left, into `<its folder>.output/` beside its folder; all of them or none.
 
-    kernel: folder of another kernel than the recipe's own. Yields lines: what came, and whether its submission.csv
-    would be accepted.
+    place: the kernel's folder. run: experiment and fold that it trains, None for one that answers the test set.
+    Yields lines: what came, and whether its submission.csv would be accepted, or how its run is used here.
     """
-    place = kernel or bundle_folder(project)
     id = read_bundle(place).kernel.id
     status = kernel_status(id)
     yield status.line()
@@ -176,6 +178,9 @@ def fetch_output(project: Project, kernel: Path | None = None) -> Iterator[str]:
         if not count:
             raise WhaleidError(f"kernel {id} left no files and no log; look at https://www.kaggle.com/code/{id}")
     yield f"{folder}: {count} files"
+    if run is not None:
+        yield _trained(project, folder, *run)
+        return
     submission = folder / "submission.csv"
     if not submission.is_file():
         raise WhaleidError(f"{folder}: no submission.csv among them; the log there says why")
@@ -183,6 +188,15 @@ def fetch_output(project: Project, kernel: Path | None = None) -> Iterator[str]:
     if problems:
         raise WhaleidError(problems[0])
     yield f"{submission}: a valid submission"
+
+
+def _trained(project: Project, folder: Path, experiment: str, fold: int) -> str:
+    """What to do with the run that a training kernel left."""
+    root = project.workspace.root
+    weights = folder / project.workspace.run(experiment, fold).relative_to(root) / "checkpoint.safetensors"
+    if not weights.is_file():
+        raise WhaleidError(f"{weights}: not among them; the log in {folder} says why")
+    return f"{experiment} fold {fold} is trained: copy runs/, features/ and .stamps/ of {folder} into {root} and go on"
 
 
 # -------------------------------------------------------------------------------------------------- data sets

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whaleid.answers import SUBMISSIONS, log_submission, read_figures, submission_path, submission_problems
+from whaleid.answers import log_path, log_submission, read_figures, submission_path, submission_problems
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import competition_page, kaggle, waits
 from whaleid.pipeline import Project
@@ -99,25 +99,26 @@ def submit(project: Project, outgoing: Outgoing) -> Iterator[str]:
             f"submission of {outgoing.file.name}: Kaggle does not list it; look at {_page(outgoing.competition)} "
             "before you try again"
         )
-    note_scores(project.competition.name, [found])
+    note_scores(project, [found])
     yield found.line()
 
 
 def read_back(project: Project) -> Iterator[str]:
     """Write the scores of everything that Kaggle lists into the log; yields a line for each that is of our log."""
     found = listed(kaggle_slug(project))
-    ours = note_scores(project.competition.name, found)
+    ours = note_scores(project, found)
     yield from (one.line() for one in ours)
-    yield f"{len(ours)} of {len(found)} listed submissions are in {SUBMISSIONS / 'log.csv'}"
+    yield f"{len(ours)} of {len(found)} listed submissions are in {log_path(project)}"
 
 
 def draw_scores(project: Project) -> Iterator[str]:
     """Draw the competition's leaderboard scores against its out-of-fold scores; yields what they say, and the path."""
     from whaleid.report.cv_lb import draw_cv_lb, gap_lines, scored
 
-    records = scored(read_log(SUBMISSIONS / "log.csv"), project.competition.name)
+    log = log_path(project)
+    records = scored(read_log(log), project.competition.name)
     if not records:
-        yield f"no submission of {project.competition.name} has a leaderboard score in {SUBMISSIONS / 'log.csv'} yet"
+        yield f"no submission of {project.competition.name} has a leaderboard score in {log} yet"
         return
     path = project.workspace.root / "report" / "cv_lb.png"
     draw_cv_lb(records, path)
@@ -137,13 +138,13 @@ def listed(slug: str) -> list[Listed]:
         raise WhaleidError(f"submissions to {slug}: Kaggle's list is not understood ({error})") from error
 
 
-def note_scores(competition: str, found: list[Listed]) -> list[Listed]:
-    """Give the rows of the log the scores of their files; returns the submissions that have a row.
+def note_scores(project: Project, found: list[Listed]) -> list[Listed]:
+    """Give the competition's rows of the log the scores of their files; returns the submissions that have a row.
 
     Where a file was submitted more than once the newest with a score counts.
     """
-    log = SUBMISSIONS / "log.csv"
-    records = {record.file: record for record in read_log(log) if record.competition == competition}
+    log = log_path(project)
+    records = {record.file: record for record in read_log(log) if record.competition == project.competition.name}
     ours: dict[str, Listed] = {}
     for one in found:
         if one.file in records and (one.file not in ours or _unscored(ours[one.file])):

@@ -9,24 +9,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from whaleid.configfiles import repository_root
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import PROJECT, copy_stamps, open_carried
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.pipeline import jobs_stage, select_jobs
+from whaleid.settings import Settings
 
 
 def run_training(places: Places, experiment: str, fold: int) -> None:
     """Train one experiment on one fold, embed every image with it, and leave both in the working folder."""
     content = read_json(places.assets / PROJECT)
     boxes = places.assets / "boxes.csv"
-    work = places.scratch / "work"
-    project = open_carried(content, places.competition, work, boxes if boxes.is_file() else None)
+    settings = Settings(raw=places.competition, work=places.scratch / "work", weights=places.assets / "weights")
+    project = open_carried(content, places.competition, settings, boxes if boxes.is_file() else None)
     workspace = project.workspace
     workspace.root.mkdir(parents=True, exist_ok=True)
-    weights = repository_root() / "weights"
-    if not weights.exists():
-        weights.symlink_to(places.assets / "weights")
     for table in (workspace.images, workspace.folds):
         shutil.copyfile(places.assets / table.name, table)
     outputs = [Path(name) for name in content["outputs"]]

@@ -30,6 +30,10 @@ class Contents:
     size: int
     """Bytes of all files together."""
 
+    def only(self, wanted: Callable[[str], bool]) -> Contents:
+        files = tuple(info for info in self.files if wanted(info.filename))
+        return Contents(files, sum(info.file_size for info in files))
+
 
 def unpack(
     archive: Path,
@@ -37,17 +41,19 @@ def unpack(
     progress: Callable[[int], None] | None = None,
     depth: int = INNER,
     budget: int | None = None,
+    only: Callable[[str], bool] = lambda _: True,
 ) -> int:
     """Unpack a zip and the zips in it into an empty or new folder; returns the number of files that lie there then.
 
     A zip named `train.zip` becomes the folder `train`, and `train.csv.zip` the file `train.csv`, however its own
     paths are given. progress: told the bytes of each part written. budget: bytes that may come out at the most,
-    inner archives included; None: as many as the archive's size allows. Raises WhaleidError for a path that leads
+    inner archives included; None: as many as the archive's size allows. only: by their names, which files are wanted
+    (all are looked at, and an archive with a bad one is refused). Raises WhaleidError for a path that leads
     out of the folder, a link, a size that is not as declared or out of proportion, a damaged file, a disk too small.
     """
     allowed = allowance(archive) if budget is None else budget
     with _opened(archive) as opened:
-        contents = inspect(opened, archive, allowed)
+        contents = inspect(opened, archive, allowed).only(only)
         inner = [info for info in contents.files if depth > 0 and info.filename.lower().endswith(".zip")]
         # an inner archive lies beside what comes out of it, until that is complete
         require_room(folder, contents.size + sum(info.file_size for info in inner), f"unpacking {archive.name}")

@@ -20,10 +20,10 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors.torch import save_file
 
-from whaleid.configfiles import repository_root
 from whaleid.errors import WhaleidError
 from whaleid.model.names import check_backbone
 from whaleid.progress import progress_bar
+from whaleid.settings import WEIGHTS, read_settings, repository_root
 from whaleid.workspace import atomic_path, file_digest
 
 HUB_PATIENCE = 5.0
@@ -38,8 +38,8 @@ LITE_DIGESTS = {
 
 
 def default_folder() -> Path:
-    """The repository's `weights/`."""
-    return repository_root() / "weights"
+    """WEIGHTS_DIR of SETTINGS.json, for callers that have no project's settings."""
+    return read_settings().weights
 
 
 # ----------------------------------------------------------------------------------------------- finding them
@@ -50,7 +50,8 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
 
     backbone: a timm name. weights: `imagenet`, `random`, or the path of a .safetensors file, which must
     exist.
-    folder: where `<backbone>.safetensors` is looked for when weights is `imagenet`.
+    folder: where `<backbone>.safetensors` is looked for when weights is `imagenet`, and what a path `weights/...`
+    means.
     """
     if weights == "random":
         return None
@@ -60,7 +61,8 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
     path = Path(weights).expanduser()
     if path.suffix != ".safetensors":
         raise WhaleidError(f"model.weights '{weights}': expected imagenet, random or the path of a .safetensors file")
-    for place in (path, repository_root() / path):
+    inside = [folder.joinpath(*path.parts[1:])] if path.parts[0] == WEIGHTS else []
+    for place in (*inside, path, repository_root() / path):
         if place.is_file():
             return place
     raise WhaleidError(f"model.weights '{weights}': no such file (for backbone '{backbone}')")

@@ -64,7 +64,7 @@ def with_pictures(
 
     folders: fold -> features by which an image is near; {} to take the identity's first image instead.
     """
-    galleries = {part.fold: _gallery(part, protocol.classes) for part in protocol.parts}
+    galleries = {part.fold: gallery_of(part, protocol.classes) for part in protocol.parts}
     near: dict[int, Embeddings] = {}
     for fold, folder in folders.items():
         asked = [example for example in examples if example.fold == fold]
@@ -94,7 +94,7 @@ def _example(answers: Answers, query: int) -> Example:
     return Example(int(answers.rows[query]), int(answers.folds[query]), truth, guesses)
 
 
-def _gallery(part: FoldPart, classes: np.ndarray) -> dict[str, np.ndarray]:
+def gallery_of(part: FoldPart, classes: np.ndarray) -> dict[str, np.ndarray]:
     """Identity -> rows int64 of its gallery images."""
     order = np.argsort(part.gallery_codes, kind="stable")
     codes, starts = np.unique(part.gallery_codes[order], return_index=True)

@@ -26,6 +26,7 @@ tr.strong td { font-weight: 600; background: #eef4f6; }
 img { max-width: 100%; height: auto; } section > img { display: block; margin: .8rem 0; }
 .sheet { display: flex; flex-wrap: wrap; gap: .6rem; padding: .7rem 0; border-bottom: 1px solid #dfe6ea; }
 figure { margin: 0; width: 14rem; font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
+figure.pair { width: auto; margin: .9rem 0; } figure.pair img { width: auto; }
 figure img, .none { box-sizing: border-box; display: block; width: 100%; border: 4px solid #b9c5cc; }
 .none { padding: 1.6rem 0; text-align: center; color: #5c6b76; background: #f3f6f7; }
 figure.right img, figure.right .none { border-color: #2a9d4a; }

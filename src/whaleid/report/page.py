@@ -7,12 +7,16 @@ from typing import Any
 
 import yaml
 
+from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
+from whaleid.ensemble.protocol import WHOLE
 from whaleid.pipeline import Project, sources
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
 from whaleid.report.material import GUESSES, Material, read_losses, read_material
+from whaleid.report.pairs import matched_pairs
+from whaleid.rounds import answered
 from whaleid.workspace import atomic_path
 
 SECTIONS = {
@@ -21,6 +25,7 @@ SECTIONS = {
     "unknown": "The unknown identity",
     "training": "Training",
     "right-and-wrong": "Right and wrong",
+    "matches": "Matched keypoints",
     "folds": "Folds",
     "settings": "Settings",
 }
@@ -31,7 +36,7 @@ def write_report(project: Project) -> Path:
 
     Raises WhaleidError where there are no results yet.
     """
-    material = read_material(project)
+    material = read_material(answered(project))
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -41,12 +46,14 @@ def write_report(project: Project) -> Path:
 
 def _page(material: Material, folder: Path) -> Markup:
     """The whole page; its pictures are drawn into `folder`."""
+    recipe = material.project.recipe
     bodies = {
         "ladder": _ladder(material, folder),
         "slices": _slices(material),
         "unknown": _unknown(material, folder),
         "training": _training(material, folder),
         "right-and-wrong": _right_and_wrong(material, folder),
+        **({"matches": matched_pairs(material, folder)} if recipe.combine.local is not None else {}),
         "folds": _folds(material),
         "settings": _settings(material),
     }
@@ -87,6 +94,12 @@ def _notices(material: Material) -> Markup:
         )
     if material.rungs[-1]["optimistic"]:
         said.append("The score is optimistic: something in it was chosen by looking at the fold that is scored.")
+    if full := material.figures["ladder"].get("full"):
+        said.append(
+            f"Trained on all labelled images too, for the test images alone: {', '.join(full)}. Out of fold these are "
+            "worth what their folds' models are."
+        )
+    said += round_lines(material.figures)
     return join(tag("p", line, class_="notice") for line in said)
 
 
@@ -207,7 +220,7 @@ def _training(material: Material, folder: Path) -> Markup:
     for summary in runs.values():
         losses = read_losses(material.project.workspace.run(summary["experiment"], summary["fold"]))
         if losses:
-            curves.setdefault(summary["experiment"], {})[summary["fold"]] = losses
+            curves.setdefault(summary["experiment"], {})[WHOLE if summary["fold"] is None else summary["fold"]] = losses
     if curves:
         pictures.draw_losses(curves, folder / "training.png")
         parts.append(tag("p", "Mean training loss of each epoch, a line a fold."))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whaleid.ensemble.protocol import WHOLE
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -89,7 +91,7 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
         if number + columns >= len(curves):
             axes.set_xlabel("epoch", fontsize=8)
     lines = {fold: Line2D([], [], color=f"C{fold % 10}") for folds in curves.values() for fold in folds}
-    names = [f"fold {fold}" for fold in sorted(lines)]
+    names = ["all images" if fold == WHOLE else f"fold {fold}" for fold in sorted(lines)]
     handles = [lines[fold] for fold in sorted(lines)]
     figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8, frameon=False)
     _save(figure, path)
@@ -98,7 +100,7 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
 def write_views(images: pd.DataFrame, rows: set[int], root: Path, folder: Path) -> None:
     """Small views of images, cut to their boxes: `<folder>/image-<row>.png`, at most VIEW large."""
     for row in sorted(rows):
-        write_view(root / images["path"].iloc[row], _box(images, row), folder / view_name(row))
+        write_view(root / images["path"].iloc[row], box_of(images, row), folder / view_name(row))
 
 
 def view_name(row: int) -> str:
@@ -115,14 +117,15 @@ def write_view(source: Path, box: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, optimize=True)
 
 
-def view_size(box: np.ndarray) -> tuple[int, int]:
-    """Width and height of a view: the box's aspect, as large as VIEW allows."""
+def view_size(box: np.ndarray, largest: tuple[int, int] = VIEW) -> tuple[int, int]:
+    """Width and height of a view: the box's aspect, as large as `largest` allows."""
     width, height = float(box[2] - box[0]), float(box[3] - box[1])
-    scale = min(VIEW[0] / width, VIEW[1] / height)
+    scale = min(largest[0] / width, largest[1] / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _box(images: pd.DataFrame, row: int) -> np.ndarray:
+def box_of(images: pd.DataFrame, row: int) -> np.ndarray:
+    """The box of a row of images.parquet: float (4,), x0, y0, x1, y1 in pixels."""
     return images[["x0", "y0", "x1", "y1"]].iloc[row].to_numpy(dtype=float)
 
 

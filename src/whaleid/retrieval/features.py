@@ -1,8 +1,9 @@
 """Features on disk: written by our own runs, or dropped in from any model, and read with the same care.
 
 A folder holds `embeddings.npy` (n, d), `rows.csv` (column `image`, same order) and, where the model is also a
-classifier, `logits.npy` (n, c) with `classes.txt` (one identity a line). How an image becomes an embedding is
-in `views.py`; torch is loaded there, so that reading stays quick.
+classifier, `logits.npy` (n, c) with `classes.txt` (one identity a line). Where the logits are those of some images
+alone, `logits.rows.csv` lists these (a Kaggle kernel carries no others than it asks for). How an image becomes an
+embedding is in `views.py`; torch is loaded there, so that reading stays quick.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _BLOCK = 4096  # rows read, checked or normalised at a time
 _AHEAD = 2  # batches of images read while the model is busy
 _TYPES = (np.float16, np.float32, np.float64)
+SOME_LOGITS = "logits.rows.csv"
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -48,8 +50,31 @@ class Features:
     """
 
     embeddings: np.ndarray
-    logits: np.ndarray | None = None
+    logits: np.ndarray | SomeRows | None = None
     classes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SomeRows:
+    """A table that has rows for some images alone, indexed as if it had all.
+
+    table: float (m, c). place: int64 (n,), row of each image, -1 where it has none. path: named in errors.
+    """
+
+    table: np.ndarray
+    place: np.ndarray
+    path: Path
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.place), self.table.shape[1]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """rows: int (q,). Returns float (q, c); WhaleidError where one has no row."""
+        wanted = self.place[rows]
+        if (wanted < 0).any():
+            raise WhaleidError(f"{self.path}: has no row of {(wanted < 0).sum()} of {len(wanted)} images asked for")
+        return self.table[wanted]
 
 
 @dataclass(frozen=True)
@@ -112,6 +137,10 @@ def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = 
     embeddings = _unit_rows(folder / "embeddings.npy", table, wanted, wanted_names)
     if not logits or not _has_logits(folder):
         return Features(embeddings)
+    if (folder / SOME_LOGITS).is_file():
+        some = _read_some(folder, names)
+        classes = _read_classes(folder / "classes.txt", some.shape[1])
+        return Features(embeddings, some if rows is None else replace(some, place=some.place[rows]), classes)
     scores = _open_table(folder / "logits.npy", len(place))
     classes = _read_classes(folder / "classes.txt", scores.shape[1])
     in_order = len(wanted) == len(scores) and np.array_equal(wanted, np.arange(len(scores)))
@@ -120,8 +149,18 @@ def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = 
     return Features(embeddings, chosen, classes)
 
 
-def _places(path: Path, names: np.ndarray) -> np.ndarray:
-    """Row of the features for each image of the table, int64 (n,)."""
+def _read_some(folder: Path, names: np.ndarray) -> SomeRows:
+    """Logits of the images that `logits.rows.csv` lists. names: str (n,), of images.parquet."""
+    place = _places(folder / SOME_LOGITS, names, whole=False)
+    present = np.flatnonzero(place >= 0)
+    path = folder / "logits.npy"
+    table = _open_table(path, len(present), SOME_LOGITS)
+    _check_finite(path, table, names[present[np.argsort(place[present])]])
+    return SomeRows(table, place, path)
+
+
+def _places(path: Path, names: np.ndarray, whole: bool = True) -> np.ndarray:
+    """Row of the features for each image of the table, int64 (n,); -1 for none, unless each must have one (`whole`)."""
     given = _read_rows(path)
     index = pd.Index(given)
     if not index.is_unique:
@@ -129,9 +168,9 @@ def _places(path: Path, names: np.ndarray) -> np.ndarray:
         raise WhaleidError(f"{path}: image '{twice[0]}' is listed twice ({len(twice)} repeats); list each once")
     place = index.get_indexer(pd.Index(names))
     missing = names[place < 0]
-    if len(missing):
+    if len(missing) and whole:
         raise WhaleidError(f"{path}: {len(missing)} of {len(names)} images are missing, first '{missing[0]}'")
-    if len(given) > len(names):
+    if len(given) > len(names) - len(missing):
         foreign = index.difference(pd.Index(names), sort=False)
         raise WhaleidError(
             f"{path}: {len(foreign)} images are not in images.parquet, first '{foreign[0]}'; remove them"
@@ -151,8 +190,8 @@ def _read_rows(path: Path) -> np.ndarray:
     return rows["image"].to_numpy()
 
 
-def _open_table(path: Path, expected: int) -> np.ndarray:
-    """An .npy of floats (expected, d), memory-mapped."""
+def _open_table(path: Path, expected: int, listing: str = "rows.csv") -> np.ndarray:
+    """An .npy of floats (expected, d), memory-mapped. listing: the file that lists its images."""
     _require(path)
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -161,7 +200,7 @@ def _open_table(path: Path, expected: int) -> np.ndarray:
     if table.ndim != 2 or table.shape[1] < 1 or table.dtype not in _TYPES:
         raise WhaleidError(f"{path}: {table.dtype} {table.shape}; float16, 32 or 64 of shape (n, d) is needed")
     if len(table) != expected:
-        raise WhaleidError(f"{path}: {len(table)} rows, but rows.csv lists {expected} images; both need the same")
+        raise WhaleidError(f"{path}: {len(table)} rows, but {listing} lists {expected} images; both need the same")
     return table
 
 

@@ -47,9 +47,7 @@ def describe(path: Path, box: np.ndarray, config: LocalConfig) -> tuple[np.ndarr
     box: x0, y0, x1, y1 in pixels of the picture.
     Returns descriptors uint8 (n, 128) and points float32 (n, 4), as `root_sift`. Errors name the file.
     """
-    width, height = float(box[2] - box[0]), float(box[3] - box[1])
-    factor = min(1.0, config.size / max(width, height, 1.0))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
+    size = described_size(box, config.size)
     reduce = reduction(box, size)
     image = decode(path, reduce)
     try:
@@ -57,6 +55,13 @@ def describe(path: Path, box: np.ndarray, config: LocalConfig) -> tuple[np.ndarr
     except WhaleidError as error:
         raise WhaleidError(f"{path}: {error}") from error
     return root_sift(cv2.cvtColor(resize(cropped, size), cv2.COLOR_RGB2GRAY), config.keypoints)
+
+
+def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
+    """Width and height of the picture that is described: the box's, its longer side shrunk to `longest`."""
+    width, height = float(box[2] - box[0]), float(box[3] - box[1])
+    factor = min(1.0, longest / max(width, height, 1.0))
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def root_sift(grey: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,6 +215,14 @@ class Described:
             raise WhaleidError("local matching: the descriptors' folder has no points.npy; remove it and run again")
         own = slice(self.offsets[row], self.offsets[row + 1])
         return self.vectors[own].astype(np.float32), np.asarray(self.points[own])
+
+
+def described_together(found: list[tuple[np.ndarray, np.ndarray]]) -> Described:
+    """A few images' descriptors and points, as `describe` gives them, as one in memory: row i is found[i]."""
+    counts = [len(vectors) for vectors, _ in found]
+    vectors = np.concatenate([np.empty((0, LENGTH), np.uint8), *(vectors for vectors, _ in found)])
+    points = np.concatenate([np.empty((0, 4), np.float32), *(points for _, points in found)])
+    return Described(vectors, np.cumsum([0, *counts], dtype=np.int64), points)
 
 
 def read_described(folder: Path, images: pd.DataFrame) -> Described:

@@ -17,6 +17,7 @@ from whaleid.config import Experiment
 from whaleid.data.augment import Augmentation
 from whaleid.data.batches import TrainingItems, make_loader, training_items
 from whaleid.data.cache import ImageCache
+from whaleid.data.pseudo import with_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import build_embedder
 from whaleid.model.heads import build_head
@@ -56,6 +57,8 @@ class RunSummary:
     """`select: best`: MAP@5 of the fold's answerable queries at the chosen epoch."""
     best_epoch: int | None = None
     """Counted from 1."""
+    pseudo: int = 0
+    """Test images that were trained on by pseudo-labels."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Task:
     out: Path
     key: str
     """Digest of all that the weights depend on."""
+    pseudo: int = 0
+    """Test images among the items."""
 
     @property
     def title(self) -> str:
@@ -90,16 +95,20 @@ def train_run(
     weights: Path,
     key: str = "",
     save_seconds: float = 60.0,
+    labels: pd.DataFrame | None = None,
 ) -> RunSummary:
     """Train `experiment` without the images of `fold` (None: on all labelled ones) into the folder `out`.
 
     images, folds: images.parquet and folds.csv; cache: the pixels of images' rows, at the size to train at;
     unknown: the competition's unknown label; weights: folder of pretrained weights; key: the caller's digest
-    of what is not seen here (the pixels, the weights' files); save_seconds: how often the state is saved.
+    of what is not seen here (the pixels, the weights' files); save_seconds: how often the state is saved;
+    labels: pseudo-labels of test images that are trained on, too (`image, identity`); nothing is scored by them.
     A finished run is not trained again; one that was killed goes on to the same result.
     """
-    items = training_items(images, folds, fold, experiment, unknown)
-    task = Task(experiment, fold, items, cache, out, run_key(experiment, fold, items, cache.size, key))
+    known = (images, folds) if labels is None else with_pseudo_labels(images, folds, labels)
+    items = training_items(*known, fold, experiment, unknown)
+    key = run_key(experiment, fold, items, cache.size, key)
+    task = Task(experiment, fold, items, cache, out, key, 0 if labels is None else len(labels))
     done = finished(task)
     if done is not None:
         return done
@@ -289,4 +298,5 @@ def summarise(task: Task, session: Session) -> RunSummary:
         optimistic=session.config.select == "best",
         score=progress.best_score,
         best_epoch=progress.best_epoch,
+        pseudo=task.pseudo,
     )

@@ -1,0 +1,310 @@
+"""Full-data members: they answer the test set beside the folds' models, and out of fold nothing knows of them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from ladder_world import World, make_world, recipe, write_sources
+from safetensors.torch import load_file
+from test_cli import COMPETITION, EXPERIMENT
+from training_world import same, small, stop_after
+
+from whaleid import cli, pipeline
+from whaleid.answers import ensemble_stage, ladder_lines
+from whaleid.config import Recipe
+from whaleid.data.sample import make_sample
+from whaleid.ensemble.ablation import ablate
+from whaleid.ensemble.blend import average
+from whaleid.ensemble.ladder import combine, protocol_of, rank_all
+from whaleid.ensemble.protocol import WHOLE
+from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.results import LadderResult
+from whaleid.errors import WhaleidError
+from whaleid.estimate import Census, plan_lines, recipe_needs
+
+EVERYTHING = {
+    "rerank": {"expansion": {"neighbours": [2], "alpha": [1.0]}, "reciprocal": None, "labels": None},
+    "stack": {"rounds": 20, "groups": 2, "least": 5},
+}
+
+# --------------------------------------------------------------------------------------------------- the ladder
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(identities=30, seed=4)
+
+
+@pytest.fixture(scope="module")
+def sources(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    """Three networks; the first two have a model of all labelled images."""
+    return write_sources(world, tmp_path_factory.mktemp("features"), full=2)
+
+
+def without_full(sources: list[Source]) -> list[Source]:
+    return [replace(source, full=None) for source in sources]
+
+
+def ranked(world: World, sources: list[Source], **combine) -> list[Ranking]:
+    protocol = protocol_of(world.images, world.folds, world.competition, sources)
+    return rank_all(sources, world.images, protocol, recipe(**combine).combine, 0)
+
+
+def climbed(world: World, sources: list[Source], out: Path) -> LadderResult:
+    return combine(world.images, world.folds, sources, recipe(**EVERYTHING), world.competition, out)
+
+
+def test_out_of_fold_nothing_knows_of_them(world: World, sources: list[Source], tmp_path: Path) -> None:
+    """Every out-of-fold figure, list, weight and threshold is bit for bit that of the ensemble without them."""
+    plain, given = climbed(world, without_full(sources), tmp_path / "a"), climbed(world, sources, tmp_path / "b")
+    assert [rung.name for rung in given.rungs] == [rung.name for rung in plain.rungs]
+    for one, other in zip(plain.rungs, given.rungs, strict=True):
+        assert (one.score, one.gain, one.below, one.weight, one.weights) == (
+            other.score,
+            other.gain,
+            other.below,
+            other.weight,
+            other.weights,
+        )
+        assert one.thresholds.tuned == other.thresholds.tuned and one.thresholds.by_fold == other.thresholds.by_fold
+        for lists, others in zip(one.oof, other.oof, strict=True):
+            np.testing.assert_array_equal(lists.codes, others.codes)
+            np.testing.assert_array_equal(lists.scores, others.scores)
+        if one.name != "net2" and one.name != "net2 logits":
+            assert not np.array_equal(one.test.scores, other.test.scores), one.name
+    assert (plain.full, given.full) == ((), ("net0", "net1"))
+    assert (tmp_path / "a" / "oof.parquet").read_bytes() == (tmp_path / "b" / "oof.parquet").read_bytes()
+
+
+def test_every_ranking_answers_once_more(world: World, sources: list[Source]) -> None:
+    plain = {one.name: one for one in ranked(world, without_full(sources), **EVERYTHING)}
+    for one in ranked(world, sources, **EVERYTHING):
+        folds = plain[one.name].test
+        assert (len(folds), len(one.test), len(one.oof)) == (3, 4, 3)
+        for lists, others in zip(folds, one.test, strict=False):
+            np.testing.assert_array_equal(lists.codes, others.codes)
+            np.testing.assert_array_equal(lists.scores, others.scores)
+        mean = average(folds, 50)
+        of_folds = np.array_equal(mean.codes, one.test[3].codes) and np.array_equal(mean.scores, one.test[3].scores)
+        assert of_folds == (one.name in ("net2", "net2 logits")), one.name
+
+
+def test_a_source_without_one_is_stood_in_for_by_its_first_folds_model(world: World, sources: list[Source]) -> None:
+    given = [replace(sources[2], full=sources[2].folds[0]) if one is sources[2] else one for one in sources]
+    joint = [one for one in ranked(world, sources) if one.kind in ("concat", "classifier")]
+    told = {one.name: one for one in ranked(world, given)}
+    assert len(joint) == 2
+    for one in joint:
+        np.testing.assert_array_equal(one.test[3].codes, told[one.name].test[3].codes)
+        np.testing.assert_array_equal(one.test[3].scores, told[one.name].test[3].scores)
+
+
+def test_the_whole_has_no_queries_and_every_labelled_image(world: World, sources: list[Source]) -> None:
+    protocol = protocol_of(world.images, world.folds, world.competition, sources)
+    assert protocol.whole is not None and protocol.whole.fold == WHOLE
+    assert not len(protocol.whole.rows) and len(protocol.parts) == 3 and len(protocol.answering) == 4
+    labelled = np.flatnonzero((world.images["split"] == "train").to_numpy())
+    np.testing.assert_array_equal(protocol.whole.training, labelled)
+    np.testing.assert_array_equal(protocol.whole.gallery, protocol.gallery)
+    assert protocol_of(world.images, world.folds, world.competition, without_full(sources)).whole is None
+
+
+def test_without_test_images_there_is_nothing_for_them_to_answer(world: World, tmp_path: Path) -> None:
+    keep = (world.images["split"] == "train").to_numpy()
+    alone = replace(world, images=world.images[keep].reset_index(drop=True), latent=world.latent[keep])
+    given = write_sources(alone, tmp_path / "features", full=2, logits=False)
+    result = climbed(alone, given, tmp_path / "out")
+    assert result.final.test is None and result.full == ("net0", "net1")
+
+
+def test_the_ablation_can_leave_the_only_one_out(world: World, sources: list[Source]) -> None:
+    given = [sources[0], replace(sources[1], full=None)]
+    rows = ablate(world.images, world.folds, given, recipe(classifier=None), world.competition).rows
+    assert "network net0" in [row.name for row in rows]
+
+
+def test_a_folder_that_is_missing(world: World, sources: list[Source], tmp_path: Path) -> None:
+    given = [replace(sources[0], full=tmp_path / "nowhere"), *sources[1:]]
+    with pytest.raises(WhaleidError, match=r"source 'net0': .*nowhere: no such folder"):
+        combine(world.images, world.folds, given, recipe(), world.competition, tmp_path / "out")
+
+
+# --------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_settings_that_make_no_sense() -> None:
+    plain = {"name": "x", "folds": 3, "experiments": ["a", "b"]}
+    with pytest.raises(ValueError, match="'c' is none of the recipe's experiments"):
+        Recipe.model_validate(plain | {"full": ["c"]})
+    assert Recipe.model_validate(plain | {"full": True}).full_members == ["a", "b"]
+    assert Recipe.model_validate(plain | {"full": ["b"]}).full_members == ["b"]
+    assert Recipe.model_validate(plain).full_members == []
+
+
+def test_as_many_epochs_as_the_folds_took() -> None:
+    seen = small(**{"train.select": "best"})
+    taken = [{"epochs": 9, "best_epoch": best} for best in (3, 4, 7)]
+    trained = pipeline.with_epochs(seen, taken).train
+    assert (trained.epochs, trained.images_seen, trained.select) == (5, None, "last")
+    last = pipeline.with_epochs(small(), [{"epochs": epochs, "best_epoch": None} for epochs in (2, 3)])
+    assert last.train.epochs == 3  # halves go up
+    assert pipeline.with_epochs(small(), [{"epochs": 3, "best_epoch": None}] * 2) == small()
+
+
+# ------------------------------------------------------------------------------------------------ the whole road
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    make_sample(folder / "data", identities=8, train_images=40, test_images=10, workers=1)
+    (folder / "drawn.yaml").write_text(COMPETITION.format(root="data"))
+    (folder / "one.yaml").write_text(EXPERIMENT)
+    (folder / "two.yaml").write_text(EXPERIMENT.replace("epochs: 2", "epochs: 3, select: best"))
+    return folder
+
+
+def opened(folder: Path, full: str = "", work: str = "work") -> pipeline.Project:
+    combined = "combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
+    (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [one, two]\n{full}{combined}")
+    return pipeline.open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
+
+
+def current(project: pipeline.Project, stage: str = "features") -> dict[str, bool]:
+    return {job.title: job.current for job in pipeline.job_list(project, stage)}
+
+
+def test_the_road_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(drawn)
+    plain = opened(drawn)
+    before = ensemble_stage(plain, 1, [])
+    project = opened(drawn, "full: [two]\n")
+    assert current(project) == {
+        "one fold 0": True,
+        "one fold 1": True,
+        "two fold 0": True,
+        "two fold 1": True,
+        "two full": False,
+    }
+    figures = ensemble_stage(project, 1, [])
+    assert all(current(project).values())
+    assert figures["key"] != before["key"]
+    assert [{**rung, "unknown": None} for rung in figures["ladder"]["rungs"]] == [
+        {**rung, "unknown": None} for rung in before["ladder"]["rungs"]
+    ]
+    assert figures["ladder"]["full"] == ["two"] and before["ladder"]["full"] == []
+    assert any("all labelled images too: two" in line for line in ladder_lines(figures))
+    assert not any("all labelled images" in line for line in ladder_lines(before))
+
+    folds = [figures["runs"][f"two/fold{fold}"]["best_epoch"] for fold in range(2)]
+    summary = figures["runs"]["two/full"]
+    assert summary["epochs"] == int(sum(folds) / 2 + 0.5) and summary["fold"] is None and not summary["optimistic"]
+    run = project.workspace.run("two", None)
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["select"] == "last"
+    known = set(pd.read_csv(drawn / "data" / "train.csv").Id) - {"new_whale"}
+    assert set((run / "classes.txt").read_text().split()) == known
+    names = pd.read_csv(project.workspace.features("two", None) / "rows.csv")["image"]
+    assert len(names) == 50
+
+    written = (run / "checkpoint.safetensors").stat().st_mtime_ns
+    assert ensemble_stage(opened(drawn, "full: [two]\n"), 1, [])["key"] == figures["key"]
+    assert (run / "checkpoint.safetensors").stat().st_mtime_ns == written
+    assert ensemble_stage(opened(drawn), 1, [])["key"] == before["key"]
+
+
+def test_its_key_is_made_of_its_folds_keys(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(full: str = "full: true\n") -> list[str]:
+        project = opened(drawn, full)
+        return [project.run_key(item, None) for item in project.experiments]
+
+    plain = keys()
+    assert len({*plain, opened(drawn).run_key(opened(drawn).experiments[0], 0)}) == 3
+    assert keys("full: [one]\n") == plain  # who else is trained on everything has no part in it
+    assert keys("full: true\nseed: 5\n") != plain  # other folds
+    quick = keys("full: true\ntrain_folds: [1]\n")
+    assert not set(quick) & set(plain)
+    own = pipeline.Project.run_key
+
+    def changed(self, experiment, fold):
+        return "another" if (experiment.name, fold) == ("two", 1) else own(self, experiment, fold)
+
+    monkeypatch.setattr(pipeline.Project, "run_key", changed)
+    assert keys()[0] == plain[0] and keys()[1] != plain[1]
+
+
+def test_killed_it_goes_on_to_the_same_weights(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(drawn)
+    whole = opened(drawn, "full: [one]\n", work="whole")
+    jobs = pipeline.select_jobs(whole, "train", None, None, full=True)
+    assert [job.title for job in jobs] == ["one full"]
+    assert pipeline.jobs_stage(whole, "train", 1, [], jobs) == 1  # its folds are trained on the way
+    trained = current(whole, "train")
+    assert trained == {
+        "one fold 0": True,
+        "one fold 1": True,
+        "two fold 0": False,
+        "two fold 1": False,
+        "one full": True,
+    }
+
+    broken = opened(drawn, "full: [one]\n", work="broken")
+    of_folds = [job for job in pipeline.job_list(broken, "train") if job.experiment == "one" and job.fold is not None]
+    pipeline.jobs_stage(broken, "train", 1, [], of_folds)
+    monkeypatch.setattr("whaleid.training.record.EPOCH_SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.jobs_stage(broken, "train", 1, [], jobs)
+    run = broken.workspace.run("one", None)
+    assert (run / "state").is_dir() and not (run / "checkpoint.safetensors").exists()
+    assert not current(broken, "train")["one full"]
+    pipeline.jobs_stage(broken, "train", 1, [], pipeline.select_jobs(broken, "train", "one", None, full=True))
+    kept = [load_file(place.workspace.run("one", None) / "checkpoint.safetensors") for place in (whole, broken)]
+    assert same(*kept)
+
+
+def test_folds_come_first(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    monkeypatch.setattr(pipeline, "train_stage", lambda project, item, fold: done.append((item.name, fold)))
+    project = opened(drawn, "full: true\n", work="order")
+    assert pipeline.jobs_stage(project, "train", 1, []) == 6
+    assert done == [("one", 0), ("one", 1), ("two", 0), ("two", 1), ("one", None), ("two", None)]
+    assert project.workspace.run("one", None).name == "full"
+    command = next(job for job in pipeline.job_list(project, "train") if job.fold is None).command([])
+    assert command[-3:] == ["--experiment", "one", "--full"]
+
+
+def test_words_of_the_command_line(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(full: str, *words: str) -> str:
+        opened(drawn, full)
+        where = ["--competition", str(drawn / "drawn.yaml"), "--recipe", str(drawn / "recipe.yaml")]
+        monkeypatch.setattr(sys, "argv", ["whaleid", "train", *where, "--work", str(drawn / "none"), *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err.strip()
+
+    assert "does not train anything on all labelled images" in refused("", "--full")
+    assert "does not train two on all" in refused("full: [one]\n", "--full", "--experiment", "two")
+    assert "--fold 1 without some" in refused("full: true\n", "--full", "--fold", "1")
+    with pytest.raises(WhaleidError, match=r"recipe\.yaml: full: 'three' is none of the recipe's experiments"):
+        opened(drawn, "full: [three]\n")
+
+
+def test_the_plan_counts_them(drawn: Path) -> None:
+    census = Census(1000, 100, 20, 300, 2.0, estimated=True)
+    plain, given = opened(drawn), opened(drawn, "full: true\n")
+    lines = "\n".join(plan_lines(given, 1.0, 1000, 20))
+    assert "2 experiments x 2 folds + 2 on all labelled images = 6 runs" in lines
+    assert "2 experiments x 2 folds = 4 runs" in "\n".join(plan_lines(plain, 1.0, 1000, 20))
+    few, many = recipe_needs(plain, census, "cpu"), recipe_needs(given, census, "cpu")
+    assert many.disk > few.disk
+    assert 1.5 * few.hours < many.hours <= 2.0 * few.hours  # two folds see as many images as all of them once

@@ -1,0 +1,392 @@
+"""Pseudo-labels: who gets which, what they must not know, and the rounds that they teach."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
+from test_cli import COMPETITION, EXPERIMENT
+from training_world import small, train, write_case
+
+from whaleid import answers, cli, pipeline, rounds
+from whaleid.answers import ensemble_stage, ladder_lines, submission_path, submission_stage
+from whaleid.config import Recipe
+from whaleid.data.batches import training_items
+from whaleid.data.pseudo import (
+    FULL,
+    describe_pseudo_labels,
+    labels_of,
+    read_pseudo_labels,
+    with_pseudo_labels,
+    write_pseudo_labels,
+)
+from whaleid.data.sample import make_sample
+from whaleid.ensemble.ladder import protocol_of, rank_all
+from whaleid.ensemble.protocol import WHOLE, Protocol
+from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_labels
+from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.results import Gain
+from whaleid.errors import WhaleidError
+from whaleid.estimate import Census, plan_lines, recipe_needs
+from whaleid.kaggle.carried import carried, open_carried, project_content
+from whaleid.training import run as run_module
+
+PLAIN = {"name": "x", "folds": 3, "experiments": ["a"]}
+RERANK = {
+    "augmentation": None,
+    "expansion": {"neighbours": [1, 4], "alpha": [0.0, 3.0]},
+    "reciprocal": None,
+    "diffusion": None,
+    "labels": {"neighbours": [5], "gamma": [3.0], "steps": [2, 4]},
+}
+
+
+def sure_recipe(confidence: float = 0.7, **combine) -> Recipe:
+    pseudo = Recipe.model_validate(PLAIN | {"pseudo": {"confidence": confidence}}).pseudo
+    return recipe(**combine).model_copy(update={"pseudo": pseudo})
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(identities=30, noise=0.6)
+
+
+@pytest.fixture(scope="module")
+def sources(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+    """Two networks; the first has a model of all labelled images, too."""
+    return write_sources(world, tmp_path_factory.mktemp("features"), count=2, full=1)
+
+
+@pytest.fixture(scope="module")
+def protocol(world: World, sources: list[Source]) -> Protocol:
+    return protocol_of(world.images, world.folds, world.competition, sources)
+
+
+def labels_with(world: World, sources: list[Source], confidence: float) -> pd.DataFrame:
+    return pseudo_labels(world.images, world.folds, sources, sure_recipe(confidence), world.competition, 2)
+
+
+@pytest.fixture(scope="module")
+def labels(world: World, sources: list[Source]) -> pd.DataFrame:
+    return labels_with(world, sources, 0.7)
+
+
+# --------------------------------------------------------------------------------------------------- the labels
+
+
+def test_sure_labels_are_mostly_right_and_never_unknown(world: World, labels: pd.DataFrame) -> None:
+    test = world.images.loc[world.images["split"] == "test", "image"].to_numpy()
+    truth = labels["image"].map(dict(zip(test, world.solution, strict=True)))
+    assert set(labels["fold"]) == {FULL, 0, 1, 2} and set(labels["round"]) == {2}
+    assert (labels["confidence"] >= 0.7).all()
+    assert UNKNOWN not in set(labels["identity"])
+    assert not labels.duplicated(["image", "fold"]).any()
+    assert (labels["identity"] == truth).mean() > 0.8
+    assert len(list(describe_pseudo_labels(labels, len(test)))) == 4
+
+
+def test_more_confidence_gives_a_part_of_the_labels(world: World, sources: list[Source], labels: pd.DataFrame) -> None:
+    few, many = labels_with(world, sources, 0.85).set_index(["image", "fold"]), labels.set_index(["image", "fold"])
+    assert 0 < len(few) < len(many)
+    assert few["identity"].equals(many.loc[few.index, "identity"])
+
+
+def test_a_folds_truth_does_not_reach_its_own_labels(world: World, sources: list[Source], protocol: Protocol) -> None:
+    """Permute what fold 1's queries truly are: its labels stay, bit for bit; those that it teaches change."""
+    given = sure_recipe(0.5, rerank=RERANK)
+
+    def found(asked: Protocol) -> pd.DataFrame:
+        rankings = rank_all(sources, world.images, asked, given.combine, 0)
+        return sure_labels(asked, rankings, sources, world.images, given)
+
+    part = protocol.parts[1]
+    order = np.random.default_rng(0).permutation(len(part.truth))
+    wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
+    before, after = found(protocol), found(replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2])))
+    pd.testing.assert_frame_equal(labels_of(before, 1), labels_of(after, 1))
+    assert not labels_of(before, 0).equals(labels_of(after, 0))
+    assert not labels_of(before, None).equals(labels_of(after, None))
+
+
+def test_a_fold_sees_neither_its_own_images_nor_who_saw_them(
+    world: World, sources: list[Source], protocol: Protocol
+) -> None:
+    """Rename the fold's own images, and spoil the model of all labelled images: how its models rank stays."""
+    given = sure_recipe(rerank=RERANK)
+    decided = {"query expansion": "4 neighbours, alpha 3", "label diffusion": "off"}
+
+    def ranked(images: pd.DataFrame, folds: pd.DataFrame, networks: list[Source], fold: int) -> list[Ranking]:
+        asked = protocol_of(images, folds, world.competition, networks)
+        return against_own_gallery(networks, images, asked, asked.parts[fold], given, decided, None)
+
+    spoilt = [replace(source, full=source.full and sources[1].folds[0]) for source in sources]
+    for fold in range(3):
+        images, folds = world.images.copy(), world.folds.copy()
+        own = folds["fold"] == fold
+        folds.loc[own, "identity"] = folds.loc[own, "identity"].to_numpy()[::-1]
+        images["identity"] = images["image"].map(folds.set_index("image")["identity"])
+        plain, other = ranked(world.images, world.folds, sources, fold), ranked(images, folds, spoilt, fold)
+        assert {one.kind for one in plain} == {"knn", "logits", "concat", "rerank", "classifier"}
+        gallery = set(protocol.parts[fold].gallery_codes)
+        for one, renamed in zip(plain, other, strict=True):
+            assert one.oof == () and len(one.test) == 1
+            assert set(np.unique(one.test[0].codes)) - {-1} <= gallery
+            np.testing.assert_array_equal(_names(one), _names(renamed))
+            np.testing.assert_array_equal(one.test[0].scores, renamed.test[0].scores)
+
+
+def _names(ranking: Ranking) -> np.ndarray:
+    lists = ranking.test[0]
+    return np.append(lists.classes.astype(object), "")[lists.codes]
+
+
+def test_a_folds_ranking_is_that_of_its_model_against_its_gallery(
+    world: World, sources: list[Source], protocol: Protocol
+) -> None:
+    part = protocol.parts[2]
+    found = against_own_gallery(sources, world.images, protocol, part, sure_recipe(), {}, None)
+    table = np.load(sources[1].folds[2] / "embeddings.npy")
+    similarity = table[protocol.test_rows] @ table[part.gallery].T
+    nearest = part.gallery_codes[similarity.argmax(axis=1)]
+    lists = next(one for one in found if one.name == "net1").test[0]
+    np.testing.assert_array_equal(lists.codes[:, 0], nearest)
+    np.testing.assert_allclose(lists.scores[:, 0], similarity.max(axis=1), atol=1e-5)
+
+
+def test_nothing_to_label_and_nobody_to_learn_from(world: World, sources: list[Source]) -> None:
+    single = [Source(source.name, {1: source.folds[1]}) for source in sources]
+    with pytest.raises(WhaleidError, match="at least two folds"):
+        labels_with(world, single, 0.7)
+    with pytest.raises(ValueError, match="two folds or more"):
+        Recipe.model_validate(PLAIN | {"train_folds": [1], "pseudo": {}})
+    with pytest.raises(ValueError, match="pseudo needs experiments"):
+        Recipe.model_validate({"name": "x", "folds": 3, "sources": {"a": "b"}, "pseudo": {}})
+
+
+# --------------------------------------------------------------------------------------------------- the training
+
+
+def test_training_gets_the_folds_own_labels_and_nothing_moves(world: World, labels: pd.DataFrame) -> None:
+    experiment = small()
+    for fold in (0, 1, 2, None):
+        own = labels_of(labels, fold)
+        images, folds = with_pseudo_labels(world.images, world.folds, own)
+        plain = training_items(world.images, world.folds, fold, experiment, UNKNOWN)
+        items = training_items(images, folds, fold, experiment, UNKNOWN)
+        added = set(items.rows) - set(plain.rows)
+        assert set(plain.rows) <= set(items.rows) and items.classes == plain.classes
+        assert set(world.images["image"].to_numpy()[sorted(added)]) == set(own["image"])
+        named = dict(zip(items.rows, np.array(items.classes)[items.labels], strict=True))
+        place = {image: row for row, image in enumerate(world.images["image"])}
+        assert all(named[place[image]] == name for image, name in zip(own["image"], own["identity"], strict=True))
+    assert world.images["identity"].isna().sum() == (world.images["split"] == "test").sum()
+
+
+def test_labels_of_other_images_are_refused(world: World) -> None:
+    for name in ("nowhere.jpg", world.folds["image"].iloc[0]):
+        foreign = pd.DataFrame({"image": [name], "identity": ["w_0001"]})
+        with pytest.raises(WhaleidError, match="pseudo-labels: not of these test images"):
+            with_pseudo_labels(world.images, world.folds, foreign)
+
+
+def test_a_run_is_trained_on_them_and_never_scored_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_case(tmp_path)
+    images, folds = pd.read_parquet(tmp_path / "images.parquet"), pd.read_csv(tmp_path / "folds.csv")
+    test = images["image"].str.endswith("_4.png")
+    truth = images.loc[test, ["image", "identity"]].reset_index(drop=True)
+    images.loc[test, ["split", "identity"]] = ["test", None]
+    images.to_parquet(tmp_path / "images.parquet")
+    folds[folds["fold"] != 4].to_csv(tmp_path / "folds.csv", index=False)
+    seen = []
+    plain = run_module.fold_queries
+
+    def fold_queries(images, folds, fold, unknown):
+        seen.append((images, folds))
+        return plain(images, folds, fold, unknown)
+
+    monkeypatch.setattr(run_module, "fold_queries", fold_queries)
+    experiment = small(train_epochs=1, train_select="best")
+    without = train(tmp_path, tmp_path / "a", experiment)
+    taught = train(tmp_path, tmp_path / "b", experiment, labels=truth)
+    assert (without.pseudo, taught.pseudo) == (0, 8)
+    assert taught.images == without.images + 8
+    (images_of_one, folds_of_one), (images_of_other, folds_of_other) = seen
+    pd.testing.assert_frame_equal(images_of_one, images_of_other)
+    pd.testing.assert_frame_equal(folds_of_one, folds_of_other)
+
+
+def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
+    path = tmp_path / "pseudo" / "round2.csv"
+    write_pseudo_labels(labels, path)
+    again = read_pseudo_labels(path)
+    pd.testing.assert_frame_equal(
+        again.drop(columns="confidence"), labels.drop(columns="confidence"), check_dtype=False
+    )
+    assert list(again.columns) == ["image", "identity", "fold", "round", "confidence"]
+    with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
+        read_pseudo_labels(path.with_name("round1.csv"))
+    path.write_text("image,identity,fold\na.jpg,w,0\n")
+    with pytest.raises(WhaleidError, match=r"round2\.csv: .*'confidence'"):
+        read_pseudo_labels(path)
+
+
+# ----------------------------------------------------------------------------------------------------- the rounds
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_sample(tmp_path / "data", identities=8, train_images=60, test_images=16, workers=1)
+    text = COMPETITION.format(root="data").replace("unknown: new_whale\nunknown_share: 0.276\n", "")
+    (tmp_path / "drawn.yaml").write_text(text)
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def opened(folder: Path, more: str = "pseudo: {rounds: 2, confidence: 0.05}\n") -> pipeline.Project:
+    combined = "combine: {concat: {whiten: 8, weights: {tiny: 2.0}}, classifier: {epochs: 2, seeds: 1}}\n"
+    (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [tiny]\n{combined}{more}")
+    return pipeline.open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
+
+
+def written(project: pipeline.Project) -> dict[str, int]:
+    runs = project.workspace.root / "runs"
+    found = sorted(runs.rglob("checkpoint.safetensors"))
+    return {path.parent.relative_to(runs).as_posix(): path.stat().st_mtime_ns for path in found}
+
+
+def worth(monkeypatch: pytest.MonkeyPatch, lows: list[float]) -> None:
+    """Let each round in turn be worth this much over the one before."""
+    monkeypatch.setattr(rounds, "_gain", lambda before, found: Gain(0.1, lows[found.project.workspace.round - 1], 0.2))
+
+
+def test_rounds_as_long_as_they_help(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ensemble_stage(opened(drawn, ""), 1, [])
+    project = opened(drawn)
+    worth(monkeypatch, [0.01, -0.01])
+    figures = ensemble_stage(project, 1, [])
+    first = written(project)
+    names = [f"tiny{name}/fold{fold}" for name in ("", ".round1", ".round2") for fold in range(2)]
+    assert sorted(first) == sorted(names)
+    assert [(row["round"], row["used"]) for row in figures["rounds"]] == [(0, True), (1, True), (2, False)]
+    assert figures["rounds"][0]["map"] == plain["ladder"]["rungs"][-1]["map"]
+    assert figures["key"] == project.at_round(1).ensemble_key() != plain["key"]
+    said = "\n".join(ladder_lines(figures))
+    assert "round 1 of pseudo-labels (fold0" in said and "over the round before: used" in said
+    assert "[-0.01000, +0.20000] over the round before: no sure help, not used" in said
+
+    table = read_pseudo_labels(project.at_round(1).workspace.pseudo_labels("recipe"))
+    test = {path.name for path in (drawn / "data" / "test").iterdir()}
+    assert set(table["image"]) <= test and set(table["round"]) == {1}
+    for fold in range(2):
+        assert figures["runs"][f"tiny/fold{fold}"]["pseudo"] == len(labels_of(table, fold)) > 0
+    folder = project.workspace.candidates("recipe")
+    for name in ("oof.parquet", "test.parquet", "ladder.json"):
+        assert (folder / name).read_bytes() == (folder / "round1" / name).read_bytes()
+    assert (folder / "oof.parquet").read_bytes() != (folder / "round0" / "oof.parquet").read_bytes()
+    queries = pd.read_parquet(folder / "oof.parquet")["query"]
+    assert not set(queries) & test  # nobody is scored who was labelled by a network
+    assert len(answers.test_answers(project)[-1].images) == 16
+    assert submission_stage(project, 1, []) == submission_path(project, figures["key"])
+
+    assert ensemble_stage(opened(drawn), 1, []) == figures
+    assert written(project) == first
+    assert ensemble_stage(opened(drawn, ""), 1, [])["ladder"] == plain["ladder"]  # without rounds, as before
+    assert ensemble_stage(opened(drawn), 1, [])["rounds"] == figures["rounds"]
+    assert written(project) == first
+    assert json.loads((drawn / "work" / "drawn" / "metrics.json").read_text())["recipe"]["key"] == figures["key"]
+
+
+def test_a_round_that_does_not_help_is_the_last_and_changes_no_answer(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = json.loads(json.dumps(ensemble_stage(opened(drawn, ""), 1, [])))
+    answer = (drawn / "work" / "drawn" / "candidates" / "recipe" / "test.parquet").read_bytes()
+    worth(monkeypatch, [0.0, 1.0])
+    project = opened(drawn)
+    figures = ensemble_stage(project, 1, [])
+    assert [(row["round"], row["used"]) for row in figures["rounds"]] == [(0, True), (1, False)]
+    assert figures["key"] == plain["key"] and figures["ladder"] == plain["ladder"]
+    assert (drawn / "work" / "drawn" / "candidates" / "recipe" / "test.parquet").read_bytes() == answer
+    assert not any(name.startswith("tiny.round2") for name in written(project))
+    assert rounds.answered(project).workspace.round == 0
+
+
+def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worth(monkeypatch, [-1.0])
+    project = opened(drawn, "pseudo: {confidence: 0.05}\nfull: true\n")
+    figures = ensemble_stage(project, 1, [])
+    assert list(figures["rounds"][1]["labels"]) == ["fold0", "fold1", "full"]
+    path = project.at_round(1).workspace.pseudo_labels("recipe")
+    table = read_pseudo_labels(path)
+
+    def left(changed: pd.DataFrame) -> list[str]:
+        write_pseudo_labels(changed, path)
+        jobs = pipeline.job_list(project.at_round(1), "train")
+        return [job.title for job in jobs if not job.current]
+
+    assert left(table.assign(confidence=1.0)) == []
+    assert left(table.drop(index=table.index[table["fold"] == 1][0])) == ["tiny fold 1", "tiny full"]
+    assert left(table.drop(index=table.index[table["fold"] == FULL][0])) == ["tiny full"]
+    assert [job.current for job in pipeline.job_list(project.at_round(0), "train")] == [True] * 3
+
+
+def test_nobody_sure_trains_nothing(drawn: Path) -> None:
+    project = opened(drawn, "pseudo: {confidence: 1.0}\n")
+    figures = ensemble_stage(project, 1, [])
+    assert [row["used"] for row in figures["rounds"]] == [True, False]
+    assert "no test image is sure enough" in ladder_lines(figures)[-1]
+    assert sorted(written(project)) == ["tiny/fold0", "tiny/fold1"]
+
+
+def test_several_at_once_and_a_round_by_itself(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The processes of a round's runs find their round; a round named alone trains what comes before it."""
+    project = opened(drawn, "pseudo: {confidence: 0.05}\n")
+    where = ["--competition", str(drawn / "drawn.yaml"), "--recipe", str(drawn / "recipe.yaml")]
+    words = ["whaleid", "train", *where, "--work", str(drawn / "work"), "--jobs", "2"]
+    monkeypatch.setattr(sys, "argv", [*words, "--round", "1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, capsys.readouterr().err
+    assert sorted(written(project)) == ["tiny.round1/fold0", "tiny.round1/fold1", "tiny/fold0", "tiny/fold1"]
+    assert all(job.current for job in pipeline.job_list(project.at_round(1), "train"))
+    monkeypatch.setattr(sys, "argv", [*words, "--round", "2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "has 1 rounds of pseudo-labels" in capsys.readouterr().err
+
+
+def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's project has its runs, its labels and its keys, and no round to make."""
+    worth(monkeypatch, [0.01, -0.01])
+    figures = ensemble_stage(opened(drawn), 1, [])
+    project = rounds.answered(opened(drawn))
+    assert (project.workspace.round, project.recipe.pseudo) == (1, None)
+    reads = carried(project)
+    assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]
+    there = open_carried(project_content(project), drawn / "data", drawn / "elsewhere")
+    with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
+        there.ensemble_key()
+    assert project.pseudo_labels is not None
+    write_pseudo_labels(project.pseudo_labels, there.workspace.pseudo_labels("recipe"))
+    again = open_carried(project_content(project), drawn / "data", drawn / "elsewhere")
+    assert again.ensemble_key() == figures["key"]
+
+
+def test_the_plan_counts_the_rounds(drawn: Path) -> None:
+    census = Census(1000, 100, 20, 300, 2.0, estimated=True)
+    plain, given = opened(drawn, ""), opened(drawn)
+    assert "2 runs, at most 2 times more with pseudo-labels" in "\n".join(plan_lines(given, 1.0, 1000, 20))
+    assert recipe_needs(given, census, "cpu").hours == pytest.approx(3 * recipe_needs(plain, census, "cpu").hours)
+
+
+def test_the_whole_and_the_full_labels_have_one_number() -> None:
+    assert FULL == WHOLE

@@ -154,10 +154,13 @@ def rank_all(
             else:
                 rankings.append(ranking)
     keep = max(config.candidates, protocol.k)
-    return [_with_whole(ranking, protocol, keep) for ranking in rankings]
+    return [with_whole(ranking, protocol, keep) for ranking in rankings]
 
 
-def _with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
+def with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
+    """The ranking with a test answer for every part that answers: the mean of its folds where it has none of the models
+    that all labelled images taught.
+    """
     if len(ranking.test) in (0, len(protocol.answering)):
         return ranking
     return replace(ranking, test=(*ranking.test, average(ranking.test, keep)))
@@ -191,7 +194,7 @@ def climb(
         last, of_last, taught = stacked.ranking, stacked.limits, list(stacked.taught)
         rungs.append(_rung(protocol, last, of_last, config, seed))
     if config.after is not None and images is not None:
-        steps = [(last, of_last), *after_rankings(protocol, last, of_last, taught, config.after, images)]
+        steps = [(last, of_last), *after_rankings(protocol, last, of_last, taught, config.after, images, seed)]
         rungs += [_rung(protocol, *step, config, seed) for step in steps[1:]]
         last, of_last = steps[-1]
     return compare(rungs, final, by_fold, protocol, seed, stacked, _shares(protocol, last, of_last))

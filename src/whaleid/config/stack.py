@@ -18,6 +18,9 @@ class StackConfig(Model):
     """Identities from the head of every ranking that become candidates."""
     candidates: Positive = 50
     """Candidates of a query at most: those that stand nearest to the front of the most rankings."""
+    taught: Positive = 20
+    """Candidates of a query that the trees learn from, beside unknown: of these places more hardly reach the first k,
+    and all candidates are ordered by what was learnt."""
     groups: Annotated[int, Field(ge=2)] = 3
     """Identities are dealt into this many groups; a query is ordered by a model that saw no identity of its group."""
     rounds: Positive = 100

@@ -25,15 +25,15 @@ from whaleid.ensemble.blend import Questions, tuned_map
 from whaleid.ensemble.blend import stack as below
 from whaleid.ensemble.calibrate import Calibration, fit_calibration
 from whaleid.ensemble.protocol import Protocol
+from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack_features import Extras, Table, View, directions, feature_table
+from whaleid.ensemble.stack_features import Extras, Table, View, feature_table
 from whaleid.ensemble.unknown import Limits, map_at, standing
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import PADDING, Candidates
 
 STACK = "stack"
 _STAGES = 10  # numbers of trees that are compared, evenly spaced
-_BEHIND = 5  # places after the k-th that a tree still sorts by: what comes further back is worth nothing
 _TINY = 1e-9  # values that differ less are equal; and what sums are kept above
 
 
@@ -153,7 +153,8 @@ class _Learnt:
 
     def score(self, group: int, table: Table, rows: np.ndarray | slice) -> np.ndarray:
         """Score float64 of some rows by the models of one group."""
-        return _score(self.models[group], table.values[rows], table.start[rows], self.rounds, self.config)
+        base = table.start[rows] if self.config.start else 0.0
+        return base + score_rows(self.models[group], table.values[rows], self.rounds, self.config)
 
     def mean_score(self, table: Table) -> np.ndarray:
         """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""
@@ -189,13 +190,8 @@ def _learn(
     table = _below(tables)
     group = np.concatenate([groups[place] for place in teachers])
     asked = Questions(truth, weights, protocol.k, protocol.unknown is not None)
-    models = tuple(
-        tuple(
-            train_ranker(table, truth, weights * (group != held), protocol.k, config, seed + 1000 * number)
-            for number in range(config.seeds)
-        )
-        for held in range(config.groups)
-    )
+    lesson = prepare_lesson(table, truth, weights, config)
+    models = tuple(train_rankers(lesson, group != held, protocol.k, config, seed) for held in range(config.groups))
     stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
     paths = _paths(models, table, group, [int(stage) for stage in stages], config)
     lists = below([rankings[0].oof[place] for place in teachers])
@@ -215,81 +211,19 @@ def _learn(
     )
 
 
-def train_ranker(table: Table, truth: np.ndarray, weights: np.ndarray, k: int, config: StackConfig, seed: int):
-    """A LightGBM booster taught by the queries whose weight is above 0 and whose truth is among their candidates.
-
-    truth: int64 (n,), -1 = unknown. weights: float64 (n,). None where no query teaches anything.
-    """
-    import lightgbm as lgb
-
-    label = _labels(table, truth)
-    teaches = (np.bincount(table.query, label, table.queries) > 0) & (weights > 0)
-    rows = teaches[table.query]
-    if not rows.any():
-        return None
-    sizes = np.bincount(table.query[rows], minlength=table.queries)
-    settings = {
-        "objective": "lambdarank",
-        "lambdarank_truncation_level": k + _BEHIND,
-        "learning_rate": config.rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": config.least,
-        "lambda_l2": config.ridge,
-        "feature_fraction": config.features,
-        "feature_pre_filter": False,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": config.threads,
-        "seed": seed,
-        "verbosity": -1,
-    }
-    if config.queries < 1:
-        settings |= {"bagging_fraction": config.queries, "bagging_freq": 1, "bagging_by_query": True}
-    if config.monotone:
-        settings |= {"monotone_constraints": directions(table.names)}
-    data = lgb.Dataset(
-        table.values[rows],
-        label[rows],
-        group=sizes[sizes > 0],
-        weight=(weights / weights[weights > 0].mean())[table.query[rows]],
-        init_score=table.start[rows] if config.start else None,
-        params={"verbosity": -1, "feature_pre_filter": False},
-    )
-    return lgb.train(settings, data, num_boost_round=config.rounds)
-
-
-def _labels(table: Table, truth: np.ndarray) -> np.ndarray:
-    """1 at each query's true candidate, which is unknown where the truth is; else 0. float64 (r,)."""
-    own = truth[table.query]
-    is_unknown = table.values[:, table.names.index("unknown")] > 0
-    return np.where(own >= 0, table.codes == own, is_unknown).astype(np.float64)
-
-
-def _score(
-    models: tuple, values: np.ndarray, start: np.ndarray, rounds: int, config: StackConfig, first: int = 0
-) -> np.ndarray:
-    """Mean score of the seeds' models by their trees first .. rounds; `start` is added where first is 0."""
-    total = start.copy() if config.start and first == 0 else np.zeros(len(values))
-    usable = [model for model in models if model is not None]
-    if rounds == first or not usable or not len(values):
-        return total
-    options = {"start_iteration": first, "num_iteration": rounds - first, "raw_score": True}
-    options["num_threads"] = config.threads
-    return total + np.mean([model.predict(values, **options) for model in usable], axis=0)
-
-
-def _paths(models: tuple, table: Table, group: np.ndarray, stages: list[int], config: StackConfig) -> list[np.ndarray]:
+def _paths(
+    models: tuple[tuple[object, ...], ...], table: Table, group: np.ndarray, stages: list[int], config: StackConfig
+) -> list[np.ndarray]:
     """For each number of trees the score float64 (r,) of every row by the models that did not see its identity."""
     of_row = group[table.query]
-    paths: list[np.ndarray] = []
-    for number, stage in enumerate(stages):
-        first = 0 if number == 0 else stages[number - 1]
-        scores = np.zeros(len(table.query)) if number == 0 else paths[-1].copy()
-        for held, seeds in enumerate(models):
-            rows = of_row == held
-            if number == 0 or stage > first:
-                scores[rows] += _score(seeds, table.values[rows], table.start[rows], stage, config, first)
-        paths.append(scores)
+    paths = [table.start.copy() if config.start else np.zeros(len(table.query)) for _ in stages]
+    for held, seeds in enumerate(models):
+        rows = np.flatnonzero(of_row == held)
+        values, grown, first = table.values[rows], np.zeros(len(rows)), 0
+        for stage, path in zip(stages, paths, strict=True):
+            grown += score_rows(seeds, values, stage, config, first)
+            path[rows] += grown
+            first = stage
     return paths
 
 
@@ -379,7 +313,7 @@ def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Ca
 def _importance(learnt: _Learnt) -> dict[str, float]:
     """Feature -> share of the gain of all splits of all models, largest first."""
     total = np.zeros(len(learnt.names))
-    for model in (model for seeds in learnt.models for model in seeds if model is not None):
+    for model in (model for seeds in learnt.models for model in seeds):
         total += model.feature_importance("gain", iteration=learnt.rounds or None)  # type: ignore[attr-defined]
     share = total / max(total.sum(), _TINY)
     return {learnt.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}

@@ -187,7 +187,7 @@ def _look(view: View, rows: slice) -> _Look:
     p, none = calibrated_scores(scores, view.calibration)
     p, none = np.where(codes >= 0, p, 0.0).astype(np.float64), none.astype(np.float64)
     odds = np.log(np.maximum(p, _LEAST)) - np.log(np.maximum(none, _LEAST))[:, None]
-    return _Look(codes, scores, p, odds, none, np.inf if view.limit is None else np.float32(view.limit))
+    return _Look(codes, scores, p, odds, none, np.inf if view.limit is None else float(np.float32(view.limit)))
 
 
 def _fill(block: np.ndarray, looks: list[_Look], codes: np.ndarray, relative: np.ndarray, k: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def stacked(protocol, rankings, groups=None, **settings):
 def prepared(protocol, rankings, **settings):
     config = recipe(stack={**SMALL, **settings}).combine
     limits = [ladder._limits(protocol, one) for one in rankings]
-    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
+    final, by_fold, _, own, _ = ladder.blend_rankings(protocol, rankings, config)
     blends = [by_fold[part.fold] for part in protocol.parts]
     return ladder._materials(protocol, rankings, blends, final, [*limits, own], config), config.stack
 

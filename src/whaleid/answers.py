@@ -91,6 +91,8 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
 
     solution: score of each rung against the competition's solution, where it has one.
     """
+    from whaleid.ensemble.results import note_lines
+
     ladder = figures["ladder"]
     rows = [_ladder_row(rung, ladder, solution) for rung in ladder["rungs"]]
     table = pd.DataFrame(rows).to_string(index=False).splitlines()
@@ -100,7 +102,7 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
             "no other image of their identity is in the gallery, and the competition has no unknown label"
         )
-    return [*table, *notes]
+    return [*table, *notes, *note_lines(ladder)]
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:

@@ -57,6 +57,17 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """One way of placing `unknown` in the final rung. form: as in `placement.ranks_by_form`. map: out of fold,
+    cross-fitted. change: against the first of them, the rung's own threshold; None for that one.
+    """
+
+    form: str
+    map: float
+    change: Gain | None
+
+
+@dataclass(frozen=True)
 class Rung:
     """One way of answering.
 
@@ -94,6 +105,7 @@ class LadderResult:
     unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
     test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
     shares: what the final rung would score if other shares of the queries were unknown.
+    placements: what it would score with `unknown` placed in other ways; empty where there is no unknown label.
     """
 
     rungs: tuple[Rung, ...]
@@ -104,6 +116,7 @@ class LadderResult:
     test_images: np.ndarray
     stacked: Stacked | None = None
     shares: tuple[ShareMap, ...] = ()
+    placements: tuple[Placement, ...] = ()
 
     @property
     def final(self) -> Rung:
@@ -133,6 +146,7 @@ class LadderResult:
             "rungs": [_rung_json(rung) for rung in self.rungs],
             "stack": None if self.stacked is None else _stack_json(self.stacked),
             "shares": [asdict(point) for point in self.shares],
+            "placements": [asdict(one) for one in self.placements],
         }
 
 
@@ -151,6 +165,7 @@ def compare(
     seed: int,
     stacked: Stacked | None = None,
     shares: tuple[ShareMap, ...] = (),
+    placed: dict[str, np.ndarray] | None = None,
 ) -> LadderResult:
     """The rungs with their gain over the best single network and over the rung below, and their weight in the blend."""
     weights = protocol.weights(list(range(len(protocol.parts))))
@@ -175,7 +190,22 @@ def compare(
         test_images=protocol.test_names,
         stacked=stacked,
         shares=shares,
+        placements=_placements(placed or {}, weights, protocol.k, seed),
     )
+
+
+def _placements(ranks: dict[str, np.ndarray], weights: np.ndarray, k: int, seed: int) -> tuple[Placement, ...]:
+    """ranks: form -> place of the truth of every query, the rung's own way first."""
+    values = {form: reciprocal_rank_at_k(rank, k) for form, rank in ranks.items()}
+    base = next(iter(values.values()), None)
+    return tuple(
+        Placement(form, float(np.average(value, weights=weights)), _change(value, base, weights, seed))
+        for form, value in values.items()
+    )
+
+
+def _change(value: np.ndarray, base: np.ndarray | None, weights: np.ndarray, seed: int) -> Gain | None:
+    return None if base is None or value is base else paired_gain(value - base, weights, seed)
 
 
 def paired_gain(difference: np.ndarray, weights: np.ndarray, seed: int, bootstraps: int = 1000) -> Gain:
@@ -250,6 +280,16 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
         "dropped": rung.weight == 0.0,
         "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
     }
+
+
+def note_lines(ladder: dict[str, Any]) -> list[str]:
+    """What `ladder.json` says beside the rungs, a line each: what each way of placing `unknown` scores out of fold."""
+    parts = [
+        f"{one['form']} {one['map']:.5f}"
+        + ("" if one["change"] is None else f" [{one['change']['low']:+.4f}, {one['change']['high']:+.4f}]")
+        for one in ladder.get("placements", [])
+    ]
+    return [f"{ladder['final']}, unknown placed out of fold by: {', '.join(parts)}"] if parts else []
 
 
 def _stack_json(stacked: Stacked) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from whaleid.config import StackConfig
 from whaleid.ensemble.blend import Questions, tuned_map
 from whaleid.ensemble.blend import stack as below
 from whaleid.ensemble.calibrate import Calibration, fit_calibration
+from whaleid.ensemble.placement import Lessons
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
 from whaleid.ensemble.rankings import Ranking
@@ -54,7 +55,8 @@ class Material:
 class Stacked:
     """ranking: log-odds (see the head of this file). limits: score of unknown. importance: feature -> its share of
     the gain of all splits, of the models that order the test set. rounds: trees used, for each fold and, last, the test
-    set. rows: candidates that those models were taught by.
+    set. rows: candidates that those models were taught by. lessons: for each fold, and for the test set, the orders of
+    the queries that taught it, each by models without its identity.
     """
 
     ranking: Ranking
@@ -62,6 +64,7 @@ class Stacked:
     importance: dict[str, float]
     rounds: tuple[int, ...]
     rows: int
+    lessons: Lessons
 
 
 def deal_groups(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -98,6 +101,7 @@ def stack_rankings(
     oof: list[Candidates] = []
     limits: list[float | None] = []
     rounds = []
+    lessons: dict[int | None, Candidates] = {}
     with progress_bar("stacking", total=len(places) + 1) as bar:
         for place in places:
             one = _learn(
@@ -115,6 +119,7 @@ def stack_rankings(
             oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
             limits.append(one.limit)
             rounds.append(one.rounds)
+            lessons[place] = one.lesson
             bar.advance()
         final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
         test = []
@@ -124,7 +129,9 @@ def stack_rankings(
         bar.advance()
     ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
     tuned = Limits(limits, final.limit)
-    return Stacked(ranking, tuned, _importance(final), (*rounds, final.rounds), final.rows)
+    lessons[None] = final.lesson
+    used = (*rounds, final.rounds)
+    return Stacked(ranking, tuned, _importance(final), used, final.rows, lambda place: lessons[place])
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -132,7 +139,9 @@ def stack_rankings(
 
 @dataclass(frozen=True)
 class _Learnt:
-    """Models of every group, what they look through, how many of their trees are used, and the threshold."""
+    """Models of every group, what they look through, how many of their trees are used, the threshold, and the orders
+    of the queries that taught them (`Stacked.lessons`).
+    """
 
     protocol: Protocol
     rankings: list[Ranking]
@@ -144,6 +153,7 @@ class _Learnt:
     rounds: int
     limit: float | None
     rows: int
+    lesson: Candidates
 
     def table(self, place: int, extras: Extras | None, of_test: bool = False) -> Table:
         """Features of a fold's queries, or of the test images under its models."""
@@ -208,6 +218,7 @@ def _learn(
         int(stages[best]),
         values[best][1],
         len(table.query),
+        _lists(table, paths[best], lists, config.candidates),
     )
 
 

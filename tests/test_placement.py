@@ -28,6 +28,7 @@ from whaleid.ensemble.placement import (
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.results import LadderResult, note_lines
+from whaleid.ensemble.stack import deal_groups
 from whaleid.retrieval.candidates import Candidates
 
 
@@ -200,8 +201,10 @@ def test_the_form_that_is_used_scores_as_compared(asked, plain, world, form, sta
     assert np.mean(right) == pytest.approx(result.final.score.map, abs=0.08)
 
 
-def test_a_folds_truth_does_not_reach_its_own_places(asked):
+def test_a_folds_truth_does_not_reach_its_own_places(asked, monkeypatch):
     protocol, rankings = asked
+    groups = deal_groups(protocol, 3)  # whose identity a query is tells which models saw none of it
+    monkeypatch.setattr("whaleid.ensemble.stack.deal_groups", lambda *_: groups)
     part = protocol.parts[1]
     order = np.random.default_rng(0).permutation(len(part.truth))
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])

@@ -41,6 +41,8 @@ class StackConfig(Model):
     """Trees correct the blend's odds instead of starting from nothing."""
     seeds: Positive = 2
     """Models trained from other seeds and averaged."""
+    embeddings: bool = True
+    """Further columns from the whitened features: centroids, spread of galleries, density around the query."""
     unknown: Literal["candidate", "threshold"] = "candidate"
     """The unknown identity stands where its own score puts it; or its score is moved by what is best out of fold."""
     threads: Annotated[int, Field(ge=0)] = 1

@@ -154,7 +154,9 @@ def climb(protocol: Protocol, rankings: list[Ranking], config: CombineConfig, se
     blends = [by_fold[part.fold] for part in protocol.parts]
     materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
     optimistic = blend.optimistic or any(one.optimistic for one in rankings)
-    stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
+    sights = next((one.sights for one in rankings if one.sights is not None and config.stack.embeddings), None)
+    extras = None if sights is None else sights.extras()
+    stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, extras=extras, optimistic=optimistic)
     rungs.append(_rung(protocol, stacked.ranking, stacked.limits, stacked.lessons, config, seed))
     shares = _shares(protocol, stacked.ranking, stacked.limits)
     ranks = ranks_by_form(protocol, stacked.ranking, stacked.lessons, stacked.limits.by_fold)

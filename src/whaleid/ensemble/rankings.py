@@ -7,7 +7,7 @@ model. Features of different folds' models live in different spaces, so everythi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from whaleid.ensemble.classifier import top_classes, train_classifier
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
 from whaleid.ensemble.graph_rankings import Chosen, Setting, choose_settings, rerank_part
 from whaleid.ensemble.protocol import FoldPart, Protocol
+from whaleid.ensemble.sights import Sight, Sights, see_part
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
 from whaleid.retrieval.features import Features, open_embeddings, read_features
@@ -50,6 +51,7 @@ class Ranking:
     kind: knn | logits | siamese | concat | rerank | classifier | local | blend. oof: one a fold, in the protocol's
     order. test: the test images under each fold's model, in the same order; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
+    sights: what the features themselves say (kind concat, where the stack asks for it).
     chosen: where a setting of the ranking was chosen by folds' scores (kind rerank); `taught` says what that means.
     """
 
@@ -60,6 +62,7 @@ class Ranking:
     probability: bool
     optimistic: bool = False
     chosen: Chosen | None = None
+    sights: Sights | None = None
 
     def taught(self, place: int | None) -> tuple[Candidates, ...]:
         """Lists of all folds, out of fold, to learn from for fold `place` (None: for the test set).
@@ -120,9 +123,12 @@ def rank_jointly(
     knn: list[tuple[Candidates, Candidates | None]] = []
     classified: list[tuple[Candidates, Candidates | None]] = []
     reranked: list[list[Setting]] = []
+    seen: list[tuple[Sight, Sight | None]] = []
     for part in protocol.parts:
         features = _whitened(sources, dims, images, part, config, seed)
         knn.append(_rank_knn(features, part, protocol, config, keep))
+        if config.stack is not None and config.stack.embeddings:
+            seen.append(see_part(features, part, protocol, config.knn))
         if config.rerank is not None:
             reranked.append(rerank_part(features, part, protocol, config.rerank, config.knn, keep))
         if config.classifier is not None:
@@ -131,7 +137,8 @@ def rank_jointly(
             classified.append((oof, _of_test(protocol, top_classes(trained, features[protocol.test_rows], keep))))
         yield None
     optimistic = any(source.optimistic for source in sources)
-    yield _ranking(CONCAT, "concat", knn, False, optimistic)
+    sights = Sights(tuple(oof for oof, _ in seen), tuple(test for _, test in seen if test is not None))
+    yield replace(_ranking(CONCAT, "concat", knn, False, optimistic), sights=sights if seen else None)
     for chosen in choose_settings(protocol, knn, reranked):
         yield Ranking(chosen.method, "rerank", chosen.oof, chosen.test, False, optimistic, chosen)
     if classified:

@@ -47,7 +47,8 @@ FEATURES = {**{f"<ranking>: {name}": said for name, said in OF_RANKING.items()},
 """Name of every feature and what it is; `<ranking>` stands for each ranking's name, the blend's among them."""
 
 _RISING = {"odds", "probability", "behind", "first in", "among first k in", "mean odds", "lowest odds"} | {
-    "mean reciprocal place"
+    "mean reciprocal place",
+    "cosine",
 }
 _FALLING = {"place"}
 _LEAST = 1e-9  # probabilities are read as at least this one before the logarithm
@@ -70,7 +71,9 @@ class View:
 
 @dataclass(frozen=True)
 class Extras:
-    """Further columns. columns: (slice of queries, codes int64 (n, u)) -> float32 (n, u, names)."""
+    """Further columns. columns: (slice of queries, codes int64 (n, u), -1 padded) -> float32 (n, u + 1, names), unknown
+    last.
+    """
 
     names: tuple[str, ...]
     columns: Callable[[slice, np.ndarray], np.ndarray]
@@ -112,7 +115,7 @@ def feature_table(
         block = np.full((*real.shape, len(names)), np.nan, dtype=np.float32)
         base = _fill(block, [_look(view, rows) for view in views], codes, relative, k)
         if extras is not None:
-            block[:, :-1, len(names) - len(extras.names) :] = extras.columns(rows, codes)
+            block[:, :, len(names) - len(extras.names) :] = extras.columns(rows, codes)
         codes = np.column_stack([codes, np.full(len(codes), len(views[0].lists.classes))])
         parts.append((np.nonzero(real)[0] + start, codes[real], block[real], base[real]))
     query, codes, values, base = (np.concatenate(each) for each in zip(*parts, strict=True))

@@ -30,6 +30,7 @@ from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack_features import Extras, Table, View, feature_table
 from whaleid.ensemble.unknown import Limits, map_at, standing
+from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import PADDING, Candidates
 
@@ -95,7 +96,9 @@ def stack_rankings(
 
     materials: one a fold, in the protocol's order, then that of the test set. groups: as from `deal_groups`.
     extras: further features of each fold's queries, and of the test images under each fold's models.
+    Raises WhaleidError where the rankings are not all of the folds' queries.
     """
+    _check(protocol, rankings)
     places = list(range(len(protocol.parts)))
     groups = deal_groups(protocol, config.groups, seed) if groups is None else groups
     oof: list[Candidates] = []
@@ -132,6 +135,24 @@ def stack_rankings(
     lessons[None] = final.lesson
     used = (*rounds, final.rounds)
     return Stacked(ranking, tuned, _importance(final), used, final.rows, lambda place: lessons[place])
+
+
+def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
+    """Every ranking has the lists of every fold's queries in their order, and as many of the test images as another."""
+    if not rankings:
+        raise WhaleidError("stack: no rankings to learn from; give the recipe experiments or sources")
+    for one in rankings:
+        for part, lists in zip(protocol.parts, one.oof, strict=True):
+            if len(lists) != len(part.names) or not np.array_equal(lists.queries, part.names):
+                raise WhaleidError(
+                    f"stack: ranking '{one.name}': fold {part.fold} has {len(lists)} queries that are not the fold's "
+                    f"{len(part.names)} images in their order; make its candidates again"
+                )
+        if len(one.test) != (len(protocol.parts) if len(protocol.test_rows) else 0):
+            raise WhaleidError(
+                f"stack: ranking '{one.name}': {len(one.test)} lists of the test images, {len(protocol.parts)} folds; "
+                "one for each fold is needed"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ learning

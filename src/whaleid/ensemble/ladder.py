@@ -314,6 +314,8 @@ def _rung(
         thresholds=thresholds,
         oof=tuple(oof),
         test=answer,
+        setting=None if ranking.chosen is None else ranking.chosen.choices.tuned,
+        settings=None if ranking.chosen is None else ranking.chosen.choices.by_fold,
     )
 
 

@@ -72,11 +72,11 @@ class Rung:
     """One way of answering.
 
     score: out of fold, cross-fitted. rank: int32 (n,), place of the truth for every query out of fold.
-    optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None
-    for that one). below: over the rung before this one (joint rungs
-    only). weight: in the final blend, None where it is no member; weights: fold -> in that fold's
-    blend. oof: candidates with `unknown` placed, one a fold. test: the same for the test images, None where
-    there are none.
+    optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None for that
+    one). below: over the rung before this one (joint rungs only). weight: in the final blend, None where it is no
+    member; weights: fold -> in that fold's blend. exponent, exponents: the same of its exponent. setting: of a
+    re-ranking method, chosen on all folds; settings: fold -> chosen on the others. oof: candidates with `unknown`
+    placed, one a fold. test: the same for the test images, None where there are none.
     """
 
     name: str
@@ -91,6 +91,10 @@ class Rung:
     below: Gain | None = None
     weight: float | None = None
     weights: dict[int, float] | None = None
+    exponent: float | None = None
+    exponents: dict[int, float] | None = None
+    setting: str | None = None
+    settings: dict[int, str] | None = None
 
     def test_guesses(self, k: int) -> np.ndarray:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
@@ -244,12 +248,19 @@ def _oof_blocks(result: LadderResult, protocol: Protocol) -> Iterator[tuple[str,
 
 
 def _weights(name: str, final: Blend, by_fold: dict[int, Blend]) -> dict[str, Any]:
-    """Weight in the final blend and in each fold's, of those blends that considered it."""
-    weight = dict(zip(final.names, final.weights, strict=True)).get(name)
-    each = {fold: dict(zip(blend.names, blend.weights, strict=True)) for fold, blend in by_fold.items()}
+    """Weight and exponent in the final blend and in each fold's, of those blends that considered it."""
+
+    def of(blend: Blend, values: tuple[float, ...]) -> float | None:
+        return dict(zip(blend.names, values, strict=True)).get(name)
+
+    def by(values: dict[int, float | None]) -> dict[int, float] | None:
+        return {fold: value for fold, value in values.items() if value is not None} or None
+
     return {
-        "weight": weight,
-        "weights": {fold: own[name] for fold, own in each.items() if name in own} or None,
+        "weight": of(final, final.weights),
+        "weights": by({fold: of(blend, blend.weights) for fold, blend in by_fold.items()}),
+        "exponent": of(final, final.exponents),
+        "exponents": by({fold: of(blend, blend.exponents) for fold, blend in by_fold.items()}),
     }
 
 
@@ -278,18 +289,53 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
         "weight": rung.weight,
         "weights": rung.weights,
         "dropped": rung.weight == 0.0,
+        "exponent": rung.exponent,
+        "exponents": rung.exponents,
+        "setting": rung.setting,
+        "settings": rung.settings,
         "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
     }
 
 
 def note_lines(ladder: dict[str, Any]) -> list[str]:
-    """What `ladder.json` says beside the rungs, a line each: what each way of placing `unknown` scores out of fold."""
+    """What `ladder.json` says beside the rungs: what was chosen out of fold, a line, and another for the ways of
+    placing `unknown`.
+    """
+    return [line for line in (_chosen_line(ladder), _placement_line(ladder)) if line]
+
+
+def _chosen_line(ladder: dict[str, Any]) -> str:
+    """Settings of re-ranking, exponents of the blend's members and trees of the stack: for the test set, and in
+    brackets for each fold, by the others, where they differ; empty where there is nothing to say.
+    """
+    parts = []
+    for rung in ladder["rungs"]:
+        if rung.get("setting") is not None:
+            parts.append(f"{rung['name']} {_with_folds(rung['setting'], rung['settings'])}")
+    for rung in ladder["rungs"]:
+        used = [rung["weight"] or 0.0, *(rung["weights"] or {}).values()]
+        values = [rung.get("exponent"), *(rung.get("exponents") or {}).values()]
+        if any(used) and any(value not in (None, 1.0) for value in values):
+            told = {fold: f"{value:g}" for fold, value in rung["exponents"].items()}
+            final = "off" if rung["exponent"] is None else f"{rung['exponent']:g}"
+            parts.append(f"exponent of {rung['name']} {_with_folds(final, told)}")
+    if ladder.get("stack") is not None:
+        *folds, final = ladder["stack"]["rounds"]
+        parts.append(f"trees {_with_folds(final, dict(enumerate(folds)))}")
+    return f"chosen out of fold: {'; '.join(parts)}" if parts else ""
+
+
+def _with_folds(final: object, folds: dict[Any, Any]) -> str:
+    return str(final) + ("" if set(folds.values()) <= {final} else f" (by fold: {', '.join(map(str, folds.values()))})")
+
+
+def _placement_line(ladder: dict[str, Any]) -> str:
     parts = [
         f"{one['form']} {one['map']:.5f}"
         + ("" if one["change"] is None else f" [{one['change']['low']:+.4f}, {one['change']['high']:+.4f}]")
         for one in ladder.get("placements", [])
     ]
-    return [f"{ladder['final']}, unknown placed out of fold by: {', '.join(parts)}"] if parts else []
+    return f"{ladder['final']}, unknown placed out of fold by: {', '.join(parts)}" if parts else ""
 
 
 def _stack_json(stacked: Stacked) -> dict[str, Any]:

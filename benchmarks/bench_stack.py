@@ -26,6 +26,7 @@ from whaleid.ensemble.blend import Questions, stack, tuned_map
 from whaleid.ensemble.calibrate import fit_calibration
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.rankings import Ranking
+from whaleid.ensemble.sights import Sight
 from whaleid.ensemble.stack import Material, stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
 from whaleid.ensemble.unknown import standing
@@ -46,7 +47,9 @@ def candidates(rng: np.random.Generator, truth: np.ndarray, identities: int, nam
     return Candidates(names, classes, np.take_along_axis(codes, order, axis=1), best)
 
 
-def questions(rng: np.random.Generator, queries: int, identities: int, folds: int) -> tuple[Protocol, list[np.ndarray]]:
+def questions(
+    rng: np.random.Generator, queries: int, tests: int, identities: int, folds: int
+) -> tuple[Protocol, list[np.ndarray]]:
     """Folds of queries of which three in ten are unknown, and for each whom its rankings shall favour."""
     parts, favoured = [], []
     for fold in range(folds):
@@ -59,12 +62,19 @@ def questions(rng: np.random.Generator, queries: int, identities: int, folds: in
         parts.append(FoldPart(fold, np.arange(len(who)), names, rows, rows, gallery, truth, sizes))
         favoured.append(who)
     classes = np.array([f"c{number}" for number in range(identities)])
-    nothing = np.empty(0, dtype=np.int64)
-    whole = parts[0]
-    test = Protocol(
-        classes, tuple(parts), nothing, nothing.astype(str), whole.gallery, whole.gallery_codes, "new", 0.3, 5
-    )
-    return test, favoured
+    asked, gallery = np.arange(tests), (parts[0].gallery, parts[0].gallery_codes)
+    return Protocol(classes, tuple(parts), asked, asked.astype(str), *gallery, "new", 0.3, 5), favoured
+
+
+def sight(rng: np.random.Generator, queries: int, identities: int, dims: int) -> Sight:
+    """Random embeddings as the models of a fold see them."""
+
+    def unit(rows: int) -> np.ndarray:
+        table = rng.normal(size=(rows, dims)).astype(np.float32)
+        return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float16)
+
+    near = rng.random((2, queries), dtype=np.float32)
+    return Sight(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -82,11 +92,12 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=0)
     parser.add_argument("--rankings", type=int, default=8)
     parser.add_argument("--identities", type=int, default=5000)
+    parser.add_argument("--dims", type=int, default=512, help="of the embeddings; 0: none")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/stack.json"))
     given = parser.parse_args()
     rng = np.random.default_rng(0)
-    protocol, favoured = questions(rng, given.queries, given.identities, given.folds)
+    protocol, favoured = questions(rng, given.queries, given.tests, given.identities, given.folds)
     strangers = rng.integers(0, given.identities, given.tests)
     rankings = []
     for place in range(given.rankings + 1):
@@ -100,7 +111,12 @@ def main() -> None:
     *members, blend = rankings
     materials = [Material(blend.oof, blend.test, tuple(limits)) for _ in [*places, None]]
     config = StackConfig()
-    stacked, stage_cpu, stage_s = timed(lambda: stack_rankings(protocol, members, materials, config))
+    extras = None
+    if given.dims:
+        oof = tuple(sight(rng, len(who), given.identities, given.dims).extras() for who in favoured)
+        test = tuple(sight(rng, given.tests, given.identities, given.dims).extras() for _ in favoured)
+        extras = oof, test
+    stacked, stage_cpu, stage_s = timed(lambda: stack_rankings(protocol, members, materials, config, extras=extras))
 
     def features():
         views = [
@@ -121,6 +137,7 @@ def main() -> None:
     _, bare_cpu, bare_s = timed(bare)
     rankers = (given.folds + 1) * config.groups * config.seeds
     figures = {"queries": given.queries, "tests": given.tests, "folds": given.folds, "rankings": given.rankings}
+    figures |= {"dims": given.dims}
     figures |= {"rows": len(table.query), "features": len(table.names), "rankers": rankers, "rounds": config.rounds}
     figures |= {"threads": config.threads, "cpus": os.cpu_count(), "lightgbm": lgb.__version__}
     figures |= {"stage_cpu_s": stage_cpu, "stage_s": stage_s, "trees used": list(stacked.rounds)}

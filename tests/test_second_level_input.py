@@ -102,7 +102,7 @@ def test_rankings_of_different_queries_are_named(asked):
             stack_rankings(protocol, given, materials, config.stack)
         assert "\n" not in str(caught.value)
     fewer = [rankings[0], replace(rankings[1], test=rankings[1].test[:1]), *rankings[2:]]
-    with pytest.raises(WhaleidError, match="1 lists of the test images, 3 folds"):
+    with pytest.raises(WhaleidError, match="1 lists of the test images, 3 are needed"):
         stack_rankings(protocol, fewer, materials, config.stack)
     with pytest.raises(WhaleidError, match="no rankings"):
         stack_rankings(protocol, [], materials, config.stack)

@@ -148,10 +148,11 @@ def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
                     f"stack: ranking '{one.name}': fold {part.fold} has {len(lists)} queries that are not the fold's "
                     f"{len(part.names)} images in their order; make its candidates again"
                 )
-        if len(one.test) != (len(protocol.parts) if len(protocol.test_rows) else 0):
+        wanted = len(protocol.parts) if len(protocol.test_rows) else 0
+        if len(one.test) != wanted:
             raise WhaleidError(
-                f"stack: ranking '{one.name}': {len(one.test)} lists of the test images, {len(protocol.parts)} folds; "
-                "one for each fold is needed"
+                f"stack: ranking '{one.name}': {len(one.test)} lists of the test images, {wanted} are needed: one for "
+                "each fold's models; make its candidates again"
             )
 
 

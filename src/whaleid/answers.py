@@ -117,6 +117,8 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
 
     solution: score of each rung against the competition's solution, where it has one.
     """
+    from whaleid.ensemble.results import note_lines
+
     ladder = figures["ladder"]
     rows = [_ladder_row(rung, ladder, solution) for rung in ladder["rungs"]]
     table = pd.DataFrame(rows).to_string(index=False).splitlines()
@@ -133,7 +135,7 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
         )
     after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
     worth = ladder.get("worth")
-    return [*table, *after, *notes, *(worth_lines(worth) if worth else []), *round_lines(figures)]
+    return [*table, *after, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
 
 def _setting_line(rung: dict[str, Any]) -> str:

@@ -82,13 +82,13 @@ def _open(folder: Path) -> Project:
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
 
 
-def make_world(folder: Path) -> World:
+def make_world(folder: Path, recipe: str = RECIPE) -> World:
     """Train two experiments on two folds, answer, and make the kernel."""
     make_sample(folder / "data", identities=10, train_images=TRAIN, test_images=TEST, workers=1)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "one.yaml").write_text(EXPERIMENT.format(head="softmax"))
     (folder / "two.yaml").write_text(EXPERIMENT.format(head="arcface"))
-    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "recipe.yaml").write_text(recipe)
     write_wheel(folder / "wheels")
     project = _open(folder)
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:

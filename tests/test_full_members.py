@@ -27,6 +27,7 @@ from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, plan_lines, recipe_needs
+from whaleid.training.full import with_epochs
 
 EVERYTHING = {
     "rerank": {"expansion": {"neighbours": [2], "alpha": [1.0]}, "reciprocal": None, "labels": None},
@@ -150,11 +151,11 @@ def test_settings_that_make_no_sense() -> None:
 def test_as_many_epochs_as_the_folds_took() -> None:
     seen = small(**{"train.select": "best"})
     taken = [{"epochs": 9, "best_epoch": best} for best in (3, 4, 7)]
-    trained = pipeline.with_epochs(seen, taken).train
+    trained = with_epochs(seen, taken).train
     assert (trained.epochs, trained.images_seen, trained.select) == (5, None, "last")
-    last = pipeline.with_epochs(small(), [{"epochs": epochs, "best_epoch": None} for epochs in (2, 3)])
+    last = with_epochs(small(), [{"epochs": epochs, "best_epoch": None} for epochs in (2, 3)])
     assert last.train.epochs == 3  # halves go up
-    assert pipeline.with_epochs(small(), [{"epochs": 3, "best_epoch": None}] * 2) == small()
+    assert with_epochs(small(), [{"epochs": 3, "best_epoch": None}] * 2) == small()
 
 
 # ------------------------------------------------------------------------------------------------ the whole road

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
 from test_cli import COMPETITION, EXPERIMENT
-from training_world import small, train, write_case
+from training_world import small, stop_after, train, write_case
 
 from whaleid import answers, cli, pipeline, rounds
 from whaleid.answers import ensemble_stage, ladder_lines, submission_path, submission_stage
@@ -335,6 +335,25 @@ def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypa
     assert left(table.drop(index=table.index[table["fold"] == 1][0])) == ["tiny fold 1", "tiny full"]
     assert left(table.drop(index=table.index[table["fold"] == FULL][0])) == ["tiny full"]
     assert [job.current for job in pipeline.job_list(project.at_round(0), "train")] == [True] * 3
+
+
+def test_killed_in_a_round_it_goes_on_to_the_same_end(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worth(monkeypatch, [0.01])
+    more = "pseudo: {confidence: 0.05}\n"
+    whole = ensemble_stage(opened(drawn, more), 1, [])
+    (drawn / "work").rename(drawn / "whole")
+    monkeypatch.setattr("whaleid.training.record.EPOCH_SAVE_SECONDS", 0.0)
+    ensemble_stage(opened(drawn, ""), 1, [])
+    broken = opened(drawn, more)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            ensemble_stage(broken, 1, [])
+    assert (broken.at_round(1).workspace.run("tiny", 0) / "state").is_dir()
+    table = broken.at_round(1).workspace.pseudo_labels("recipe").stat().st_mtime_ns
+    figures = ensemble_stage(opened(drawn, more), 1, [])
+    assert broken.at_round(1).workspace.pseudo_labels("recipe").stat().st_mtime_ns == table
+    assert figures["ladder"] == whole["ladder"] and figures["key"] == whole["key"]
 
 
 def test_nobody_sure_trains_nothing(drawn: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from whaleid.answers import Figures, combine_sources, read_figures, write_figures
 from whaleid.data.pseudo import FULL, describe_pseudo_labels, labels_of, write_pseudo_labels
 from whaleid.errors import WhaleidError
+from whaleid.machine import measured
 from whaleid.pipeline import FORMAT, Project, folds_stage, images_stage, job_list, jobs_stage, local_stage, sources
 from whaleid.workspace import atomic_path, digest, fold_name, write_json
 
@@ -124,12 +126,13 @@ def _combined_round(project: Project, at_once: int, options: list[str]) -> Round
     workspace = project.workspace
     jobs_stage(project, "features", at_once, options, job_list(project, "features"))
     out, key = workspace.round_candidates(project.recipe.name), project.ensemble_key()
-    if not workspace.is_current(out / RANKS, key):
+    if not workspace.is_current(out, key):
+        began = time.monotonic()
         result, figures = combine_sources(project, out)
         write_json(out / FIGURES, figures)
         with atomic_path(out / RANKS) as temporary:
             pd.DataFrame({"rank": result.final.rank}).to_csv(temporary, index=False)
-        workspace.mark_current(out / RANKS, key)
+        workspace.mark_current(out, key, **measured(began))
     ranks = pd.read_csv(out / RANKS)["rank"].to_numpy()
     return Round(project, json.loads((out / FIGURES).read_text()), ranks)
 
@@ -186,5 +189,5 @@ def _counts(project: Project) -> dict[str, int]:
 
 def _teachers(project: Project) -> Project:
     """The project without what its pseudo-labels do not depend on."""
-    combine = project.recipe.combine.model_copy(update={"stack": None, "unknown": "threshold"})
+    combine = project.recipe.combine.model_copy(update={"stack": None, "after": None, "unknown": "threshold"})
     return project.with_settings(project.recipe.model_copy(update={"combine": combine}))

@@ -56,7 +56,10 @@ def _outputs(project: Project) -> Iterator[tuple[str, Path]]:
     for job in job_list(project, "features"):
         yield "train", workspace.run(job.experiment, job.fold)
         yield "features", workspace.features(job.experiment, job.fold)
-    yield "ensemble", workspace.candidates(project.recipe.name)
+    if project.recipe.pseudo is None:
+        yield "ensemble", workspace.candidates(project.recipe.name)
+    else:
+        yield "ensemble", workspace.round_candidates(project.recipe.name)
     yield "submission", submission_note(project)
 
 

@@ -214,6 +214,7 @@ def _write_inference(project: Project, out: Path) -> None:
 
 def inference_size(project: Project) -> KernelSize:
     """What the kernel of a finished recipe will carry, by calculation."""
+    project = answered(project)
     images, reads, root = images_stage(project), carried(project), project.workspace.root
     labelled = len(labelled_rows(images))
     return finished_size(

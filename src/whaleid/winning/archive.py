@@ -93,6 +93,11 @@ def write_archive(project: Project, path: Path) -> Manifest:
     figures, workspace = read_figures(project), project.workspace
     if project.competition.test is None:
         raise WhaleidError(f"competition {project.competition.name} has no test images: there is no submission to keep")
+    if project.recipe.pseudo is not None:
+        raise WhaleidError(
+            f"recipe {project.recipe.name} has rounds of pseudo-labels, and an archive holds no rounds: a copy of the "
+            "recipe without `pseudo` can be archived"
+        )
     key = project.ensemble_key()
     answer = submission_path(project, key)
     if figures is None or figures["key"] != key or not answer.is_file():

@@ -20,6 +20,7 @@ from whaleid.answers import ablation_key, log_path, read_figures, submission_pat
 from whaleid.config import Competition
 from whaleid.errors import WhaleidError
 from whaleid.pipeline import Project
+from whaleid.rounds import answered
 from whaleid.scoring.log import read_log
 from whaleid.settings import SETTINGS, Settings, repository_root
 from whaleid.winning.archive import archive_path
@@ -77,6 +78,7 @@ def write_documents(project: Project, words: Words, folder: Path) -> list[Path]:
 
 def read_facts(project: Project) -> Facts:
     """What is known of a recipe's answer. Raises WhaleidError where it has not been combined, or not as it is now."""
+    project = answered(project)
     figures, workspace = read_figures(project), project.workspace
     if figures is None:
         raise WhaleidError(

@@ -1,0 +1,268 @@
+"""Matches weighed by what the other folds taught: features and support against loops, learning, and honesty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ladder_world import make_world, recipe, write_sources
+from test_local import write_described
+
+from whaleid.config import LearnedConfig, LocalConfig
+from whaleid.ensemble.ladder import combine
+from whaleid.ensemble.local_rankings import local_steps, rank_locally
+from whaleid.ensemble.protocol import read_protocol
+from whaleid.errors import WhaleidError
+from whaleid.retrieval.evidence import (
+    FEATURES,
+    FORMS,
+    Evidence,
+    Lesson,
+    Matches,
+    evidence_candidates,
+    learn,
+    lesson_of,
+    matches_of,
+    sums_of,
+    supported,
+)
+from whaleid.retrieval.keypoints import LENGTH, UNIT, Described
+from whaleid.retrieval.local import nearest_descriptors
+
+NAMES = ["local learned", "local supported", "local image"]
+FEW = {"neighbours": 4, "trees": 8, "least": 2}
+
+
+def described_at_random(rng: np.random.Generator, counts: list[int]) -> tuple[Described, np.ndarray]:
+    total = sum(counts)
+    points = np.stack(
+        [rng.uniform(0, 80, total), rng.uniform(0, 60, total), rng.uniform(2, 6, total), rng.uniform(0, 360, total)], 1
+    ).astype(np.float32)
+    vectors = rng.integers(0, 40, (total, LENGTH), dtype=np.uint8)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return Described(vectors, offsets, points), np.full((len(counts), 2), (80.0, 60.0))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6))
+def test_matches_equal_loops(seed, neighbours):
+    rng = np.random.default_rng(seed)
+    described, frames = described_at_random(rng, [4, 0, 3, 5, 0, 2])
+    queries, gallery = np.array([0, 1, 3]), np.array([2, 4, 5])
+    nearest = nearest_descriptors(described, queries, gallery, neighbours)
+    found = matches_of(described, frames, queries, nearest)
+    expected = []
+    offsets, vectors, points = described.offsets, described.vectors.astype(float), described.points
+    assert points is not None
+    pool = [(row, place) for row in gallery for place in range(offsets[row], offsets[row + 1])]
+    for asker, query in enumerate(queries):
+        for own in range(offsets[query], offsets[query + 1]):
+            distance = [np.sqrt(((vectors[own] - vectors[place]) ** 2).sum()) / UNIT for _, place in pool]
+            order = np.argsort(distance, kind="stable")[:neighbours]
+            for rank, chosen in enumerate(order[:-1]):
+                row, place = pool[chosen]
+                ratio = np.log(points[place, 2] / points[own, 2])
+                turn = (points[place, 3] - points[own, 3] + 180) % 360 - 180
+                shift = points[place, :2] / frames[row] - points[own, :2] / frames[query]
+                if abs(ratio) > np.log(2) or abs(turn) > 60 or np.abs(shift).max() > 0.4:
+                    continue
+                values = {
+                    "distance": distance[chosen],
+                    "distance of the last": distance[order[-1]],
+                    "share of the last": distance[chosen] / distance[order[-1]],
+                    "share of the first": distance[chosen] / distance[order[0]],
+                    "place": rank,
+                    "size ratio": ratio,
+                    "turn": turn,
+                    "shift x": shift[0],
+                    "shift y": shift[1],
+                    "size": points[own, 2],
+                    "x": points[own, 0] / frames[query, 0],
+                    "y": points[own, 1] / frames[query, 1],
+                    "direction": points[own, 3],
+                    "strength": own - offsets[query],
+                }
+                expected.append((asker, row, own, place, [values[name] for name in FEATURES]))
+    assert [tuple(row) for row in zip(found.asker, found.rows, found.keypoint, found.other, strict=True)] == [
+        row[:4] for row in expected
+    ]
+    if expected:
+        assert np.allclose(found.values, [row[4] for row in expected], rtol=1e-4, atol=1e-4)
+
+
+def drawn_matches(rng: np.random.Generator, count: int) -> Matches:
+    values = np.zeros((count, len(FEATURES)), np.float32)
+    for name, width in (("size ratio", 0.6), ("turn", 50), ("shift x", 0.1), ("shift y", 0.1)):
+        values[:, FEATURES.index(name)] = rng.uniform(-width, width, count)
+    draw = (rng.integers(0, size, count) for size in (2, 3, 6, 6))
+    return Matches(*draw, values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 40))
+def test_support_equals_loops(seed, count):
+    matches, config = drawn_matches(np.random.default_rng(seed), count), LearnedConfig()
+    ratio, turn, across, down = (
+        matches.values[:, FEATURES.index(name)] for name in ("size ratio", "turn", "shift x", "shift y")
+    )
+    expected = [
+        any(
+            (matches.asker[i], matches.rows[i]) == (matches.asker[j], matches.rows[j])
+            and matches.keypoint[i] != matches.keypoint[j]
+            and matches.other[i] != matches.other[j]
+            and abs(ratio[i] - ratio[j]) <= np.log(config.scale)
+            and abs((turn[i] - turn[j] + 180) % 360 - 180) <= config.turn
+            and abs(across[i] - across[j]) <= config.shift
+            and abs(down[i] - down[j]) <= config.shift
+            for j in range(count)
+        )
+        for i in range(count)
+    ]
+    assert supported(matches, config).tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 40))
+def test_sums_equal_loops(seed, count):
+    rng = np.random.default_rng(seed)
+    matches, codes = drawn_matches(rng, count), np.array([0, 2, 2])
+    evidence, agreed = rng.random(count), rng.random(count) < 0.5
+    expected = {form: np.zeros((2, 4)) for form in FORMS}
+    pictures = np.zeros((2, 3))
+    for asker, row, weight, agrees in zip(matches.asker, matches.rows, evidence, agreed, strict=True):
+        expected["all"][asker, codes[row]] += weight
+        expected["supported"][asker, codes[row]] += weight * agrees
+        pictures[asker, row] += weight * agrees
+    for asker, row in np.ndindex(pictures.shape):
+        expected["image"][asker, codes[row]] = max(expected["image"][asker, codes[row]], pictures[asker, row])
+    found = sums_of(matches, evidence, agreed, codes, 2, 4)
+    assert list(found) == list(FORMS)
+    for form in FORMS:
+        assert np.allclose(found[form], expected[form])
+
+
+def test_evidence_is_the_likelihood_ratio_of_what_was_taught():
+    """One feature that tells: matches of share below 0.5 are true 9 times in 10, the others once in 10."""
+    rng = np.random.default_rng(0)
+    values = np.zeros((4000, len(FEATURES)), np.float32)
+    values[:, 2] = rng.random(4000)
+    same = rng.random(4000) < np.where(values[:, 2] < 0.5, 0.9, 0.1)
+    evidence = learn([Lesson(values[:1500], same[:1500]), Lesson(values[1500:], same[1500:])], LearnedConfig(leaves=2))
+    assert evidence is not None
+    strong, weak = (values[(values[:, 2] < 0.5) == side] for side in (True, False))
+    given = evidence.of(strong).mean()
+    assert given == pytest.approx(np.log(0.9 / 0.1), abs=0.4)  # prior odds are even
+    assert evidence.of(weak).max() < 0.5 and evidence.of(weak).min() == 0
+    again = learn([Lesson(values, same)], LearnedConfig(leaves=2))
+    assert again is not None and np.array_equal(again.of(values), evidence.of(values))
+
+
+def test_nothing_to_learn_from_gives_nobody_evidence():
+    described, frames = described_at_random(np.random.default_rng(1), [5, 5, 5])
+    codes = np.array([-1, 0, 1])
+    queries = np.array([0])
+    nearest = nearest_descriptors(described, queries, np.array([1, 2]), 4)
+    config = LearnedConfig(**FEW)
+    lesson = lesson_of(described, frames, queries, np.array([-1]), codes, nearest, config)
+    assert not lesson.same.any() and learn([lesson], config) is None
+    lists = evidence_candidates(described, frames, queries, codes, 2, nearest, [None], config, 3)
+    assert (lists[0]["all"][0] == -1).all() and np.isneginf(lists[0]["image"][1]).all()
+
+
+def test_false_matches_are_drawn_and_true_ones_all_kept():
+    rng = np.random.default_rng(2)
+    described, frames = described_at_random(rng, [30] * 4)
+    nearest = nearest_descriptors(described, np.array([0]), np.array([1, 2, 3]), 20)
+    codes = np.array([-1, 0, 1, 2])
+    every = matches_of(described, frames, np.array([0]), nearest)
+    true = int((codes[every.rows] == 1).sum())
+    lesson = lesson_of(described, frames, np.array([0]), np.array([1]), codes, nearest, LearnedConfig(others=1))
+    assert 0 < true < len(every.rows) / 2 and lesson.same.sum() == true and len(lesson.same) == 2 * true
+
+
+# ---------------------------------------------------------------------------------------------------- the ladder
+
+
+def local_world(folder, identities=20):
+    """A drawn competition whose descriptors tell its identities, and the folder of them."""
+    world = make_world(identities=identities, seed=4, noise=1.5)
+    truth = world.images["identity"].to_numpy(dtype=object).copy()
+    truth[world.images["split"].to_numpy() == "test"] = world.solution
+    write_described(folder, world.images, truth)
+    total = len(np.load(folder / "descriptors.npy"))
+    np.save(folder / "points.npy", np.tile(np.array([9, 9, 3, 0], np.float32), (total, 1)))
+    return world
+
+
+def test_ladder_has_its_rungs(tmp_path):
+    world = local_world(tmp_path / "local")
+    sources = write_sources(world, tmp_path / "features", count=1)
+    config = recipe(local={"learned": FEW})
+    result = combine(
+        world.images, world.folds, sources, config, world.competition, tmp_path / "out", tmp_path / "local"
+    )
+    names = [rung.name for rung in result.rungs]
+    assert names[-5:] == ["local matching", *NAMES, "blend"]
+    assert result.rung("local learned").score.map > 0.5
+
+
+def test_what_teaches_a_fold_never_saw_it(tmp_path):
+    """A fold's own labels move neither its own lists nor any list that is learnt from for it, but those of others."""
+    world = local_world(tmp_path / "local")
+    config = recipe(local={"learned": FEW}).combine
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
+    names = world.images["identity"].to_numpy(dtype=object).copy()
+    own = protocol.parts[1].rows
+    names[own] = np.random.default_rng(0).permutation(names[own])
+    images = world.images.assign(identity=names)
+    folds = world.folds.assign(identity=world.folds["image"].map(images.set_index("image")["identity"]))
+    relabelled = read_protocol(images, folds, world.competition, [0, 1, 2])
+    # Only the truth of fold 1's queries changes: its images stay in the others' galleries under their old names.
+    mixed = replace_parts(protocol, relabelled)
+    before, after = (rankings(tmp_path / "local", world.images, one, config) for one in (protocol, mixed))
+    for name in NAMES:
+        one, two = before[name], after[name]
+        assert all(same(x, y) for x, y in zip(one.taught(1), two.taught(1), strict=True))
+        assert same(one.oof[1], two.oof[1])
+        assert not all(same(x, y) for x, y in zip(one.taught(0), two.taught(0), strict=True))
+        assert not same(one.oof[0], two.oof[0])
+        assert one.taught(None) == one.oof
+        assert same(one.taught(2)[2], one.oof[2]) and not same(one.taught(2)[0], one.oof[0])
+
+
+def replace_parts(protocol, relabelled):
+    from dataclasses import replace
+
+    parts = list(protocol.parts)
+    parts[1] = replace(parts[1], truth=relabelled.parts[1].truth)
+    return replace(protocol, parts=tuple(parts))
+
+
+def rankings(folder, images, protocol, config):
+    found = list(rank_locally(folder, images, protocol, config))
+    assert config.local is not None and sum(one is None for one in found) == local_steps(protocol, config.local)
+    return {one.name: one for one in found if one is not None}
+
+
+def same(one, two) -> bool:
+    return np.array_equal(one.codes, two.codes) and np.array_equal(one.scores, two.scores)
+
+
+def test_two_folds_are_too_few(tmp_path):
+    world = local_world(tmp_path / "local", identities=12)
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1])
+    with pytest.raises(WhaleidError, match="2 folds with features; it needs 3"):
+        list(rank_locally(tmp_path / "local", world.images, protocol, recipe(local={"learned": FEW}).combine))
+
+
+def test_settings_are_checked():
+    assert LocalConfig().learned is None and LocalConfig.model_validate({"learned": {}}).learned == LearnedConfig()
+    with pytest.raises(ValueError, match="neighbours"):
+        LearnedConfig(neighbours=1)
+
+
+def test_no_evidence_of_no_matches():
+    assert isinstance(Evidence, type)
+    empty = learn([Lesson(np.zeros((10, len(FEATURES)), np.float32), np.arange(10) < 5)], LearnedConfig(least=1))
+    assert empty is not None and empty.of(np.empty((0, len(FEATURES)), np.float32)).shape == (0,)

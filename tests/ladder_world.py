@@ -66,7 +66,7 @@ def make_world(
     )
     is_train = images["split"] == "train"
     table = images.loc[is_train, ["image", "identity"]].reset_index(drop=True)
-    table["fold"] = _spread(table["identity"].to_numpy(), folds)
+    table["fold"] = spread(table["identity"].to_numpy(), folds)
     competition = Competition.model_validate(
         {
             "name": "synthetic",
@@ -134,7 +134,7 @@ def recipe(**combine) -> Recipe:
     return Recipe.model_validate({"name": "test", "folds": 3, "sources": {"x": "y"}, "combine": combine})
 
 
-def _spread(identity: np.ndarray, folds: int) -> np.ndarray:
+def spread(identity: np.ndarray, folds: int) -> np.ndarray:
     """Fold of each image: an identity's images in turn, from another fold for every identity."""
     fold = np.empty(len(identity), dtype=int)
     for number, name in enumerate(np.unique(identity.astype(str))):

@@ -20,6 +20,7 @@ from whaleid.ensemble.after import (
     CLAIMS,
     DUPLICATES,
     Asked,
+    Facts,
     Scale,
     claim_penalties,
     copies_of,
@@ -30,9 +31,11 @@ from whaleid.ensemble.after import (
     share_answers,
     steps,
 )
+from whaleid.ensemble.graph_rankings import Choices
 from whaleid.ensemble.ladder import climb, combine, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.results import Gain, Rung, Thresholds
 from whaleid.ensemble.stack import deal_groups
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
@@ -198,6 +201,21 @@ def rankings(world: World, sources: list[Source], protocol: Protocol) -> list[Ra
     return rank_all(sources, world.images, protocol, settings_of(), 0)
 
 
+def choices(rung: Rung) -> Choices:
+    assert rung.choices is not None
+    return rung.choices
+
+
+def thresholds(rung: Rung) -> Thresholds:
+    assert rung.thresholds is not None
+    return rung.thresholds
+
+
+def below(rung: Rung) -> Gain:
+    assert rung.below is not None
+    return rung.below
+
+
 STACK = {"rounds": 20, "leaves": 5, "least": 10, "seeds": 1}
 
 
@@ -222,10 +240,10 @@ def test_a_folds_truth_does_not_reach_its_own_answers(world, sources, protocol, 
     for one, other in zip(before.rungs, after.rungs, strict=True):
         np.testing.assert_array_equal(one.oof[1].codes, other.oof[1].codes)
         np.testing.assert_array_equal(one.oof[1].scores, other.oof[1].scores)
-        assert one.thresholds.by_fold[1] == other.thresholds.by_fold[1]
+        assert thresholds(one).by_fold[1] == thresholds(other).by_fold[1]
     for one, other in zip(before.rungs[-2:], after.rungs[-2:], strict=True):
-        assert one.choices.by_fold[1] == other.choices.by_fold[1]
-    assert before.final.thresholds.tuned != after.final.thresholds.tuned
+        assert choices(one).by_fold[1] == choices(other).by_fold[1]
+    assert thresholds(before.final).tuned != thresholds(after.final).tuned
 
 
 def test_off_is_the_rung_below(world, protocol, rankings):
@@ -234,8 +252,8 @@ def test_off_is_the_rung_below(world, protocol, rankings):
     blend = result.rung("blend")
     for name in (DUPLICATES, CLAIMS):
         rung = result.rung(name)
-        assert rung.choices.tuned == "off" and set(rung.choices.by_fold.values()) == {"off"}
-        assert rung.below.gain == 0.0 and rung.score == blend.score and rung.thresholds == blend.thresholds
+        assert choices(rung).tuned == "off" and set(choices(rung).by_fold.values()) == {"off"}
+        assert below(rung).gain == 0.0 and rung.score == blend.score and rung.thresholds == blend.thresholds
         np.testing.assert_array_equal(rung.test_guesses(5), blend.test_guesses(5))
     lines = ladder_lines({"ladder": result.as_json()})
     assert any(line.startswith("claims: +0.00000") and "off (chosen without the fold:" in line for line in lines)
@@ -248,7 +266,7 @@ def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
     identity[protocol.test_rows] = world.solution
     home = {name: f"place {rng.integers(5)}" for name in np.unique(identity.astype(str))}
     lonely = {name: f"place {rng.integers(5)}" for name in world.images["image"]}
-    place = [
+    place: list[str | None] = [
         lonely[image] if name == world.competition.unknown else home[name]
         for image, name in zip(world.images["image"], identity, strict=True)
     ]
@@ -257,7 +275,7 @@ def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
     result = climb(protocol, rankings, settings_of(after={"same": ["place"], "claims": None}), 0, images)
     assert [rung.name for rung in result.rungs[-3:]] == ["blend", "same place", DUPLICATES]
     rung = result.rung("same place")
-    assert rung.below.low > 0.0 and rung.choices.tuned != "off"
+    assert below(rung).low > 0.0 and choices(rung).tuned != "off"
 
     def top(guesses: np.ndarray) -> float:
         return float((guesses[:, 0] == world.solution).mean())
@@ -276,15 +294,60 @@ def test_the_order_of_the_queries_does_not_matter(world, protocol):
     lists = replace(lists, queries=part.names, classes=protocol.classes)
     order = np.random.default_rng(2).permutation(len(lists))
     turned = Candidates(lists.queries[order], lists.classes, lists.codes[order], lists.scores[order])
+    half = np.arange(len(lists)) % 2
     names = []
     for name, found in steps(config, facts, SCALES[0]):
         for setting, change in found.items():
-            one = change(lists, Asked(part.rows, part.gallery, part.gallery_codes))
-            other = change(turned, Asked(part.rows[order], part.gallery, part.gallery_codes))
+            one = change(lists, Asked(part.rows, part.gallery, part.gallery_codes, half))
+            other = change(turned, Asked(part.rows[order], part.gallery, part.gallery_codes, half[order]))
             np.testing.assert_allclose(one.scores[order], other.scores, rtol=1e-5)
             assert not np.array_equal(one.scores, lists.scores)
             names.append(f"{name}: {setting}")
     assert len(names) == len(set(names)) == 3 + 1 + 4 * 2 * 2
+
+
+def test_each_half_is_a_test_set_of_its_own(world, protocol):
+    part = protocol.parts[0]
+    lists = scored(np.random.default_rng(1), SCALES[0], len(part.rows), len(protocol.classes))
+    lists = replace(lists, queries=part.names, classes=protocol.classes)
+    half = np.random.default_rng(2).integers(0, 2, len(lists))
+    facts = read_facts(world.images, AfterConfig())
+    for setting in dict(steps(AfterConfig(), facts, SCALES[0]))[CLAIMS].values():
+        both = setting(lists, Asked(part.rows, part.gallery, part.gallery_codes, half))
+        for which in (0, 1):
+            rows = np.flatnonzero(half == which)
+            own = Candidates(lists.queries[rows], lists.classes, lists.codes[rows], lists.scores[rows])
+            alone = setting(own, Asked(part.rows[rows], part.gallery, part.gallery_codes, np.zeros(len(rows))))
+            np.testing.assert_array_equal(both.scores[rows], alone.scores)
+
+
+def test_halves_of_a_fold_promise_no_more_than_a_random_test_set_keeps():
+    """Some identities are claimed by too many. A whole fold, dealt evenly, promises more of balance than is true; its
+    halves, of fewer queries, a little less.
+    """
+    queries, classes = 120, 60
+    codes = np.arange(queries) % classes
+    config = AfterConfig.model_validate({"claims": {"weights": [1.0], "rounds": [10], "expected": ["even"]}})
+    found = dict(steps(config, Facts(np.arange(queries), {}), Scale(True, False)))[CLAIMS]
+    rng = np.random.default_rng(0)
+
+    def gain(truth: np.ndarray, favour: np.ndarray, part: np.ndarray) -> float:
+        logits = 1.5 * (rng.normal(size=(queries, classes)) + favour + 3.0 * (np.arange(classes) == truth[:, None]))
+        order = np.argsort(-logits, axis=1)
+        p = np.exp(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+        scores = np.take_along_axis(p, order, axis=1).astype(np.float32)
+        lists = Candidates(np.arange(queries).astype(str), np.arange(classes).astype(str), order, scores)
+        balanced = found["1, even, 10 rounds"](lists, Asked(codes, codes, codes, part))
+        return float((balanced.codes[:, 0] == truth).mean() - (lists.codes[:, 0] == truth).mean())
+
+    gains = []
+    for _ in range(60):
+        favour, deal = rng.normal(size=classes), rng.permutation(queries) % 2
+        drawn = rng.integers(0, classes, queries)
+        questions = ((codes, 0 * deal), (codes, deal), (drawn, 0 * deal))
+        gains.append([gain(truth, favour, part) for truth, part in questions])
+    whole, halved, true = np.mean(gains, axis=0)
+    assert true > 0.15 and whole > true + 0.015 and true - 0.06 < halved < true + 0.005
 
 
 # -------------------------------------------------------------------------------------------------- bad input
@@ -301,7 +364,7 @@ def test_bad_columns(world, protocol, rankings):
     assert "no column 'species' for this; it has: " in complaint(world.images, same=["species"])
     assert "no column 'identity' for this" in complaint(world.images, same=["identity"])
     trained = world.images["split"] == "train"
-    half = world.images.assign(species=np.where(trained, "orca", None))
+    half = world.images.assign(species=pd.Series("orca", world.images.index).where(trained))
     assert "'species' is empty for every test image; name its column in test.extra" in complaint(half, same=["species"])
     assert "column 'phash' is missing" in complaint(world.images.drop(columns="phash"))
     with pytest.raises(ValueError, match="listed twice: width"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from whaleid.ensemble.graph_rankings import OFF, Setting, choose_settings, fille
 from whaleid.ensemble.ladder import climb, combine, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.results import note_lines
 from whaleid.retrieval.candidates import Candidates, nearest_identities
 
 SMALL = {
@@ -156,3 +158,32 @@ def test_rungs_of_the_methods_asked_for(world, sources, tmp_path: Path):
     assert names == ["database augmentation", "diffusion", "label diffusion"]
     assert all(result.rung(name).weight is not None for name in names)
     assert len(result.test_guesses) == len(world.solution)
+    written = json.loads((tmp_path / "ladder.json").read_text())
+    told = {rung["name"]: rung for rung in written["rungs"]}
+    for name in names:
+        assert list(told[name]["settings"]) == ["0", "1", "2"]
+        assert f"{name} {told[name]['setting']}" in note_lines(written)[0]
+    for rung in written["rungs"]:
+        assert (rung["exponent"] is None) == (rung["weight"] is None)
+        assert (rung["setting"] is not None) == (rung["kind"] == "rerank")
+
+
+def test_what_was_chosen_is_said_in_one_line():
+    rungs = [
+        {"name": "diffusion", "setting": "a", "settings": {"0": "a", "1": "off"}, "weight": 0.5, "weights": {"0": 0.5}},
+        {"name": "concat", "setting": None, "settings": None, "weight": 0.0, "weights": {"0": 0.0, "1": 0.0}},
+        {"name": "net", "setting": None, "settings": None, "weight": 0.5, "weights": {"0": 0.5, "1": 1.0}},
+        {"name": "blend", "setting": None, "settings": None, "weight": None, "weights": None},
+    ]
+    of_each = [(1.4, {"0": 1.4, "1": 1.4}), (2.0, {"0": 2.0, "1": 2.0}), (1.0, {"0": 0.5, "1": 1.0}), (None, None)]
+    ladder = {
+        "final": "stack",
+        "rungs": [
+            {**rung, "exponent": one, "exponents": folds} for rung, (one, folds) in zip(rungs, of_each, strict=True)
+        ],
+        "stack": {"rounds": [50, 20, 30]},
+    }
+    assert note_lines(ladder) == [
+        "chosen out of fold: diffusion a (by fold: a, off); exponent of diffusion 1.4; "
+        "exponent of net 1 (by fold: 0.5, 1); trees 30 (by fold: 50, 20)"
+    ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from whaleid.cli_options import project_of
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, Needs, recipe_needs
-from whaleid.kaggle import doctor
+from whaleid.kaggle import doctor, push
 from whaleid.kaggle.client import Output, explain, plain
 from whaleid.kaggle.push import read_bundle
 from whaleid.report.cv_lb import draw_cv_lb, gap_lines, scored
@@ -122,6 +122,15 @@ def folder(place: Path, kernel: dict[str, object], data_set: dict[str, object]) 
 def test_metadata_in_order(tmp_path: Path) -> None:
     bundle = read_bundle(folder(tmp_path, KERNEL, DATA_SET))
     assert (bundle.kernel.id, [part.id for part in bundle.data_sets]) == (KERNEL["id"], [DATA_SET["id"]])
+
+
+def test_a_data_set_larger_than_kaggle_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = folder(tmp_path, KERNEL, DATA_SET)
+    (place / "datasets" / "whale-code" / "weights").write_bytes(bytes(2000))
+    monkeypatch.setattr(push, "LARGEST_DATA_SET", 2000.0)
+    with pytest.raises(WhaleidError, match="a data set of Kaggle holds at most") as error:
+        read_bundle(place)
+    assert str(place / "datasets" / "whale-code") in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

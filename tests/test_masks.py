@@ -13,12 +13,14 @@ from ladder_world import recipe
 from test_local import texture, turned, write_images
 
 from whaleid.config import Competition, LocalConfig
+from whaleid.data.check import check_data
 from whaleid.data.masks import Mask, brought_to, mask_name, masks_key, masks_of, read_mask
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import copy_masks, open_carried, project_content
 from whaleid.pipeline import Project, images_stage, local_stage
 from whaleid.retrieval.keypoints import describe, describe_images, described_together, read_described, root_sift
 from whaleid.retrieval.verify import matched_keypoints
+from whaleid.settings import Settings
 from whaleid.workspace import Workspace, digest
 
 CONFIG = LocalConfig(size=128, keypoints=60)
@@ -189,6 +191,24 @@ def test_bad_masks_are_counted_and_nothing_is_left(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and not list((tmp_path / "out").iterdir())
 
 
+def test_the_check_of_the_data_names_bad_masks(tmp_path: Path) -> None:
+    project = make_project(tmp_path)
+    good = check_data(project.competition, 1)
+    assert (
+        good.masks == 6
+        and good.ok
+        and any(line.split() == ["masks", "6", "of", "6", "images"] for line in good.lines())
+    )
+    (tmp_path / "masks" / "x" / "1.png").unlink()
+    cv2.imwrite(str(tmp_path / "masks" / "9.png"), disc(128, 64))
+    bad = check_data(project.competition, 1)
+    assert bad.masks == 4 and len(bad.problems) == 1
+    assert "1.png: mask not found" in bad.problems[0] and bad.problems[0].endswith("(and 1 more such masks)")
+    missing = check_data(project_at(tmp_path, "elsewhere").competition, 1)
+    assert missing.masks == 0 and "elsewhere: folder of masks not found" in missing.problems[0]
+    assert check_data(project_at(tmp_path, None).competition, 1).masks is None
+
+
 def test_no_folder_of_masks(tmp_path: Path) -> None:
     project = make_project(tmp_path, masks="elsewhere")
     with pytest.raises(WhaleidError, match="elsewhere: folder of masks not found; put it there or set masks to null"):
@@ -237,7 +257,8 @@ def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> N
     images = images_stage(project)
     copy_masks(project.competition, images[images["split"] == "test"], tmp_path / "carried")
     assert sorted(path.name for path in (tmp_path / "carried").rglob("*.png")) == ["8.png", "9.png"]
-    there = open_carried(project_content(project), tmp_path / "home", tmp_path / "there", masks=tmp_path / "carried")
+    settings = Settings(work=tmp_path / "there")
+    there = open_carried(project_content(project), tmp_path / "home", settings, masks=tmp_path / "carried")
     assert there.masks_key == project.masks_key and there.local_key("n") == project.local_key("n")
     test = images[images["split"] == "test"]
     masks = masks_of(there.competition, test)

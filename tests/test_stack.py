@@ -12,10 +12,12 @@ from test_unknown import naive_map, random_lists
 from whaleid.config import StackConfig
 from whaleid.ensemble import ladder
 from whaleid.ensemble.calibrate import calibrated, fit_calibration
+from whaleid.ensemble.graph_rankings import Choices, Chosen
 from whaleid.ensemble.ladder import climb, combine, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankers import prepare_lesson, train_rankers
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack import deal_groups, stack_rankings, train_ranker
+from whaleid.ensemble.stack import deal_groups, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
 from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, share_curve, standing
 from whaleid.scoring.metrics import expected_share_weights
@@ -36,12 +38,16 @@ def asked(world, tmp_path_factory) -> tuple[Protocol, list[Ranking]]:
 
 
 def stacked(protocol, rankings, groups=None, **settings):
+    materials, config = prepared(protocol, rankings, **settings)
+    return stack_rankings(protocol, rankings, materials, config, 0, groups)
+
+
+def prepared(protocol, rankings, **settings):
     config = recipe(stack={**SMALL, **settings}).combine
     limits = [ladder._limits(protocol, one) for one in rankings]
-    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
+    final, by_fold, _, own, _ = ladder.blend_rankings(protocol, rankings, config)
     blends = [by_fold[part.fold] for part in protocol.parts]
-    materials = ladder._materials(protocol, rankings, blends, final, [*limits, own], config)
-    return stack_rankings(protocol, rankings, materials, config.stack, 0, groups)
+    return ladder._materials(protocol, rankings, blends, final, [*limits, own], config), config.stack
 
 
 # --------------------------------------------------------------------------------------------------- the table
@@ -147,22 +153,96 @@ def test_a_model_is_not_taught_by_its_own_group(asked, monkeypatch):
     groups = deal_groups(protocol, 3)
     given = []
 
-    def recorded(table, truth, weights, *rest):
-        given.append(weights)
-        return train_ranker(table, truth, weights, *rest)
+    def recorded(lesson, chosen, *rest):
+        given.append((lesson.weights, chosen))
+        return train_rankers(lesson, chosen, *rest)
 
-    monkeypatch.setattr("whaleid.ensemble.stack.train_ranker", recorded)
+    monkeypatch.setattr("whaleid.ensemble.stack.train_rankers", recorded)
     stacked(protocol, rankings, groups)
     calls = iter(given)
     places = list(range(len(protocol.parts)))
-    seeds = len(given) // (3 * (len(places) + 1))
+    assert len(given) == 3 * (len(places) + 1)
     for teachers in [*(protocol.others(place) for place in places), places]:
         group = np.concatenate([groups[place] for place in teachers])
         for held in range(3):
-            for _ in range(seeds):
-                weights = next(calls)
-                assert not weights[group == held].any()
-                np.testing.assert_array_equal(weights[group != held], protocol.weights(teachers)[group != held])
+            weights, chosen = next(calls)
+            np.testing.assert_array_equal(chosen, group != held)
+            np.testing.assert_array_equal(weights, protocol.weights(teachers))
+
+
+def test_the_truth_of_queries_that_are_not_chosen_reaches_no_tree(asked):
+    """Neither as labels nor through the rows and bins that all models share."""
+    protocol, rankings = asked
+    config = StackConfig.model_validate({**SMALL, "taught": 4})
+    table, truth = table_of(protocol, rankings, config)
+    rng = np.random.default_rng(0)
+    chosen = rng.random(len(truth)) < 0.6
+    other = np.where(chosen, truth, rng.integers(-1, len(protocol.classes), len(truth)))
+    lessons = [prepare_lesson(table, one, np.ones(len(truth)), config) for one in (truth, other)]
+
+    def trees(lesson, mask):
+        return [model.model_to_string() for model in train_rankers(lesson, mask, protocol.k, config, 0)]
+
+    assert trees(lessons[0], chosen) == trees(lessons[1], chosen)
+    assert trees(lessons[0], ~chosen) != trees(lessons[1], ~chosen)
+    assert train_rankers(lessons[0], np.zeros(len(truth), dtype=bool), protocol.k, config, 0) == ()
+
+
+def test_a_lesson_is_the_first_candidates_and_unknown(asked):
+    protocol, rankings = asked
+    config = StackConfig.model_validate({**SMALL, "taught": 4})
+    table, truth = table_of(protocol, rankings, config)
+    lesson = prepare_lesson(table, truth, np.ones(len(truth)), config)
+    label = lesson.data.construct().get_label()
+    seen = 0
+    for query, own in enumerate(truth):
+        codes = table.codes[table.query == query]
+        codes = [*codes[:-1][:4], codes[-1]]  # unknown is the last row
+        wanted = [code == (own if own >= 0 else len(protocol.classes)) for code in codes]
+        assert label[seen : seen + len(codes)].tolist() == wanted and lesson.teaches[query] == any(wanted)
+        seen += len(codes)
+    assert seen == len(lesson.query) == len(label)
+
+
+def test_what_is_taught_is_by_settings_that_the_fold_had_no_part_in(asked):
+    """A ranking whose setting was chosen by folds' scores: lists of other folds are read as `Ranking.taught` gives
+    them for the fold that is ordered, and never as those folds answer for themselves.
+    """
+    protocol, rankings = asked
+    base = next(one for one in rankings if one.kind == "concat")
+    mixed = next(one for one in rankings if one.kind == "classifier")
+    names = Choices({part.fold: "a" for part in protocol.parts}, "b")
+    chosen = Chosen("rerank", names, base.oof, base.test, (base.oof,) * 3, mixed.oof)
+    reranked = Ranking("rerank", "rerank", base.oof, base.test, False, chosen=chosen)
+    materials, config = prepared(protocol, [*rankings, reranked], rounds=10)
+
+    def ordered(one: Ranking):
+        return stack_rankings(protocol, [*rankings, one], materials, config, 0).ranking
+
+    def same(one, other):
+        return [
+            np.array_equal(a.scores, b.scores) and np.array_equal(a.codes, b.codes)
+            for a, b in zip((*one.oof, *one.test), (*other.oof, *other.test), strict=True)
+        ]
+
+    before = ordered(reranked)
+    answers = tuple(replace(lists, codes=np.roll(lists.codes, 1, axis=0)) for lists in base.oof)
+    assert all(same(before, ordered(replace(reranked, oof=answers))))
+    without = (base.oof, (answers[0], *base.oof[1:]), base.oof)  # what fold 1 is taught of fold 0
+    assert same(before, ordered(replace(reranked, chosen=replace(chosen, without=without))))[:3] == [True, False, True]
+    whole = replace(chosen, whole=answers)
+    assert same(before, ordered(replace(reranked, chosen=whole))) == [True] * 3 + [False] * len(before.test)
+
+
+def table_of(protocol, rankings, config):
+    """Features of the first fold's queries through two rankings, and their truth."""
+    truth = protocol.parts[0].truth
+    views = [
+        View(one.name, one.oof[0], fit_calibration(one.oof[0], truth, np.ones(len(truth)), False), 0.5)
+        for one in rankings[:2]
+    ]
+    sizes = np.bincount(protocol.parts[0].gallery_codes, minlength=len(protocol.classes))
+    return feature_table(views, sizes, protocol.k, True, config), truth
 
 
 def test_groups_part_no_identity(asked):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.data.competition import read_rows
+from whaleid.data.competition import inspect_rows, read_table
 from whaleid.ensemble.worth import worth_lines
 from whaleid.errors import WhaleidError
 from whaleid.machine import measured
@@ -117,6 +117,8 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
 
     solution: score of each rung against the competition's solution, where it has one.
     """
+    from whaleid.ensemble.results import note_lines
+
     ladder = figures["ladder"]
     rows = [_ladder_row(rung, ladder, solution) for rung in ladder["rungs"]]
     table = pd.DataFrame(rows).to_string(index=False).splitlines()
@@ -133,7 +135,7 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
         )
     after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
     worth = ladder.get("worth")
-    return [*table, *after, *notes, *(worth_lines(worth) if worth else []), *round_lines(figures)]
+    return [*table, *after, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
 
 def _setting_line(rung: dict[str, Any]) -> str:
@@ -310,10 +312,10 @@ def submission_template(competition: Competition, folder: Path) -> Path:
     wanted = [competition.submission.image, competition.submission.identities]
     if list(pd.read_csv(path, nrows=0).columns) == wanted:
         return path
-    rows = read_rows(competition)
+    listed = read_table(path, [test.image])[test.image]  # those too whose file is not there: each is asked about
     made = folder / "sample_submission.csv"
     with atomic_path(made) as temporary:
-        table = pd.DataFrame({wanted[0]: rows.image[rows.split == "test"], wanted[1]: ""})
+        table = pd.DataFrame({wanted[0]: listed, wanted[1]: ""})
         table.to_csv(temporary, index=False)
     return made
 
@@ -327,7 +329,7 @@ def submission_problems(path: Path, competition: Competition, work: Path) -> lis
 
 def known_labels(competition: Competition) -> set[str]:
     """Every label that may be guessed."""
-    rows = read_rows(competition)
+    rows, _ = inspect_rows(competition)  # a picture that is not there takes no label away
     return set(rows.identity[rows.split == "train"]) | ({competition.unknown} if competition.unknown else set())
 
 

@@ -82,8 +82,10 @@ class CombineConfig(Model):
     """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
     candidates: Positive = 50
     """Candidates kept for each query and source."""
-    unknown: Literal["threshold", "share"] = "threshold"
-    """Test set: the threshold tuned out of fold, or the one that gives the expected share."""
+    unknown: Literal["threshold", "share", "isotonic", "platt"] = "threshold"
+    """threshold: the unknown identity's score, tuned out of fold. share: for the test set the one that gives the
+    expected share instead. isotonic, platt: the place among the guesses that is expected to score most, by
+    probabilities that were calibrated out of fold."""
     stack: StackConfig | None = None
     """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
     after: AfterConfig | None = None

@@ -18,6 +18,9 @@ class StackConfig(Model):
     """Identities from the head of every ranking that become candidates."""
     candidates: Positive = 50
     """Candidates of a query at most: those that stand nearest to the front of the most rankings."""
+    taught: Positive = 20
+    """Candidates of a query that the trees learn from, beside unknown: of these places more hardly reach the first k,
+    and all candidates are ordered by what was learnt."""
     groups: Annotated[int, Field(ge=2)] = 3
     """Identities are dealt into this many groups; a query is ordered by a model that saw no identity of its group."""
     rounds: Positive = 100
@@ -38,6 +41,8 @@ class StackConfig(Model):
     """Trees correct the blend's odds instead of starting from nothing."""
     seeds: Positive = 2
     """Models trained from other seeds and averaged."""
+    embeddings: bool = True
+    """Further columns from the whitened features: centroids, spread of galleries, density around the query."""
     unknown: Literal["candidate", "threshold"] = "candidate"
     """The unknown identity stands where its own score puts it; or its score is moved by what is best out of fold."""
     threads: Annotated[int, Field(ge=0)] = 1

@@ -14,6 +14,7 @@ from whaleid.data.competition import Problem, inspect_rows, named
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images
 from whaleid.data.images_table import readable, require_boxes, unreadable_line
+from whaleid.data.masks import mask_problem, masks_of
 from whaleid.errors import WhaleidError
 
 SIZES = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "51+": (51, None)}
@@ -43,6 +44,8 @@ class DataReport:
     """Median width and height in pixels."""
     boxes: int | None = None
     """Images with a box; None where the competition names no boxes."""
+    masks: int | None = None
+    """Images with a mask that can be used; None where the competition names no masks."""
     missing: int = 0
     unreadable: int = 0
     duplicate_rows: int = 0
@@ -85,6 +88,7 @@ class DataReport:
 
     def _facts(self) -> list[tuple[str, str | None]]:
         boxes = None if self.boxes is None else f"{self.boxes:,} of {self._images:,} images"
+        masks = None if self.masks is None else f"{self.masks:,} of {self._images:,} images"
         size = None if self.median_size is None else "{} x {} pixels".format(*self.median_size)
         copies = f"{self.near_duplicates:,} copies of {self.duplicate_groups:,} photographs"
         largest = f" (largest group {self.largest_group})" if self.duplicate_groups else ""
@@ -96,6 +100,7 @@ class DataReport:
             ("unknown", self._unknown()),
             ("median size", size),
             ("boxes", boxes),
+            ("masks", masks),
             ("missing", f"{self.missing:,}"),
             ("unreadable", f"{self.unreadable:,}"),
             ("duplicate rows", f"{self.duplicate_rows:,}"),
@@ -135,17 +140,19 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
     lines = [problem.message for problem in problems] + _unreadable_lines(competition, rows, found)
     rows, kept = rows[good].reset_index(drop=True), readable(found)
     boxes, box_lines, box_notes = _boxes(competition, rows, kept)
+    masks, mask_lines = _masks(competition, rows, kept)
     copies, copy_notes = _copies(rows, kept)
     return DataReport(
         name=competition.name,
         expected_share=competition.unknown_share,
         median_size=_median_size(kept),
         boxes=boxes,
+        masks=masks,
         missing=_count(problems, "missing"),
         unreadable=int((~good).sum()),
         duplicate_rows=_count(problems, "duplicate"),
         contradictory_rows=_count(problems, "contradictory"),
-        problems=tuple(lines + box_lines + _solution_lines(competition)),
+        problems=tuple(lines + box_lines + mask_lines + _solution_lines(competition)),
         notes=tuple(box_notes + copy_notes),
         **_labels(rows, competition.unknown),
         **copies,
@@ -199,6 +206,20 @@ def _boxes(
         return 0, [str(error)], []
     without = [f"{path}: {(~given).sum():,} images have no box; all of the image is used"] if not given.all() else []
     return int(given.sum()), [], without
+
+
+def _masks(competition: Competition, rows: pd.DataFrame, found: Fingerprints) -> tuple[int | None, list[str]]:
+    """Number of images with a mask that can be used, and a line on the others."""
+    images = rows[["split", "path"]].assign(width=found.size[:, 0], height=found.size[:, 1])
+    try:
+        masks = masks_of(competition, images)
+    except WhaleidError as error:
+        return 0, [str(error)]
+    if masks is None:
+        return None, []
+    wrong = [line for line in map(mask_problem, masks) if line]
+    more = f" (and {len(wrong) - 1:,} more such masks)" if len(wrong) > 1 else ""
+    return len(masks) - len(wrong), [wrong[0] + more] if wrong else []
 
 
 def _solution_lines(competition: Competition) -> list[str]:

@@ -80,6 +80,15 @@ def read_mask(mask: Mask) -> np.ndarray:
     return np.where(grey >= WHITE, 255, 0).astype(np.uint8)
 
 
+def mask_problem(mask: Mask) -> str:
+    """What is wrong with a mask, in one line; empty where it can be used."""
+    try:
+        read_mask(mask)
+    except WhaleidError as error:
+        return str(error)
+    return ""
+
+
 def brought_to(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A mask (or a part of one) at another size (width, height), uint8 (h, w), 255 or 0: what is mostly white."""
     if (mask.shape[1], mask.shape[0]) == size:

@@ -1,9 +1,9 @@
 """What every part of a recipe is worth: the recipe with each part off in turn, from saved features.
 
 Nothing is trained again. A part that only adds a ranking is taken out of the rankings that are there; one that
-changes them (whitening, a network of the ensemble) has them made anew. Each variant is scored out of fold like the
-recipe itself, and compared with it on the same queries. What is chosen by looking at this table is chosen by the
-score that it shows: a recipe that was, is optimistic by as much.
+changes what comes of all networks side by side (whitening, a network of the ensemble) has that made anew. Each variant
+is scored out of fold like the recipe itself, and compared with it on the same queries. What is chosen by looking at
+this table is chosen by the score that it shows: a recipe that was, is optimistic by as much.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import pandas as pd
 
 from whaleid.config import AfterConfig, CombineConfig, Competition, Recipe
 from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
-from whaleid.ensemble.ladder import climb, protocol_of, rank_all
+from whaleid.ensemble.ladder import climb, protocol_of, rank_all, with_whole
 from whaleid.ensemble.protocol import Protocol
-from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.rankings import Ranking, Source, rank_jointly
 from whaleid.ensemble.results import Gain, LadderResult, paired_gain
 from whaleid.progress import progress_bar
+from whaleid.retrieval.features import open_embeddings
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 
 WHOLE = "the whole recipe"
 """Name of the first row: nothing is off."""
+_JOINT = ("concat", "rerank", "classifier")  # kinds of ranking that come of all networks side by side
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Variant:
     """A recipe with a part off.
 
     gone: rankings (by kind, or by name) that the part gave and that are taken out. without: name of a source that is
-    left out, or None. anew: the part changes rankings that stay, which are made again.
+    left out, or None. anew: the part changes what comes of all networks side by side, which is made again.
     """
 
     name: str
@@ -92,7 +94,7 @@ def ablate(
     variants = list(list_variants(recipe.combine, [source.name for source in sources]))
     with progress_bar("ablation", total=len(variants) + 1) as bar:
         for variant in [Variant(WHOLE, recipe.combine), *variants]:
-            used = _rankings_of(variant, rankings, sources, images, protocol, recipe.seed, local)
+            used = _rankings_of(variant, rankings, sources, images, protocol, recipe.seed)
             result = climb(protocol, used, variant.config, recipe.seed, images)
             rows.append(_row(variant, result, base or result, protocol, recipe.seed))
             base = base or result
@@ -112,7 +114,7 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
     if config.classifier is not None:
         yield Variant("classifier on the features", off(classifier=None), gone=("classifier",))
     if config.logits:
-        yield Variant("class probabilities", off(logits=0))
+        yield Variant("class probabilities", off(logits=0), gone=("logits",))
     if config.local is not None:
         yield Variant("local matching", off(local=None), gone=("local",))
         if config.local.verify is not None:
@@ -150,12 +152,19 @@ def _rankings_of(
     images: pd.DataFrame,
     protocol: Protocol,
     seed: int,
-    local: Path | None,
 ) -> list[Ranking]:
+    """The rankings that a variant is made of, in the order of `rank_all`."""
+    gone = {*variant.gone, *(_JOINT if variant.anew else ())}
+    gone |= {f"{variant.without}{own}" for own in ("", " logits", " siamese")} if variant.without else set()
+    kept = [one for one in rankings if one.kind not in gone and one.name not in gone]
     if not variant.anew:
-        return [one for one in rankings if one.kind not in variant.gone and one.name not in variant.gone]
+        return kept
     used = [source for source in sources if source.name != variant.without]
-    return rank_all(used, images, protocol, variant.config, seed, local)
+    dims = [open_embeddings(next(iter(source.folds.values())), images).shape[1] for source in used]
+    joint = rank_jointly(used, dims, images, protocol, variant.config, seed)
+    singles, votes = ([one for one in kept if (one.kind == "local") == is_local] for is_local in (False, True))
+    keep = max(variant.config.candidates, protocol.k)
+    return [*singles, *(with_whole(one, protocol, keep) for one in joint if one is not None), *votes]
 
 
 def _row(variant: Variant, result: LadderResult, base: LadderResult, protocol: Protocol, seed: int) -> Row:

@@ -63,9 +63,14 @@ def fit_calibration(candidates: Candidates, truth: np.ndarray, weights: np.ndarr
 
 def calibrated(candidates: Candidates, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float32 (n, m) of the candidates (-inf where padded) and float32 (n,) of none of them."""
-    x = (_raw(candidates.scores, calibration.probability) - calibration.center) / calibration.spread
+    return calibrated_scores(candidates.scores, calibration)
+
+
+def calibrated_scores(scores: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """As `calibrated`, of some queries' scores float32 (n, m), descending, -inf padded."""
+    x = (_raw(scores, calibration.probability) - calibration.center) / calibration.spread
     p, _ = _probabilities(x, calibration.slope, calibration.none)
-    p = np.where(np.isfinite(x), p, -np.inf)[:, : candidates.codes.shape[1]]
+    p = np.where(np.isfinite(x), p, -np.inf)[:, : scores.shape[1]]
     none = 1.0 - np.where(np.isfinite(p), p, 0.0).sum(axis=1)
     return p.astype(np.float32), np.maximum(none, 0.0).astype(np.float32)
 

@@ -146,12 +146,12 @@ def whiten(features: np.ndarray | Concatenation, whitening: Whitening) -> np.nda
 
 
 def _blocks(
-    features: np.ndarray | Concatenation, rows: np.ndarray, mean: np.ndarray | None = None, step: int | None = None
+    features: np.ndarray | Concatenation, rows: np.ndarray, mean: np.ndarray | None = None, step: int = 0
 ) -> Iterator[np.ndarray]:
     """`features[rows]`, less `mean` where given, float32 (b, d) at a time; one array, overwritten by the next block.
 
     A few rows at a time are widened, scaled and centred while the processor's cache holds them: every pass over the
-    features pays for this again. step: rows of a block, `_CELLS` numbers where not given.
+    features pays for this again. step: rows of a block; 0: as many as `_CELLS` numbers hold.
     """
     step = step or max(1, _CELLS // features.shape[1])
     table = np.empty((min(step, len(rows)), features.shape[1]), dtype=np.float32)

@@ -42,6 +42,7 @@ from whaleid.ensemble.blend import (
     tuned_map,
 )
 from whaleid.ensemble.local_rankings import rank_locally
+from whaleid.ensemble.placement import FORMS, Lessons, place_by_form, ranks_by_form
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
@@ -154,10 +155,13 @@ def rank_all(
             else:
                 rankings.append(ranking)
     keep = max(config.candidates, protocol.k)
-    return [_with_whole(ranking, protocol, keep) for ranking in rankings]
+    return [with_whole(ranking, protocol, keep) for ranking in rankings]
 
 
-def _with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
+def with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
+    """The ranking with a test answer for every part that answers: the mean of its folds where it has none of the models
+    that all labelled images taught.
+    """
     if len(ranking.test) in (0, len(protocol.answering)):
         return ranking
     return replace(ranking, test=(*ranking.test, average(ranking.test, keep)))
@@ -176,25 +180,33 @@ def climb(
     if (config.after is not None) > (images is not None):
         raise WhaleidError("combine.after needs the table of images; give it too")
     limits = [_limits(protocol, one) for one in rankings]
-    final, by_fold, blend, limits_of_blend = blend_rankings(protocol, rankings, config)
-    rungs = [_rung(protocol, one, own, config, seed) for one, own in zip(rankings, limits, strict=True)]
-    rungs.append(_rung(protocol, blend, limits_of_blend, config, seed))
-    if config.stack is None and config.after is None:
-        shares = _shares(protocol, blend, limits_of_blend)
-        return compare(rungs, final, by_fold, protocol, seed, shares=shares)
-    blends = [by_fold[part.fold] for part in protocol.parts]
-    materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
-    last, of_last, taught, stacked = blend, limits_of_blend, [material.oof for material in materials], None
+    final, by_fold, blend, limits_of_blend, lessons = blend_rankings(protocol, rankings, config)
+    rungs = [
+        _rung(protocol, one, own, lists_taught(protocol, one), config, seed)
+        for one, own in zip(rankings, limits, strict=True)
+    ]
+    rungs.append(_rung(protocol, blend, limits_of_blend, lessons, config, seed))
+    last, of_last, stacked = blend, limits_of_blend, None
+    if config.stack is not None or config.after is not None:
+        blends = [by_fold[part.fold] for part in protocol.parts]
+        materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
+        taught = [material.oof for material in materials]
     if config.stack is not None:
         optimistic = blend.optimistic or any(one.optimistic for one in rankings)
-        stacked = stack_rankings(protocol, rankings, materials, config.stack, seed, optimistic=optimistic)
-        last, of_last, taught = stacked.ranking, stacked.limits, list(stacked.taught)
-        rungs.append(_rung(protocol, last, of_last, config, seed))
+        sights = next((one.sights for one in rankings if one.sights is not None and config.stack.embeddings), None)
+        extras = None if sights is None else sights.extras()
+        stacked = stack_rankings(
+            protocol, rankings, materials, config.stack, seed, extras=extras, optimistic=optimistic
+        )
+        last, of_last, lessons, taught = stacked.ranking, stacked.limits, stacked.lessons, list(stacked.taught)
+        rungs.append(_rung(protocol, last, of_last, lessons, config, seed))
     if config.after is not None and images is not None:
-        steps = [(last, of_last), *after_rankings(protocol, last, of_last, taught, config.after, images)]
-        rungs += [_rung(protocol, *step, config, seed) for step in steps[1:]]
-        last, of_last = steps[-1]
-    return compare(rungs, final, by_fold, protocol, seed, stacked, _shares(protocol, last, of_last))
+        for ranking, own in after_rankings(protocol, last, of_last, taught, config.after, images, seed):
+            last, of_last, lessons = ranking, own, lists_taught(protocol, ranking)
+            rungs.append(_rung(protocol, last, of_last, lessons, config, seed))
+    shares = _shares(protocol, last, of_last)
+    ranks = ranks_by_form(protocol, last, lessons, of_last.by_fold)
+    return compare(rungs, final, by_fold, protocol, seed, stacked, shares, ranks)
 
 
 def _shares(protocol: Protocol, ranking: Ranking, limits: Limits) -> tuple[ShareMap, ...]:
@@ -230,17 +242,25 @@ def _materials(
         Material(blended(blend, taught(place)), (), tuple(own.by_fold[place] for own in limits))
         for place, blend in enumerate(blends)
     ]
-    return [*found, Material(blended(final, taught(None)), blended(final, test), tuple(own.tuned for own in limits))]
+    whole = blended(final, taught(None))
+    return [*found, Material(whole, blended(final, test), tuple(own.tuned for own in limits))]
+
+
+def lists_taught(protocol: Protocol, ranking: Ranking) -> Lessons:
+    """What the other folds teach of a ranking to whom it is used on."""
+
+    def taught(place: int | None) -> Candidates:
+        chosen = list(range(len(protocol.parts))) if place is None else protocol.others(place)
+        return stack([ranking.taught(place)[other] for other in chosen])
+
+    return taught
 
 
 def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
     """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
-    places = list(range(len(protocol.parts)))
-
-    def limit(chosen: list[int], place: int | None) -> float | None:
-        return _threshold(protocol, [ranking.taught(place)[other] for other in chosen], chosen)
-
-    return Limits([limit(protocol.others(place), place) for place in places], limit(places, None))
+    places, lessons = list(range(len(protocol.parts))), lists_taught(protocol, ranking)
+    by_fold = [_threshold(protocol, lessons(place), protocol.others(place)) for place in places]
+    return Limits(by_fold, _threshold(protocol, lessons(None), places))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -248,8 +268,8 @@ def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
 
 def blend_rankings(
     protocol: Protocol, rankings: list[Ranking], config: CombineConfig
-) -> tuple[Blend, dict[int, Blend], Ranking, Limits]:
-    """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits.
+) -> tuple[Blend, dict[int, Blend], Ranking, Limits, Lessons]:
+    """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits, lessons.
 
     The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
     out-of-fold answers would not do: those were blended by weights that fold k's truth had a part in.
@@ -262,17 +282,17 @@ def blend_rankings(
 
     by_fold: dict[int, Blend] = {}
     oof: list[Candidates] = []
-    by_place: list[float | None] = []
+    lessons: dict[int | None, Candidates] = {}
     with progress_bar("blending", total=len(places) + 1) as bar:
         for place in places:
             others = protocol.others(place)
             blend = _tune(protocol, rankings, config, others, place)
             by_fold[protocol.parts[place].fold] = blend
             oof += blended(blend, [place], place)
-            by_place.append(_threshold(protocol, blended(blend, others, place), others))
+            lessons[place] = stack(blended(blend, others, place))
             bar.advance()
         final = _tune(protocol, rankings, config, places, None)
-        limits = Limits(by_place, _threshold(protocol, blended(final, places, None), places))
+        lessons[None] = stack(blended(final, places, None))
         bar.advance()
     test = [
         apply_blend(final, {one.name: one.test[place] for one in rankings}, keep)
@@ -280,7 +300,10 @@ def blend_rankings(
     ]
     used = set(final.used).union(*(blend.used for blend in by_fold.values()))
     optimistic = any(one.optimistic for one in rankings if one.name in used)
-    return final, by_fold, Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic), limits
+    by_place = [_threshold(protocol, lessons[place], protocol.others(place)) for place in places]
+    limits = Limits(by_place, _threshold(protocol, lessons[None], places))
+    ranking = Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic)
+    return final, by_fold, ranking, limits, lambda place: lessons[place]
 
 
 def _tune(
@@ -331,16 +354,23 @@ def members_worth(
 # --------------------------------------------------------------------------------------------------- one rung
 
 
-def _rung(protocol: Protocol, ranking: Ranking, limits: Limits, config: CombineConfig, seed: int) -> Rung:
+def _rung(
+    protocol: Protocol, ranking: Ranking, limits: Limits, lessons: Lessons, config: CombineConfig, seed: int
+) -> Rung:
     """Thresholds, guesses and out-of-fold score of one ranking; the gains are added by `compare`."""
     places = list(range(len(protocol.parts)))
-    oof = [
-        with_unknown(lists, threshold, protocol.unknown)
-        for lists, threshold in zip(ranking.oof, limits.by_fold, strict=True)
-    ]
     keep = max(config.candidates, protocol.k)
     test = average(ranking.test, keep) if ranking.test else None
     thresholds = _thresholds(protocol, ranking, limits, config, test)
+    if protocol.unknown is not None and config.unknown in FORMS:
+        oof, answer = place_by_form(protocol, ranking, lessons, config.unknown, test)
+        thresholds = thresholds and _firsts(protocol, thresholds, oof, answer)
+    else:
+        oof = [
+            with_unknown(lists, threshold, protocol.unknown)
+            for lists, threshold in zip(ranking.oof, limits.by_fold, strict=True)
+        ]
+        answer = None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown)
     rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
     weights = protocol.weights(places)
     asked = weights > 0 if protocol.unknown is None else np.ones(len(weights), dtype=bool)
@@ -354,15 +384,24 @@ def _rung(protocol: Protocol, ranking: Ranking, limits: Limits, config: CombineC
         optimistic=ranking.optimistic or not protocol.crossfitted,
         thresholds=thresholds,
         oof=tuple(oof),
-        test=None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown),
-        choices=None if ranking.chosen is None else ranking.chosen.choices,
+        test=answer,
+        setting=None if ranking.chosen is None else ranking.chosen.choices.tuned,
+        settings=None if ranking.chosen is None else ranking.chosen.choices.by_fold,
     )
 
 
-def _threshold(protocol: Protocol, lists: list[Candidates], places: list[int]) -> float | None:
+def _firsts(protocol: Protocol, given: Thresholds, oof: list[Candidates], test: Candidates | None) -> Thresholds:
+    """How often `unknown` stands first where no threshold places it."""
+    weights = protocol.weights(list(range(len(oof))))
+    first = np.concatenate([lists.codes[:, 0] for lists in oof]) == len(protocol.classes)
+    of_test = None if test is None else float((test.codes[:, 0] == len(protocol.classes)).mean())
+    return replace(given, oof_first=float(weights @ first / weights.sum()), test_first=of_test)
+
+
+def _threshold(protocol: Protocol, lists: Candidates, places: list[int]) -> float | None:
     """Best threshold of the queries of these folds; None where there is no unknown label."""
     questions = _questions(protocol, places)
-    return tuned_map(standing(stack(lists), questions.truth, questions.weights, questions.k), questions)[0]
+    return tuned_map(standing(lists, questions.truth, questions.weights, questions.k), questions)[0]
 
 
 def _thresholds(

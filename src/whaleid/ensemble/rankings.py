@@ -11,7 +11,7 @@ fold's model; a ranking that no such model has a part in answers by the mean of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from whaleid.ensemble.classifier import Classifier, top_classes, train_classifie
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
 from whaleid.ensemble.graph_rankings import Both, Chosen, Setting, choose_settings, rerank_part
 from whaleid.ensemble.protocol import WHOLE, FoldPart, Protocol
+from whaleid.ensemble.sights import Sight, Sights, see_part
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates, nearest_identities
 from whaleid.retrieval.features import Features, SomeRows, open_embeddings, read_features
@@ -67,6 +68,7 @@ class Ranking:
     order. test: the test images under each fold's model, in the same order, then under those that all labelled images
     taught, where there are such; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
+    sights: what the features themselves say (kind concat, where the stack asks for it).
     chosen: where a setting of the ranking was chosen by folds' scores (kind rerank); `taught` says what that means.
     """
 
@@ -77,6 +79,7 @@ class Ranking:
     probability: bool
     optimistic: bool = False
     chosen: Chosen | None = None
+    sights: Sights | None = None
 
     def taught(self, place: int | None) -> tuple[Candidates, ...]:
         """Lists of all folds, out of fold, to learn from for fold `place` (None: for the test set).
@@ -140,9 +143,12 @@ def rank_jointly(
     knn: list[Both] = []
     classified: list[Both] = []
     reranked: list[list[Setting]] = []
+    seen: list[tuple[Sight | None, Sight | None]] = []
     for part in joint_parts(sources, protocol):
         features = _whitened(sources, dims, images, part, config, seed)
         knn.append(_rank_knn(features, part, protocol, config, keep))
+        if config.stack is not None and config.stack.embeddings:
+            seen.append(see_part(features, part, protocol, config.knn))
         if config.rerank is not None:
             reranked.append(rerank_part(features, part, protocol, config.rerank, config.knn, keep))
         if config.classifier is not None:
@@ -150,7 +156,10 @@ def rank_jointly(
             classified.append(_classify(trained, features, part, protocol, keep))
         yield None
     optimistic = any(source.optimistic for source in sources)
-    yield _ranking(CONCAT, "concat", knn, False, optimistic)
+    sights = Sights(
+        tuple(oof for oof, _ in seen if oof is not None), tuple(test for _, test in seen if test is not None)
+    )
+    yield replace(_ranking(CONCAT, "concat", knn, False, optimistic), sights=sights if seen else None)
     for chosen in choose_settings(protocol, knn, reranked, decided):
         yield Ranking(chosen.method, "rerank", chosen.oof, chosen.test, False, optimistic, chosen)
     if classified:

@@ -24,16 +24,18 @@ from whaleid.config import StackConfig
 from whaleid.ensemble.blend import Questions, tuned_map
 from whaleid.ensemble.blend import stack as below
 from whaleid.ensemble.calibrate import Calibration, fit_calibration
+from whaleid.ensemble.placement import Lessons
 from whaleid.ensemble.protocol import Protocol
+from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack_features import Extras, Table, View, directions, feature_table
+from whaleid.ensemble.stack_features import Extras, Table, View, feature_table
 from whaleid.ensemble.unknown import Limits, map_at, standing
+from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import PADDING, Candidates
 
 STACK = "stack"
 _STAGES = 10  # numbers of trees that are compared, evenly spaced
-_BEHIND = 5  # places after the k-th that a tree still sorts by: what comes further back is worth nothing
 _TINY = 1e-9  # values that differ less are equal; and what sums are kept above
 
 
@@ -54,9 +56,9 @@ class Material:
 class Stacked:
     """ranking: log-odds (see the head of this file). limits: score of unknown. importance: feature -> its share of
     the gain of all splits, of the models that order the test set. rounds: trees used, for each fold and, last, the test
-    set. rows: candidates that those models were taught by.
-    taught: for each fold and, last, the test set, lists of all folds by models that saw neither the fold's truth nor
-    the query's identity: what comes after the stack may learn from these.
+    set. rows: candidates that those models were taught by. lessons: for each fold, and for the test set, the orders of
+    the queries that taught it, each by models without its identity. taught: for each fold and, last, the test set, the
+    same a fold, the fold's own list among them: what comes after the stack may learn from these.
     """
 
     ranking: Ranking
@@ -64,6 +66,7 @@ class Stacked:
     importance: dict[str, float]
     rounds: tuple[int, ...]
     rows: int
+    lessons: Lessons
     taught: tuple[tuple[Candidates, ...], ...]
 
 
@@ -95,12 +98,15 @@ def stack_rankings(
 
     materials: one a fold, in the protocol's order, then that of the test set. groups: as from `deal_groups`.
     extras: further features of each fold's queries, and of the test images under each fold's models.
+    Raises WhaleidError where the rankings are not all of the folds' queries.
     """
+    _check(protocol, rankings)
     places = list(range(len(protocol.parts)))
     groups = deal_groups(protocol, config.groups, seed) if groups is None else groups
     oof: list[Candidates] = []
     limits: list[float | None] = []
     rounds = []
+    lessons: dict[int | None, Candidates] = {}
     taught = []
     with progress_bar("stacking", total=len(places) + 1) as bar:
         for place in places:
@@ -119,7 +125,9 @@ def stack_rankings(
             oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
             limits.append(one.limit)
             rounds.append(one.rounds)
-            taught.append(tuple(one.lists.get(other, oof[-1]) for other in places))
+            lessons[place] = one.lesson
+            by_place = _apart(one.lesson, protocol, protocol.others(place))
+            taught.append(tuple(by_place.get(other, oof[-1]) for other in places))
             bar.advance()
         final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
         test = []
@@ -129,8 +137,39 @@ def stack_rankings(
         bar.advance()
     ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
     tuned = Limits(limits, final.limit)
-    taught.append(tuple(final.lists[place] for place in places))
-    return Stacked(ranking, tuned, _importance(final), (*rounds, final.rounds), final.rows, tuple(taught))
+    lessons[None] = final.lesson
+    taught.append(tuple(_apart(final.lesson, protocol, places).values()))
+    used = (*rounds, final.rounds)
+    importance = _importance(final)
+    return Stacked(ranking, tuned, importance, used, final.rows, lambda place: lessons[place], tuple(taught))
+
+
+def _apart(lists: Candidates, protocol: Protocol, places: list[int]) -> dict[int, Candidates]:
+    """Lists of several folds' queries, one below the other, by the place of their fold."""
+    sizes = [len(protocol.parts[place].rows) for place in places]
+    ends = np.cumsum(sizes)
+    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    tables = [(lists.queries[part], lists.classes, lists.codes[part], lists.scores[part]) for part in parts]
+    return {place: Candidates(*own) for place, own in zip(places, tables, strict=True)}
+
+
+def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
+    """Every ranking has the lists of every fold's queries in their order, and as many of the test images as another."""
+    if not rankings:
+        raise WhaleidError("stack: no rankings to learn from; give the recipe experiments or sources")
+    for one in rankings:
+        for part, lists in zip(protocol.parts, one.oof, strict=True):
+            if len(lists) != len(part.names) or not np.array_equal(lists.queries, part.names):
+                raise WhaleidError(
+                    f"stack: ranking '{one.name}': fold {part.fold} has {len(lists)} queries that are not the fold's "
+                    f"{len(part.names)} images in their order; make its candidates again"
+                )
+        wanted = len(protocol.answering) if len(protocol.test_rows) else 0
+        if len(one.test) != wanted:
+            raise WhaleidError(
+                f"stack: ranking '{one.name}': {len(one.test)} lists of the test images, {wanted} are needed: one for "
+                "each fold's models; make its candidates again"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ learning
@@ -138,9 +177,8 @@ def stack_rankings(
 
 @dataclass(frozen=True)
 class _Learnt:
-    """Models of every group, what they look through, how many of their trees are used, and the threshold.
-
-    lists: the teachers' candidates, by place of their fold, by the models that did not see their identity.
+    """Models of every group, what they look through, how many of their trees are used, the threshold, and the orders
+    of the queries that taught them (`Stacked.lessons`).
     """
 
     protocol: Protocol
@@ -153,7 +191,7 @@ class _Learnt:
     rounds: int
     limit: float | None
     rows: int
-    lists: dict[int, Candidates]
+    lesson: Candidates
 
     def table(self, place: int, extras: Extras | None, of_test: bool = False) -> Table:
         """Features of a fold's queries, or of the test images under its models."""
@@ -163,7 +201,8 @@ class _Learnt:
 
     def score(self, group: int, table: Table, rows: np.ndarray | slice) -> np.ndarray:
         """Score float64 of some rows by the models of one group."""
-        return _score(self.models[group], table.values[rows], table.start[rows], self.rounds, self.config)
+        base = table.start[rows] if self.config.start else 0.0
+        return base + score_rows(self.models[group], table.values[rows], self.rounds, self.config)
 
     def mean_score(self, table: Table) -> np.ndarray:
         """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""
@@ -199,13 +238,8 @@ def _learn(
     table = _below(tables)
     group = np.concatenate([groups[place] for place in teachers])
     asked = Questions(truth, weights, protocol.k, protocol.unknown is not None)
-    models = tuple(
-        tuple(
-            train_ranker(table, truth, weights * (group != held), protocol.k, config, seed + 1000 * number)
-            for number in range(config.seeds)
-        )
-        for held in range(config.groups)
-    )
+    lesson = prepare_lesson(table, truth, weights, config)
+    models = tuple(train_rankers(lesson, group != held, protocol.k, config, seed) for held in range(config.groups))
     stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
     paths = _paths(models, table, group, [int(stage) for stage in stages], config)
     lists = below([rankings[0].oof[place] for place in teachers])
@@ -223,93 +257,23 @@ def _learn(
         int(stages[best]),
         values[best][1],
         len(table.query),
-        _apart(ordered[best], teachers, [len(protocol.parts[place].rows) for place in teachers]),
+        _lists(table, paths[best], lists, config.candidates),
     )
 
 
-def _apart(lists: Candidates, places: list[int], sizes: list[int]) -> dict[int, Candidates]:
-    """Lists of several folds' queries, one below the other, by the place of their fold."""
-    ends = np.cumsum(sizes)
-    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    tables = [(lists.queries[part], lists.classes, lists.codes[part], lists.scores[part]) for part in parts]
-    return {place: Candidates(*own) for place, own in zip(places, tables, strict=True)}
-
-
-def train_ranker(table: Table, truth: np.ndarray, weights: np.ndarray, k: int, config: StackConfig, seed: int):
-    """A LightGBM booster taught by the queries whose weight is above 0 and whose truth is among their candidates.
-
-    truth: int64 (n,), -1 = unknown. weights: float64 (n,). None where no query teaches anything.
-    """
-    import lightgbm as lgb
-
-    label = _labels(table, truth)
-    teaches = (np.bincount(table.query, label, table.queries) > 0) & (weights > 0)
-    rows = teaches[table.query]
-    if not rows.any():
-        return None
-    sizes = np.bincount(table.query[rows], minlength=table.queries)
-    settings = {
-        "objective": "lambdarank",
-        "lambdarank_truncation_level": k + _BEHIND,
-        "learning_rate": config.rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": config.least,
-        "lambda_l2": config.ridge,
-        "feature_fraction": config.features,
-        "feature_pre_filter": False,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": config.threads,
-        "seed": seed,
-        "verbosity": -1,
-    }
-    if config.queries < 1:
-        settings |= {"bagging_fraction": config.queries, "bagging_freq": 1, "bagging_by_query": True}
-    if config.monotone:
-        settings |= {"monotone_constraints": directions(table.names)}
-    data = lgb.Dataset(
-        table.values[rows],
-        label[rows],
-        group=sizes[sizes > 0],
-        weight=(weights / weights[weights > 0].mean())[table.query[rows]],
-        init_score=table.start[rows] if config.start else None,
-        params={"verbosity": -1, "feature_pre_filter": False},
-    )
-    return lgb.train(settings, data, num_boost_round=config.rounds)
-
-
-def _labels(table: Table, truth: np.ndarray) -> np.ndarray:
-    """1 at each query's true candidate, which is unknown where the truth is; else 0. float64 (r,)."""
-    own = truth[table.query]
-    is_unknown = table.values[:, table.names.index("unknown")] > 0
-    return np.where(own >= 0, table.codes == own, is_unknown).astype(np.float64)
-
-
-def _score(
-    models: tuple, values: np.ndarray, start: np.ndarray, rounds: int, config: StackConfig, first: int = 0
-) -> np.ndarray:
-    """Mean score of the seeds' models by their trees first .. rounds; `start` is added where first is 0."""
-    total = start.copy() if config.start and first == 0 else np.zeros(len(values))
-    usable = [model for model in models if model is not None]
-    if rounds == first or not usable or not len(values):
-        return total
-    options = {"start_iteration": first, "num_iteration": rounds - first, "raw_score": True}
-    options["num_threads"] = config.threads
-    return total + np.mean([model.predict(values, **options) for model in usable], axis=0)
-
-
-def _paths(models: tuple, table: Table, group: np.ndarray, stages: list[int], config: StackConfig) -> list[np.ndarray]:
+def _paths(
+    models: tuple[tuple[object, ...], ...], table: Table, group: np.ndarray, stages: list[int], config: StackConfig
+) -> list[np.ndarray]:
     """For each number of trees the score float64 (r,) of every row by the models that did not see its identity."""
     of_row = group[table.query]
-    paths: list[np.ndarray] = []
-    for number, stage in enumerate(stages):
-        first = 0 if number == 0 else stages[number - 1]
-        scores = np.zeros(len(table.query)) if number == 0 else paths[-1].copy()
-        for held, seeds in enumerate(models):
-            rows = of_row == held
-            if number == 0 or stage > first:
-                scores[rows] += _score(seeds, table.values[rows], table.start[rows], stage, config, first)
-        paths.append(scores)
+    paths = [table.start.copy() if config.start else np.zeros(len(table.query)) for _ in stages]
+    for held, seeds in enumerate(models):
+        rows = np.flatnonzero(of_row == held)
+        values, grown, first = table.values[rows], np.zeros(len(rows)), 0
+        for stage, path in zip(stages, paths, strict=True):
+            grown += score_rows(seeds, values, stage, config, first)
+            path[rows] += grown
+            first = stage
     return paths
 
 
@@ -399,7 +363,7 @@ def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Ca
 def _importance(learnt: _Learnt) -> dict[str, float]:
     """Feature -> share of the gain of all splits of all models, largest first."""
     total = np.zeros(len(learnt.names))
-    for model in (model for seeds in learnt.models for model in seeds if model is not None):
+    for model in (model for seeds in learnt.models for model in seeds):
         total += model.feature_importance("gain", iteration=learnt.rounds or None)  # type: ignore[attr-defined]
     share = total / max(total.sum(), _TINY)
     return {learnt.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}

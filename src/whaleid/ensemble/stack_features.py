@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whaleid.config import StackConfig
-from whaleid.ensemble.blend import union
-from whaleid.ensemble.calibrate import Calibration, calibrated
+from whaleid.ensemble.calibrate import Calibration, calibrated_scores
 from whaleid.retrieval.candidates import PADDING, Candidates
 
 OF_RANKING = {
@@ -48,11 +47,12 @@ FEATURES = {**{f"<ranking>: {name}": said for name, said in OF_RANKING.items()},
 """Name of every feature and what it is; `<ranking>` stands for each ranking's name, the blend's among them."""
 
 _RISING = {"odds", "probability", "behind", "first in", "among first k in", "mean odds", "lowest odds"} | {
-    "mean reciprocal place"
+    "mean reciprocal place",
+    "cosine",
 }
 _FALLING = {"place"}
 _LEAST = 1e-9  # probabilities are read as at least this one before the logarithm
-_CHUNK = 1024  # queries at a time: with 60 rankings of 50 candidates some 300 MB
+_CHUNK = 256  # queries at a time: their features stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class View:
 
 @dataclass(frozen=True)
 class Extras:
-    """Further columns. columns: (slice of queries, codes int64 (n, u)) -> float32 (n, u, names)."""
+    """Further columns. columns: (slice of queries, codes int64 (n, u), -1 padded) -> float32 (n, u + 1, names), unknown
+    last.
+    """
 
     names: tuple[str, ...]
     columns: Callable[[slice, np.ndarray], np.ndarray]
@@ -108,17 +110,16 @@ def feature_table(
     parts = []
     for start in range(0, max(count, 1), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        codes = _candidates(views, rows, config)
+        codes = _candidates([view.lists.codes[rows, : config.first] for view in views], config.candidates)
         real = np.column_stack([codes >= 0, np.full(len(codes), unknown)])
-        block, base = _block(views, rows, codes, relative, k)
+        block = np.full((*real.shape, len(names)), np.nan, dtype=np.float32)
+        base = _fill(block, [_look(view, rows) for view in views], codes, relative, k)
         if extras is not None:
-            more = np.full((*block.shape[:2], len(extras.names)), np.nan, dtype=np.float32)
-            more[:, :-1] = extras.columns(rows, codes)
-            block = np.concatenate([block, more], axis=2)
+            block[:, :, len(names) - len(extras.names) :] = extras.columns(rows, codes)
         codes = np.column_stack([codes, np.full(len(codes), len(views[0].lists.classes))])
         parts.append((np.nonzero(real)[0] + start, codes[real], block[real], base[real]))
     query, codes, values, base = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Table(names, query.astype(np.int64), codes.astype(np.int64), values, base.astype(np.float64), count)
+    return Table(names, query.astype(np.int64), codes.astype(np.int64), values, base, count)
 
 
 def feature_names(rankings: list[str], extras: Extras | None = None) -> tuple[str, ...]:
@@ -133,19 +134,27 @@ def directions(names: tuple[str, ...]) -> list[int]:
     return [1 if name in _RISING else -1 if name in _FALLING else 0 for name in last]
 
 
-def _candidates(views: list[View], rows: slice, config: StackConfig) -> np.ndarray:
-    """Codes int64 (n, u), -1 padded: the heads of all rankings, of these the best by summed 1 / place."""
-    tables = []
-    for view in views:
-        codes = view.lists.codes[rows, : config.first]
-        share = 1.0 / np.arange(1, codes.shape[1] + 1, dtype=np.float32)
-        tables.append((codes, np.where(codes >= 0, share, -np.inf).astype(np.float32)))
-    codes, share = union(tables)
-    for place, (own, _) in enumerate(tables):
-        share[place][positions(own, codes) < 0] = 0.0
-    total = np.where(codes >= 0, share.sum(axis=0, dtype=np.float64), -1.0)
-    best = np.argsort(-total, axis=1, kind="stable")[:, : config.candidates]
-    return np.take_along_axis(codes, best, axis=1)
+def _candidates(heads: list[np.ndarray], most: int) -> np.ndarray:
+    """Codes int64 (n, u), -1 padded: the heads of all rankings, of these the best by summed 1 / place.
+
+    heads: int64 (n, m), -1 padded, each. Equals by ascending code.
+    """
+    codes = np.concatenate(heads, axis=1)
+    share = np.concatenate([1.0 / np.arange(1, head.shape[1] + 1) for head in heads])
+    width = codes.shape[1]
+    keys = np.sort(codes * width + np.arange(width), axis=1)  # by code, then by ranking
+    codes, share = keys // width, share[keys % width]
+    opens = codes >= 0
+    opens[:, 1:] &= codes[:, 1:] != codes[:, :-1]
+    slot = np.cumsum(opens, axis=1) - 1
+    wide = max(int(slot.max(initial=0)) + 1, 1)
+    row = np.broadcast_to(np.arange(len(codes))[:, None], codes.shape)
+    real = codes >= 0
+    total = np.bincount((row * wide + slot)[real], share[real], len(codes) * wide).reshape(-1, wide)
+    joined = np.full(total.shape, PADDING, dtype=np.int64)
+    joined[row[opens], slot[opens]] = codes[opens]
+    best = np.argsort(-np.round(total, 9), axis=1, kind="stable")[:, :most]
+    return np.take_along_axis(joined, best, axis=1)
 
 
 def positions(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -155,110 +164,109 @@ def positions(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """
     if not codes.size:
         return np.full(wanted.shape, PADDING, dtype=np.int64)
-    step = int(max(codes.max(), wanted.max(initial=0))) + 2
-    line = np.arange(len(codes))[:, None] * step + 1
-    keys = (codes + line).ravel()
-    order = np.argsort(keys, kind="stable")
-    asked = wanted + line
-    place = np.minimum(np.searchsorted(keys, asked, sorter=order), len(keys) - 1)
-    found = (keys[order[place]] == asked) & (wanted >= 0)
-    return np.where(found, order[place] % codes.shape[1], PADDING)
+    same = wanted.astype(np.int32)[:, :, None] == codes.astype(np.int32)[:, None, :]
+    place = same.argmax(axis=2)  # of short rows, comparing all is several times faster than sorting
+    found = (np.take_along_axis(codes, place, axis=1) == wanted) & (wanted >= 0)
+    return np.where(found, place, PADDING)
 
 
-def _block(
-    views: list[View], rows: slice, codes: np.ndarray, relative: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 (n, u + 1, f) of the candidates and, last, of unknown; and the blend's odds (n, u + 1)."""
-    shape = len(codes), codes.shape[1] + 1
-    columns: list[np.ndarray] = []
-    all_odds, places, listed = [], [], []
-    odds = np.zeros(shape)
-    for view in views:
-        own, at = _of_ranking(view, rows, codes)
-        columns += own
-        odds = own[0]
-        all_odds.append(own[0])
-        places.append(own[2])
-        listed.append(np.column_stack([at >= 0, np.ones(len(at), dtype=bool)]))
-    some = slice(0, max(len(views) - 1, 1))  # the blend is made of the others: it is no voice of its own
-    heights, place = np.stack(all_odds[some]), np.stack(places[some])
-    size = np.column_stack([np.where(codes >= 0, relative[np.maximum(codes, 0)], 0.0), np.zeros(len(codes))])
-    columns += [
-        (place == 1).mean(axis=0),
-        (place <= k).mean(axis=0),
-        np.stack(listed[some]).mean(axis=0),
-        heights.mean(axis=0),
-        heights.min(axis=0),
-        heights.std(axis=0),
-        (1.0 / place).mean(axis=0),
-        size,
-        np.broadcast_to(np.arange(shape[1]) == shape[1] - 1, shape),
-    ]
-    columns += [np.broadcast_to(value[:, None], shape) for value in _of_query(views, rows)]
-    block = np.empty((*shape, len(columns)), dtype=np.float32)
-    for number, column in enumerate(columns):
-        block[:, :, number] = column
-    return block, odds
-
-
-def _of_ranking(view: View, rows: slice, codes: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Columns OF_RANKING, each float64 (n, u + 1), unknown last, and the candidates' columns in the list (-1: none).
-
-    A candidate that is not listed has the lowest odds of the list and stands after its end.
+@dataclass(frozen=True)
+class _Look:
+    """A view's lists of a chunk of queries. codes, scores: (n, m). p, odds: float64 (n, m), calibrated probability, 0
+    where padded, and log p_i - log p_none. none: float64 (n,), probability of none of them. limit: float32 or inf.
     """
-    lists = _rows(view.lists, rows)
-    own, at = _odds(lists, view.calibration), positions(lists.codes, codes)
-    p, none = calibrated(lists, view.calibration)
-    width = (lists.codes >= 0).sum(axis=1)
+
+    codes: np.ndarray
+    scores: np.ndarray
+    p: np.ndarray
+    odds: np.ndarray
+    none: np.ndarray
+    limit: float
+
+
+def _look(view: View, rows: slice) -> _Look:
+    """Padding, and the first of an empty list, is as improbable as can be."""
+    codes, scores = view.lists.codes[rows], view.lists.scores[rows]
+    p, none = calibrated_scores(scores, view.calibration)
+    p, none = np.where(codes >= 0, p, 0.0).astype(np.float64), none.astype(np.float64)
+    odds = np.log(np.maximum(p, _LEAST)) - np.log(np.maximum(none, _LEAST))[:, None]
+    return _Look(codes, scores, p, odds, none, np.inf if view.limit is None else float(np.float32(view.limit)))
+
+
+def _fill(block: np.ndarray, looks: list[_Look], codes: np.ndarray, relative: np.ndarray, k: int) -> np.ndarray:
+    """Write the features of the candidates and, last, of unknown: block float32 (n, u + 1, f), the further columns
+    excepted. Returns the blend's odds float64 (n, u + 1).
+    """
+    own = len(OF_RANKING)
+    shape = block.shape[:2]
+    voices = max(len(looks) - 1, 1)  # the blend is made of the others: it is no voice of its own
+    heights, places = np.empty((voices, *shape), np.float32), np.empty((voices, *shape), np.float32)
+    listed = np.zeros(shape, dtype=np.float32)
+    for number, look in enumerate(looks):
+        at = positions(look.codes, codes)
+        columns = block[:, :, own * number : own * (number + 1)]
+        odds = _of_ranking(columns, look, at)
+        if number < voices:
+            heights[number], places[number] = columns[:, :, 0], columns[:, :, 2]
+            listed[:, :-1] += at >= 0
+            listed[:, -1] += 1
+    of_candidate = block[:, :, own * len(looks) :]
+    of_candidate[:, :, 0] = (places == 1).mean(axis=0)
+    of_candidate[:, :, 1] = (places <= k).mean(axis=0)
+    of_candidate[:, :, 2] = listed / voices
+    of_candidate[:, :, 3] = heights.mean(axis=0)
+    of_candidate[:, :, 4] = heights.min(axis=0)
+    of_candidate[:, :, 5] = heights.std(axis=0)
+    of_candidate[:, :, 6] = (1.0 / places).mean(axis=0)
+    of_candidate[:, :-1, 7] = np.where(codes >= 0, relative[np.maximum(codes, 0)], 0.0)
+    of_candidate[:, -1, 7] = 0.0
+    of_candidate[:, :, 8] = np.arange(shape[1]) == shape[1] - 1
+    of_query = of_candidate[:, :, len(OF_CANDIDATE) :]
+    for number, value in enumerate(_of_query(looks)):
+        of_query[:, :, number] = value[:, None]
+    return odds
+
+
+def _of_ranking(columns: np.ndarray, look: _Look, at: np.ndarray) -> np.ndarray:
+    """Write OF_RANKING, float32 (n, u + 1, 5), unknown last; returns its odds float64 (n, u + 1).
+
+    at: int64 (n, u), column of each candidate in the list, -1 = none. A candidate that is not listed has the lowest
+    odds of the list and stands after its end.
+    """
+    listed = at >= 0
+    width = (look.codes >= 0).sum(axis=1)
     last = np.maximum(width - 1, 0)[:, None]
-    at_or_last = np.where(at >= 0, at, last)
-    odds = np.take_along_axis(own, at_or_last, axis=1)
-    probability = np.take_along_axis(np.where(lists.codes >= 0, p, 0.0), at_or_last, axis=1)
-    place = np.where(at >= 0, at, width[:, None]) + 1
-    after = np.minimum(np.where(at >= 0, at + 1, last), last)
-    ahead = odds - np.take_along_axis(own, after, axis=1)
-    limit = np.inf if view.limit is None else np.float32(view.limit)
-    over = (lists.scores >= limit).sum(axis=1)
-    of_unknown = [
-        np.zeros(len(codes)),
-        none,
-        over + 1,
-        -own[:, 0],
-        -np.take_along_axis(own, np.minimum(over[:, None], last), axis=1)[:, 0],
-    ]
-    of_identity = [odds, probability, place, odds - own[:, :1], ahead]
-    columns = [np.column_stack(pair).astype(np.float64) for pair in zip(of_identity, of_unknown, strict=True)]
-    return columns, at
+    at_or_last = np.where(listed, at, last)
+    odds = np.take_along_axis(look.odds, at_or_last, axis=1)
+    after = np.take_along_axis(look.odds, np.minimum(at_or_last + 1, last), axis=1)
+    columns[:, :-1, 0] = odds
+    columns[:, :-1, 1] = np.take_along_axis(look.p, at_or_last, axis=1)
+    columns[:, :-1, 2] = np.where(listed, at, width[:, None]) + 1
+    columns[:, :-1, 3] = odds - look.odds[:, :1]
+    columns[:, :-1, 4] = odds - after
+    over = (look.scores >= look.limit).sum(axis=1)
+    columns[:, -1, 0] = 0.0
+    columns[:, -1, 1] = look.none
+    columns[:, -1, 2] = over + 1
+    columns[:, -1, 3] = -look.odds[:, 0]
+    columns[:, -1, 4] = -np.take_along_axis(look.odds, np.minimum(over[:, None], last), axis=1)[:, 0]
+    return np.column_stack([odds, np.zeros(len(odds))])
 
 
-def _odds(lists: Candidates, calibration: Calibration) -> np.ndarray:
-    """log p_i - log p_none, float64 (n, m); padding, and the first of an empty list, as improbable as can be."""
-    p, none = calibrated(lists, calibration)
-    p = np.where(lists.codes >= 0, p, 0.0).astype(np.float64)
-    return np.log(np.maximum(p, _LEAST)) - np.log(np.maximum(none.astype(np.float64), _LEAST))[:, None]
-
-
-def _of_query(views: list[View], rows: slice) -> list[np.ndarray]:
+def _of_query(looks: list[_Look]) -> list[np.ndarray]:
     """Columns OF_QUERY, each float64 (n,)."""
-    blend = _rows(views[-1].lists, rows)
-    odds = _odds(blend, views[-1].calibration)
-    p, none = calibrated(blend, views[-1].calibration)
-    p = np.where(blend.codes >= 0, p, 0.0).astype(np.float64)
-    second = odds[:, min(1, odds.shape[1] - 1)]
-    whole = np.maximum(np.column_stack([p, none]), 1e-300)
-    firsts = np.sort(np.stack([view.lists.codes[rows, 0] for view in views[: max(len(views) - 1, 1)]], axis=1), axis=1)
+    blend = looks[-1]
+    second = blend.odds[:, min(1, blend.odds.shape[1] - 1)]
+    whole = np.maximum(np.column_stack([blend.p, blend.none]), 1e-300)
+    firsts = np.sort(np.stack([look.codes[:, 0] for look in looks[: max(len(looks) - 1, 1)]], axis=1), axis=1)
     same = (firsts[:, :, None] == firsts[:, None, :]).sum(axis=2)
     changes = (firsts[:, 1:] != firsts[:, :-1]).sum(axis=1) + 1
     return [
-        odds[:, 0],
-        odds[:, 0] - second,
-        none.astype(np.float64),
+        blend.odds[:, 0],
+        blend.odds[:, 0] - second,
+        blend.none,
         -(whole * np.log(whole)).sum(axis=1),
-        (p >= 0.5 * p[:, :1]).sum(axis=1).astype(np.float64),
+        (blend.p >= 0.5 * blend.p[:, :1]).sum(axis=1).astype(np.float64),
         same.max(axis=1) / firsts.shape[1],
         changes / firsts.shape[1],
     ]
-
-
-def _rows(lists: Candidates, rows: slice) -> Candidates:
-    return Candidates(lists.queries[rows], lists.classes, lists.codes[rows], lists.scores[rows])

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from whaleid.answers import ladder_lines, submission_stage
-from whaleid.data.competition import read_rows
+from whaleid.data.competition import inspect_rows, named, read_table
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
@@ -93,21 +93,31 @@ def _figures(project: Project) -> dict[str, Any]:
 
 
 def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
-    """The test images' rows of images.parquet, and the names of those that cannot be read and have none."""
-    rows = read_rows(project.competition)
+    """The test images' rows of images.parquet, and the names of those that are not there or cannot be read and have
+    none, in the order in which they are listed.
+    """
+    competition = project.competition
+    rows, problems = inspect_rows(competition)
+    serious = [problem.message for problem in problems if problem.kind != "missing"]
+    if serious:
+        raise WhaleidError(serious[0])
+    assert competition.test is not None  # without it there is no kernel
+    listed = read_table(competition.root / competition.test.csv, [competition.test.image])[competition.test.image]
     rows = rows[rows["split"] == "test"].reset_index(drop=True)
-    if rows.empty:
-        raise WhaleidError(f"{project.competition.root}: the competition lists no test image: nothing to answer")
-    found = fingerprint_images(project.competition.root, rows["path"].tolist())
+    absent = listed[~listed.isin(rows["image"])].tolist()
+    if absent:
+        which = f"{len(absent):,} of {len(listed):,} listed test images are not there: {named(absent)}"
+        say(f"warning: {competition.root}: {which}; their rows are filled by the prior")
+    found = fingerprint_images(competition.root, rows["path"].tolist())
     bad = found.problem != ""
-    names = rows["image"][bad].tolist()
     if bad.any():
-        say(f"warning: {unreadable_line(project.competition.root, rows, found)}; their rows are filled by the prior")
-        rows, found = rows[~bad].reset_index(drop=True), readable(found)
+        say(f"warning: {unreadable_line(competition.root, rows, found)}; their rows are filled by the prior")
+    left_out = {*absent, *rows["image"][bad]}
+    rows, found = rows[~bad].reset_index(drop=True), readable(found)
     if rows.empty:
-        raise WhaleidError(f"{project.competition.root}: none of {len(names):,} test images can be read")
+        raise WhaleidError(f"{competition.root}: none of {len(listed):,} listed test images can be read")
     say(f"{len(rows):,} test images")
-    return images_table(project.competition, rows, found), names
+    return images_table(competition, rows, found), [name for name in listed if name in left_out]
 
 
 def _lay_out(

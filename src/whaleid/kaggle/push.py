@@ -23,6 +23,7 @@ from whaleid.answers import submission_problems
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import KaggleError, kaggle, waits
 from whaleid.kaggle.credentials import require_credentials, secret_values
+from whaleid.kaggle.metadata import LARGEST_DATA_SET
 from whaleid.pipeline import Project
 from whaleid.workspace import atomic_path, digest, write_json
 
@@ -351,11 +352,16 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _part(folder: Path, id: str) -> Part:
-    """The folder's files; refused where one holds a credential."""
+    """The folder's files; refused where one holds a credential, or all are more than Kaggle takes."""
     secrets = [value.encode() for value in secret_values()]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    if size > LARGEST_DATA_SET:
+        raise WhaleidError(
+            f"{folder}: {size / 1e9:,.1f} GB, and a data set of Kaggle holds at most {LARGEST_DATA_SET / 1e9:,.0f} GB"
+        )
     keys = [[path.relative_to(folder).as_posix(), _file_key(path, secrets)] for path in files]
-    return Part(id, folder, digest(keys), len(files), sum(path.stat().st_size for path in files))
+    return Part(id, folder, digest(keys), len(files), size)
 
 
 def _file_key(path: Path, secrets: Sequence[bytes]) -> str:

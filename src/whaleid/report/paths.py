@@ -42,11 +42,6 @@ class Trail:
         """Product of the similarities, at most 1."""
         return float(np.prod(self.similarity))
 
-    @property
-    def gain(self) -> float:
-        """How much nearer the path brings the identity than the query's own similarity to it."""
-        return self.strength - self.direct
-
 
 def paths_section(material: Material, folder: Path) -> Markup:
     """The section's body: a strip of thumbnails for each path; they are drawn into `folder`."""
@@ -66,8 +61,8 @@ def paths_section(material: Material, folder: Path) -> Markup:
         f"Queries of fold {part.fold} whose nearest gallery image, by the embeddings of {source}, is of another "
         "identity, but which are tied to their own one through images between: the path with the largest product of "
         f"similarities in the graph in which every labelled image knows its {config.neighbours[0]} nearest. Diffusion "
-        "follows such paths. First come those that gain most over the direct similarity. Green: an image of the "
-        "query's identity; red: of another one. 'Query too': an image of the same fold, whose features re-ranking "
+        "follows such paths. Shown are the strongest that are stronger than the direct similarity. Green: an image of "
+        "the query's identity; red: of another one. 'Query too': an image of the same fold, whose features re-ranking "
         "sees, and whose label it does not."
     )
     shown = [_strip(trail, material, part) for trail in trails] or [tag("p", "There is none.")]
@@ -77,7 +72,7 @@ def paths_section(material: Material, folder: Path) -> Markup:
 def find_trails(
     embeddings: np.ndarray, nodes: np.ndarray, graph: Graph, part: FoldPart, classes: np.ndarray
 ) -> list[Trail]:
-    """Paths of one fold's queries to their identities that lead through other images; first those that gain most.
+    """Paths of one fold's queries to their identities that bring these nearer than they are directly, strongest first.
 
     embeddings: float32 (n, d), unit rows; nodes: int64 (n,), ascending, their rows in images.parquet; graph: (n, n).
     Only queries whose nearest gallery image is of another identity than theirs, and of these `_TRIED` evenly spread
@@ -96,8 +91,10 @@ def find_trails(
         cosines = embeddings[gallery] @ embeddings[node]
         nearest = str(classes[part.gallery_codes[np.argmax(cosines)]])
         direct = float((embeddings[own] @ embeddings[node]).max())
-        trails.append(Trail(tuple(nodes[path].tolist()), tuple(similarity), direct, nearest))
-    return sorted(trails, key=lambda trail: -trail.gain)
+        trail = Trail(tuple(nodes[path].tolist()), tuple(similarity), direct, nearest)
+        if trail.strength > direct:
+            trails.append(trail)
+    return sorted(trails, key=lambda trail: -trail.strength)
 
 
 def _misled(embeddings: np.ndarray, nodes: np.ndarray, part: FoldPart) -> np.ndarray:

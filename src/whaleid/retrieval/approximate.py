@@ -89,7 +89,7 @@ def open_index(gallery: np.ndarray, config: IndexConfig, queries: int | None = N
     Raises WhaleidError where faiss cannot build such an index of such a gallery.
     """
     check_search(gallery[:0], gallery, 1, 1)
-    kind = index_kind(config.kind, *gallery.shape, queries)
+    kind = index_kind(config.kind, len(gallery), gallery.shape[1], queries)
     gallery = np.ascontiguousarray(gallery, dtype=np.float32)
     if kind == "exact":
         return Opened(kind, lambda queries, neighbours: search(queries, gallery, neighbours))

@@ -1,0 +1,105 @@
+"""What embeddings say of candidates, against loops over images; and how it reaches the stack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ladder_world import make_world, recipe, write_sources
+
+from whaleid.config import KnnConfig
+from whaleid.ensemble.ladder import climb, rank_all
+from whaleid.ensemble.protocol import read_protocol
+from whaleid.ensemble.sights import COLUMNS, see, see_part
+from whaleid.ensemble.stack import deal_groups, stack_rankings
+
+STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+
+
+def unit(rng: np.random.Generator, rows: int, width: int = 6) -> np.ndarray:
+    table = rng.normal(size=(rows, width)).astype(np.float32)
+    return table / np.linalg.norm(table, axis=1, keepdims=True)
+
+
+def test_columns_equal_a_loop():
+    rng = np.random.default_rng(0)
+    queries, gallery, codes = unit(rng, 9), unit(rng, 40), rng.integers(0, 7, 40)
+    codes[codes == 5] = 4  # identity 5 has no image
+    asked = np.stack([rng.permutation(7)[:5] for _ in range(4)])
+    asked[1, 3:] = -1
+    out = see(queries, gallery, codes, 7, KnnConfig()).columns(slice(2, 6), asked)
+    assert out.shape == (4, 6, len(COLUMNS)) and out.dtype == np.float32
+    for row in range(4):
+        query = queries[2 + row]
+        cosines = []
+        for place, code in enumerate(asked[row]):
+            own = gallery[codes == code]
+            if code < 0 or not len(own):
+                assert np.isnan(out[row, place, :4]).all()
+                continue
+            middle = own.sum(axis=0) / np.linalg.norm(own.sum(axis=0))
+            spread = np.mean([image @ middle for image in own])
+            cosines.append(query @ middle)
+            assert out[row, place, 0] == pytest.approx(query @ middle, abs=2e-3)
+            assert out[row, place, 2] == pytest.approx(spread, abs=2e-3)
+            assert out[row, place, 3] == pytest.approx(query @ middle - spread, abs=4e-3)
+        assert np.nanmax(out[row, :-1, 1]) == 0 and out[row, -1, 1] == pytest.approx(-max(cosines), abs=2e-3)
+        near = np.sort(gallery @ query)[::-1][:10]
+        np.testing.assert_allclose(out[row, :, 4], near[0], atol=1e-5)
+        np.testing.assert_allclose(out[row, :, 5], near.mean(), atol=1e-5)
+        assert np.isnan(out[row, -1, [0, 2, 3]]).all()
+
+
+def test_a_small_gallery_and_zero_rows():
+    queries = np.zeros((2, 3), dtype=np.float32)
+    sight = see(queries, np.array([[1, 0, 0], [-1, 0, 0]], dtype=np.float32), np.array([0, 0]), 2, KnnConfig())
+    out = sight.columns(slice(0, 2), np.array([[0, 1], [0, -1]]))
+    assert out[0, 0, 0] == 0 and out[0, 0, 2] == 0  # images that cancel have no direction, and lie as by chance
+    assert np.isnan(out[0, 1, :4]).all() and (out[:, :, 4:] == 0).all()
+
+
+def test_only_the_folds_gallery_is_seen(tmp_path):
+    """Features of the fold's own queries change no other query's columns; a candidate's come from other folds."""
+    world = make_world(seed=1)
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
+    part = protocol.parts[1]
+    table = world.latent.astype(np.float32) / np.linalg.norm(world.latent, axis=1, keepdims=True).astype(np.float32)
+    changed = table.copy()
+    changed[part.rows[0]] = -changed[part.rows[0]]
+    (one, _), (other, of_test) = (see_part(given, part, protocol, KnnConfig()) for given in (table, changed))
+    assert of_test is not None and len(of_test.queries) == len(protocol.test_rows)
+    np.testing.assert_array_equal(one.centroids, other.centroids)
+    np.testing.assert_array_equal(one.spread, other.spread)
+    np.testing.assert_array_equal(one.density[1:], other.density[1:])
+    assert one.density[0] != other.density[0]
+    alone = np.bincount(part.gallery_codes, minlength=len(protocol.classes)) == 0
+    np.testing.assert_array_equal(np.isnan(one.spread), alone)
+
+
+def test_the_stack_takes_them_unless_told_not_to(tmp_path, monkeypatch):
+    world = make_world(seed=1)
+    sources = write_sources(world, tmp_path, count=2)
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
+    config = recipe(stack=STACK).combine
+    rankings = rank_all(sources, world.images, protocol, config, 0)
+    result = climb(protocol, rankings, config)
+    assert result.stacked is not None and set(COLUMNS) <= set(result.stacked.importance)
+    assert sum(result.stacked.importance[name] for name in COLUMNS) > 0
+    given = []
+
+    def recorded(*arguments, **named):
+        given.append(named["extras"])
+        return stack_rankings(*arguments, **named)
+
+    monkeypatch.setattr("whaleid.ensemble.ladder.stack_rankings", recorded)
+    off = recipe(stack={**STACK, "embeddings": False}).combine
+    without = climb(protocol, rankings, off)
+    assert given == [None] and without.stacked is not None and not set(COLUMNS) & set(without.stacked.importance)
+    assert all(one.sights is None for one in rank_all(sources, world.images, protocol, off, 0))
+    part, groups = protocol.parts[1], deal_groups(protocol, 3)
+    monkeypatch.setattr("whaleid.ensemble.stack.deal_groups", lambda *_: groups)
+    order = np.random.default_rng(0).permutation(len(part.truth))
+    wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
+    permuted = climb(replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2])), rankings, config)
+    np.testing.assert_array_equal(result.final.oof[1].codes, permuted.final.oof[1].codes)

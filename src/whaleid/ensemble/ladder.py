@@ -340,7 +340,7 @@ def members_worth(
     scores = {rung.name: reciprocal_rank_at_k(rung.rank, protocol.k) for rung in result.rungs}
     without: dict[str, np.ndarray] = {}
     for name in shares if len(shares) > 1 else ():
-        _, _, blend, limits = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
+        _, _, blend, limits, _ = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
         oof = [
             with_unknown(lists, limit, protocol.unknown) for lists, limit in zip(blend.oof, limits.by_fold, strict=True)
         ]

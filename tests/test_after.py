@@ -382,6 +382,7 @@ def test_ablation_takes_every_part_off(world, sources, tmp_path: Path):
     names = [variant.name for variant in list_variants(plan.combine, ["net0", "net1"])]
     assert names == [
         *["whitening", "classifier on the features", "class probabilities", "re-ranking", "learned order"],
+        "learned order: embeddings",
         *["post-processing", "post-processing: duplicates", "post-processing: claims"],
         *["network net0", "network net1"],
     ]

@@ -63,7 +63,7 @@ def sure_labels(
 ) -> pd.DataFrame:
     """`image, identity, fold, confidence`. rankings: `rank_all` of the protocol."""
     assert recipe.pseudo is not None
-    _, by_fold, blended, limits = blend_rankings(protocol, rankings, recipe.combine)
+    _, by_fold, blended, limits, _ = blend_rankings(protocol, rankings, recipe.combine)
     keep = max(recipe.combine.candidates, protocol.k)
     tables = []
     for part, limit in zip(protocol.parts, limits.by_fold, strict=True):

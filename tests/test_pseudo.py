@@ -35,6 +35,7 @@ from whaleid.ensemble.results import Gain
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, plan_lines, recipe_needs
 from whaleid.kaggle.carried import carried, open_carried, project_content
+from whaleid.settings import Settings
 from whaleid.training import run as run_module
 
 PLAIN = {"name": "x", "folds": 3, "experiments": ["a"]}
@@ -295,7 +296,9 @@ def test_rounds_as_long_as_they_help(drawn: Path, monkeypatch: pytest.MonkeyPatc
     assert len(answers.test_answers(project)[-1].images) == 16
     assert submission_stage(project, 1, []) == submission_path(project, figures["key"])
 
-    assert ensemble_stage(opened(drawn), 1, []) == figures
+    assert ensemble_stage(opened(drawn), 1, [])["rounds"] == figures["rounds"]
+    timed = {line["what"] for line in figures["times"] if line["stage"] == "train"}
+    assert timed == set(names)
     assert written(project) == first
     assert ensemble_stage(opened(drawn, ""), 1, [])["ladder"] == plain["ladder"]  # without rounds, as before
     assert ensemble_stage(opened(drawn), 1, [])["rounds"] == figures["rounds"]
@@ -391,12 +394,13 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
     assert (project.workspace.round, project.recipe.pseudo) == (1, None)
     reads = carried(project)
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]
-    there = open_carried(project_content(project), drawn / "data", drawn / "elsewhere")
+    elsewhere = Settings(work=drawn / "elsewhere")
+    there = open_carried(project_content(project), drawn / "data", elsewhere)
     with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
         there.ensemble_key()
     assert project.pseudo_labels is not None
     write_pseudo_labels(project.pseudo_labels, there.workspace.pseudo_labels("recipe"))
-    again = open_carried(project_content(project), drawn / "data", drawn / "elsewhere")
+    again = open_carried(project_content(project), drawn / "data", elsewhere)
     assert again.ensemble_key() == figures["key"]
 
 

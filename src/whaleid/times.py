@@ -53,14 +53,22 @@ def _outputs(project: Project) -> Iterator[tuple[str, Path]]:
         yield "keypoints", workspace.local(local_name(local))
     if project.pretext is not None:
         yield "pretrain", workspace.root / "pretrain" / project.pretrained_name
-    for job in job_list(project, "features"):
-        yield "train", workspace.run(job.experiment, job.fold)
-        yield "features", workspace.features(job.experiment, job.fold)
-    if project.recipe.pseudo is None:
-        yield "ensemble", workspace.candidates(project.recipe.name)
-    else:
-        yield "ensemble", workspace.round_candidates(project.recipe.name)
+    for one in _rounds(project):
+        for job in job_list(one, "features"):
+            yield "train", one.workspace.run(job.experiment, job.fold)
+            yield "features", one.workspace.features(job.experiment, job.fold)
+        name, rounds = project.recipe.name, project.recipe.pseudo is not None
+        yield "ensemble", one.workspace.round_candidates(name) if rounds else workspace.candidates(name)
     yield "submission", submission_note(project)
+
+
+def _rounds(project: Project) -> list[Project]:
+    """The project in each round that was begun, the ones that are not used too: they took their time."""
+    pseudo = project.recipe.pseudo
+    if pseudo is None:
+        return [project]
+    given = [project.at_round(number) for number in range(pseudo.rounds + 1)]
+    return [one for one in given if not one.workspace.round or one.workspace.pseudo_labels(one.recipe.name).is_file()]
 
 
 def _is_noted(output: Path, workspace: Workspace) -> bool:

@@ -35,7 +35,7 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
-from whaleid.config.local import LearnedConfig, LocalConfig, VerifyConfig
+from whaleid.config.local import LearnedConfig, LocalConfig, PairsConfig, TreesConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,
@@ -88,6 +88,7 @@ __all__ = [
     "MetricHead",
     "Model",
     "ModelConfig",
+    "PairsConfig",
     "PretextExperiment",
     "PretextHead",
     "PretrainConfig",
@@ -104,6 +105,7 @@ __all__ = [
     "SumHead",
     "Table",
     "TrainConfig",
+    "TreesConfig",
     "VerifyConfig",
     "WeightedHead",
 ]

@@ -8,26 +8,32 @@ folds that is n models, n (n - 1) / 2 more for the pairs, and one of all folds f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from whaleid.config import LearnedConfig
+from whaleid.config import LearnedConfig, TreesConfig
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking, Taught
 from whaleid.retrieval.candidates import Candidates
-from whaleid.retrieval.evidence import FORMS, Evidence, Lesson, evidence_candidates, learn, lesson_of
+from whaleid.retrieval.evidence import Evidence, Lesson, evidence_candidates, learn, lesson_of
 from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import Nearest
+from whaleid.retrieval.pairs import look_alikes, match_pairs, pair_candidates, pair_lesson
 
 FEWEST_FOLDS = 3
 """With two, nobody is left to teach what both had no part in."""
 LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
 """Form of the evidence -> name of the ranking."""
+PAIRS = "pairs"
 
+Lists = tuple[np.ndarray, np.ndarray]
+"""codes int64 (q, keep), -1 padded, and scores float32 (q, keep), descending, -inf padded."""
 _Lists = dict[str, Candidates]
+_Found = TypeVar("_Found")
 _Without = frozenset[int]  # places of the folds that did not teach a model
 
 
@@ -47,6 +53,11 @@ class Asked:
     nearest: Nearest
 
 
+def learned_steps(parts: int, config: LearnedConfig) -> int:
+    """How many times `learned_rankings` yields None."""
+    return (parts + 1) * (1 if config.pairs is None else 3)
+
+
 def learned_rankings(
     described: Described,
     frames: np.ndarray,
@@ -56,61 +67,100 @@ def learned_rankings(
     config: LearnedConfig,
     keep: int,
 ) -> Iterator[Ranking | None]:
-    """The rankings by evidence, one for every form of it.
+    """The rankings by evidence, one for every form of it, and that by pairs of pictures.
 
     frames: float (n, 2), width and height of every picture as described. folds: in the protocol's order, at least
-    `FEWEST_FOLDS`. Yields None after each fold and after the test set, then the rankings.
+    `FEWEST_FOLDS`. Yields None after every step, then the rankings.
     """
-    models = _models(described, frames, folds, protocol, config)
+    asked = [*folds, *([] if test is None else [test])]
+    codes = [_codes(described, one) for one in asked]
 
-    def ranked(asked: Asked, without: list[_Without]) -> dict[_Without, _Lists]:
-        found = evidence_candidates(
-            described,
-            frames,
-            asked.rows,
-            _codes(described, asked),
-            len(protocol.classes),
-            asked.nearest,
-            [models[one] for one in without],
-            config,
-            keep,
-            os.cpu_count() or 1,
-        )
-        lists = [{form: Candidates(asked.names, protocol.classes, *one[form]) for form in FORMS} for one in found]
-        return dict(zip(without, lists, strict=True))
+    def lesson(place: int) -> Lesson:
+        one = asked[place]
+        return lesson_of(described, frames, one.rows, one.truth, codes[place], one.nearest, config)
 
-    places = range(len(folds))
+    def rank(place: int, models: list[Evidence | None]) -> list[dict[str, Lists]]:
+        one, many = asked[place], len(protocol.classes)
+        given = described, frames, one.rows, codes[place], many, one.nearest, models, config, keep
+        return evidence_candidates(*given, workers=_workers())
+
+    lessons = _together(lesson, len(folds))
+    yield from _crossfitted(LEARNED, asked, lessons, rank, protocol, config)
+    if config.pairs is None:
+        return
+    pairs, matched = config.pairs, []
+    for one in asked:
+        pictures = look_alikes(described, frames, one.rows, one.nearest, config, pairs.images)
+        matched.append(match_pairs(described, frames, one.rows, pictures, pairs, _workers()))
+        yield None
+    if test is None:
+        yield None
+
+    def rank_pairs(place: int, models: list[Evidence | None]) -> list[dict[str, Lists]]:
+        shape = len(asked[place].rows), len(protocol.classes)
+        given = matched[place], codes[place], shape, pairs.rest, keep
+        return [{PAIRS: pair_candidates(given[0], model, *given[1:])} for model in models]
+
+    lessons = [pair_lesson(matched[place], one.truth, codes[place], pairs) for place, one in enumerate(folds)]
+    yield from _crossfitted({PAIRS: "local pairs"}, asked, lessons, rank_pairs, protocol, pairs)
+
+
+def _crossfitted(
+    names: dict[str, str],
+    asked: list[Asked],
+    lessons: list[Lesson],
+    rank: Callable[[int, list[Evidence | None]], list[dict[str, Lists]]],
+    protocol: Protocol,
+    trees: TreesConfig,
+) -> Iterator[Ranking | None]:
+    """Rankings whose models were taught as the head of this file says.
+
+    names: form -> ranking. asked: the folds and, where there is one, the test set. lessons: one a fold. rank: place in
+    `asked`, models -> for each model the lists of every form. Yields None for every fold and the test set, then these.
+    """
+    places = range(len(lessons))
+    models = _models(lessons, trees)
+
+    def ranked(place: int, without: list[_Without]) -> dict[_Without, _Lists]:
+        found = rank(place, [models[one] for one in without])
+        named = [
+            {form: Candidates(asked[place].names, protocol.classes, *lists[form]) for form in names} for lists in found
+        ]
+        return dict(zip(without, named, strict=True))
+
     oof: list[dict[_Without, _Lists]] = []
     for place in places:
-        oof.append(ranked(folds[place], [frozenset({place, other}) for other in places]))
+        oof.append(ranked(place, [frozenset({place, other}) for other in places]))
         yield None
-    answer = None if test is None else ranked(test, [frozenset()])[frozenset()]
+    answer = ranked(len(lessons), [frozenset()])[frozenset()] if len(asked) > len(lessons) else None
     yield None
-    for form in FORMS:
+    for form, name in names.items():
         own = tuple(oof[place][frozenset({place})][form] for place in places)
         without = tuple(tuple(oof[other][frozenset({place, other})][form] for other in places) for place in places)
         tests = () if answer is None else (answer[form],) * len(protocol.answering)
-        yield Ranking(LEARNED[form], "local", own, tests, False, taught_lists=Taught(without, own))
+        yield Ranking(name, "local", own, tests, False, taught_lists=Taught(without, own))
 
 
-def _models(
-    described: Described, frames: np.ndarray, folds: list[Asked], protocol: Protocol, config: LearnedConfig
-) -> dict[_Without, Evidence | None]:
+def _models(lessons: list[Lesson], trees: TreesConfig) -> dict[_Without, Evidence | None]:
     """The models by the folds that had no part in them: none, each one, each pair."""
-    places = range(len(folds))
-    wanted = {frozenset()} | {frozenset({one, other}) for one in places for other in places}
+    places = range(len(lessons))
+    wanted = {frozenset[int]()} | {frozenset({one, other}) for one in places for other in places}
+    order = sorted(wanted, key=sorted)
 
-    def lesson(asked: Asked) -> Lesson:
-        codes = _codes(described, asked)
-        return lesson_of(described, frames, asked.rows, asked.truth, codes, asked.nearest, config)
+    def taught(number: int) -> Evidence | None:
+        return learn([lessons[place] for place in places if place not in order[number]], trees)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        lessons = list(pool.map(lesson, folds))
-        order = sorted(wanted, key=sorted)
-        taught = pool.map(
-            lambda without: learn([lessons[place] for place in places if place not in without], config), order
-        )
-        return dict(zip(order, taught, strict=True))
+    return dict(zip(order, _together(taught, len(order)), strict=True))
+
+
+def _together(work: Callable[[int], _Found], count: int) -> list[_Found]:
+    """work(0) .. work(count - 1), at once on all cores."""
+    with ThreadPoolExecutor(_workers()) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def _workers() -> int:
+    return os.cpu_count() or 1
 
 
 def _codes(described: Described, asked: Asked) -> np.ndarray:

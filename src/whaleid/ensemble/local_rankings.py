@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig, LocalConfig
-from whaleid.ensemble.learned_matches import FEWEST_FOLDS, Asked, learned_rankings
+from whaleid.ensemble.learned_matches import FEWEST_FOLDS, Asked, learned_rankings, learned_steps
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking
 from whaleid.errors import WhaleidError
@@ -23,7 +23,8 @@ LOCAL, VERIFIED = "local matching", "local verified"
 
 def local_steps(protocol: Protocol, config: LocalConfig) -> int:
     """How many times `rank_locally` yields None."""
-    return (len(protocol.parts) + 1) * (1 if config.learned is None else 2)
+    parts = len(protocol.parts)
+    return parts + 1 + (0 if config.learned is None else learned_steps(parts, config.learned))
 
 
 def rank_locally(
@@ -33,7 +34,7 @@ def rank_locally(
 
     folder: descriptors of all images. The test images are ranked once; every part holds that same ranking.
     Yields None after every step (for a progress bar), then the rankings: by votes, by votes and matches (`verify`), and
-    by evidence in each of its forms (`learned`).
+    by what matches were learnt to be worth (`learned`).
     """
     assert config.local is not None
     local, keep = config.local, max(config.candidates, protocol.k)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whaleid.config import LearnedConfig
+from whaleid.config import LearnedConfig, TreesConfig
 from whaleid.retrieval.identities import PADDING
 from whaleid.retrieval.keypoints import UNIT, Described
 from whaleid.retrieval.local import Nearest, best_identities, chunks, scores_of
@@ -48,9 +48,9 @@ FEATURES = (
     "direction",
     "strength",
 )
-_LARGEST = np.log(2.0)  # wider than any match between two pictures of one animal that frames show alike
-_WIDEST = 60.0  # degrees, as above
-_FARTHEST = 0.4  # share of the frame, as above
+LARGEST = np.log(2.0)  # wider than any match between two pictures of one animal that frames show alike
+WIDEST = 60.0  # degrees, as above
+FARTHEST = 0.4  # share of the frame, as above
 _SHIFTS = ("shift x", "shift y")
 _SEED = 0
 
@@ -89,7 +89,7 @@ def matches_of(described: Described, frames: np.ndarray, queries: np.ndarray, ne
     turn = (two[:, 3] - one[:, 3] + 180) % 360 - 180
     at = one[:, :2] / frame
     shift = two[:, :2] / other_frame - at
-    near = (np.abs(ratio) <= _LARGEST) & (np.abs(turn) <= _WIDEST) & (np.abs(shift).max(axis=1) <= _FARTHEST)
+    near = (np.abs(ratio) <= LARGEST) & (np.abs(turn) <= WIDEST) & (np.abs(shift).max(axis=1) <= FARTHEST)
     distance = np.sqrt(np.maximum(nearest.distance, 0)) / UNIT
     chance = np.maximum(np.where(nearest.places != PADDING, distance, 0).max(axis=1), 1e-6)
     own_distance = distance[descriptor, place]
@@ -142,7 +142,7 @@ def supported(matches: Matches, config: LearnedConfig) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Matches that teach. values: float32 (m, len(FEATURES)). same: bool (m,)."""
+    """Matches that teach. values: float32 (m, features). same: bool (m,)."""
 
     values: np.ndarray
     same: np.ndarray
@@ -156,11 +156,14 @@ class Evidence:
     prior: float
 
     def of(self, values: np.ndarray) -> np.ndarray:
-        """Evidence of matches, float64 (m,), >= 0. values: float32 (m, len(FEATURES))."""
+        """Evidence of matches, float64 (m,), >= 0. values: float32 (m, features)."""
+        return np.maximum(self.ratio(values), 0.0)
+
+    def ratio(self, values: np.ndarray) -> np.ndarray:
+        """Logarithm of how much likelier each match is between pictures of one identity, float64 (m,)."""
         if not len(values):
             return np.zeros(0)
-        odds = np.asarray(self.trees.predict(values, raw_score=True, num_threads=1))
-        return np.maximum(odds - self.prior, 0.0)
+        return np.asarray(self.trees.predict(values, raw_score=True, num_threads=1)) - self.prior
 
 
 def lesson_of(
@@ -177,26 +180,34 @@ def lesson_of(
     truth: int64 (q,), -1 = unknown. codes: int64 (n,), identity of every image of images.parquet, -1 = not in the
     gallery.
     """
-    rng = np.random.default_rng(_SEED)
-    values, labels = [], []
-    for part, descriptors in _chunked(described, queries):
+    parts = []
+    for part, descriptors in in_chunks(described, queries):
         found = matches_of(described, frames, queries[part], nearest.of(descriptors))
         own = truth[part][found.asker]
-        same = (own == codes[found.rows]) & (own != PADDING)
-        false = np.flatnonzero(~same)
-        few = rng.choice(false, min(len(false), config.others * max(1, int(same.sum()))), replace=False)
-        kept = np.sort(np.concatenate([np.flatnonzero(same), few]))
-        values.append(found.values[kept])
-        labels.append(same[kept])
-    return Lesson(np.concatenate(values), np.concatenate(labels)) if values else _empty()
+        parts.append(some_false(found.values, (own == codes[found.rows]) & (own != PADDING), config.others))
+    return join_lessons(parts)
 
 
-def learn(lessons: list[Lesson], config: LearnedConfig) -> Evidence | None:
+def some_false(values: np.ndarray, same: np.ndarray, others: int) -> Lesson:
+    """All true matches, and `others` times as many false ones (some where none is true), the same each time."""
+    false = np.flatnonzero(~same)
+    few = min(len(false), others * max(1, int(same.sum())))
+    drawn = np.random.default_rng(_SEED).choice(false, few, replace=False)
+    kept = np.sort(np.concatenate([np.flatnonzero(same), drawn]))
+    return Lesson(values[kept], same[kept])
+
+
+def join_lessons(parts: list[Lesson]) -> Lesson:
+    """One lesson of several; needs one at least."""
+    return Lesson(np.concatenate([part.values for part in parts]), np.concatenate([part.same for part in parts]))
+
+
+def learn(lessons: list[Lesson], config: TreesConfig) -> Evidence | None:
     """Trees taught by these lessons; None where they hold no true match, or no false one. The same each time."""
     import lightgbm as lgb
 
-    values = np.concatenate([lesson.values for lesson in lessons])
-    same = np.concatenate([lesson.same for lesson in lessons])
+    taught = join_lessons(lessons)
+    values, same = taught.values, taught.same
     if same.all() or not same.any():
         return None
     settings = {
@@ -215,15 +226,11 @@ def learn(lessons: list[Lesson], config: LearnedConfig) -> Evidence | None:
     return Evidence(lgb.train(settings, data, num_boost_round=config.trees), float(np.log(share / (1 - share))))
 
 
-def _chunked(described: Described, queries: np.ndarray) -> Iterator[tuple[slice, slice]]:
+def in_chunks(described: Described, queries: np.ndarray) -> Iterator[tuple[slice, slice]]:
     """Some queries at a time: their slice of `queries`, and their descriptors' slice."""
     counts = described.counts(queries)
     starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
     return ((part, slice(starts[part.start], starts[part.stop])) for part in chunks(counts))
-
-
-def _empty() -> Lesson:
-    return Lesson(np.empty((0, len(FEATURES)), np.float32), np.empty(0, dtype=bool))
 
 
 # ------------------------------------------------------------------------------------------------------- ranking
@@ -266,7 +273,7 @@ def evidence_candidates(
                 lists[place][form][0][part], lists[place][form][1][part] = ranked
 
     with ThreadPoolExecutor(workers) as pool:  # numpy and trees let other threads run while they work
-        for _ in pool.map(fill, _chunked(described, queries)):
+        for _ in pool.map(fill, in_chunks(described, queries)):
             pass
     return lists
 

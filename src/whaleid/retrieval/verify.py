@@ -35,15 +35,24 @@ def mutual_matches(query: np.ndarray, gallery: np.ndarray, ratio: float) -> tupl
     query: float32 (n, 128), gallery: float32 (m, 128). Returns two int64 (matches,): places in each; none where the
     gallery has fewer than 2 descriptors. Of equal distances the first counts.
     """
+    return measured_matches(query, gallery, ratio)[:2]
+
+
+def measured_matches(
+    query: np.ndarray, gallery: np.ndarray, ratio: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """As `mutual_matches`, with the squared distances float32 (matches,) of the nearest and the second nearest."""
     if not len(query) or len(gallery) < 2:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+        none, nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+        return none, none, nothing, nothing
     distance = (query**2).sum(axis=1)[:, None] + (gallery**2).sum(axis=1) - 2 * (query @ gallery.T)
     rows, nearest = np.arange(len(query)), distance.argmin(axis=1)
     mutual = distance.argmin(axis=0)[nearest] == rows
     first = distance[rows, nearest]
     distance[rows, nearest] = np.inf
-    kept = np.flatnonzero(mutual & (first < ratio**2 * distance.min(axis=1)))
-    return kept, nearest[kept]
+    second = distance.min(axis=1)
+    kept = np.flatnonzero(mutual & (first < ratio**2 * second))
+    return kept, nearest[kept], first[kept], second[kept]
 
 
 def agreeing(query: np.ndarray, gallery: np.ndarray, size: int, config: VerifyConfig) -> np.ndarray:

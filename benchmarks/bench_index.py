@@ -24,7 +24,7 @@ from whaleid.retrieval.index import search
 from whaleid.workspace import write_json
 
 NEIGHBOURS = 10
-NOISE = 0.95  # times of exact search that differ less are equal
+NOISE = 0.9  # times of exact search that differ less are equal
 
 
 def world(images: int, queries: int, dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,11 +3,12 @@ competition of 29 networks.
 
     .venv/bin/python benchmarks/bench_memory.py [--images 4000] [--sources 29] [--dim 2048]
 
-The features of 29 networks x 2048 dimensions stand in float16 files, as many images as --images and as twice that; each
-size runs in a process of its own. Peaks are of anonymous memory (what a process cannot give back; read from the system
-every few milliseconds) and of all resident memory, in which pages of files count that are dropped when memory is short.
-Anonymous memory grows linearly with images: a line through both sizes says what --target images need. A fold is done
-after another, so that five folds need what one does.
+The features of 29 networks x 2048 dimensions stand in float16 files, as many images as --images and as twice that: the
+peak there is of the directions being found, dimensions x wanted, and does not grow with images. What grows, images x
+wanted and the classifier, is measured with one network at half of --target images and at all of them. Both together
+bound what the whole needs. Each size runs in a process of its own. Peaks are of anonymous memory (what a process cannot
+give back; read from the system every few milliseconds) and of all resident memory, in which pages of files count that
+are dropped when memory is short. A fold is done after another, so that five folds need what one does.
 """
 
 from __future__ import annotations
@@ -128,28 +129,42 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started from here
-    sizes: dict[int, dict[str, float]] = {}
-    for images in (given.images, 2 * given.images):
-        with tempfile.TemporaryDirectory() as name:
-            write_sources(Path(name), given.sources, images, given.dim)
-            sizes[images] = measured(Path(name), given.sources, images, given.whiten)
-        one = sizes[images]
-        print(
-            f"{images:,} images x {given.sources} x {given.dim}: peak {one['peak_anonymous_gib']:.2f} GiB "
-            f"({one['peak_resident_gib']:.2f} with the files' pages), {one['processor_s']:.0f} s of the processor",
-            flush=True,
-        )
-    small, large = (sizes[images]["peak_anonymous_gib"] for images in sorted(sizes))
-    slope = max(0.0, large - small) / given.images
-    needed = large + slope * (given.target - 2 * given.images)
+    wide = [measure(given.sources, images, given) for images in (given.images, 2 * given.images)]
+    narrow = [measure(1, images, given) for images in (given.target // 2, given.target)]
+    write_json(given.out, summary(wide, narrow, given) | {"threads": 1, "cpus": os.cpu_count()})
+
+
+def measure(sources: int, images: int, given: argparse.Namespace) -> dict[str, float]:
+    """Features are written, used and removed; the figures are printed too."""
+    with tempfile.TemporaryDirectory() as name:
+        write_sources(Path(name), sources, images, given.dim)
+        one = measured(Path(name), sources, images, given.whiten)
+    print(
+        f"{images:,} images x {sources} x {given.dim}: peak {one['peak_anonymous_gib']:.2f} GiB "
+        f"({one['peak_resident_gib']:.2f} with the files' pages), {one['processor_s']:.0f} s of the processor",
+        flush=True,
+    )
+    return {"images": images, "sources": sources, **one}
+
+
+def summary(wide: list[dict], narrow: list[dict], given: argparse.Namespace) -> dict[str, object]:
+    """What the target needs: the larger peak of the wide, and for each image more the slope of either, the steeper."""
+    slope = max(0.0, *(growth(pair) for pair in (wide, narrow)))
+    needed = wide[1]["peak_anonymous_gib"] + slope * max(0, given.target - wide[1]["images"])
     whole = given.target * given.sources * given.dim * 4 / 2**30
     print(
-        f"{1e3 * slope * 1024:.1f} MiB more for 1,000 images more; {given.target:,} images need {needed:.2f} GiB by "
-        f"that line, of {LIMIT:.0f} (their features in float32: {whole:.1f})"
+        f"{1e3 * slope * 1024:.1f} MiB more for 1,000 images more: {given.target:,} images x {given.sources} x "
+        f"{given.dim} need {needed:.2f} GiB at most, of {LIMIT:.0f} (their features in float32: {whole:.1f})"
     )
     figures = {name: getattr(given, name) for name in ("sources", "dim", "whiten", "target")}
-    figures |= {"sizes": sizes, "mib_for_1000_images": 1e3 * slope * 1024, "target_gib": needed, "limit_gib": LIMIT}
-    write_json(given.out, figures | {"target_float32_gib": whole, "threads": 1, "cpus": os.cpu_count()})
+    figures |= {"wide": wide, "narrow": narrow, "mib_for_1000_images": 1e3 * slope * 1024}
+    return figures | {"target_gib": needed, "limit_gib": LIMIT, "target_float32_gib": whole}
+
+
+def growth(pair: list[dict]) -> float:
+    """GiB for each image more, from the smaller to the larger."""
+    small, large = pair
+    return (large["peak_anonymous_gib"] - small["peak_anonymous_gib"]) / (large["images"] - small["images"])
 
 
 if __name__ == "__main__":

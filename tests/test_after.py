@@ -31,7 +31,6 @@ from whaleid.ensemble.after import (
     share_answers,
     steps,
 )
-from whaleid.ensemble.graph_rankings import Choices
 from whaleid.ensemble.ladder import climb, combine, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
@@ -201,11 +200,6 @@ def rankings(world: World, sources: list[Source], protocol: Protocol) -> list[Ra
     return rank_all(sources, world.images, protocol, settings_of(), 0)
 
 
-def choices(rung: Rung) -> Choices:
-    assert rung.choices is not None
-    return rung.choices
-
-
 def thresholds(rung: Rung) -> Thresholds:
     assert rung.thresholds is not None
     return rung.thresholds
@@ -242,7 +236,7 @@ def test_a_folds_truth_does_not_reach_its_own_answers(world, sources, protocol, 
         np.testing.assert_array_equal(one.oof[1].scores, other.oof[1].scores)
         assert thresholds(one).by_fold[1] == thresholds(other).by_fold[1]
     for one, other in zip(before.rungs[-2:], after.rungs[-2:], strict=True):
-        assert choices(one).by_fold[1] == choices(other).by_fold[1]
+        assert (one.settings or {})[1] == (other.settings or {})[1]
     assert thresholds(before.final).tuned != thresholds(after.final).tuned
 
 
@@ -252,11 +246,11 @@ def test_off_is_the_rung_below(world, protocol, rankings):
     blend = result.rung("blend")
     for name in (DUPLICATES, CLAIMS):
         rung = result.rung(name)
-        assert choices(rung).tuned == "off" and set(choices(rung).by_fold.values()) == {"off"}
+        assert rung.setting == "off" and rung.settings == dict.fromkeys(range(3), "off")
         assert below(rung).gain == 0.0 and rung.score == blend.score and rung.thresholds == blend.thresholds
         np.testing.assert_array_equal(rung.test_guesses(5), blend.test_guesses(5))
     lines = ladder_lines({"ladder": result.as_json()})
-    assert any(line.startswith("claims: +0.00000") and "off (chosen without the fold:" in line for line in lines)
+    assert any(line.startswith("claims: +0.00000") and line.endswith("setting: off") for line in lines)
 
 
 def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
@@ -275,7 +269,7 @@ def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
     result = climb(protocol, rankings, settings_of(after={"same": ["place"], "claims": None}), 0, images)
     assert [rung.name for rung in result.rungs[-3:]] == ["blend", "same place", DUPLICATES]
     rung = result.rung("same place")
-    assert below(rung).low > 0.0 and choices(rung).tuned != "off"
+    assert below(rung).low > 0.0 and rung.setting != "off"
 
     def top(guesses: np.ndarray) -> float:
         return float((guesses[:, 0] == world.solution).mean())
@@ -388,6 +382,7 @@ def test_ablation_takes_every_part_off(world, sources, tmp_path: Path):
     names = [variant.name for variant in list_variants(plan.combine, ["net0", "net1"])]
     assert names == [
         *["whitening", "classifier on the features", "class probabilities", "re-ranking", "learned order"],
+        "learned order: embeddings",
         *["post-processing", "post-processing: duplicates", "post-processing: claims"],
         *["network net0", "network net1"],
     ]

@@ -73,13 +73,13 @@ def test_a_graph_of_an_approximate_index_has_no_gap() -> None:
 def test_auto_goes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "gpus", lambda: 0)
     assert index_kind("auto", approximate.EXACT_MOST, 512) == "exact"
-    assert index_kind("auto", 1_000_000, 64) == "IVF4096,Flat"
-    assert index_kind("auto", 10_000_000, 512) == "IVF16384,PQ64"
+    assert index_kind("auto", 1_000_000, 64) == "IVF1024,Flat"
+    assert index_kind("auto", 10_000_000, 512) == "IVF4096,PQ64"
     assert index_kind("HNSW32", 10, 4) == "HNSW32"
     assert index_kind("auto", 10_000_000, 512, approximate.PAYS) == "exact"
-    assert index_kind("auto", 1_000_000, 64, approximate.PAYS + 1) == "IVF4096,Flat"
+    assert index_kind("auto", 1_000_000, 64, approximate.PAYS + 1) == "IVF1024,Flat"
     monkeypatch.setattr(approximate, "EXACT_MOST", 2000)
-    assert open_index(world(), IndexConfig()).kind == "IVF256,Flat"
+    assert open_index(world(), IndexConfig()).kind == "IVF64,Flat"
     assert open_index(world(), IndexConfig(), queries=200).exact
 
 
@@ -99,7 +99,7 @@ def test_few_queries_are_compared_with_every_image(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(approximate, "PAYS", 40)
     nearest_identities(table[:50], table, np.arange(600) // 10, KnnConfig(neighbours=20), 5)
     find_neighbours(table, 5)
-    assert built == ["IVF128,Flat"] * 2
+    assert built == ["IVF32,Flat"] * 2
 
 
 def test_bad_input_is_one_clear_line() -> None:

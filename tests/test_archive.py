@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
-from whaleid import cli, pipeline
+from whaleid import cli, pipeline, rounds
 from whaleid.answers import submission_stage
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
+from whaleid.ensemble.results import Gain
 from whaleid.errors import WhaleidError
 from whaleid.settings import Settings
 from whaleid.winning.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
+from whaleid.winning.documents import Words, write_documents
 
 Files = dict[str, bytes]
 Change = Callable[[Files], None]
@@ -255,6 +257,32 @@ def test_foreign_features_are_named_not_packed(finished: Path, tmp_path: Path) -
         os.utime(path, (1, 1))
     for start in ("predictions", "weights"):
         assert rebuild(mixed, start, tmp_path / "mixed.zip", tmp_path / "out", 1, []).same is True
+
+
+def test_a_round_of_pseudo_labels_comes_along_with_its_labels(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs of the round that is used are packed, no others, and the answer is that round's."""
+    monkeypatch.setattr(rounds, "_gain", lambda before, found: Gain(0.1, 0.05, 0.2))
+    for name in ("drawn.yaml", "tiny.yaml"):
+        shutil.copyfile(finished / name, tmp_path / name)
+    (tmp_path / "data").symlink_to(finished / "data")
+    (tmp_path / "recipe.yaml").write_text(f"{RECIPE}pseudo: {{confidence: 0.0}}\n")
+    project = opened(tmp_path)
+    submission_stage(project, 1, [])
+    archive = archive_path(project)
+    write_archive(project, archive)
+    with zipfile.ZipFile(archive) as packed:
+        names = packed.namelist()
+    assert {name.split("/")[2] for name in names if name.startswith("work/runs/")} == {"tiny.round1"}
+    assert "work/pseudo/recipe/round1.csv" in names
+    assert not any("candidates/recipe/round" in name for name in names)
+    for start in ("predictions", "weights"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("whaleid.training.run.train_run", None)
+            assert rebuild(project, start, archive, tmp_path / "out", 1, []).same is True
+    pages = write_documents(project, Words("drawn.yaml", "recipe.yaml", ()), tmp_path / "winning")
+    assert "Time: not measured" not in pages[-1].read_text()
 
 
 def test_from_the_command_line(

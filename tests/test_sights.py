@@ -9,6 +9,7 @@ import pytest
 from ladder_world import make_world, recipe, write_sources
 
 from whaleid.config import KnnConfig
+from whaleid.ensemble.ablation import list_variants
 from whaleid.ensemble.ladder import climb, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.sights import COLUMNS, see, see_part
@@ -75,6 +76,14 @@ def test_only_the_folds_gallery_is_seen(tmp_path):
     assert one.density[0] != other.density[0]
     alone = np.bincount(part.gallery_codes, minlength=len(protocol.classes)) == 0
     np.testing.assert_array_equal(np.isnan(one.spread), alone)
+
+
+def test_the_ablation_leaves_them_out_in_turn():
+    for stack, wanted in (({}, 1), ({"embeddings": False}, 0), (None, 0)):
+        variants = [one for one in list_variants(recipe(stack=stack).combine, ["a"]) if one.name.startswith("embedd")]
+        assert len(variants) == wanted
+        assert all(one.config.stack is not None and not one.config.stack.embeddings for one in variants)
+        assert all(not one.anew and not one.gone for one in variants)
 
 
 def test_the_stack_takes_them_unless_told_not_to(tmp_path, monkeypatch):

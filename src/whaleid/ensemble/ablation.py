@@ -124,6 +124,9 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
         yield Variant("learned order", off(stack=None))
+        if config.stack.embeddings:
+            blind = config.stack.model_copy(update={"embeddings": False})
+            yield Variant("learned order: embeddings", off(stack=blind))
     if config.after is not None:
         yield Variant("post-processing", off(after=None))
         for name, after in _fewer_steps(config.after):

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from whaleid.answers import ensemble_stage, read_figures, submission_path, write_answer
 from whaleid.config import Competition, Model
@@ -33,6 +33,7 @@ from whaleid.kaggle.carried import STAMPS, carried, with_images_key
 from whaleid.kaggle.manifest import MANIFEST, Manifest, check_manifest, read_manifest, sha256
 from whaleid.kaggle.unpack import CHUNK, unpack
 from whaleid.pipeline import Project, job_list
+from whaleid.rounds import answered
 from whaleid.workspace import Workspace, atomic_path, require_space
 
 Start = Literal["predictions", "weights", "train"]
@@ -52,7 +53,8 @@ class Record(Model):
 
     images_key, labelled_key, masks_key: as the project found them, for on another machine the same files have other
     times.
-    sources: names of the features of other programs, which an archive does not hold.
+    round: of pseudo-labels, the one that was used; an archive holds no other. sources: names of the features of other
+    programs, which an archive does not hold.
     """
 
     competition: str
@@ -62,6 +64,7 @@ class Record(Model):
     images_key: str
     labelled_key: str
     masks_key: str
+    round: int = Field(ge=0)
     tables: dict[str, str]
     sources: list[str]
 
@@ -90,14 +93,10 @@ def rebuild_folder(project: Project, start: Start) -> Path:
 
 def write_archive(project: Project, path: Path) -> Manifest:
     """Pack what a rebuild needs of a finished project into the file `path`; WhaleidError where it is not finished."""
-    figures, workspace = read_figures(project), project.workspace
+    figures, project = read_figures(project), answered(project)
+    workspace = project.workspace
     if project.competition.test is None:
         raise WhaleidError(f"competition {project.competition.name} has no test images: there is no submission to keep")
-    if project.recipe.pseudo is not None:
-        raise WhaleidError(
-            f"recipe {project.recipe.name} has rounds of pseudo-labels, and an archive holds no rounds: a copy of the "
-            "recipe without `pseudo` can be archived"
-        )
     key = project.ensemble_key()
     answer = submission_path(project, key)
     if figures is None or figures["key"] != key or not answer.is_file():
@@ -105,8 +104,11 @@ def write_archive(project: Project, path: Path) -> Manifest:
             f"{workspace.root}: recipe {project.recipe.name} has no submission of its present settings; "
             "run make leaderboard first"
         )
-    outputs = [path.relative_to(workspace.root) for path in (workspace.images, workspace.folds)]
-    outputs += [workspace.candidates(project.recipe.name).relative_to(workspace.root), *carried(project).runs]
+    candidates = workspace.candidates(project.recipe.name)
+    made = [workspace.images, workspace.folds, *sorted(path for path in candidates.iterdir() if path.is_file())]
+    if workspace.round:
+        made.append(workspace.pseudo_labels(project.recipe.name))
+    outputs = [*(path.relative_to(workspace.root) for path in made), *carried(project).runs]
     files = {name: path for output in outputs for name, path in _files_of(workspace, output).items()}
     record = Record(
         competition=project.competition.name,
@@ -116,14 +118,15 @@ def write_archive(project: Project, path: Path) -> Manifest:
         images_key=project.images_key,
         labelled_key=project.labelled_key,
         masks_key=project.masks_key,
+        round=workspace.round,
         tables=table_digests(project.competition),
         sources=sorted(project.recipe.sources),
     )
-    made = {PROJECT: record.model_dump(), f"{WORK}/{workspace.metrics.name}": {project.recipe.name: figures}}
+    written = {PROJECT: record.model_dump(), f"{WORK}/{workspace.metrics.name}": {project.recipe.name: figures}}
     require_space(path.parent, sum(file.stat().st_size for file in files.values()), "the archive")
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         listed = {name: _add(archive, name, file) for name, file in {SUBMISSION: answer, **files}.items()}
-        for name, content in made.items():
+        for name, content in written.items():
             listed[name] = _add(archive, name, (json.dumps(content, indent=2) + "\n").encode())
         manifest = Manifest("archive", dict(sorted(listed.items())))
         _add(archive, MANIFEST, manifest.text().encode())
@@ -190,10 +193,11 @@ def rebuild(project: Project, start: Start, archive: Path, out: Path, at_once: i
     processes that train (`options` name `out` as the work folder). A training that was ended carries on; otherwise
     `out` is emptied first.
     """
-    again = replace(project, workspace=Workspace(out / project.competition.name))
-    if start != "train":
+    if start == "train":
+        again = replace(project, workspace=Workspace(out / project.competition.name))
+    else:
         shutil.rmtree(out, ignore_errors=True)
-        again = _carried(again, archive, start, out)
+        again = _carried(project, archive, start, out)
     if start == "train":
         ensemble_stage(again, at_once, options)
     elif start == "weights":
@@ -221,7 +225,7 @@ def _compared(before: Path, after: Path) -> Rebuilt:
 
 def _carried(project: Project, archive: Path, start: Start, out: Path) -> Project:
     """The project with the archive's keys and files in its work folder; refused where data or settings differ."""
-    rooms = ["images.parquet", "folds.csv"]
+    rooms = ["images.parquet", "folds.csv", f"pseudo/{project.recipe.name}"]
     rooms += ["runs"] if start == "weights" else [f"candidates/{project.recipe.name}", "metrics.json"]
 
     def wanted(name: str) -> bool:
@@ -233,17 +237,22 @@ def _carried(project: Project, archive: Path, start: Start, out: Path) -> Projec
     out.mkdir(parents=True)
     with TemporaryDirectory(dir=out) as place:
         record = _open(archive, Path(place), wanted)
-        project = _same_project(project, record, archive)
-        Path(place, WORK).rename(project.workspace.root)
-        Path(place, STAMPED).rename(project.workspace.root / STAMPS)
+        workspace = Workspace(out / project.competition.name, record.round)
+        checked = _same_project(project, record, archive, replace(workspace, root=Path(place, WORK)))
+        Path(place, WORK).rename(workspace.root)
+        Path(place, STAMPED).rename(workspace.root / STAMPS)
+    project = checked.with_settings(checked.recipe, workspace)
     stale = [job.title for job in job_list(project, "train") if not job.current]
     if start == "weights" and stale:
         raise WhaleidError(f"{archive}: has no weights of {stale[0]} with its present settings; {_at(record)}")
     return project
 
 
-def _same_project(project: Project, record: Record, archive: Path) -> Project:
-    """The project with the keys that the archive was made with; WhaleidError where it is not the one of the archive."""
+def _same_project(project: Project, record: Record, archive: Path, workspace: Workspace) -> Project:
+    """The project with the keys that the archive was made with, in the round of pseudo-labels that it is of.
+
+    workspace: where its files are. WhaleidError where it is not the project of the archive.
+    """
     if (record.competition, record.recipe) != (project.competition.name, project.recipe.name):
         raise WhaleidError(f"{archive}: of recipe {record.recipe} on competition {record.competition}; name these two")
     for name, found in table_digests(project.competition).items():
@@ -253,6 +262,7 @@ def _same_project(project: Project, record: Record, archive: Path) -> Project:
                 f"{project.competition.root / table.csv}: not the {name} CSV that {archive} was made with; "
                 "rebuild with that one, or make leaderboard for this one"
             )
+    project = project.with_settings(project.recipe.model_copy(update={"pseudo": None}), workspace)
     project = with_images_key(project, record.images_key, record.labelled_key, record.masks_key)
     if _own_key(project) != record.key or sorted(project.recipe.sources) != record.sources:
         raise WhaleidError(f"{archive}: made with other settings than recipe {record.recipe} has now; {_at(record)}")

@@ -79,7 +79,8 @@ def write_documents(project: Project, words: Words, folder: Path) -> list[Path]:
 def read_facts(project: Project) -> Facts:
     """What is known of a recipe's answer. Raises WhaleidError where it has not been combined, or not as it is now."""
     project = answered(project)
-    figures, workspace = read_figures(project), project.workspace
+    figures, project = read_figures(project), answered(project)
+    workspace = project.workspace
     if figures is None:
         raise WhaleidError(
             f"recipe {project.recipe.name} has no results for {project.competition.name} in {workspace.root}: "

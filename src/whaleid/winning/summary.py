@@ -13,6 +13,7 @@ import pandas as pd
 
 from whaleid.scoring.log import SubmissionRecord
 from whaleid.times import STAGES
+from whaleid.workspace import source_of
 
 NOT_MEASURED = "not measured"
 SIMPLE = 0.90
@@ -195,7 +196,7 @@ def _is_of(rung: str, experiment: str) -> bool:
 def _seconds_of(experiment: str, times: Sequence[dict[str, Any]]) -> float | None:
     """Seconds of an experiment's training and features; None where some were not measured."""
     own = [line for line in times if line["stage"] in ("train", "features")]
-    own = [line for line in own if line["what"].rpartition("/")[0] == experiment]
+    own = [line for line in own if source_of(line["what"].rpartition("/")[0]) == experiment]
     known = [line["seconds"] for line in own if line["seconds"] is not None]
     return sum(known) if known and len(known) == len(own) else None
 

@@ -4,7 +4,7 @@
 
 Times are of the processor on one thread, and ratios compare with exact search of the same run. Building an index costs
 what some thousand exact queries cost: `pays` is the number of queries from which both together are the cheaper way.
-HNSW is linked by one thread and takes an hour's share of a busy machine at a million: `--hnsw-most` bounds it.
+HNSW is linked by one thread, five minutes of it at a million: `--hnsw-most` bounds it.
 Rows are written as they come: a run that is stopped leaves those it has.
 """
 

@@ -126,7 +126,8 @@ def test_without_test_images_there_is_nothing_for_them_to_answer(world: World, t
 
 def test_the_ablation_can_leave_the_only_one_out(world: World, sources: list[Source]) -> None:
     given = [sources[0], replace(sources[1], full=None)]
-    rows = ablate(world.images, world.folds, given, recipe(classifier=None), world.competition).rows
+    stacked = recipe(classifier=None, stack={"rounds": 5, "groups": 2, "least": 5, "seeds": 1})
+    rows = ablate(world.images, world.folds, given, stacked, world.competition).rows
     assert "network net0" in [row.name for row in rows]
 
 

@@ -161,11 +161,14 @@ def rank_all(
 
 def with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
     """The ranking with a test answer for every part that answers: the mean of its folds where it has none of the models
-    that all labelled images taught.
+    that all labelled images taught; what the first fold's model sees stands in for what it would have seen.
     """
     if len(ranking.test) in (0, len(protocol.answering)):
         return ranking
-    return replace(ranking, test=(*ranking.test, average(ranking.test, keep)))
+    sights = ranking.sights
+    if sights is not None:
+        sights = replace(sights, test=(*sights.test, sights.test[0]))
+    return replace(ranking, test=(*ranking.test, average(ranking.test, keep)), sights=sights)
 
 
 def climb(

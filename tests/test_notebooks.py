@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from kernel_world import COMPETITION, EXPERIMENT, MODULE, write_wheel
 from PIL import Image
-from test_kaggle_secrets import KEYS
+from secret_search import LOOKS_SECRET
 
 from whaleid.data.images import prepare
 from whaleid.data.sample import make_sample
@@ -85,7 +85,7 @@ def test_it_is_small_without_outputs_paths_secrets_or_typed_figures(script: Path
         else:
             assert not re.search(r"\d[.,]\d", cell.source), "a figure typed by hand"
     for file in (script, path):
-        assert not KEYS.search(file.read_bytes())
+        assert not LOOKS_SECRET.search(file.read_bytes())
 
 
 def test_the_pattern_finds_absolute_paths() -> None:

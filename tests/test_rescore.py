@@ -233,7 +233,7 @@ def test_training_again_makes_the_features_of_before_outdated(world, tmp_path, m
     for stage in ("images_stage", "folds_stage", "cache_stage"):
         monkeypatch.setattr(pipeline, stage, lambda *_: None)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("whaleid.training.run.train_run", killed)

@@ -80,7 +80,9 @@ def test_only_the_folds_gallery_is_seen(tmp_path):
 
 def test_the_ablation_leaves_them_out_in_turn():
     for stack, wanted in (({}, 1), ({"embeddings": False}, 0), (None, 0)):
-        variants = [one for one in list_variants(recipe(stack=stack).combine, ["a"]) if one.name.startswith("embedd")]
+        variants = [
+            one for one in list_variants(recipe(stack=stack).combine, ["a"]) if one.name.endswith(": embeddings")
+        ]
         assert len(variants) == wanted
         assert all(one.config.stack is not None and not one.config.stack.embeddings for one in variants)
         assert all(not one.anew and not one.gone for one in variants)

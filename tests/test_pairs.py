@@ -15,7 +15,7 @@ from whaleid.retrieval.local import nearest_descriptors
 from whaleid.retrieval.pairs import (
     PAIR_FEATURES,
     PairMatches,
-    look_alikes,
+    likely_pictures,
     match_pairs,
     pair_candidates,
     pair_lesson,
@@ -30,21 +30,24 @@ class Ratio:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 5))
-def test_look_alikes_equal_loops(seed, most):
-    described, frames = described_at_random(np.random.default_rng(seed), [6, 0, 5, 7, 4, 6])
-    queries, gallery, config = np.array([0, 1, 3]), np.array([2, 4, 5]), LearnedConfig(neighbours=5)
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_likely_pictures_equal_loops(seed, most):
+    described, frames = described_at_random(np.random.default_rng(seed), [6, 0, 5, 7, 4, 6, 3])
+    codes = np.array([-1, -1, 1, -1, 0, 1, 2])
+    queries, gallery, config = np.array([0, 1, 3]), np.array([2, 4, 5, 6]), LearnedConfig(neighbours=5)
     nearest = nearest_descriptors(described, queries, gallery, 5)
     matches = matches_of(described, frames, queries, nearest)
     share = matches.values[:, FEATURES.index("share of the last")]
-    sums = np.zeros((3, 6))
+    sums = np.zeros((3, 3))
     for asker, row, near, agrees in zip(matches.asker, matches.rows, share, supported(matches, config), strict=True):
-        sums[asker, row] += (1 - float(near) ** 2) * (3 if agrees else 1)
-    found = look_alikes(described, frames, queries, nearest, config, most)
+        sums[asker, codes[row]] += (1 - float(near) ** 2) * (3 if agrees else 1)
+    sums /= np.array([4, 11, 3]) ** config.power
+    found = likely_pictures(described, frames, queries, codes, 3, nearest, config, most)
     assert found.shape == (3, most) and (found[1] == -1).all()
     for own, row in zip(sums, found, strict=True):
-        order = [place for place in np.argsort(-own, kind="stable") if own[place] > 0][:most]
-        assert row.tolist() == [*order, *[-1] * (most - len(order))]
+        order = [code for code in np.argsort(-own, kind="stable")[:most] if own[code] > 0]
+        expected = [place for code in order for place in {0: [4], 1: [2, 5], 2: [6]}[int(code)]][:most]
+        assert row.tolist() == [*expected, *[-1] * (most - len(expected))]
 
 
 @settings(max_examples=20, deadline=None)

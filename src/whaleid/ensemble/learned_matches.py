@@ -22,7 +22,7 @@ from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.evidence import Evidence, Lesson, evidence_candidates, learn, lesson_of
 from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import Nearest
-from whaleid.retrieval.pairs import look_alikes, match_pairs, pair_candidates, pair_lesson
+from whaleid.retrieval.pairs import likely_pictures, match_pairs, pair_candidates, pair_lesson
 
 FEWEST_FOLDS = 3
 """With two, nobody is left to teach what both had no part in."""
@@ -89,8 +89,9 @@ def learned_rankings(
     if config.pairs is None:
         return
     pairs, matched = config.pairs, []
-    for one in asked:
-        pictures = look_alikes(described, frames, one.rows, one.nearest, config, pairs.images)
+    for one, own in zip(asked, codes, strict=True):
+        many = len(protocol.classes)
+        pictures = likely_pictures(described, frames, one.rows, own, many, one.nearest, config, pairs.images)
         matched.append(match_pairs(described, frames, one.rows, pictures, pairs, _workers()))
         yield None
     if test is None:

@@ -29,8 +29,9 @@ from whaleid.data.competition import read_table
 from whaleid.data.sample import make_sample
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import Embedder, build_embedder
-from whaleid.pipeline import cache_stage, images_stage, open_project
+from whaleid.pipeline import cache_stage, images_stage
 from whaleid.progress import PROGRESS_FILE
+from whaleid.project import open_project
 from whaleid.scoring.retrieval_metrics import pair_histogram, retrieval_score
 from whaleid.settings import read_settings, repository_root
 from whaleid.training.checkpoint import load_run

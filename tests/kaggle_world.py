@@ -18,7 +18,7 @@ from whaleid import cli
 from whaleid.cli_options import project_of
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import client
-from whaleid.pipeline import Project
+from whaleid.project import Project
 
 SLUG = "whales-of-the-test"
 EXPERIMENT = """

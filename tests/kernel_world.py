@@ -18,7 +18,7 @@ from whaleid.answers import read_figures, submission_path, submission_stage
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import bundle as bundle_module
 from whaleid.kaggle.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
-from whaleid.pipeline import Project, open_project
+from whaleid.project import Project, open_project
 
 EXPERIMENT = """
 extends: default

@@ -20,6 +20,7 @@ from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.results import Gain
 from whaleid.errors import WhaleidError
+from whaleid.project import Project, open_project
 from whaleid.settings import Settings
 from whaleid.winning.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
 from whaleid.winning.documents import Words, write_documents
@@ -44,10 +45,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, pairs: list[str] | None = None) -> pipeline.Project:
+def opened(folder: Path, pairs: list[str] | None = None) -> Project:
     settings = Settings(submissions=folder / "submissions")
     yamls = str(folder / "drawn.yaml"), str(folder / "recipe.yaml")
-    return pipeline.open_project(*yamls, folder / "work", pairs, settings=settings)
+    return open_project(*yamls, folder / "work", pairs, settings=settings)
 
 
 def content_of(archive: Path) -> Files:

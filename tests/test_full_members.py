@@ -27,6 +27,7 @@ from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, plan_lines, recipe_needs
+from whaleid.project import Project, open_project
 from whaleid.training.full import with_epochs
 
 EVERYTHING = {
@@ -172,13 +173,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, full: str = "", work: str = "work") -> pipeline.Project:
+def opened(folder: Path, full: str = "", work: str = "work") -> Project:
     combined = "combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
     (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [one, two]\n{full}{combined}")
-    return pipeline.open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
+    return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
 
 
-def current(project: pipeline.Project, stage: str = "features") -> dict[str, bool]:
+def current(project: Project, stage: str = "features") -> dict[str, bool]:
     return {job.title: job.current for job in pipeline.job_list(project, stage)}
 
 
@@ -231,12 +232,12 @@ def test_its_key_is_made_of_its_folds_keys(drawn: Path, monkeypatch: pytest.Monk
     assert keys("full: true\nseed: 5\n") != plain  # other folds
     quick = keys("full: true\ntrain_folds: [1]\n")
     assert not set(quick) & set(plain)
-    own = pipeline.Project.run_key
+    own = Project.run_key
 
     def changed(self, experiment, fold):
         return "another" if (experiment.name, fold) == ("two", 1) else own(self, experiment, fold)
 
-    monkeypatch.setattr(pipeline.Project, "run_key", changed)
+    monkeypatch.setattr(Project, "run_key", changed)
     assert keys()[0] == plain[0] and keys()[1] != plain[1]
 
 

@@ -32,7 +32,7 @@ from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.kaggle.script import notebook, script
 from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
 from whaleid.kaggle.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
-from whaleid.pipeline import Project
+from whaleid.project import Project
 
 
 @given(st.lists(st.text(min_size=1), min_size=1))

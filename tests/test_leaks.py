@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, spread, write_folder, write_sources
 
-from whaleid import pipeline
 from whaleid.answers import leaderboard_lines, read_figures, solution_scores
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ladder import climb, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.results import LadderResult
+from whaleid.project import Project, open_project
 
 RERANK = {
     "expansion": {"neighbours": [2], "alpha": [3]},
@@ -115,9 +115,9 @@ def drawn(tmp_path: Path) -> Path:
     return place
 
 
-def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Project, list[str]]:
+def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Project, list[str]]:
     monkeypatch.chdir(place)
-    project = pipeline.open_project("drawn.yaml", "recipe.yaml", Path("work"))
+    project = open_project("drawn.yaml", "recipe.yaml", Path("work"))
     return project, list(leaderboard_lines(project, 1, []))
 
 
@@ -149,5 +149,5 @@ def test_the_answer_needs_no_solution(drawn, monkeypatch):
 
     (drawn / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
     monkeypatch.chdir(drawn)
-    project = pipeline.open_project("drawn.yaml", "recipe.yaml", Path("work"))
+    project = open_project("drawn.yaml", "recipe.yaml", Path("work"))
     assert submission_stage(project, 1, []).is_file()

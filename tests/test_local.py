@@ -15,7 +15,8 @@ from whaleid.config import Competition, LocalConfig
 from whaleid.ensemble.ladder import combine, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project, local_stage
+from whaleid.pipeline import local_stage
+from whaleid.project import Project
 from whaleid.retrieval import local
 from whaleid.retrieval.keypoints import (
     LENGTH,

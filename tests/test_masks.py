@@ -17,7 +17,8 @@ from whaleid.data.check import check_data
 from whaleid.data.masks import Mask, brought_to, mask_name, masks_key, masks_of, read_mask
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import copy_masks, open_carried, project_content
-from whaleid.pipeline import Project, images_stage, local_stage
+from whaleid.pipeline import images_stage, local_stage
+from whaleid.project import Project
 from whaleid.retrieval.keypoints import describe, describe_images, described_together, read_described, root_sift
 from whaleid.retrieval.verify import matched_keypoints
 from whaleid.settings import Settings

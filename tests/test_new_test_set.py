@@ -11,6 +11,7 @@ from test_cli import COMPETITION, EXPERIMENT, RECIPE
 from whaleid import pipeline
 from whaleid.answers import submission_stage
 from whaleid.data.sample import make_sample
+from whaleid.project import Project, open_project
 from whaleid.scoring.submissions import read_guesses
 
 
@@ -24,11 +25,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def opened(place: Path) -> pipeline.Project:
-    return pipeline.open_project(str(place / "drawn.yaml"), str(place / "recipe.yaml"), place / "work")
+def opened(place: Path) -> Project:
+    return open_project(str(place / "drawn.yaml"), str(place / "recipe.yaml"), place / "work")
 
 
-def done(project: pipeline.Project, stage: str) -> list[bool]:
+def done(project: Project, stage: str) -> list[bool]:
     return [job.current for job in pipeline.job_list(project, stage)]
 
 

@@ -32,6 +32,7 @@ from whaleid.model.pretext import (
     shown_size,
     sobel,
 )
+from whaleid.project import Project, open_project
 from whaleid.settings import Settings
 from whaleid.training.optimizer import optimizer_tensors
 from whaleid.training.pretext import (
@@ -418,11 +419,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def project(place: Path, recipe: str, *pairs: str) -> pipeline.Project:
+def project(place: Path, recipe: str, *pairs: str) -> Project:
     path = place / "recipe.yaml"
     path.write_text(f"folds: 2\n{recipe}\n")
     folders = Settings(weights=place / "weights")
-    return pipeline.open_project(str(place / "drawn.yaml"), str(path), place / "work", list(pairs), settings=folders)
+    return open_project(str(place / "drawn.yaml"), str(path), place / "work", list(pairs), settings=folders)
 
 
 PRETRAIN = "pretrain: {experiment: turns, test: true}\nexperiments: [tiny]"

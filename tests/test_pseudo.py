@@ -35,6 +35,7 @@ from whaleid.ensemble.results import Gain
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, plan_lines, recipe_needs
 from whaleid.kaggle.carried import carried, open_carried, project_content
+from whaleid.project import Project, open_project
 from whaleid.settings import Settings
 from whaleid.training import run as run_module
 
@@ -250,13 +251,13 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def opened(folder: Path, more: str = "pseudo: {rounds: 2, confidence: 0.05}\n") -> pipeline.Project:
+def opened(folder: Path, more: str = "pseudo: {rounds: 2, confidence: 0.05}\n") -> Project:
     combined = "combine: {concat: {whiten: 8, weights: {tiny: 2.0}}, classifier: {epochs: 2, seeds: 1}}\n"
     (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [tiny]\n{combined}{more}")
-    return pipeline.open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
+    return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
 
 
-def written(project: pipeline.Project) -> dict[str, int]:
+def written(project: Project) -> dict[str, int]:
     runs = project.workspace.root / "runs"
     found = sorted(runs.rglob("checkpoint.safetensors"))
     return {path.parent.relative_to(runs).as_posix(): path.stat().st_mtime_ns for path in found}

@@ -17,7 +17,8 @@ from PIL import Image
 from whaleid.answers import ensemble_stage, read_metrics
 from whaleid.config import Competition, Recipe
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project, images_stage
+from whaleid.pipeline import images_stage
+from whaleid.project import Project
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import STYLE, Markup, table, tag, text
 from whaleid.report.material import Answers, read_material

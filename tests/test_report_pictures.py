@@ -24,7 +24,7 @@ from whaleid.cli import app
 from whaleid.config import CombineConfig, LocalConfig, Recipe
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project
+from whaleid.project import Project
 from whaleid.report import matches
 from whaleid.report.examples import choose
 from whaleid.report.matches import best_match, matches_picture, write_matches

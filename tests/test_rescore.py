@@ -19,7 +19,8 @@ from whaleid.errors import WhaleidError
 from whaleid.model.embedder import build_embedder
 from whaleid.model.heads import build_head
 from whaleid.model.siamese import SiamesePairs
-from whaleid.pipeline import Project, job_list, sources, train_stage
+from whaleid.pipeline import job_list, sources, train_stage
+from whaleid.project import Project
 from whaleid.retrieval.features import read_features
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 from whaleid.training.checkpoint import save_checkpoint, write_description

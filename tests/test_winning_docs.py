@@ -22,6 +22,7 @@ from whaleid.answers import ablation_stage, log_path, read_figures, submission_s
 from whaleid.data.sample import make_sample
 from whaleid.errors import WhaleidError
 from whaleid.machine import machine_line
+from whaleid.project import Project, open_project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.settings import Settings, read_settings
 from whaleid.times import STAGES, stage_times
@@ -45,10 +46,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, pairs: list[str] | None = None) -> pipeline.Project:
+def opened(folder: Path, pairs: list[str] | None = None) -> Project:
     settings = Settings(submissions=folder / "submissions")
     yamls = str(folder / "drawn.yaml"), str(folder / "recipe.yaml")
-    return pipeline.open_project(*yamls, folder / "work", pairs, settings=settings)
+    return open_project(*yamls, folder / "work", pairs, settings=settings)
 
 
 def figures_of(folder: Path) -> dict[str, Any]:

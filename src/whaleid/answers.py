@@ -18,7 +18,8 @@ from whaleid.data.competition import inspect_rows, read_table
 from whaleid.ensemble.worth import worth_lines
 from whaleid.errors import WhaleidError
 from whaleid.machine import measured
-from whaleid.pipeline import Project, folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
+from whaleid.pipeline import folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
+from whaleid.project import Project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission

@@ -120,7 +120,8 @@ def data_build(
 ) -> None:
     """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
     from whaleid.configfiles import load_competition
-    from whaleid.pipeline import images_key_of, images_table
+    from whaleid.pipeline import images_table
+    from whaleid.project import images_key_of
     from whaleid.settings import read_settings
     from whaleid.workspace import Workspace
 

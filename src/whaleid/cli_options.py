@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from whaleid.pipeline import Project
+    from whaleid.project import Project
 
 COMPETITION_HELP = "name (configs/competitions) or path of a competition's YAML"
 CompetitionOption = Annotated[str, typer.Option("--competition", "-c", help=COMPETITION_HELP)]
@@ -41,7 +41,7 @@ def project_of(
     competition: str, recipe: str | None, work: Path | None, pairs: list[str] | None, skip_unreadable: bool
 ) -> Project:
     """The project of a command's options, SETTINGS.json read for it once. work: None: the WORK_DIR that it names."""
-    from whaleid.pipeline import open_project
+    from whaleid.project import open_project
     from whaleid.settings import read_settings
 
     settings = read_settings()

@@ -10,7 +10,7 @@ from whaleid.config import Experiment
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.metadata import LARGEST_DATA_SET
 from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
-from whaleid.pipeline import Project
+from whaleid.project import Project
 
 BACKWARD = 3.0
 """A training step costs about three forward passes: one forward, two backward (inputs and weights)."""

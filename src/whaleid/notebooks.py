@@ -9,7 +9,7 @@ from pathlib import Path
 
 from whaleid.cli_options import recipe_name
 from whaleid.configfiles import repository_root
-from whaleid.pipeline import Project, open_project
+from whaleid.project import Project, open_project
 from whaleid.settings import read_settings
 
 FOLDER = "notebooks"

@@ -22,7 +22,8 @@ from whaleid.answers import Figures, combine_sources, read_figures, write_figure
 from whaleid.data.pseudo import FULL, describe_pseudo_labels, labels_of, write_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.machine import measured
-from whaleid.pipeline import FORMAT, Project, folds_stage, images_stage, job_list, jobs_stage, local_stage, sources
+from whaleid.pipeline import folds_stage, images_stage, job_list, jobs_stage, local_stage, sources
+from whaleid.project import FORMAT, Project
 from whaleid.workspace import atomic_path, digest, fold_name, write_json
 
 if TYPE_CHECKING:

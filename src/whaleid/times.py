@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from whaleid.pipeline import Project, cache_place, job_list
+from whaleid.pipeline import cache_place, job_list
+from whaleid.project import Project
 from whaleid.workspace import Workspace
 
 STAGES = ("images", "folds", "cache", "keypoints", "pretrain", "train", "features", "ensemble", "submission")

@@ -40,7 +40,8 @@ from whaleid.kaggle.rows import keep_rows
 from whaleid.kaggle.script import notebook, script
 from whaleid.kaggle.size import LOGITS, KernelSize, finished_size
 from whaleid.kaggle.wheels import collect_wheels, needed_wheels
-from whaleid.pipeline import Project, folds_stage, images_stage
+from whaleid.pipeline import folds_stage, images_stage
+from whaleid.project import Project
 from whaleid.rounds import answered
 from whaleid.workspace import atomic_path, write_json
 

@@ -16,7 +16,8 @@ import pandas as pd
 
 from whaleid.config import Competition, Experiment, PretextExperiment, Recipe
 from whaleid.data.masks import mask_name, masks_of
-from whaleid.pipeline import Project, job_list, local_stage, sources
+from whaleid.pipeline import job_list, local_stage, sources
+from whaleid.project import Project
 from whaleid.settings import Settings
 from whaleid.workspace import Workspace
 

@@ -19,7 +19,7 @@ from whaleid.estimate import DEFAULT_ASPECT, TOO_LONG, Census, Needs, recipe_nee
 from whaleid.kaggle.client import KaggleError, competition_page, kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials
 from whaleid.kaggle.download import has_tables
-from whaleid.pipeline import Project
+from whaleid.project import Project
 
 OLDEST_PYTHON = (3, 11)
 NAMED = 3

@@ -27,7 +27,8 @@ from whaleid.kaggle.carried import MASKS, PROJECT, PSEUDO, copy_stamps, open_car
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
-from whaleid.pipeline import Project, local_stage
+from whaleid.pipeline import local_stage
+from whaleid.project import Project
 from whaleid.settings import Settings
 from whaleid.workspace import Workspace, atomic_path, source_of, write_json
 

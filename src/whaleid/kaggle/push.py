@@ -24,7 +24,7 @@ from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import KaggleError, kaggle, waits
 from whaleid.kaggle.credentials import require_credentials, secret_values
 from whaleid.kaggle.metadata import LARGEST_DATA_SET
-from whaleid.pipeline import Project
+from whaleid.project import Project
 from whaleid.workspace import atomic_path, digest, write_json
 
 UPLOAD_WITHIN = 6 * 3600.0

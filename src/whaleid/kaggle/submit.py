@@ -14,7 +14,7 @@ from typing import Any
 from whaleid.answers import log_path, log_submission, read_figures, submission_path, submission_problems
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import competition_page, kaggle, waits
-from whaleid.pipeline import Project
+from whaleid.project import Project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 
 SCORED_WITHIN = 900.0

@@ -13,7 +13,8 @@ from whaleid.config import LocalConfig
 from whaleid.data.images import prepare
 from whaleid.data.masks import masks_of
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project, images_stage
+from whaleid.pipeline import images_stage
+from whaleid.project import Project
 from whaleid.report.pictures import box_of, view_size
 from whaleid.retrieval.keypoints import Described, describe, described_size, described_together
 from whaleid.retrieval.verify import matched_keypoints

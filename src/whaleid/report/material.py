@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from whaleid.answers import read_figures, solution_path, solution_scores
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project, sources
+from whaleid.pipeline import sources
+from whaleid.project import Project
 from whaleid.scoring.metrics import MapScore
 
 GUESSES = 3

@@ -10,7 +10,7 @@ import yaml
 from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.protocol import WHOLE
-from whaleid.pipeline import Project
+from whaleid.project import Project
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag

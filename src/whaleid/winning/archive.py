@@ -32,7 +32,8 @@ from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import STAMPS, carried, with_images_key
 from whaleid.kaggle.manifest import MANIFEST, Manifest, check_manifest, read_manifest, sha256
 from whaleid.kaggle.unpack import CHUNK, unpack
-from whaleid.pipeline import Project, job_list
+from whaleid.pipeline import job_list
+from whaleid.project import Project
 from whaleid.rounds import answered
 from whaleid.workspace import Workspace, atomic_path, require_space
 

@@ -19,7 +19,7 @@ import pandas as pd
 from whaleid.answers import ablation_key, log_path, read_figures, submission_path
 from whaleid.config import Competition
 from whaleid.errors import WhaleidError
-from whaleid.pipeline import Project
+from whaleid.project import Project
 from whaleid.rounds import answered
 from whaleid.scoring.log import read_log
 from whaleid.settings import SETTINGS, Settings, repository_root

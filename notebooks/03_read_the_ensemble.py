@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from whaleid.answers import ensemble_stage, ladder_lines
+from whaleid.answers import ensemble_stage
+from whaleid.ladder_text import ladder_lines
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline import sources
 from whaleid.report.examples import choose, with_pictures

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from ladder_world import World, make_world, recipe, write_sources
 from test_unknown import random_lists
 
-from whaleid.answers import ladder_lines
 from whaleid.config import AfterConfig
 from whaleid.ensemble.ablation import ablate, list_variants
 from whaleid.ensemble.after import (
@@ -37,6 +36,7 @@ from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain, Rung, Thresholds
 from whaleid.ensemble.stack import deal_groups
 from whaleid.errors import WhaleidError
+from whaleid.ladder_text import ladder_lines
 from whaleid.retrieval.candidates import Candidates
 
 SCALES = [Scale(True, True), Scale(False, True), Scale(False, False)]

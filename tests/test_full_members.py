@@ -16,7 +16,7 @@ from test_cli import COMPETITION, EXPERIMENT
 from training_world import same, small, stop_after
 
 from whaleid import cli, pipeline
-from whaleid.answers import ensemble_stage, ladder_lines
+from whaleid.answers import ensemble_stage
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
@@ -27,6 +27,7 @@ from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, plan_lines, recipe_needs
+from whaleid.ladder_text import ladder_lines
 from whaleid.project import Project, open_project
 from whaleid.training.full import with_epochs
 

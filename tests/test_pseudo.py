@@ -15,7 +15,7 @@ from test_cli import COMPETITION, EXPERIMENT
 from training_world import small, stop_after, train, write_case
 
 from whaleid import answers, cli, pipeline, rounds
-from whaleid.answers import ensemble_stage, ladder_lines, submission_path, submission_stage
+from whaleid.answers import ensemble_stage, submission_path, submission_stage
 from whaleid.config import Recipe
 from whaleid.data.batches import training_items
 from whaleid.data.pseudo import (
@@ -35,6 +35,7 @@ from whaleid.ensemble.results import Gain
 from whaleid.errors import WhaleidError
 from whaleid.estimate import Census, plan_lines, recipe_needs
 from whaleid.kaggle.carried import carried, open_carried, project_content
+from whaleid.ladder_text import ladder_lines
 from whaleid.project import Project, open_project
 from whaleid.settings import Settings
 from whaleid.training import run as run_module

@@ -236,7 +236,8 @@ def ensemble(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Rank identities, combine the sources, and print the ladder of out-of-fold scores."""
-    from whaleid.answers import ensemble_stage, ladder_lines
+    from whaleid.answers import ensemble_stage
+    from whaleid.ladder_text import ladder_lines
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     figures = ensemble_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
@@ -253,7 +254,8 @@ def ablation(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Score the recipe with each part off in turn, from saved features: what every part is worth."""
-    from whaleid.answers import ablation_lines, ablation_stage
+    from whaleid.answers import ablation_stage
+    from whaleid.ladder_text import ablation_lines
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     rows = ablation_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))

@@ -33,26 +33,25 @@ from whaleid.ensemble.after import after_rankings
 from whaleid.ensemble.blend import (
     Blend,
     Member,
-    Questions,
     apply_blend,
     average,
     best_members,
     fit_blend,
     stack,
-    tuned_map,
 )
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
-from whaleid.ensemble.placement import FORMS, Lessons, place_by_form, ranks_by_form
+from whaleid.ensemble.placement import Lessons, ranks_by_form
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
-from whaleid.ensemble.results import LadderResult, Rung, Thresholds, compare, write_result
+from whaleid.ensemble.results import LadderResult, compare, write_result
+from whaleid.ensemble.rungs import place_of_truth, questions_of, rung_of, threshold_of
 from whaleid.ensemble.stack import Material, stack_rankings
-from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, share_threshold, standing, with_unknown
+from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, with_unknown
 from whaleid.ensemble.worth import BlendWorth, blend_worth
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import rank_of_truth, reciprocal_rank_at_k, score_ranks, size_slices
+from whaleid.scoring.metrics import reciprocal_rank_at_k
 
 BLEND = "blend"
 
@@ -186,10 +185,10 @@ def climb(
     limits = [_limits(protocol, one) for one in rankings]
     final, by_fold, blend, limits_of_blend, lessons = blend_rankings(protocol, rankings, config)
     rungs = [
-        _rung(protocol, one, own, lists_taught(protocol, one), config, seed)
+        rung_of(protocol, one, own, lists_taught(protocol, one), config, seed)
         for one, own in zip(rankings, limits, strict=True)
     ]
-    rungs.append(_rung(protocol, blend, limits_of_blend, lessons, config, seed))
+    rungs.append(rung_of(protocol, blend, limits_of_blend, lessons, config, seed))
     last, of_last, stacked = blend, limits_of_blend, None
     if config.stack is not None or config.after is not None:
         blends = [by_fold[part.fold] for part in protocol.parts]
@@ -203,11 +202,11 @@ def climb(
             protocol, rankings, materials, config.stack, seed, extras=extras, optimistic=optimistic
         )
         last, of_last, lessons, taught = stacked.ranking, stacked.limits, stacked.lessons, list(stacked.taught)
-        rungs.append(_rung(protocol, last, of_last, lessons, config, seed))
+        rungs.append(rung_of(protocol, last, of_last, lessons, config, seed))
     if config.after is not None and images is not None:
         for ranking, own in after_rankings(protocol, last, of_last, taught, config.after, images, seed):
             last, of_last, lessons = ranking, own, lists_taught(protocol, ranking)
-            rungs.append(_rung(protocol, last, of_last, lessons, config, seed))
+            rungs.append(rung_of(protocol, last, of_last, lessons, config, seed))
     shares = _shares(protocol, last, of_last)
     ranks = ranks_by_form(protocol, last, lessons, of_last.by_fold)
     return compare(rungs, final, by_fold, protocol, seed, stacked, shares, ranks)
@@ -263,8 +262,8 @@ def lists_taught(protocol: Protocol, ranking: Ranking) -> Lessons:
 def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
     """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
     places, lessons = list(range(len(protocol.parts))), lists_taught(protocol, ranking)
-    by_fold = [_threshold(protocol, lessons(place), protocol.others(place)) for place in places]
-    return Limits(by_fold, _threshold(protocol, lessons(None), places))
+    by_fold = [threshold_of(protocol, lessons(place), protocol.others(place)) for place in places]
+    return Limits(by_fold, threshold_of(protocol, lessons(None), places))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -304,8 +303,8 @@ def blend_rankings(
     ]
     used = set(final.used).union(*(blend.used for blend in by_fold.values()))
     optimistic = any(one.optimistic for one in rankings if one.name in used)
-    by_place = [_threshold(protocol, lessons[place], protocol.others(place)) for place in places]
-    limits = Limits(by_place, _threshold(protocol, lessons[None], places))
+    by_place = [threshold_of(protocol, lessons[place], protocol.others(place)) for place in places]
+    limits = Limits(by_place, threshold_of(protocol, lessons[None], places))
     ranking = Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic)
     return final, by_fold, ranking, limits, lambda place: lessons[place]
 
@@ -316,7 +315,7 @@ def _tune(
     """Blend of concat kNN, re-ranking, classifier, siamese heads, local matching and best class probabilities, tuned
     on these folds alone, for fold `target` (None: for the test set).
     """
-    questions = _questions(protocol, places)
+    questions = questions_of(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
         chosen = [ranking for ranking in rankings if ranking.kind in kinds]
@@ -326,10 +325,6 @@ def _tune(
     return fit_blend(
         [*members("concat", "rerank", "classifier", "siamese", "local"), *singles], questions, config.blend
     )
-
-
-def _questions(protocol: Protocol, places: list[int]) -> Questions:
-    return Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
 
 
 def members_worth(
@@ -348,122 +343,8 @@ def members_worth(
         oof = [
             with_unknown(lists, limit, protocol.unknown) for lists, limit in zip(blend.oof, limits.by_fold, strict=True)
         ]
-        rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
+        rank = np.concatenate([place_of_truth(lists, protocol, place) for place, lists in enumerate(oof)])
         without[name] = reciprocal_rank_at_k(rank, protocol.k)
     alone = {name: scores[name] for name in shares}
     weights = protocol.weights(list(range(len(protocol.parts))))
     return blend_worth(scores[BLEND], alone, without, shares, weights, seed)
-
-
-# --------------------------------------------------------------------------------------------------- one rung
-
-
-def _rung(
-    protocol: Protocol, ranking: Ranking, limits: Limits, lessons: Lessons, config: CombineConfig, seed: int
-) -> Rung:
-    """Thresholds, guesses and out-of-fold score of one ranking; the gains are added by `compare`."""
-    places = list(range(len(protocol.parts)))
-    keep = max(config.candidates, protocol.k)
-    test = average(ranking.test, keep) if ranking.test else None
-    thresholds = _thresholds(protocol, ranking, limits, config, test)
-    if protocol.unknown is not None and config.unknown in FORMS:
-        oof, answer = place_by_form(protocol, ranking, lessons, config.unknown, test)
-        thresholds = thresholds and _firsts(protocol, thresholds, oof, answer)
-    else:
-        oof = [
-            with_unknown(lists, threshold, protocol.unknown)
-            for lists, threshold in zip(ranking.oof, limits.by_fold, strict=True)
-        ]
-        answer = None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown)
-    rank = np.concatenate([_rank(lists, protocol, place) for place, lists in enumerate(oof)])
-    weights = protocol.weights(places)
-    asked = weights > 0 if protocol.unknown is None else np.ones(len(weights), dtype=bool)
-    sizes = np.concatenate([part.sizes for part in protocol.parts])
-    slices = size_slices(sizes, protocol.truth(places) < 0)
-    return Rung(
-        name=ranking.name,
-        kind=ranking.kind,
-        score=score_ranks(rank[asked], protocol.k, weights[asked], slices[asked], seed=seed),
-        rank=rank,
-        optimistic=ranking.optimistic or not protocol.crossfitted,
-        thresholds=thresholds,
-        oof=tuple(oof),
-        test=answer,
-        setting=None if ranking.chosen is None else ranking.chosen.choices.tuned,
-        settings=None if ranking.chosen is None else ranking.chosen.choices.by_fold,
-    )
-
-
-def _firsts(protocol: Protocol, given: Thresholds, oof: list[Candidates], test: Candidates | None) -> Thresholds:
-    """How often `unknown` stands first where no threshold places it."""
-    weights = protocol.weights(list(range(len(oof))))
-    first = np.concatenate([lists.codes[:, 0] for lists in oof]) == len(protocol.classes)
-    of_test = None if test is None else float((test.codes[:, 0] == len(protocol.classes)).mean())
-    return replace(given, oof_first=float(weights @ first / weights.sum()), test_first=of_test)
-
-
-def _threshold(protocol: Protocol, lists: Candidates, places: list[int]) -> float | None:
-    """Best threshold of the queries of these folds; None where there is no unknown label."""
-    questions = _questions(protocol, places)
-    return tuned_map(standing(lists, questions.truth, questions.weights, questions.k), questions)[0]
-
-
-def _thresholds(
-    protocol: Protocol,
-    ranking: Ranking,
-    limits: Limits,
-    config: CombineConfig,
-    test: Candidates | None,
-) -> Thresholds | None:
-    """What the rung knows of the unknown identity; None where there is no unknown label."""
-    tuned = limits.tuned
-    if protocol.unknown is None or tuned is None:
-        return None
-    places = list(range(len(protocol.parts)))
-    first = np.concatenate([lists.scores[:, 0] for lists in ranking.oof])
-    first_of_test = np.empty(0, np.float32) if test is None else test.scores[:, 0]
-    share = None
-    if test is not None and protocol.share is not None:
-        share = share_threshold(first_of_test, protocol.share)
-    if config.unknown == "share" and share is None:
-        raise WhaleidError(
-            "combine.unknown: share needs test images and the competition's unknown_share; give them, or take threshold"
-        )
-    matched = tuned if test is None else _after_averaging(ranking.test, first_of_test, tuned)
-    used = share if config.unknown == "share" and share is not None else matched
-    weights = protocol.weights(places)
-    limit = np.concatenate(
-        [np.full(len(lists), value) for lists, value in zip(ranking.oof, limits.by_fold, strict=True)]
-    )
-    return Thresholds(
-        used=used,
-        tuned=tuned,
-        matched=matched,
-        by_share=share,
-        by_fold={part.fold: value for part, value in zip(protocol.parts, limits.by_fold, strict=True)},
-        oof_first=float(weights @ (first < limit) / weights.sum()),
-        test_first=None if test is None else float((first_of_test < used).mean()),
-        oof_median=float(np.median(first)),
-        test_median=None if test is None else float(np.median(first_of_test)),
-    )
-
-
-def _after_averaging(lists: tuple[Candidates, ...], first: np.ndarray, tuned: float) -> float:
-    """The threshold on averaged scores that puts `unknown` first as often as the folds' models do one by one.
-
-    The best score of an average is lower than the average of best scores: models agree on the truth and err
-    each in its own way. A threshold tuned on one model's scores would call far too many averaged queries
-    unknown. first: float32 (n,), best averaged scores.
-    """
-    if len(lists) == 1:
-        return tuned
-    limit = np.float32(tuned)
-    return share_threshold(first, float(np.mean([(given.scores[:, 0] < limit).mean() for given in lists])))
-
-
-def _rank(lists: Candidates, protocol: Protocol, place: int) -> np.ndarray:
-    """Place of the truth among the first k guesses; the truth of an unknown query is the label `unknown`."""
-    truth = protocol.parts[place].truth
-    if protocol.unknown is not None:
-        truth = np.where(truth < 0, len(protocol.classes), truth)
-    return rank_of_truth(lists.codes[:, : protocol.k], truth)

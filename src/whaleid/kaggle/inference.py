@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from whaleid.answers import ladder_lines, submission_stage
+from whaleid.answers import submission_stage
 from whaleid.data.competition import inspect_rows, named, read_table
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
@@ -27,6 +27,7 @@ from whaleid.kaggle.carried import MASKS, PROJECT, PSEUDO, copy_stamps, open_car
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel_main import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
+from whaleid.ladder_text import ladder_lines
 from whaleid.pipeline import local_stage
 from whaleid.project import Project
 from whaleid.settings import Settings

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from whaleid.answers import round_lines
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.protocol import WHOLE
+from whaleid.ladder_text import round_lines
 from whaleid.project import Project
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures

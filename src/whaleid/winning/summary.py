@@ -142,7 +142,7 @@ def ensemble_lines(facts: Facts) -> list[str]:
 def ablation_part(facts: Facts) -> list[str]:
     if facts.ablation is None:
         return [f"{NOT_MEASURED}; `make ablation` does it from the saved features"]
-    from whaleid.answers import ablation_lines
+    from whaleid.ladder_text import ablation_lines
 
     return ablation_lines(facts.ablation)
 

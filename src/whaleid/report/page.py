@@ -199,8 +199,8 @@ def _unknown(material: Material, folder: Path) -> Markup:
     said = f"{competition.unknown} is guessed before the first identity whose score lies under a threshold."
     if form in FORMS:
         said = (
-            f"{competition.unknown} is guessed where calibrated probabilities ({form}) expect most of it; the thresholds "
-            "below say where it would stand by score alone."
+            f"{competition.unknown} is guessed where calibrated probabilities ({form}) expect most of it; the "
+            "thresholds below say where it would stand by score alone."
         )
     parts = [tag("p", said), table(["", "final rung"], rows)]
     known, unknown = (answers.best[mask] for mask in (answers.known, ~answers.known))

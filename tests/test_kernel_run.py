@@ -202,7 +202,7 @@ def test_corrupt_test_images_are_answered_by_the_prior(
 def test_a_spent_budget_drops_views_and_sources_and_still_answers(
     world: World, mounted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WHALEID_HOURS", "0.0001")
+    monkeypatch.setenv("WHALEID_HOURS", "0.000001")
     assert run(world, mounted) == 0
     notes = json.loads((mounted.parent / "working" / "kernel.json").read_text())
     assert len(notes["sources"]) == len(notes["dropped"]) == 1

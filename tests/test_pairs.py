@@ -23,7 +23,7 @@ from whaleid.retrieval.pairs import (
 
 
 class Ratio:
-    """A model whose answer is the first feature."""
+    """A model whose answer is the first feature; it stands in for `Evidence`, whose trees no loop could repeat."""
 
     def ratio(self, values: np.ndarray) -> np.ndarray:
         return values[:, 0].astype(float)

@@ -363,7 +363,7 @@ def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Ca
 def _importance(learnt: _Learnt) -> dict[str, float]:
     """Feature -> share of the gain of all splits of all models, largest first."""
     total = np.zeros(len(learnt.names))
-    for model in (model for seeds in learnt.models for model in seeds):
+    for model in (model for seeds in learnt.models for model in seeds):  # boosters; lightgbm is loaded where it is used
         total += model.feature_importance("gain", iteration=learnt.rounds or None)  # type: ignore[attr-defined]
     share = total / max(total.sum(), _TINY)
     return {learnt.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}

@@ -55,6 +55,7 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figure
 def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]:
     """Combine what is embedded: the ladder's files in the folder `out`, the ladder itself, and its figures."""
     from whaleid.ensemble.ladder import combine
+    from whaleid.ensemble.orders import read_orders
 
     workspace = project.workspace
     result = combine(
@@ -65,6 +66,7 @@ def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]
         project.competition,
         out,
         local_stage(project),
+        None if project.orders is None else read_orders(project.orders),
     )
     return result, {
         "key": project.ensemble_key(),

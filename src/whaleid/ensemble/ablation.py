@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from whaleid.config import AfterConfig, CombineConfig, Competition, Recipe
+from whaleid.config import AfterConfig, CombineConfig, Competition, LocalConfig, Recipe
 from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
 from whaleid.ensemble.ladder import climb, protocol_of, rank_all, with_whole
+from whaleid.ensemble.learned_matches import LEARNED, LEARNED_PAIRS
+from whaleid.ensemble.local_rankings import VERIFIED
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking, Source, rank_jointly
 from whaleid.ensemble.results import Gain, LadderResult, paired_gain
@@ -117,9 +119,8 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("class probabilities", off(logits=0), gone=("logits",))
     if config.local is not None:
         yield Variant("local matching", off(local=None), gone=("local",))
-        if config.local.verify is not None:
-            votes = config.local.model_copy(update={"verify": None})
-            yield Variant("matching pair by pair", off(local=votes), gone=("local verified",))
+        for name, local, gone in _less_local(config.local):
+            yield Variant(f"local matching: {name}", off(local=local), gone=gone)
     if config.rerank is not None:
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
@@ -136,6 +137,21 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
             others = {own: weight for own, weight in config.concat.weights.items() if own != name}
             concat = config.concat.model_copy(update={"weights": others})
             yield Variant(f"network {name}", off(concat=concat), without=name, anew=True)
+
+
+def _less_local(config: LocalConfig) -> Iterator[tuple[str, LocalConfig, tuple[str, ...]]]:
+    """Local matching without each part beside its votes in turn, and the rankings that the part gave."""
+    if config.verify is not None:
+        yield "verified", config.model_copy(update={"verify": None}), (VERIFIED,)
+    if config.learned is None:
+        return
+    learned = tuple(LEARNED.values()), config.model_copy(update={"learned": None})
+    if config.learned.pairs is None:
+        yield "learned", learned[1], learned[0]
+        return
+    yield "learned, and its pairs", learned[1], (*learned[0], LEARNED_PAIRS)
+    alone = config.learned.model_copy(update={"pairs": None})
+    yield "pairs", config.model_copy(update={"learned": alone}), (LEARNED_PAIRS,)
 
 
 def _fewer_steps(config: AfterConfig) -> list[tuple[str, AfterConfig]]:

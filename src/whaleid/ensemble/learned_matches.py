@@ -29,6 +29,7 @@ FEWEST_FOLDS = 3
 LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
 """Form of the evidence -> name of the ranking."""
 PAIRS = "pairs"
+LEARNED_PAIRS = "local pairs"
 
 Lists = tuple[np.ndarray, np.ndarray]
 """codes int64 (q, keep), -1 padded, and scores float32 (q, keep), descending, -inf padded."""
@@ -103,7 +104,7 @@ def learned_rankings(
         return [{PAIRS: pair_candidates(given[0], model, *given[1:])} for model in models]
 
     lessons = [pair_lesson(matched[place], one.truth, codes[place], pairs) for place, one in enumerate(folds)]
-    yield from _crossfitted({PAIRS: "local pairs"}, asked, lessons, rank_pairs, protocol, pairs)
+    yield from _crossfitted({PAIRS: LEARNED_PAIRS}, asked, lessons, rank_pairs, protocol, pairs)
 
 
 def _crossfitted(

@@ -41,8 +41,6 @@ def fit_calibration(candidates: Candidates, truth: np.ndarray, weights: np.ndarr
     """Calibration with the least weighted log-loss of the truth.
 
     A true identity that is not listed counts among the classes not listed, or, of cosines, as unknown.
-
-
     truth: int64 (n,), -1 = unknown. weights: float64 (n,).
     """
     raw = _raw(candidates.scores, probability)

@@ -216,11 +216,11 @@ def test_the_ablation_takes_its_parts_off(tmp_path):
     plan = recipe(local={"learned": FEW}, classifier=None)
     table = ablate(*tables, plan, world.competition, tmp_path / "local")
     rows = {row.name: row.score for row in table.rows}
-    assert list(rows)[3:] == ["local matching", "local matching: learned, and its pairs", "local matching: pairs"]
+    assert list(rows)[3:] == ["local matching", "matches weighed as learnt", "pairs weighed as learnt"]
     smaller = {
         "local matching": {"local": None},
-        "local matching: learned, and its pairs": {"local": {}},
-        "local matching: pairs": {"local": {"learned": {**FEW, "pairs": None}}},
+        "matches weighed as learnt": {"local": {}},
+        "pairs weighed as learnt": {"local": {"learned": {**FEW, "pairs": None}}},
     }
     for name, changes in smaller.items():
         less, folder = recipe(classifier=None, **changes), None if changes["local"] is None else tmp_path / "local"

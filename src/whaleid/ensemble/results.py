@@ -133,11 +133,6 @@ class LadderResult:
     def rung(self, name: str) -> Rung:
         return next(rung for rung in self.rungs if rung.name == name)
 
-    def lines(self) -> list[str]:
-        """The ladder as text, a line a rung."""
-        width = max(len(rung.name) for rung in self.rungs)
-        return [_line(rung, width) for rung in self.rungs]
-
     def as_json(self) -> dict[str, Any]:
         """Every figure as plain types."""
         return {
@@ -251,20 +246,6 @@ def _weights(name: str, final: Blend, by_fold: dict[int, Blend]) -> dict[str, An
         "exponent": of(final, final.exponents),
         "exponents": by({fold: of(blend, blend.exponents) for fold, blend in by_fold.items()}),
     }
-
-
-def _line(rung: Rung, width: int) -> str:
-    spread = (rung.score.high - rung.score.low) / 2
-    parts = [f"{rung.name:<{width}}  MAP@{rung.score.k} {rung.score.map:.5f} ± {spread:.5f}"]
-    if rung.gain is None:
-        parts.append("best single")
-    else:
-        parts.append(f"{rung.gain.gain:+.5f} [{rung.gain.low:+.5f}, {rung.gain.high:+.5f}]")
-    if rung.weight is not None:
-        parts.append(f"weight {rung.weight:.2f}" if rung.weight > 0 else "weight 0: dropped")
-    if rung.optimistic:
-        parts.append("optimistic")
-    return "  ".join(parts)
 
 
 def _rung_json(rung: Rung) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from whaleid.kaggle.carried import (
     without_sources,
 )
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
-from whaleid.kaggle.kernel_main import Places, read_json, say
+from whaleid.kaggle.places import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.ladder_text import ladder_lines
 from whaleid.pipeline import local_stage

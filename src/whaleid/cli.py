@@ -39,9 +39,6 @@ submission_app = typer.Typer(help="Write the submission, or check any file.", no
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
-cli_kernel.register(app)
-cli_winning.register(app)
-cli_pictures.register(app)
 
 
 def main() -> None:
@@ -78,9 +75,9 @@ def _end(message: str, debug: bool) -> NoReturn:
 def sample(
     root: Annotated[Path | None, typer.Option(help="folder to write; default: RAW_DATA_DIR/sample")] = None,
     seed: Annotated[int, typer.Option(help="another seed, another sample")] = 0,
-    identities: Annotated[int, typer.Option(min=2)] = 150,
-    train_images: Annotated[int, typer.Option(min=20)] = 1000,
-    test_images: Annotated[int, typer.Option(min=10)] = 400,
+    identities: Annotated[int, typer.Option(min=2, help="whales to draw")] = 150,
+    train_images: Annotated[int, typer.Option(min=20, help="labelled photographs, new_whale's among them")] = 1000,
+    test_images: Annotated[int, typer.Option(min=10, help="photographs to answer")] = 400,
     sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet (PNG)")] = None,
 ) -> None:
     """Draw the embedded sample: humpback flukes in Kaggle's layout, with a solution for scoring."""
@@ -319,3 +316,8 @@ def report(
     from whaleid.report.page import write_report
 
     print(f"report: {write_report(project_of(competition, recipe, work, set_, skip_unreadable))}")
+
+
+cli_pictures.register(app)
+cli_winning.register(app)
+cli_kernel.register(app)

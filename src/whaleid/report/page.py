@@ -122,7 +122,7 @@ def _score(figures: dict[str, Any]) -> str:
 def _ladder(material: Material, folder: Path) -> Markup:
     ladder = material.figures["ladder"]
     header = ["rung", "kind", f"MAP@{ladder['k']} (out of fold)", "95 % interval", "gain over best single"]
-    header += [f"MAP@{ladder['k']} (solution)"] * bool(material.solution) + ["weight"]
+    header += [f"MAP@{ladder['k']} (solution)"] * bool(material.solution) + ["weight in the blend"]
     header += ["note"] * any(rung["optimistic"] for rung in material.rungs)
     rows = [_ladder_row(rung, material) for rung in material.rungs]
     pictures.draw_ladder(material.rungs, material.solution, folder / "ladder.png")

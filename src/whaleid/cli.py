@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -57,7 +58,7 @@ def main() -> None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give yourself the right to it"
-        _end(f"{place}{error.strerror}; {mend}, or put the work elsewhere with WORK= (--work)", debug)
+        _end(f"{place}{os.strerror(error.errno)}; {mend}, or put the work elsewhere with WORK= (--work)", debug)
 
 
 def _end(message: str, debug: bool) -> NoReturn:

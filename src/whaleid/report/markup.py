@@ -15,7 +15,8 @@ STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 62rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { margin: 0; font-size: 1.6rem; } h2 { margin: 2.6rem 0 .6rem; font-size: 1.2rem; } h3 { font-size: 1rem; }
-p { max-width: 46rem; } a { color: var(--link); } nav a { display: inline-block; margin-right: .9rem; } .quiet { color: var(--quiet); }
+p { max-width: 46rem; } a { color: var(--link); } nav a { display: inline-block; margin-right: .9rem; }
+.quiet { color: var(--quiet); }
 .notice { padding: .6rem .9rem; background: var(--note); border-left: 4px solid #d99a00; }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.1rem 0; }
 .facts div { padding: .5rem .9rem; background: var(--soft); border-radius: 6px; }

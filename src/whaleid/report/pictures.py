@@ -94,9 +94,11 @@ def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, 
 def draw_importance(importance: dict[str, float], path: Path) -> None:
     """Horizontal bars of the features that the learned order splits by, the largest on top.
 
-    importance: feature -> share of the gain, at least one; the first _BARS by share are drawn, the others as one.
+    importance: feature -> share of the gain, at least one; the first _BARS by share are drawn, the others as one. Those
+    that no tree splits by are left out.
     """
     largest = sorted(importance.items(), key=lambda item: -item[1])
+    largest = [item for item in largest if item[1] > 0] or largest[:1]
     bars = largest[:_BARS]
     if len(largest) > _BARS:
         bars.append((f"{len(largest) - _BARS} others together", sum(share for _, share in largest[_BARS:])))

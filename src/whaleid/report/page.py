@@ -186,20 +186,18 @@ def _unknown(material: Material, folder: Path) -> Markup:
     answers = material.final
     called = answers.guesses[:, 0] == competition.unknown
     asked = limits["test_first"] is not None  # whether there are test images
-    if competition.unknown_share is None:
-        rows: list[list[object]] = [["first guesses that are unknown, out of fold", _percent(limits["oof_first"])]]
-    else:
-        rows = [
-            ["expected share of unknown among the test images", _percent(competition.unknown_share)],
-            ["first guesses that are unknown, out of fold (weighted to that share)", _percent(limits["oof_first"])],
-        ]
-    rows += [["first guesses that are unknown, test", _percent(limits["test_first"])]] * asked
-    rows += [
-        ["unknown queries called unknown, out of fold", _percent(_mean(called[~answers.known]))],
-        ["known queries called unknown, out of fold", _percent(_mean(called[answers.known]))],
+    share = competition.unknown_share
+    weighted = "" if share is None else " (weighted to that share)"
+    wanted: list[tuple[bool, str, str]] = [
+        (share is not None, "expected share of unknown among the test images", _percent(share)),
+        (True, f"first guesses that are unknown, out of fold{weighted}", _percent(limits["oof_first"])),
+        (asked, "first guesses that are unknown, test", _percent(limits["test_first"])),
+        (True, "unknown queries called unknown, out of fold", _percent(_mean(called[~answers.known]))),
+        (True, "known queries called unknown, out of fold", _percent(_mean(called[answers.known]))),
+        (asked, "threshold used on the test images (scores averaged over folds)", f"{limits['used']:.4f}"),
+        (True, "threshold tuned on all folds", f"{limits['tuned']:.4f}"),
     ]
-    rows += [["threshold used on the test images (scores averaged over folds)", f"{limits['used']:.4f}"]] * asked
-    rows.append(["threshold tuned on all folds", f"{limits['tuned']:.4f}"])
+    rows: list[list[object]] = [[name, value] for told, name, value in wanted if told]
     by_fold = {int(fold): value for fold, value in limits["by_fold"].items() if value is not None}
     for fold, value in by_fold.items():
         rows.append([f"threshold of fold {fold}, tuned on the others", f"{value:.4f}"])

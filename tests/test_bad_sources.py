@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from whaleid import cli
 from whaleid.data.sample import make_sample
-from whaleid.ensemble import results
 
 FOLDS = 3
 COMPETITION = """
@@ -320,10 +321,11 @@ def test_a_disk_that_takes_no_more_at_the_ensemble_leaves_the_answers_that_were_
     before = tree(place)
     (place / "recipe.yaml").write_text(RECIPE.replace("whiten: 8", "whiten: 6"))
 
-    def full(path: Path, *_: object) -> None:
-        raise OSError(number, "no room", str(path))
+    def full(*_: object) -> None:
+        raise OSError(number, "Error writing bytes to file")  # as arrow says it: without the file's name
 
-    monkeypatch.setattr(results, "write_candidates", full)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     line = refused(monkeypatch, capsys, place, "ensemble")
-    assert "oof.parquet: no room" in line and ("free some space" in line) == (number == errno.ENOSPC)
+    assert f"candidates/recipe/oof.parquet: {os.strerror(number)}; " in line
+    assert ("free some space" in line) == (number == errno.ENOSPC)
     assert tree(place) == before and not half_written(place)

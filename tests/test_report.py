@@ -231,6 +231,27 @@ def test_no_unknown_label(tmp_path: Path) -> None:
     assert not (project.workspace.report("own") / "unknown.png").exists()
 
 
+def test_without_test_images_and_expected_share_nothing_is_told_of_them(tmp_path: Path, page: str) -> None:
+    told = (
+        "expected share of unknown among the test images",
+        "first guesses that are unknown, test",
+        "used on the test",
+    )
+    assert all(part in page for part in told)
+    made = make_project(tmp_path)
+    alone = made.competition.model_copy(update={"test": None, "solution": None, "unknown_share": None})
+    project = replace(made, competition=alone)
+    for folder in (tmp_path / "features").iterdir():
+        rows = pd.read_csv(folder / "rows.csv", dtype=str)
+        kept = rows["image"].isin(images_stage(project)["image"])
+        np.save(folder / "embeddings.npy", np.load(folder / "embeddings.npy")[kept])
+        rows[kept].to_csv(folder / "rows.csv", index=False)
+    ensemble_stage(project, 1, [])
+    page = write_report(project).read_text()
+    assert not any(part in page for part in told) and "The competition has no test images." in page
+    assert "unknown queries called unknown, out of fold" in page and "threshold tuned on all folds" in page
+
+
 # ---------------------------------------------------------------------------------------------------- examples
 
 

@@ -288,8 +288,11 @@ def with_ladder(project: Project, root: Path, **changes: object) -> Project:
 
 def test_page_tells_what_another_share_of_unknown_costs(project: Project, page: str, tmp_path: Path) -> None:
     shares = read_metrics(project)["own"]["ladder"]["shares"]
-    losses = [point["best"] - point["kept"] for point in shares]
-    assert f"{losses[0]:.4f} at 0.0 % and {losses[-1]:.4f} at 80.0 %" in page and 'src="shares.png"' in page
+    lost = [f"{loss:.4f}" if (loss := point["best"] - point["kept"]) > 0 else "nothing" for point in shares]
+    assert f"{lost[0]} at 0.0 % and {lost[-1]} at 80.0 %" in page and 'src="shares.png"' in page
+    ends = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.8, 0.4))]
+    shown = write_report(with_ladder(project, tmp_path / "ends", shares=ends)).read_text()
+    assert "0.2000 at 0.0 % and nothing at 80.0 %" in shown
     for changes in ({"shares": []}, {"shares": None}):
         without = write_report(with_ladder(project, tmp_path / str(changes), **changes)).read_text()
         assert "How to read it" not in without and "shares.png" not in without
@@ -318,6 +321,8 @@ def test_bars_are_as_long_as_their_shares(tmp_path: Path) -> None:
     bars = [rows[part].max() for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows > 0)) + 1)]
     upper, lower = [length for length in bars if length]
     assert upper / lower == pytest.approx(4, rel=0.02)
+    draw_importance({"never": 0.0, "large": 0.8, "nor this": 0.0, "small": 0.2}, tmp_path / "zeros.png")
+    assert Image.open(tmp_path / "zeros.png").size == Image.open(tmp_path / "two.png").size  # no room for what is 0
     draw_importance({f"f{number}": 1 / 40 for number in range(40)}, tmp_path / "many.png")
     rest = drawn_colors(tmp_path / "many.png", (0x8A, 0x97, 0x9F)).sum(axis=1).max()
     assert rest / drawn_colors(tmp_path / "many.png", (0x1F, 0x77, 0xA4)).sum(axis=1).max() == pytest.approx(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -39,9 +40,6 @@ submission_app = typer.Typer(help="Write the submission, or check any file.", no
 app.add_typer(data_app, name="data")
 app.add_typer(submission_app, name="submission")
 app.add_typer(kaggle_app)
-cli_kernel.register(app)
-cli_winning.register(app)
-cli_pictures.register(app)
 
 
 def main() -> None:
@@ -60,7 +58,7 @@ def main() -> None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give yourself the right to it"
-        _end(f"{place}{error.strerror}; {mend}, or put the work elsewhere with WORK= (--work)", debug)
+        _end(f"{place}{os.strerror(error.errno)}; {mend}, or put the work elsewhere with WORK= (--work)", debug)
 
 
 def _end(message: str, debug: bool) -> NoReturn:
@@ -78,9 +76,9 @@ def _end(message: str, debug: bool) -> NoReturn:
 def sample(
     root: Annotated[Path | None, typer.Option(help="folder to write; default: RAW_DATA_DIR/sample")] = None,
     seed: Annotated[int, typer.Option(help="another seed, another sample")] = 0,
-    identities: Annotated[int, typer.Option(min=2)] = 150,
-    train_images: Annotated[int, typer.Option(min=20)] = 1000,
-    test_images: Annotated[int, typer.Option(min=10)] = 400,
+    identities: Annotated[int, typer.Option(min=2, help="whales to draw")] = 150,
+    train_images: Annotated[int, typer.Option(min=20, help="labelled photographs, new_whale's among them")] = 1000,
+    test_images: Annotated[int, typer.Option(min=10, help="photographs to answer")] = 400,
     sheet: Annotated[Path | None, typer.Option(help="also write a contact sheet (PNG)")] = None,
 ) -> None:
     """Draw the embedded sample: humpback flukes in Kaggle's layout, with a solution for scoring."""
@@ -319,3 +317,8 @@ def report(
     from whaleid.report.page import write_report
 
     print(f"report: {write_report(project_of(competition, recipe, work, set_, skip_unreadable))}")
+
+
+cli_pictures.register(app)
+cli_winning.register(app)
+cli_kernel.register(app)

@@ -9,7 +9,7 @@ import pandas as pd
 from whaleid.config import Experiment
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.metadata import LARGEST_DATA_SET
-from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
+from whaleid.kaggle.size import KernelSize, source_size, sum_sizes, told
 from whaleid.project import Project
 
 BACKWARD = 3.0
@@ -127,7 +127,7 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         *pretraining,
-        f"features on disk: {_feature_bytes(project, census) * (1 + again) / 1e9:.1f} GB",
+        f"features on disk: {told(_feature_bytes(project, census) * (1 + again))}",
         _kernel_line(planned_kernel(project, costs, census)),
     ]
 

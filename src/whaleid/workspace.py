@@ -147,6 +147,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's error need not say which file it was
+        raise
     finally:
         _remove(temporary)
 

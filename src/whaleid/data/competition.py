@@ -118,7 +118,7 @@ def _records(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
 def _require_root(competition: Competition) -> None:
     if competition.root.is_dir():
         return
-    fetch = f" (kaggle competitions download {competition.kaggle}, unzip)" if competition.kaggle else ""
+    fetch = f" (make data downloads {competition.kaggle})" if competition.kaggle else ""
     what = f"put the data of '{competition.name}' there{fetch} or change root"
     raise WhaleidError(f"{competition.root}: folder not found; {what}")
 

@@ -36,12 +36,12 @@ class KernelSize:
 
     def line(self) -> str:
         parts = [
-            f"weights {_told(self.weights)}",
-            f"embeddings {_told(self.embeddings)}",
-            f"logits {_told(self.logits)} (out-of-fold rows alone; all rows: {_told(self.whole_logits)})",
-            *([f"other {_told(self.other)}"] if self.other else []),
+            f"weights {told(self.weights)}",
+            f"embeddings {told(self.embeddings)}",
+            f"logits {told(self.logits)} (out-of-fold rows alone; all rows: {told(self.whole_logits)})",
+            *([f"other {told(self.other)}"] if self.other else []),
         ]
-        return f"{_told(self.total)}: {', '.join(parts)}; {_told(self.scratch)} of the kernel's scratch disk"
+        return f"{told(self.total)}: {', '.join(parts)}; {told(self.scratch)} of the kernel's scratch disk"
 
     @property
     def fits(self) -> bool:
@@ -52,8 +52,8 @@ class KernelSize:
         """Raise WhaleidError where Kaggle would refuse the data set."""
         if not self.fits:
             raise WhaleidError(
-                f"recipe {recipe}: its kernel would carry {_told(self.total)}, and a data set of Kaggle holds at most "
-                f"{_told(LARGEST_DATA_SET)}: take fewer experiments or train_folds, or features.logits=false"
+                f"recipe {recipe}: its kernel would carry {told(self.total)}, and a data set of Kaggle holds at most "
+                f"{told(LARGEST_DATA_SET)}: take fewer experiments or train_folds, or features.logits=false"
             )
 
 
@@ -132,7 +132,8 @@ def _logit_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob(LOGITS))
 
 
-def _told(size: float) -> str:
+def told(size: float) -> str:
+    """Bytes in the unit that fits."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"

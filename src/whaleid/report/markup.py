@@ -15,7 +15,8 @@ STYLE = """
 body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 62rem; color: var(--ink); background: var(--paper);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { margin: 0; font-size: 1.6rem; } h2 { margin: 2.6rem 0 .6rem; font-size: 1.2rem; } h3 { font-size: 1rem; }
-p { max-width: 46rem; } a { color: var(--link); } nav a { margin-right: .9rem; } .quiet { color: var(--quiet); }
+p { max-width: 46rem; } a { color: var(--link); } nav a { display: inline-block; margin-right: .9rem; }
+.quiet { color: var(--quiet); }
 .notice { padding: .6rem .9rem; background: var(--note); border-left: 4px solid #d99a00; }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.1rem 0; }
 .facts div { padding: .5rem .9rem; background: var(--soft); border-radius: 6px; }
@@ -24,7 +25,7 @@ p { max-width: 46rem; } a { color: var(--link); } nav a { margin-right: .9rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--quiet); font-weight: 600; white-space: normal; vertical-align: bottom; }
-.first th:first-child, .first td:first-child { text-align: left; }
+.first th:first-child, .first td:first-child { min-width: 8rem; text-align: left; }
 tr.strong td { font-weight: 600; background: var(--soft); }
 .bar { display: inline-block; width: 8rem; height: .7rem; margin-left: .6rem; background: var(--line); }
 .bar i { display: block; height: 100%; background: var(--bar); }
@@ -39,6 +40,7 @@ figure.pair { width: auto; margin: .9rem 0; } figure.pair img { width: auto; }
 .path { align-items: center; padding-bottom: 0; border: 0; } .path figure { width: 10.5rem; }
 .step { font-variant-numeric: tabular-nums; }
 pre { overflow-x: auto; padding: .8rem; background: var(--soft); font-size: .8rem; } summary { cursor: pointer; }
+@media (max-width: 40rem) { .first td:first-child { white-space: normal; } .bar { width: 4rem; } }
 """
 
 

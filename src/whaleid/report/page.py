@@ -122,7 +122,7 @@ def _score(figures: dict[str, Any]) -> str:
 def _ladder(material: Material, folder: Path) -> Markup:
     ladder = material.figures["ladder"]
     header = ["rung", "kind", f"MAP@{ladder['k']} (out of fold)", "95 % interval", "gain over best single"]
-    header += [f"MAP@{ladder['k']} (solution)"] * bool(material.solution) + ["weight"]
+    header += [f"MAP@{ladder['k']} (solution)"] * bool(material.solution) + ["weight in the blend"]
     header += ["note"] * any(rung["optimistic"] for rung in material.rungs)
     rows = [_ladder_row(rung, material) for rung in material.rungs]
     pictures.draw_ladder(material.rungs, material.solution, folder / "ladder.png")
@@ -139,7 +139,9 @@ def _ladder(material: Material, folder: Path) -> Markup:
             f"{ladder['unanswerable']:,} of the {ladder['queries']:,} queries are not scored: no other image of "
             "their identity is in the gallery, and the competition has no unknown label."
         )
-    if not material.solution:
+    if not len(material.protocol.test_rows):
+        notes.append("The competition has no test images.")
+    elif not material.solution:
         notes.append("There is no solution to score the test images against.")
     shown = picture("ladder.png", "MAP of every rung with its interval, as in the table below")
     return join([*(tag("p", note) for note in notes), shown, table(header, rows, strong=len(rows) - 1)])
@@ -183,15 +185,19 @@ def _unknown(material: Material, folder: Path) -> Markup:
         return tag("p", "The competition has no unknown label: every query's identity is in the training data.")
     answers = material.final
     called = answers.guesses[:, 0] == competition.unknown
-    rows: list[list[object]] = [
-        ["expected share of unknown among the test images", _percent(competition.unknown_share)],
-        ["first guesses that are unknown, out of fold (weighted to that share)", _percent(limits["oof_first"])],
-        ["first guesses that are unknown, test", _percent(limits["test_first"])],
-        ["unknown queries called unknown, out of fold", _percent(_mean(called[~answers.known]))],
-        ["known queries called unknown, out of fold", _percent(_mean(called[answers.known]))],
-        ["threshold used on the test images (scores averaged over folds)", f"{limits['used']:.4f}"],
-        ["threshold tuned on all folds", f"{limits['tuned']:.4f}"],
+    asked = limits["test_first"] is not None  # whether there are test images
+    share = competition.unknown_share
+    weighted = "" if share is None else " (weighted to that share)"
+    wanted: list[tuple[bool, str, str]] = [
+        (share is not None, "expected share of unknown among the test images", _percent(share)),
+        (True, f"first guesses that are unknown, out of fold{weighted}", _percent(limits["oof_first"])),
+        (asked, "first guesses that are unknown, test", _percent(limits["test_first"])),
+        (True, "unknown queries called unknown, out of fold", _percent(_mean(called[~answers.known]))),
+        (True, "known queries called unknown, out of fold", _percent(_mean(called[answers.known]))),
+        (asked, "threshold used on the test images (scores averaged over folds)", f"{limits['used']:.4f}"),
+        (True, "threshold tuned on all folds", f"{limits['tuned']:.4f}"),
     ]
+    rows: list[list[object]] = [[name, value] for told, name, value in wanted if told]
     by_fold = {int(fold): value for fold, value in limits["by_fold"].items() if value is not None}
     for fold, value in by_fold.items():
         rows.append([f"threshold of fold {fold}, tuned on the others", f"{value:.4f}"])
@@ -208,7 +214,10 @@ def _unknown(material: Material, folder: Path) -> Markup:
     if len(known) + len(unknown):
         pictures.draw_scores(known, unknown, list(by_fold.values()), limits["tuned"], folder / "unknown.png")
         parts.append(picture("unknown.png", "Histogram of the best scores of known and unknown queries"))
-        parts.append(tag("p", "Best score of an identity for every query out of fold.", class_="quiet"))
+        said = "Best score of an identity for every query out of fold."
+        if material.figures["ladder"].get("stack"):
+            said += " Scores of the learned order are log-odds against the unknown identity: 0 is as likely as that."
+        parts.append(tag("p", said, class_="quiet"))
     return join([*parts, *_shares(material, folder)])
 
 
@@ -221,13 +230,18 @@ def _shares(material: Material, folder: Path) -> list[Markup]:
     if expected is None:
         expected = _mean(~material.final.known)
     pictures.draw_shares(shares, expected, ladder["k"], folder / "shares.png")
-    ends = (f"{point['best'] - point['kept']:.4f} at {_percent(point['share'])}" for point in (shares[0], shares[-1]))
+    ends = (_lost(point) for point in (shares[0], shares[-1]))
     said = (
         "How to read it: where the test set's share of unknown is not the expected one (dotted), the thresholds as "
         f"they are used lose the gap to the upper line, {' and '.join(ends)}; both lines are out of fold, so that near "
         "the expected share either may lie above the other by chance."
     )
     return [picture("shares.png", f"MAP@{ladder['k']} by the share of unknown among the queries"), tag("p", said)]
+
+
+def _lost(point: dict[str, float]) -> str:
+    lost = point["best"] - point["kept"]
+    return f"{f'{lost:.4f}' if lost > 0 else 'nothing'} at {_percent(point['share'])}"
 
 
 def _mean(values: Any) -> float | None:

@@ -65,7 +65,7 @@ def draw_scores(known: np.ndarray, unknown: np.ndarray, limits: list[float], tun
     axes.axvline(np.clip(tuned, edges[0], edges[-1]), color="#1c2730", label=f"threshold, all folds ({tuned:.3f})")
     axes.plot([], [], ":", color=_GREY, label="thresholds of the folds")
     axes.set_xlabel("best score of a query")
-    axes.set_ylabel("share of queries")
+    axes.set_ylabel("share of the known, or unknown")
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
@@ -94,9 +94,11 @@ def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, 
 def draw_importance(importance: dict[str, float], path: Path) -> None:
     """Horizontal bars of the features that the learned order splits by, the largest on top.
 
-    importance: feature -> share of the gain, at least one; the first _BARS by share are drawn, the others as one.
+    importance: feature -> share of the gain, at least one; the first _BARS by share are drawn, the others as one. Those
+    that no tree splits by are left out.
     """
     largest = sorted(importance.items(), key=lambda item: -item[1])
+    largest = [item for item in largest if item[1] > 0] or largest[:1]
     bars = largest[:_BARS]
     if len(largest) > _BARS:
         bars.append((f"{len(largest) - _BARS} others together", sum(share for _, share in largest[_BARS:])))
@@ -133,6 +135,8 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
         axes.grid(color="#e6ecef")
         if number + columns >= len(curves):
             axes.set_xlabel("epoch", fontsize=8)
+        if number % columns == 0:
+            axes.set_ylabel("loss", fontsize=8)
     lines = {fold: Line2D([], [], color=f"C{fold % 10}") for folds in curves.values() for fold in folds}
     names = ["all images" if fold == WHOLE else f"fold {fold}" for fold in sorted(lines)]
     handles = [lines[fold] for fold in sorted(lines)]

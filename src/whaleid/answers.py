@@ -18,7 +18,7 @@ from whaleid.data.competition import inspect_rows, read_table
 from whaleid.errors import WhaleidError
 from whaleid.ladder_text import Figures, ablation_lines, ladder_lines, slice_lines
 from whaleid.machine import measured
-from whaleid.pipeline import folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
+from whaleid.pipeline import folds_stage, images_stage, jobs_stage, local_stage, require_local, select_jobs, sources
 from whaleid.project import Project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figures:
     """Candidates of every rung out of fold and for the test set; returns the recipe's part of `metrics.json`."""
+    require_local(project)
     if project.recipe.pseudo is not None:
         from whaleid.rounds import rounds_stage
 
@@ -65,6 +66,7 @@ def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]
         project.competition,
         out,
         local_stage(project),
+        project.settings.weights,
     )
     return result, {
         "key": project.ensemble_key(),
@@ -113,6 +115,7 @@ def read_figures(project: Project) -> dict[str, Any] | None:
 
 def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[dict[str, Any]]:
     """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
+    require_local(project)
     if project.recipe.pseudo is not None:
         from whaleid.rounds import answered
 
@@ -127,7 +130,8 @@ def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[d
     from whaleid.ensemble.ablation import ablate
 
     images, folds = images_stage(project), folds_stage(project)
-    table = ablate(images, folds, sources(project), project.recipe, project.competition, local_stage(project))
+    given = sources(project), project.recipe, project.competition, local_stage(project), project.settings.weights
+    table = ablate(images, folds, *given)
     rows = table.as_json()
     truths = _truths(project.competition)
     for row, given in zip(rows, table.rows, strict=True):

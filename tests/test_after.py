@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ladder_world import World, make_world, recipe, write_sources
 from test_unknown import random_lists
 
-from whaleid.config import AfterConfig
+from whaleid.config import AfterConfig, Recipe
 from whaleid.ensemble.ablation import ablate, list_variants
 from whaleid.ensemble.after import (
     CLAIMS,
@@ -370,6 +370,23 @@ def test_bad_columns(world, protocol, rankings):
 # ------------------------------------------------------------------------------------------------ the ablation
 
 
+def test_ablation_takes_what_matches_taught_off():
+    """All of it, which leaves the votes; and the pictures matched pair by pair alone."""
+    variants = {one.name: one for one in list_variants(recipe(local={"learned": {}}).combine, ["net0"])}
+    learned, pairs = variants["matches weighed as learnt"], variants["pairs weighed as learnt"]
+    assert learned.config.local is not None and learned.config.local.learned is None
+    assert set(learned.gone) == {"local learned", "local supported", "local image", "local pairs"}
+    assert pairs.config.local is not None and pairs.config.local.learned is not None
+    assert pairs.config.local.learned.pairs is None and pairs.gone == ("local pairs",)
+    assert list_names(recipe(local={"learned": {"pairs": None}})) >= {"matches weighed as learnt", "local matching"}
+    assert "pairs weighed as learnt" not in list_names(recipe(local={"learned": {"pairs": None}}))
+    assert "matches weighed as learnt" not in list_names(recipe(local={}))
+
+
+def list_names(plan: Recipe) -> set[str]:
+    return {one.name for one in list_variants(plan.combine, ["net0"])}
+
+
 def test_ablation_takes_every_part_off(world, sources, tmp_path: Path):
     """The weight of a network that is left out goes with it; a part off is the recipe without that part."""
     plan = recipe(
@@ -387,7 +404,7 @@ def test_ablation_takes_every_part_off(world, sources, tmp_path: Path):
         *["network net0", "network net1"],
     ]
     table = ablate(world.images, world.folds, sources, plan, world.competition)
-    assert [row.name for row in table.rows] == ["the whole recipe", *names]
+    assert [row.name for row in table.rows] == ["nothing", *names]
     rows = {row.name: row for row in table.rows}
     bare = recipe(**{**plan.combine.model_dump(mode="json"), "after": None})
     result = combine(world.images, world.folds, sources, bare, world.competition, tmp_path)

@@ -98,7 +98,7 @@ def test_a_rebuilt_submission_is_the_original(
         monkeypatch.setattr("whaleid.training.run.train_run", called)
         monkeypatch.setattr("whaleid.model.weights.ensure_weights", called)
     if start == "predictions":
-        monkeypatch.setattr("whaleid.retrieval.features.embed_run", called)
+        monkeypatch.setattr("whaleid.retrieval.embed.embed_run", called)
         monkeypatch.setattr("whaleid.ensemble.ladder.combine", called)
     project = opened(finished)
     result = rebuild(project, start, archive_path(project), tmp_path / "out", 1, [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ from whaleid.ensemble.blend import (
     stack,
     union,
 )
-from whaleid.ensemble.calibrate import calibrated, fit_calibration
+from whaleid.ensemble.calibrate import Isotonic, calibrated, fit_calibration, fit_isotonic
 from whaleid.ensemble.unknown import best_threshold, standing
 from whaleid.retrieval.candidates import Candidates
 
@@ -96,6 +98,57 @@ def test_calibration_of_perfect_lists_stays_finite():
     lists = random_lists(np.random.default_rng(2))
     fit = fit_calibration(lists, lists.codes[:, 0], np.ones(30), False)
     assert np.isfinite([fit.slope, fit.none]).all() and fit.slope > 0
+
+
+def pool_adjacent(value: list[float], weight: list[float]) -> list[float]:
+    """Isotonic regression by its definition: neighbours out of order are replaced by their mean until none is."""
+    blocks = [[v, w, 1] for v, w in zip(value, weight, strict=True)]
+    place = 0
+    while place + 1 < len(blocks):
+        (v, w, n), (other, more, m) = blocks[place], blocks[place + 1]
+        if v <= other:
+            place += 1
+            continue
+        blocks[place : place + 2] = [[(v * w + other * more) / (w + more), w + more, n + m]]
+        place = max(place - 1, 0)
+    return [v for v, _, n in blocks for _ in range(n)]
+
+
+def test_isotonic_chances_equal_pooled_neighbours():
+    rng = np.random.default_rng(5)
+    asked = questions()
+    lists = noisy_member(asked.truth, 1, 0.4).candidates
+    apart = (1e-4 * rng.permutation(lists.scores.size).reshape(lists.scores.shape)).astype(np.float32)
+    lists = replace(lists, scores=-np.sort(-(lists.scores + apart), axis=1))
+    fit = fit_isotonic(lists, asked.truth, asked.weights)
+    used = (lists.codes >= 0) & (asked.weights > 0)[:, None]
+    score = lists.scores[used].astype(float)
+    hit = ((lists.codes == asked.truth[:, None]) & (asked.truth >= 0)[:, None])[used].astype(float)
+    weight = np.broadcast_to(asked.weights[:, None], lists.codes.shape)[used]
+    order = np.argsort(score)
+    assert len(np.unique(score)) == len(score)
+    wanted = pool_adjacent(hit[order].tolist(), weight[order].tolist())
+    np.testing.assert_allclose(np.interp(score[order], fit.scores, fit.chances), wanted, atol=1e-6)
+
+
+def test_isotonic_probabilities_are_probabilities():
+    lists = random_lists(np.random.default_rng(0))
+    fit = fit_isotonic(lists, lists.codes[:, 0], np.ones(30))
+    p, none = calibrated(lists, fit)
+    assert np.isneginf(p[lists.codes < 0]).all()
+    np.testing.assert_allclose(np.where(lists.codes >= 0, p, 0).sum(axis=1) + none, 1, atol=1e-5)
+    assert (np.diff(np.where(np.isfinite(p), p, -1), axis=1) <= 0).all() and (none >= 0).all()
+    nobody = replace(lists, codes=np.full_like(lists.codes, -1), scores=np.full_like(lists.scores, -np.inf))
+    p, none = calibrated(nobody, fit_isotonic(nobody, lists.codes[:, 0], np.ones(30)))
+    assert np.isneginf(p).all() and (none == 1).all()
+
+
+def test_a_blend_of_isotonic_members_finds_the_truth():
+    asked = questions()
+    members = [noisy_member(asked.truth, 1, 0.4), noisy_member(asked.truth, 2, 0.4)]
+    blend = fit_blend(members, asked, BlendConfig(calibration="isotonic"))
+    alone = [fit_blend([member], asked, BlendConfig(calibration="isotonic")).map for member in members]
+    assert all(isinstance(one, Isotonic) for one in blend.calibrations) and blend.map > max(alone)
 
 
 # ------------------------------------------------------------------------------------------------------ union

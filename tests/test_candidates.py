@@ -143,12 +143,8 @@ def make(codes: list[list[int]], scores: list[list[float]], classes: int = 4) ->
 INF = float("inf")
 
 
-def test_candidates_and_their_top() -> None:
-    given = make([[3, 0, -1], [-1, -1, -1]], [[0.5, 0.25, -INF], [-INF] * 3])
-    assert len(given) == 2
-    assert given.top(1).codes.tolist() == [[3], [-1]] and given.top(9).codes.shape == (2, 3)
-    with pytest.raises(WhaleidError, match="top 0"):
-        given.top(0)
+def test_short_and_empty_lists_are_candidates() -> None:
+    assert len(make([[3, 0, -1], [-1, -1, -1]], [[0.5, 0.25, -INF], [-INF] * 3])) == 2
 
 
 @pytest.mark.parametrize(

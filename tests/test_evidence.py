@@ -12,6 +12,7 @@ from ladder_world import make_world, recipe, write_sources
 from test_local import write_described
 
 from whaleid.config import LearnedConfig, LocalConfig
+from whaleid.ensemble.ablation import ablate
 from whaleid.ensemble.ladder import combine
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
 from whaleid.ensemble.protocol import read_protocol
@@ -206,6 +207,26 @@ def test_ladder_has_its_rungs(tmp_path):
     names = [rung.name for rung in result.rungs]
     assert names[-6:] == ["local matching", *NAMES, "blend"]
     assert result.rung("local learned").score.map > 0.5
+
+
+def test_the_ablation_takes_its_parts_off(tmp_path):
+    """A part off is the recipe without that part."""
+    world = local_world(tmp_path / "local")
+    sources = write_sources(world, tmp_path / "features", count=1)
+    tables = world.images, world.folds, sources
+    plan = recipe(local={"learned": FEW}, classifier=None)
+    table = ablate(*tables, plan, world.competition, tmp_path / "local")
+    rows = {row.name: row.score for row in table.rows}
+    assert list(rows)[3:] == ["local matching", "matches weighed as learnt", "pairs weighed as learnt"]
+    smaller = {
+        "local matching": {"local": None},
+        "matches weighed as learnt": {"local": {}},
+        "pairs weighed as learnt": {"local": {"learned": {**FEW, "pairs": None}}},
+    }
+    for name, changes in smaller.items():
+        less, folder = recipe(classifier=None, **changes), None if changes["local"] is None else tmp_path / "local"
+        result = combine(*tables, less, world.competition, tmp_path / "out", folder)
+        assert rows[name] == result.final.score
 
 
 def test_what_teaches_a_fold_never_saw_it(tmp_path):

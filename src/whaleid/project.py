@@ -39,6 +39,9 @@ class Project:
     pretext: PretextExperiment | None = None
     """What is trained before the experiments, without labels (the recipe's `pretrain`)."""
     settings: Settings = field(default_factory=Settings)
+    orders: Path | None = None
+    """Folder of what the stack learnt elsewhere from the same rankings (`ensemble/orders.py`): the test set is ordered
+    by it."""
 
     @property
     def folds(self) -> list[int]:

@@ -25,7 +25,7 @@ from whaleid.ladder_text import Figures
 from whaleid.machine import measured
 from whaleid.pipeline import folds_stage, images_stage, job_list, jobs_stage, local_stage, sources
 from whaleid.project import FORMAT, Project
-from whaleid.workspace import atomic_path, digest, fold_name, write_json
+from whaleid.workspace import STACK_FOLDER, atomic_path, digest, fold_name, write_json
 
 if TYPE_CHECKING:
     from whaleid.ensemble.results import Gain
@@ -150,6 +150,9 @@ def _take(found: Round) -> None:
         if source.is_file():
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(source, temporary)
+    shutil.rmtree(target / STACK_FOLDER, ignore_errors=True)
+    if (workspace.round_candidates(name) / STACK_FOLDER).is_dir():
+        shutil.copytree(workspace.round_candidates(name) / STACK_FOLDER, target / STACK_FOLDER)
 
 
 def _first_row(found: Round) -> dict[str, Any]:

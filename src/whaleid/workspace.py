@@ -21,6 +21,9 @@ import numpy as np
 
 from whaleid.errors import WhaleidError
 
+STACK_FOLDER = "stack"
+"""Beside a recipe's candidates: what its stack learnt for the test set (`ensemble/orders.py`)."""
+
 
 @dataclass(frozen=True)
 class Workspace:

@@ -16,5 +16,8 @@ class BlendConfig(Model):
     form: Literal["score", "rank"] = "score"
     """score: calibrated probabilities. rank: each query's probabilities replaced by 1 / (60 + rank), brought to the
     same sum."""
+    calibration: Literal["softmax", "isotonic"] = "softmax"
+    """How a member's scores become probabilities (`ensemble.calibrate`). softmax: its candidates compete. isotonic:
+    how often a score of that height is right."""
     exponents: bool = False
     """Search an exponent for each member too; false: all 1."""

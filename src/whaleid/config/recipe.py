@@ -13,6 +13,9 @@ from whaleid.config.local import LocalConfig
 from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
 
+FEWEST_FOLDS = 3
+"""Of a recipe with `combine.local.learned`: with two, nobody is left to teach what both had no part in."""
+
 
 class PretrainConfig(Model):
     """Training without labels before the recipe's experiments, which all start from its backbone."""
@@ -144,6 +147,12 @@ class Recipe(Model):
             raise ValueError("pseudo needs experiments to train; foreign sources alone learn nothing from it")
         if self.pseudo is not None and self.train_folds is not None and len(set(self.train_folds)) < 2:
             raise ValueError("pseudo needs two folds or more in train_folds: what is sure for one, the others say")
+        used = len(set(self.train_folds or range(self.folds)))
+        if self.combine.local is not None and self.combine.local.learned is not None and used < FEWEST_FOLDS:
+            raise ValueError(
+                f"combine.local.learned needs {FEWEST_FOLDS} folds, and the recipe trains {used}: what is learnt for a "
+                "fold is shown by folds that had no part in it; take more, or leave it out"
+            )
         outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
         if outside:
             raise ValueError(f"train_folds {outside} are outside 0..{self.folds - 1}")

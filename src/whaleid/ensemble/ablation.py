@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from whaleid.config import AfterConfig, CombineConfig, Competition, Recipe
+from whaleid.config import AfterConfig, CombineConfig, Competition, LearnedConfig, LocalConfig, Recipe
 from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
 from whaleid.ensemble.ladder import climb, protocol_of, rank_all, with_whole
+from whaleid.ensemble.learned_matches import BY_PAIRS, LEARNED
+from whaleid.ensemble.local_rankings import VERIFIED
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking, Source, rank_jointly
 from whaleid.ensemble.results import Gain, LadderResult, paired_gain
@@ -26,8 +28,8 @@ from whaleid.progress import progress_bar
 from whaleid.retrieval.features import open_embeddings
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
 
-WHOLE = "the whole recipe"
-"""Name of the first row: nothing is off."""
+NOTHING = "nothing"
+"""What is off in the first row, which is the whole recipe."""
 _JOINT = ("concat", "rerank", "classifier")  # kinds of ranking that come of all networks side by side
 
 
@@ -94,7 +96,7 @@ def ablate(
     base: LadderResult | None = None
     variants = list(list_variants(recipe.combine, [source.name for source in sources]))
     with progress_bar("ablation", total=len(variants) + 1) as bar:
-        for variant in [Variant(WHOLE, recipe.combine), *variants]:
+        for variant in [Variant(NOTHING, recipe.combine), *variants]:
             used = _rankings_of(variant, rankings, sources, images, protocol, recipe.seed)
             result = climb(protocol, used, variant.config, recipe.seed, images)
             rows.append(_row(variant, result, base or result, protocol, recipe.seed))
@@ -120,7 +122,9 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("local matching", off(local=None), gone=("local",))
         if config.local.verify is not None:
             votes = config.local.model_copy(update={"verify": None})
-            yield Variant("matching pair by pair", off(local=votes), gone=("local verified",))
+            yield Variant("matching pair by pair", off(local=votes), gone=(VERIFIED,))
+        if config.local.learned is not None:
+            yield from _unlearned(config, config.local, config.local.learned)
     if config.rerank is not None:
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
@@ -137,6 +141,15 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
             others = {own: weight for own, weight in config.concat.weights.items() if own != name}
             concat = config.concat.model_copy(update={"weights": others})
             yield Variant(f"network {name}", off(concat=concat), without=name, anew=True)
+
+
+def _unlearned(config: CombineConfig, local: LocalConfig, learned: LearnedConfig) -> Iterator[Variant]:
+    """Local matching without what was learnt of matches; with it, but without the pictures matched pair by pair."""
+    votes = config.model_copy(update={"local": local.model_copy(update={"learned": None})})
+    yield Variant("matches weighed as learnt", votes, gone=(*LEARNED.values(), BY_PAIRS))
+    if learned.pairs is not None:
+        unpaired = local.model_copy(update={"learned": learned.model_copy(update={"pairs": None})})
+        yield Variant("pairs weighed as learnt", config.model_copy(update={"local": unpaired}), gone=(BY_PAIRS,))
 
 
 def _fewer_steps(config: AfterConfig) -> list[tuple[str, AfterConfig]]:

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from whaleid.config import BlendConfig
-from whaleid.ensemble.calibrate import Calibration, calibrated, fit_calibration
+from whaleid.ensemble.calibrate import Calibration, Isotonic, calibrated, fit_calibration, fit_isotonic
 from whaleid.ensemble.unknown import Standing, best_threshold, map_without_unknown, standing
 from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
@@ -67,7 +67,7 @@ class Blend:
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
-    calibrations: tuple[Calibration, ...]
+    calibrations: tuple[Calibration | Isotonic, ...]
     map: float
     exponents: tuple[float, ...]
     form: Literal["score", "rank"] = "score"
@@ -86,9 +86,7 @@ def fit_blend(members: list[Member], questions: Questions, config: BlendConfig |
     queries no member's MAP@k is above the blend's; where that holds, a likelier truth counts too (`_SMOOTH`).
     """
     config = config or BlendConfig()
-    calibrations = tuple(
-        fit_calibration(member.candidates, questions.truth, questions.weights, member.probability) for member in members
-    )
+    calibrations = tuple(_calibration(member, questions, config) for member in members)
     landscape = _landscape(members, calibrations, questions, config)
     start = np.full(len(members), landscape.exponents.index(1.0))
     alone = [_objective(row, start, landscape) for row in np.eye(len(members))]
@@ -110,6 +108,11 @@ def fit_blend(members: list[Member], questions: Questions, config: BlendConfig |
         exponents=tuple(landscape.exponents[place] for place in chosen),
         form=config.form,
     )
+
+
+def _calibration(member: Member, questions: Questions, config: BlendConfig) -> Calibration | Isotonic:
+    given = member.candidates, questions.truth, questions.weights
+    return fit_isotonic(*given) if config.calibration == "isotonic" else fit_calibration(*given, member.probability)
 
 
 def apply_blend(blend: Blend, lists: dict[str, Candidates], keep: int) -> Candidates:
@@ -256,7 +259,7 @@ _Found = tuple[tuple[float, float], np.ndarray, np.ndarray]
 
 
 def _landscape(
-    members: list[Member], calibrations: tuple[Calibration, ...], questions: Questions, config: BlendConfig
+    members: list[Member], calibrations: tuple[Calibration | Isotonic, ...], questions: Questions, config: BlendConfig
 ) -> _Landscape:
     used = questions.weights > 0
     if not used.any():

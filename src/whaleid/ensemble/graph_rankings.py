@@ -58,10 +58,6 @@ class Choices:
     by_fold: dict[int, str]
     tuned: str
 
-    def line(self) -> str:
-        folds = ", ".join(f"fold {fold} {name}" for fold, name in self.by_fold.items())
-        return f"{self.tuned} (chosen without the fold: {folds})"
-
 
 @dataclass(frozen=True)
 class Chosen:

@@ -40,6 +40,7 @@ from whaleid.ensemble.blend import (
     stack,
 )
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
+from whaleid.ensemble.orders import Orders
 from whaleid.ensemble.placement import Lessons, ranks_by_form
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
@@ -64,18 +65,19 @@ def combine(
     competition: Competition,
     out: Path,
     local: Path | None = None,
+    orders: Orders | None = None,
     weights_folder: Path | None = None,
 ) -> LadderResult:
     """Rank, blend and score; write `oof.parquet`, `test.parquet` and `ladder.json` to the folder `out`.
 
     images, folds: images.parquet and folds.csv. sources: each with a folder of features for every fold used.
-    local: folder of the keypoints' descriptors, where the recipe has `combine.local`. weights_folder: of a network that
-    matches keypoints, default WEIGHTS_DIR.
+    local: folder of the keypoints' descriptors, where the recipe has `combine.local`. orders: as `stack_rankings`.
+    weights_folder: of a network that matches keypoints, default WEIGHTS_DIR.
     Raises WhaleidError where the sources' folds differ, or features do not fit the images.
     """
     protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
-    result = climb(protocol, rankings, recipe.combine, recipe.seed, images)
+    result = climb(protocol, rankings, recipe.combine, recipe.seed, images, orders)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
     write_result(result, protocol, out)
@@ -180,9 +182,10 @@ def climb(
     config: CombineConfig,
     seed: int = 0,
     images: pd.DataFrame | None = None,
+    orders: Orders | None = None,
 ) -> LadderResult:
     """Score every ranking, then the blend of them, the stack and the post-processing on top, cross-fitted as the head
-    of this file says. images: images.parquet, where the recipe has `combine.after`.
+    of this file says. images: images.parquet, where the recipe has `combine.after`. orders: as `stack_rankings`.
     """
     if (config.after is not None) > (images is not None):
         raise WhaleidError("combine.after needs the table of images; give it too")
@@ -203,7 +206,7 @@ def climb(
         sights = next((one.sights for one in rankings if one.sights is not None and config.stack.embeddings), None)
         extras = None if sights is None else sights.extras()
         stacked = stack_rankings(
-            protocol, rankings, materials, config.stack, seed, extras=extras, optimistic=optimistic
+            protocol, rankings, materials, config.stack, seed, extras=extras, optimistic=optimistic, orders=orders
         )
         last, of_last, lessons, taught = stacked.ranking, stacked.limits, stacked.lessons, list(stacked.taught)
         rungs.append(rung_of(protocol, last, of_last, lessons, config, seed))

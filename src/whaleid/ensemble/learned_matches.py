@@ -24,11 +24,11 @@ from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import Nearest
 from whaleid.retrieval.pairs import likely_pictures, match_pairs, pair_candidates, pair_lesson
 
-FEWEST_FOLDS = 3
-"""With two, nobody is left to teach what both had no part in."""
 LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
 """Form of the evidence -> name of the ranking."""
 PAIRS = "pairs"
+BY_PAIRS = "local pairs"
+"""Name of the ranking by pairs of pictures."""
 
 Lists = tuple[np.ndarray, np.ndarray]
 """codes int64 (q, keep), -1 padded, and scores float32 (q, keep), descending, -inf padded."""
@@ -70,7 +70,7 @@ def learned_rankings(
     """The rankings by evidence, one for every form of it, and that by pairs of pictures.
 
     frames: float (n, 2), width and height of every picture as described. folds: in the protocol's order, at least
-    `FEWEST_FOLDS`. Yields None after every step, then the rankings.
+    `config.recipe.FEWEST_FOLDS`. Yields None after every step, then the rankings.
     """
     asked = [*folds, *([] if test is None else [test])]
     codes = [_codes(described, one) for one in asked]
@@ -103,7 +103,7 @@ def learned_rankings(
         return [{PAIRS: pair_candidates(given[0], model, *given[1:])} for model in models]
 
     lessons = [pair_lesson(matched[place], one.truth, codes[place], pairs) for place, one in enumerate(folds)]
-    yield from _crossfitted({PAIRS: "local pairs"}, asked, lessons, rank_pairs, protocol, pairs)
+    yield from _crossfitted({PAIRS: BY_PAIRS}, asked, lessons, rank_pairs, protocol, pairs)
 
 
 def _crossfitted(

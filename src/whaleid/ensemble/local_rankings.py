@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig, LocalConfig
-from whaleid.ensemble.learned_matches import FEWEST_FOLDS, Asked, learned_rankings, learned_steps
+from whaleid.config.recipe import FEWEST_FOLDS
+from whaleid.ensemble.learned_matches import Asked, learned_rankings, learned_steps
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking
 from whaleid.errors import WhaleidError

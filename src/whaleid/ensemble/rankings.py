@@ -76,9 +76,9 @@ class Taught:
 class Ranking:
     """Candidates of one way of ranking.
 
-    kind: knn | logits | siamese | concat | rerank | classifier | local | blend. oof: one a fold, in the protocol's
-    order. test: the test images under each fold's model, in the same order, then under those that all labelled images
-    taught, where there are such; empty where there are no test images.
+    kind: knn | logits | siamese | concat | rerank | classifier | local | blend | stack | after. oof: one a fold, in the
+    protocol's order. test: the test images under each fold's model, in the same order, then under those that all
+    labelled images taught, where there are such; empty where there are no test images.
     probability: scores are probabilities of a softmax over classes, not cosines.
     chosen: where a setting of the ranking was chosen by folds' scores (kind rerank). taught_lists: where folds' truth
     taught the ranking itself. `taught` says what they mean.

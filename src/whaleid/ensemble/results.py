@@ -4,6 +4,7 @@ leaves.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,13 +14,14 @@ import numpy as np
 
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.gains import Gain, paired_gain
+from whaleid.ensemble.orders import write_orders
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.ensemble.worth import BlendWorth
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
-from whaleid.workspace import write_json
+from whaleid.workspace import STACK_FOLDER, write_json
 
 SINGLE = ("knn", "logits", "siamese")
 """Kinds of ranking that one network gives by itself."""
@@ -131,11 +133,6 @@ class LadderResult:
     def rung(self, name: str) -> Rung:
         return next(rung for rung in self.rungs if rung.name == name)
 
-    def lines(self) -> list[str]:
-        """The ladder as text, a line a rung."""
-        width = max(len(rung.name) for rung in self.rungs)
-        return [_line(rung, width) for rung in self.rungs]
-
     def as_json(self) -> dict[str, Any]:
         """Every figure as plain types."""
         return {
@@ -212,9 +209,9 @@ def _change(value: np.ndarray, base: np.ndarray | None, weights: np.ndarray, see
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
-    """`oof.parquet` and `test.parquet` (candidates of every rung, `unknown` placed) and `ladder.json`.
+    """`oof.parquet` and `test.parquet` (candidates of every rung, `unknown` placed), `stack/` and `ladder.json`.
 
-    test.parquet is left out where there are no test images; ladder.json comes last.
+    test.parquet is left out where there are no test images, stack/ where nothing is stacked; ladder.json comes last.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
@@ -222,6 +219,9 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
     if len(result.test_images):
         tests = ((rung.name, AVERAGED, rung.test) for rung in result.rungs if rung.test is not None)
         write_candidates(out / "test.parquet", tests)
+    shutil.rmtree(out / STACK_FOLDER, ignore_errors=True)
+    if result.stacked is not None:
+        write_orders(result.stacked.orders, out / STACK_FOLDER)
     write_json(out / "ladder.json", result.as_json())
 
 
@@ -246,20 +246,6 @@ def _weights(name: str, final: Blend, by_fold: dict[int, Blend]) -> dict[str, An
         "exponent": of(final, final.exponents),
         "exponents": by({fold: of(blend, blend.exponents) for fold, blend in by_fold.items()}),
     }
-
-
-def _line(rung: Rung, width: int) -> str:
-    spread = (rung.score.high - rung.score.low) / 2
-    parts = [f"{rung.name:<{width}}  MAP@{rung.score.k} {rung.score.map:.5f} ± {spread:.5f}"]
-    if rung.gain is None:
-        parts.append("best single")
-    else:
-        parts.append(f"{rung.gain.gain:+.5f} [{rung.gain.low:+.5f}, {rung.gain.high:+.5f}]")
-    if rung.weight is not None:
-        parts.append(f"weight {rung.weight:.2f}" if rung.weight > 0 else "weight 0: dropped")
-    if rung.optimistic:
-        parts.append("optimistic")
-    return "  ".join(parts)
 
 
 def _rung_json(rung: Rung) -> dict[str, Any]:

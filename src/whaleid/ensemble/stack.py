@@ -24,6 +24,7 @@ from whaleid.config import StackConfig
 from whaleid.ensemble.blend import Questions, tuned_map
 from whaleid.ensemble.blend import stack as below
 from whaleid.ensemble.calibrate import Calibration, fit_calibration
+from whaleid.ensemble.orders import Orders
 from whaleid.ensemble.placement import Lessons
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
@@ -58,7 +59,8 @@ class Stacked:
     the gain of all splits, of the models that order the test set. rounds: trees used, for each fold and, last, the test
     set. rows: candidates that those models were taught by. lessons: for each fold, and for the test set, the orders of
     the queries that taught it, each by models without its identity. taught: for each fold and, last, the test set, the
-    same a fold, the fold's own list among them: what comes after the stack may learn from these.
+    same a fold, the fold's own list among them: what comes after the stack may learn from these. orders: what orders
+    the test set.
     """
 
     ranking: Ranking
@@ -68,6 +70,7 @@ class Stacked:
     rows: int
     lessons: Lessons
     taught: tuple[tuple[Candidates, ...], ...]
+    orders: Orders
 
 
 def deal_groups(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -93,12 +96,14 @@ def stack_rankings(
     groups: tuple[np.ndarray, ...] | None = None,
     extras: tuple[tuple[Extras, ...], tuple[Extras, ...]] | None = None,
     optimistic: bool = False,
+    orders: Orders | None = None,
 ) -> Stacked:
     """The stack's ranking of every fold's queries and of the test set under every fold's models.
 
     materials: one a fold, in the protocol's order, then that of the test set. groups: as from `deal_groups`.
     extras: further features of each fold's queries, and of the test images under each fold's models.
-    Raises WhaleidError where the rankings are not all of the folds' queries.
+    orders: what orders the test set where it was learnt elsewhere, from the same rankings; else it is learnt here.
+    Raises WhaleidError where the rankings are not all of the folds' queries, or not those that `orders` learnt from.
     """
     _check(protocol, rankings)
     places = list(range(len(protocol.parts)))
@@ -123,25 +128,35 @@ def stack_rankings(
             table = one.table(place, None if extras is None else extras[0][place])
             scores = _by_group(one, table, groups[place])
             oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
-            limits.append(one.limit)
-            rounds.append(one.rounds)
+            limits.append(one.orders.limit)
+            rounds.append(one.orders.rounds)
             lessons[place] = one.lesson
             by_place = _apart(one.lesson, protocol, protocol.others(place))
             taught.append(tuple(by_place.get(other, oof[-1]) for other in places))
             bar.advance()
         final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
+        if orders is not None:
+            final = final.ordered_by(orders)
         test = []
         for place in range(len(materials[-1].test)):
             table = final.table(place, None if extras is None else extras[1][place], of_test=True)
-            test.append(_lists(table, final.mean_score(table), rankings[0].test[place], config.candidates))
+            scores = final.orders.mean_score(table, config)
+            test.append(_lists(table, scores, rankings[0].test[place], config.candidates))
         bar.advance()
     ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
-    tuned = Limits(limits, final.limit)
+    tuned = Limits(limits, final.orders.limit)
     lessons[None] = final.lesson
     taught.append(tuple(_apart(final.lesson, protocol, places).values()))
-    used = (*rounds, final.rounds)
-    importance = _importance(final)
-    return Stacked(ranking, tuned, importance, used, final.rows, lambda place: lessons[place], tuple(taught))
+    return Stacked(
+        ranking=ranking,
+        limits=tuned,
+        importance=_importance(final.orders),
+        rounds=(*rounds, final.orders.rounds),
+        rows=final.rows,
+        lessons=lambda place: lessons[place],
+        taught=tuple(taught),
+        orders=final.orders,
+    )
 
 
 def _apart(lists: Candidates, protocol: Protocol, places: list[int]) -> dict[int, Candidates]:
@@ -177,36 +192,38 @@ def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
 
 @dataclass(frozen=True)
 class _Learnt:
-    """Models of every group, what they look through, how many of their trees are used, the threshold, and the orders
-    of the queries that taught them (`Stacked.lessons`).
+    """Orders, what they are of, the rows that taught them, and their orders of the queries that did
+    (`Stacked.lessons`).
     """
 
     protocol: Protocol
     rankings: list[Ranking]
     material: Material
-    calibrations: list[Calibration]
     config: StackConfig
-    models: tuple[tuple[object, ...], ...]
-    names: tuple[str, ...]
-    rounds: int
-    limit: float | None
+    orders: Orders
     rows: int
     lesson: Candidates
 
     def table(self, place: int, extras: Extras | None, of_test: bool = False) -> Table:
         """Features of a fold's queries, or of the test images under its models."""
         return _table(
-            self.protocol, self.rankings, self.material, self.calibrations, self.config, place, extras, of_test
+            self.protocol,
+            self.rankings,
+            self.material,
+            self.orders.calibrations,
+            self.orders.limits,
+            self.config,
+            place,
+            extras,
+            of_test,
         )
 
-    def score(self, group: int, table: Table, rows: np.ndarray | slice) -> np.ndarray:
-        """Score float64 of some rows by the models of one group."""
-        base = table.start[rows] if self.config.start else 0.0
-        return base + score_rows(self.models[group], table.values[rows], self.rounds, self.config)
-
-    def mean_score(self, table: Table) -> np.ndarray:
-        """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""
-        return np.mean([self.score(group, table, slice(None)) for group in range(len(self.models))], axis=0)
+    def ordered_by(self, orders: Orders) -> _Learnt:
+        """The same with orders that were learnt elsewhere."""
+        if orders.names != self.orders.names:
+            odd = sorted(set(orders.names) ^ set(self.orders.names))
+            raise WhaleidError(f"stack: its orders were learnt from other rankings than these: {', '.join(odd[:3])}")
+        return replace(self, orders=orders)
 
 
 def _taught(rankings: list[Ranking], place: int | None) -> list[Ranking]:
@@ -227,12 +244,21 @@ def _learn(
     """Teach the models of every group by the queries of the folds `teachers`."""
     truth, weights = protocol.truth(teachers), protocol.weights(teachers)
     members = [*[(one.oof, one.probability) for one in rankings], (material.oof, True)]
-    calibrations = [
+    calibrations = tuple(
         fit_calibration(below([lists[place] for place in teachers]), truth, weights, probability)
         for lists, probability in members
-    ]
+    )
     tables = [
-        _table(protocol, rankings, material, calibrations, config, place, None if extras is None else extras[0][place])
+        _table(
+            protocol,
+            rankings,
+            material,
+            calibrations,
+            material.limits,
+            config,
+            place,
+            None if extras is None else extras[0][place],
+        )
         for place in teachers
     ]
     table = _below(tables)
@@ -246,19 +272,9 @@ def _learn(
     ordered = [_lists(table, path, lists, config.candidates) for path in paths]
     values = [_value(one, asked, config) for one in ordered]
     best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _TINY, -stage))
-    return _Learnt(
-        protocol,
-        rankings,
-        material,
-        calibrations,
-        config,
-        models,
-        table.names,
-        int(stages[best]),
-        values[best][1],
-        len(table.query),
-        _lists(table, paths[best], lists, config.candidates),
-    )
+    orders = Orders(table.names, models, int(stages[best]), values[best][1], calibrations, material.limits)
+    lesson_lists = _lists(table, paths[best], lists, config.candidates)
+    return _Learnt(protocol, rankings, material, config, orders, len(table.query), lesson_lists)
 
 
 def _paths(
@@ -293,7 +309,8 @@ def _table(
     protocol: Protocol,
     rankings: list[Ranking],
     material: Material,
-    calibrations: list[Calibration],
+    calibrations: tuple[Calibration, ...],
+    limits: tuple[float | None, ...],
     config: StackConfig,
     place: int,
     extras: Extras | None = None,
@@ -303,7 +320,7 @@ def _table(
     blended = material.test[place] if of_test else material.oof[place]
     lists = [*((one.test if of_test else one.oof)[place] for one in rankings), blended]
     names = [*(one.name for one in rankings), "blend"]
-    views = [View(*each) for each in zip(names, lists, calibrations, material.limits, strict=True)]
+    views = [View(*each) for each in zip(names, lists, calibrations, limits, strict=True)]
     codes = protocol.gallery_codes if of_test else protocol.parts[place].gallery_codes
     sizes = np.bincount(codes, minlength=len(protocol.classes))
     return feature_table(views, sizes, protocol.k, protocol.unknown is not None, config, extras)
@@ -326,9 +343,9 @@ def _by_group(learnt: _Learnt, table: Table, groups: np.ndarray) -> np.ndarray:
     """Score float64 (r,) of every row by the models of its query's group."""
     of_row = groups[table.query]
     scores = np.empty(len(table.query))
-    for group in range(len(learnt.models)):
+    for group in range(len(learnt.orders.models)):
         rows = np.flatnonzero(of_row == group)
-        scores[rows] = learnt.score(group, table, rows)
+        scores[rows] = learnt.orders.score(group, table, rows, learnt.config)
     return scores
 
 
@@ -360,10 +377,10 @@ def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Ca
     return Candidates(like.queries, like.classes, out, filled)
 
 
-def _importance(learnt: _Learnt) -> dict[str, float]:
+def _importance(orders: Orders) -> dict[str, float]:
     """Feature -> share of the gain of all splits of all models, largest first."""
-    total = np.zeros(len(learnt.names))
-    for model in (model for seeds in learnt.models for model in seeds):  # boosters; lightgbm is loaded where it is used
-        total += model.feature_importance("gain", iteration=learnt.rounds or None)  # type: ignore[attr-defined]
+    total = np.zeros(len(orders.names))
+    for model in (model for seeds in orders.models for model in seeds):
+        total += model.feature_importance("gain", iteration=orders.rounds or None)
     share = total / max(total.sum(), _TINY)
-    return {learnt.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}
+    return {orders.names[place]: float(share[place]) for place in np.argsort(-share, kind="stable")}

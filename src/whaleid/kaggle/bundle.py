@@ -27,6 +27,7 @@ from whaleid.data.pseudo import write_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import (
     MASKS,
+    ORDERS,
     PROJECT,
     PSEUDO,
     Carried,
@@ -45,7 +46,7 @@ from whaleid.pipeline import folds_stage, images_stage
 from whaleid.project import Project
 from whaleid.rounds import answered
 from whaleid.settings import WEIGHTS
-from whaleid.workspace import atomic_path, write_json
+from whaleid.workspace import STACK_FOLDER, atomic_path, write_json
 
 CODE, WHEELS, ASSETS = "code", "wheels", "assets"
 STAMPS = "stamps"
@@ -206,6 +207,8 @@ def _write_inference(project: Project, out: Path) -> None:
             few = {LOGITS: pd.concat([out_of_fold(folds, [path]), test])}
             keep_rows(path, out / "sources" / name / path.name, images["image"], few)
     _write_tables(project, labelled, folds, out)
+    if project.recipe.combine.stack is not None:
+        _copy_orders(project.workspace.candidates(project.recipe.name), out / ORDERS)
     if project.pseudo_labels is not None:
         write_pseudo_labels(project.pseudo_labels, out / PSEUDO)
     for path in project.local_weights:
@@ -216,6 +219,14 @@ def _write_inference(project: Project, out: Path) -> None:
     outputs = [*reads.runs, *reads.features, *reads.local]
     copy_stamps(root / ".stamps", out / STAMPS, [*outputs, *_table_names(project)])
     write_json(out / PROJECT, {**project_content(project), **_strengths(project), "carried": _listing(reads)})
+
+
+def _copy_orders(candidates: Path, out: Path) -> None:
+    """What the stack learnt for the test set, so that the kernel orders it by what was validated at home."""
+    folder = candidates / STACK_FOLDER
+    if not folder.is_dir():
+        raise WhaleidError(f"{folder}: missing; remove {candidates} and make submission again")
+    shutil.copytree(folder, out)
 
 
 def inference_size(project: Project) -> KernelSize:

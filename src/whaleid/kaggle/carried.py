@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ STAMPS = ".stamps"
 PSEUDO = "pseudo.csv"
 """The pseudo-labels that the carried runs were taught by, where they were by any: their keys are made of these."""
 MASKS = "masks"
+ORDERS = "stack"
+"""What the stack learnt at home, where the recipe has one."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
         project.settings,
     )
     return with_images_key(smaller, project.images_key, project.labelled_key, project.masks_key)
+
+
+def ordered_by(project: Project, orders: Path) -> Project:
+    """The project whose stack orders the test set as was learnt at home."""
+    found = replace(project, orders=orders)
+    return with_images_key(found, project.images_key, project.labelled_key, project.masks_key)
 
 
 def _without_keys(value: Any, names: set[str]) -> Any:

@@ -23,9 +23,19 @@ from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import Budget, Cost, Plan, make_plan
-from whaleid.kaggle.carried import MASKS, PROJECT, PSEUDO, copy_stamps, open_carried, with_images_key, without_sources
+from whaleid.kaggle.carried import (
+    MASKS,
+    ORDERS,
+    PROJECT,
+    PSEUDO,
+    copy_stamps,
+    open_carried,
+    ordered_by,
+    with_images_key,
+    without_sources,
+)
 from whaleid.kaggle.embed import Test, embed_test, gpus, make_room, probe
-from whaleid.kaggle.kernel_main import Places, read_json, say
+from whaleid.kaggle.places import Places, read_json, say
 from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.ladder_text import ladder_lines
 from whaleid.pipeline import local_stage
@@ -64,6 +74,11 @@ def run_inference(places: Places, budget: Budget) -> Path:
     test = Test(images, places.competition, len(labelled), identities, places.scratch / "images")
     plan = embed_all(project, places, content, test, budget)
     project = without_sources(project, plan.dropped)
+    if project.recipe.combine.stack is not None:
+        if plan.dropped:
+            say("the stack is taught again: it learnt at home from sources that are dropped here")
+        else:
+            project = ordered_by(project, places.assets / ORDERS)
     say(f"combining {len(project.experiments)} sources, {budget.left() / 3600:.2f} h left of the limit")
     written = submission_stage(project, 1, [])
     target = places.working / SUBMISSION

@@ -6,12 +6,10 @@ Until the wheels are installed nothing but the standard library is imported.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +17,11 @@ from whaleid.errors import WhaleidError
 from whaleid.kaggle.budget import Budget
 from whaleid.kaggle.manifest import check_manifest
 from whaleid.kaggle.mounts import competition_folder, dataset_folder
+from whaleid.kaggle.places import Places, say
 from whaleid.kaggle.wheels import install_wheels
 
 HOURS = "WHALEID_HOURS"
 """Environment variable that replaces the limit that the kernel was made with."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Folders of a running kernel. assets, competition: mounted, read-only. scratch: whatever is not output."""
-
-    assets: Path
-    competition: Path
-    working: Path
-    scratch: Path
 
 
 def run_kernel(settings: dict[str, Any], input: Path, working: Path, scratch: Path) -> int:
@@ -76,18 +65,6 @@ def prepare(settings: dict[str, Any], root: Path, working: Path, scratch: Path) 
     say(f"installed offline: {', '.join(installed) or 'nothing, all there'}")
     working.mkdir(parents=True, exist_ok=True)
     return Places(found["assets"], competition, working, scratch)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WhaleidError(f"{path}: not readable as JSON ({error}); push the data set again") from error
-
-
-def say(line: str) -> None:
-    """A line of the kernel's log, there at once."""
-    print(line, flush=True)
 
 
 def _ended(line: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import PROJECT, copy_stamps, open_carried
-from whaleid.kaggle.kernel_main import Places, read_json, say
+from whaleid.kaggle.places import Places, read_json, say
 from whaleid.pipeline import jobs_stage, select_jobs
 from whaleid.settings import Settings
 

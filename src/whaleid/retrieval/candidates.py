@@ -53,12 +53,6 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def top(self, k: int) -> Candidates:
-        """The first k candidates of each query (all of them where there are fewer)."""
-        if k < 1:
-            raise WhaleidError(f"candidates: top {k}; keep at least 1")
-        return Candidates(self.queries, self.classes, self.codes[:, :k], self.scores[:, :k])
-
 
 def _check_tables(given: Candidates) -> None:
     """Shapes, types and names."""

@@ -79,14 +79,22 @@ def measured_matches(
     if not len(query) or len(gallery) < 2:
         none, nothing = np.empty(0, np.int64), np.empty(0, np.float32)
         return none, none, nothing, nothing
-    distance = (query**2).sum(axis=1)[:, None] + (gallery**2).sum(axis=1) - 2 * (query @ gallery.T)
+    distance = _squared_distances(query, gallery)
     rows, nearest = np.arange(len(query)), distance.argmin(axis=1)
-    mutual = distance.argmin(axis=0)[nearest] == rows
     first = distance[rows, nearest]
     distance[rows, nearest] = np.inf
     second = distance.min(axis=1)
-    kept = np.flatnonzero(mutual & (first < ratio**2 * second))
+    distance[rows, nearest] = first
+    kept = np.flatnonzero(first < ratio**2 * second)
+    kept = kept[distance[:, nearest[kept]].argmin(axis=0) == kept]  # down the columns is slow: of few of them
     return kept, nearest[kept], first[kept], second[kept]
+
+
+def _squared_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """float32 (n, m), in one product: what is stored as bytes gives whole numbers that float32 holds exactly."""
+    own = np.column_stack([-2 * query, (query**2).sum(axis=1), np.ones(len(query), np.float32)])
+    other = np.column_stack([gallery, np.ones(len(gallery), np.float32), (gallery**2).sum(axis=1)])
+    return own @ other.T
 
 
 def agreeing(query: np.ndarray, gallery: np.ndarray, size: int, config: VerifyConfig) -> np.ndarray:

@@ -1,0 +1,166 @@
+"""Local matching as the gallery grows: votes, learned matches and pairs of pictures, in processor seconds and memory.
+
+    .venv/bin/python benchmarks/bench_local.py [--images 500 1000 2000] [--out benchmarks/results/local.json]
+
+Pictures are synthetic: an identity has marks of its own, a picture shows some of them under noise, at about their
+place, among keypoints of a background that all pictures share. A quarter of the pictures ask, the others are the
+gallery. Each size is a process of its own. The search is compared with one bare faiss search of the same index, the
+matching of pairs with the bare products of their descriptors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
+from whaleid.retrieval.detectors import LENGTH, rooted
+from whaleid.retrieval.evidence import evidence_candidates, learn, lesson_of
+from whaleid.retrieval.keypoints import Described
+from whaleid.retrieval.local import EXACT, build_index, local_candidates, nearest_descriptors
+from whaleid.retrieval.pairs import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.workspace import write_json
+
+PICTURES = 6  # of an identity
+MARKS, SHOWN = 150, 30  # of an identity, and of those in one picture
+SIZE = 256  # pixels of a picture's side
+KEEP = 50
+
+
+def world(images: int, keypoints: int) -> tuple[Described, np.ndarray]:
+    """Descriptors of all pictures, and the identity of each, int64 (images,)."""
+    rng = np.random.default_rng(0)
+    identity = np.arange(images) // PICTURES
+    background = rng.gamma(0.6, size=(20_000, LENGTH))
+    vectors, points = [], []
+    for who in range(int(identity[-1]) + 1):
+        marks, at = rng.gamma(0.6, size=(MARKS, LENGTH)), rng.uniform(0, SIZE, (MARKS, 2))
+        size, turn = rng.uniform(2, 12, MARKS), rng.uniform(0, 360, MARKS)
+        for _ in range(int((identity == who).sum())):
+            shown = rng.permutation(MARKS)[:SHOWN]
+            ground = background[rng.integers(0, len(background), keypoints - SHOWN)]
+            seen = np.concatenate([marks[shown], ground])
+            seen = seen * rng.gamma(1.0, size=seen.shape)
+            place = np.concatenate([at[shown] + rng.normal(0, 8, (SHOWN, 2)), rng.uniform(0, SIZE, (len(ground), 2))])
+            scale = np.concatenate([size[shown] * rng.uniform(0.9, 1.1, SHOWN), rng.uniform(2, 12, len(ground))])
+            turned = np.concatenate([turn[shown] + rng.normal(0, 8, SHOWN), rng.uniform(0, 360, len(ground))])
+            order = rng.permutation(keypoints)
+            vectors.append(rooted(seen)[order])
+            points.append(np.column_stack([place, scale, turned % 360])[order].astype(np.float32))
+    offsets = np.arange(images + 1, dtype=np.int64) * keypoints
+    return Described(np.concatenate(vectors), offsets, np.concatenate(points)), identity
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What the work gives, and its processor seconds (user and system, all threads)."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    found = work()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return found, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def bare_search(described: Described, queries: np.ndarray, gallery: np.ndarray, neighbours: int) -> float:
+    """Processor seconds of building the index and of one call of faiss for all descriptors."""
+    asked, _ = described.take(queries)
+    return timed(lambda: build_index(described, gallery).search(asked, neighbours))[1]
+
+
+def bare_products(described: Described, queries: np.ndarray, pictures: np.ndarray) -> float:
+    """Processor seconds of the products of every query's descriptors with those of its pictures, and nothing else."""
+
+    def products() -> None:
+        for query, row in zip(queries, pictures, strict=True):
+            own = described.image(int(query))[0]
+            for picture in row[row >= 0]:
+                own @ described.image(int(picture))[0].T
+
+    return timed(products)[1]
+
+
+def first_right(codes: np.ndarray, truth: np.ndarray) -> float:
+    return float((codes[:, 0] == truth).mean())
+
+
+def measure(images: int, keypoints: int) -> dict[str, Any]:
+    """One size."""
+    described, identity = world(images, keypoints)
+    rng = np.random.default_rng(1)
+    asks = np.zeros(images, dtype=bool)
+    asks[rng.permutation(images)[: images // 4]] = True
+    queries, gallery = np.flatnonzero(asks), np.flatnonzero(~asks)
+    truth, classes = identity[queries], int(identity[-1]) + 1
+    codes = np.where(asks, -1, identity)
+    frames = np.full((images, 2), float(SIZE))
+    local, learned, pairs = LocalConfig(), LearnedConfig(), PairsConfig()
+    start, memory = time.perf_counter(), _memory()
+
+    bare = bare_search(described, queries, gallery, learned.neighbours)
+    nearest, search = timed(lambda: nearest_descriptors(described, queries, gallery, learned.neighbours))
+    (voted, _), votes = timed(
+        lambda: local_candidates(described, queries, gallery, identity[gallery], local, KEEP, nearest)
+    )
+    given = described, frames, queries, truth, codes, nearest, learned
+    model, teaching = timed(lambda: learn([lesson_of(*given)], learned))
+    given = described, frames, queries, codes, classes, nearest, [model], learned, KEEP
+    weighed, weighing = timed(lambda: evidence_candidates(*given)[0]["supported"])
+    given = described, frames, queries, codes, classes, nearest, learned, pairs.images
+    pictures, choosing = timed(lambda: likely_pictures(*given))
+    matched, matching = timed(lambda: match_pairs(described, frames, queries, pictures, pairs))
+    products = bare_products(described, queries, pictures)
+    paired_model, paired_teaching = timed(lambda: learn([pair_lesson(matched, truth, codes, pairs)], pairs))
+    shape = len(queries), classes
+    paired, ranking = timed(lambda: pair_candidates(matched, paired_model, codes, shape, pairs.rest, KEEP))
+    return {
+        "images": images,
+        "queries": len(queries),
+        "gallery_descriptors": int(described.counts(gallery).sum()),
+        "exact": int(described.counts(gallery).sum()) <= EXACT,
+        "bare_search_cpu_s": bare,
+        "search_cpu_s": search,
+        "votes_cpu_s": votes,
+        "learned_cpu_s": teaching + weighing,
+        "pairs_cpu_s": choosing + matching + paired_teaching + ranking,
+        "pairs_matching_cpu_s": matching,
+        "bare_products_cpu_s": products,
+        "pairs_matching_ms_a_picture": 1000 * matching / max(1, int((pictures >= 0).sum())),
+        "wall_s": time.perf_counter() - start,
+        "memory_mib": _memory() - memory,
+        "top1": {"votes": first_right(voted, truth), "learned": first_right(weighed[0], truth)}
+        | {"pairs": first_right(paired[0], truth)},
+    }
+
+
+def _memory() -> float:
+    """Largest memory that this process has had so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, nargs="+", default=[500, 1000, 2000])
+    parser.add_argument("--keypoints", type=int, default=LocalConfig().keypoints)
+    parser.add_argument("--threads", type=int, default=1, help="of faiss and numpy")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local.json"))
+    given = parser.parse_args()
+    figures = []
+    for images in given.images:
+        with multiprocessing.get_context("spawn").Pool(1, _limit, (given.threads,)) as pool:
+            figures.append(pool.apply(measure, (images, given.keypoints)))
+        print(figures[-1])
+    write_json(given.out, {"keypoints": given.keypoints, "threads": given.threads, "sizes": figures})
+
+
+def _limit(threads: int) -> None:
+    faiss.omp_set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    main()

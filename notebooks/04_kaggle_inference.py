@@ -23,7 +23,8 @@ import os
 
 import pandas as pd
 
-from whaleid.answers import read_figures, submission_path, submission_stage
+from whaleid.answers import submission_path, submission_stage
+from whaleid.figures import read_figures
 from whaleid.kaggle.bundle import KernelOptions, make_bundle
 from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.kaggle.manifest import read_manifest

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import secret_search
 
-from whaleid.answers import read_figures, submission_path, submission_stage
+from whaleid.answers import submission_path, submission_stage
 from whaleid.data.sample import make_sample
+from whaleid.figures import read_figures
 from whaleid.kaggle import bundle as bundle_module
 from whaleid.kaggle.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
 from whaleid.project import Project, open_project

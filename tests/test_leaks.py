@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, spread, write_folder, write_sources
 
-from whaleid.answers import leaderboard_lines, read_figures, solution_scores
+from whaleid.answers import leaderboard_lines, solution_scores
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ladder import climb, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.results import LadderResult
+from whaleid.figures import read_figures
 from whaleid.project import Project, open_project
 
 RERANK = {

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from whaleid.answers import ensemble_stage, read_metrics
+from whaleid.answers import ensemble_stage
 from whaleid.config import Competition, Recipe
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_metrics
 from whaleid.pipeline import images_stage
 from whaleid.project import Project
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures

@@ -19,11 +19,12 @@ from test_local import texture, turned
 from test_report import Page, make_project
 from typer.testing import CliRunner
 
-from whaleid.answers import ensemble_stage, read_metrics
+from whaleid.answers import ensemble_stage
 from whaleid.cli import app
 from whaleid.config import CombineConfig, LocalConfig, Recipe
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_metrics
 from whaleid.project import Project
 from whaleid.report import matches
 from whaleid.report.examples import choose

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
 from whaleid import cli, pipeline
-from whaleid.answers import ablation_stage, log_path, read_figures, submission_stage
+from whaleid.answers import ablation_stage, log_path, submission_stage
 from whaleid.data.sample import make_sample
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_figures
 from whaleid.machine import machine_line
 from whaleid.project import Project, open_project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log

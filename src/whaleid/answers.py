@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pandas as pd
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows, read_table
 from whaleid.errors import WhaleidError
+from whaleid.figures import combine_sources, read_figures, write_figures
 from whaleid.ladder_text import Figures, ablation_lines, ladder_lines, slice_lines
 from whaleid.machine import measured
 from whaleid.pipeline import folds_stage, images_stage, jobs_stage, local_stage, require_local, select_jobs, sources
@@ -23,12 +23,11 @@ from whaleid.project import Project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
-from whaleid.settings import repository_root
-from whaleid.times import stage_times, submission_note
-from whaleid.workspace import atomic_path, digest, file_digest, fold_name, write_json
+from whaleid.times import submission_note
+from whaleid.workspace import atomic_path, digest, file_digest, write_json
 
 if TYPE_CHECKING:
-    from whaleid.ensemble.results import LadderResult
+    pass
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
@@ -51,65 +50,6 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figure
     figures = combine_sources(project, out)[1]
     workspace.mark_current(out, key, **measured(began))
     return write_figures(project, figures)
-
-
-def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]:
-    """Combine what is embedded: the ladder's files in the folder `out`, the ladder itself, and its figures."""
-    from whaleid.ensemble.ladder import combine
-    from whaleid.ensemble.orders import read_orders
-
-    workspace = project.workspace
-    result = combine(
-        images_stage(project),
-        folds_stage(project),
-        sources(project),
-        project.recipe,
-        project.competition,
-        out,
-        local_stage(project),
-        None if project.orders is None else read_orders(project.orders),
-        weights_folder=project.settings.weights,
-    )
-    return result, {
-        "key": project.ensemble_key(),
-        "competition": project.competition.name,
-        "recipe": project.recipe.name,
-        "commit": commit(),
-        "ladder": result.as_json(),
-        "settings": {
-            "recipe": project.recipe.model_dump(mode="json"),
-            "experiments": [experiment.model_dump(mode="json") for experiment in project.experiments],
-            "pretraining": None if project.pretext is None else project.pretext.model_dump(mode="json"),
-        },
-        "runs": {
-            f"{experiment.name}/{fold_name(fold)}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
-            for experiment in project.experiments
-            for fold in project.folds_of(experiment)
-        },
-    }
-
-
-def write_figures(project: Project, figures: Figures) -> Figures:
-    """Give `metrics.json` the recipe's figures, with what every stage took; returns them."""
-    figures = {**figures, "times": [asdict(line) for line in stage_times(project)]}
-    write_json(project.workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
-    return figures
-
-
-def read_metrics(project: Project) -> dict[str, Any]:
-    """`metrics.json`: recipe -> its figures; empty where there is none yet."""
-    path = project.workspace.metrics
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise WhaleidError(f"{path}: not readable as JSON ({error}); remove it and run again") from error
-
-
-def read_figures(project: Project) -> dict[str, Any] | None:
-    """The recipe's part of `metrics.json`, None where it has not been combined yet."""
-    return read_metrics(project).get(project.recipe.name)
 
 
 # ----------------------------------------------------------------------------------------------- the ablation
@@ -380,26 +320,3 @@ def leaderboard_lines(project: Project, at_once: int, options: list[str]) -> Ite
         yield f"top-1 (solution): {score_submission(path, truth, 1).map:.5f}"
         yield score.line("solution")
     yield f"submission: {path}"
-
-
-def commit() -> str:
-    """Short commit of the checkout, with + where files differ from it; empty outside git."""
-    try:
-        described = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(repository_root()),
-                "describe",
-                "--always",
-                "--dirty=+",
-                "--abbrev=7",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return described.stdout.strip()

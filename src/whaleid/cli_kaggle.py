@@ -76,7 +76,7 @@ def kernel_push(
 
     With --experiment and --fold: the kernel that trains this run.
     """
-    from whaleid.answers import commit
+    from whaleid.figures import commit
     from whaleid.kaggle.bundle import bundle_folder
     from whaleid.kaggle.push import plan_lines, push, read_bundle
 

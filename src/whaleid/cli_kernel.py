@@ -111,7 +111,8 @@ def kernel_run(
     fold: FoldOption = None,
 ) -> None:
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
-    from whaleid.answers import read_figures, submission_path
+    from whaleid.answers import submission_path
+    from whaleid.figures import read_figures
     from whaleid.kaggle.bundle import WHEELS, bundle_folder
     from whaleid.kaggle.kernel_run import (
         RunOptions,

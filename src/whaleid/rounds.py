@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from whaleid.answers import combine_sources, read_figures, write_figures
 from whaleid.data.pseudo import FULL, describe_pseudo_labels, labels_of, write_pseudo_labels
 from whaleid.errors import WhaleidError
+from whaleid.figures import combine_sources, read_figures, write_figures
 from whaleid.ladder_text import Figures
 from whaleid.machine import measured
 from whaleid.pipeline import folds_stage, images_stage, job_list, jobs_stage, local_stage, sources

@@ -270,7 +270,7 @@ def _listing(reads: Carried) -> dict[str, Any]:
 
 def _strengths(project: Project) -> dict[str, Any]:
     """Out-of-fold score of the answer, and of each source by itself (its best single rung)."""
-    from whaleid.answers import read_figures
+    from whaleid.figures import read_figures
 
     figures = read_figures(project)
     if figures is None:

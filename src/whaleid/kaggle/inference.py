@@ -104,7 +104,7 @@ def run_inference(places: Places, budget: Budget) -> Path:
 
 
 def _figures(project: Project) -> dict[str, Any]:
-    from whaleid.answers import read_figures
+    from whaleid.figures import read_figures
 
     figures = read_figures(project)
     assert figures is not None  # submission_stage has just written them

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whaleid.answers import log_path, log_submission, read_figures, submission_path, submission_problems
+from whaleid.answers import log_path, log_submission, submission_path, submission_problems
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_figures
 from whaleid.kaggle.client import competition_page, kaggle, waits
 from whaleid.project import Project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whaleid.answers import read_figures, solution_path, solution_scores
+from whaleid.answers import solution_path, solution_scores
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_figures
 from whaleid.pipeline import sources
 from whaleid.project import Project
 from whaleid.scoring.metrics import MapScore

@@ -26,9 +26,10 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from whaleid.answers import ensemble_stage, read_figures, submission_path, write_answer
+from whaleid.answers import ensemble_stage, submission_path, write_answer
 from whaleid.config import Competition, Model
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_figures
 from whaleid.kaggle.carried import STAMPS, carried, with_images_key
 from whaleid.kaggle.manifest import MANIFEST, Manifest, check_manifest, read_manifest, sha256
 from whaleid.kaggle.unpack import CHUNK, unpack

@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from whaleid.answers import ablation_key, log_path, read_figures, submission_path
+from whaleid.answers import ablation_key, log_path, submission_path
 from whaleid.config import Competition
 from whaleid.errors import WhaleidError
+from whaleid.figures import read_figures
 from whaleid.project import Project
 from whaleid.rounds import answered
 from whaleid.scoring.log import read_log

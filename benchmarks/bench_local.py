@@ -22,8 +22,9 @@ import faiss
 import numpy as np
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
+from whaleid.retrieval.detectors import LENGTH, rooted
 from whaleid.retrieval.evidence import evidence_candidates, learn, lesson_of
-from whaleid.retrieval.keypoints import LENGTH, Described, rooted
+from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import EXACT, build_index, local_candidates, nearest_descriptors
 from whaleid.retrieval.pairs import likely_pictures, match_pairs, pair_candidates, pair_lesson
 from whaleid.workspace import write_json

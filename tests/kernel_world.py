@@ -20,6 +20,7 @@ from whaleid.figures import read_figures
 from whaleid.kaggle import bundle as bundle_module
 from whaleid.kaggle.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
 from whaleid.project import Project, open_project
+from whaleid.settings import Settings
 
 EXPERIMENT = """
 extends: default
@@ -80,7 +81,8 @@ def shared_world(factory: pytest.TempPathFactory) -> World:
 
 
 def _open(folder: Path) -> Project:
-    return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
+    settings = Settings(weights=folder / "weights")
+    return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work", settings=settings)
 
 
 def make_world(folder: Path, recipe: str = RECIPE) -> World:

@@ -17,6 +17,7 @@ from whaleid.ensemble.ladder import combine
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
+from whaleid.retrieval.detectors import LENGTH, UNIT
 from whaleid.retrieval.evidence import (
     FEATURES,
     FORMS,
@@ -29,7 +30,7 @@ from whaleid.retrieval.evidence import (
     sums_of,
     supported,
 )
-from whaleid.retrieval.keypoints import LENGTH, UNIT, Described
+from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import nearest_descriptors
 
 NAMES = ["local learned", "local supported", "local image", "local pairs"]

@@ -18,16 +18,8 @@ from whaleid.errors import WhaleidError
 from whaleid.pipeline import local_stage
 from whaleid.project import Project
 from whaleid.retrieval import local
-from whaleid.retrieval.keypoints import (
-    LENGTH,
-    UNIT,
-    Described,
-    describe,
-    describe_images,
-    read_described,
-    root_sift,
-    rooted,
-)
+from whaleid.retrieval.detectors import LENGTH, UNIT, root_sift, rooted
+from whaleid.retrieval.keypoints import Described, describe, describe_images, read_described
 from whaleid.retrieval.local import local_candidates
 from whaleid.workspace import Workspace
 

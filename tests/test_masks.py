@@ -19,7 +19,8 @@ from whaleid.errors import WhaleidError
 from whaleid.kaggle.carried import copy_masks, open_carried, project_content
 from whaleid.pipeline import images_stage, local_stage
 from whaleid.project import Project
-from whaleid.retrieval.keypoints import describe, describe_images, described_together, read_described, root_sift
+from whaleid.retrieval.detectors import root_sift
+from whaleid.retrieval.keypoints import describe, describe_images, described_together, read_described
 from whaleid.retrieval.verify import matched_keypoints
 from whaleid.settings import Settings
 from whaleid.workspace import Workspace, digest

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from test_evidence import described_at_random
 
 from whaleid.config import LearnedConfig, PairsConfig
+from whaleid.retrieval.detectors import UNIT
 from whaleid.retrieval.evidence import FEATURES, learn, matches_of, supported
-from whaleid.retrieval.keypoints import UNIT, Described
+from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import nearest_descriptors
 from whaleid.retrieval.pairs import (
     PAIR_FEATURES,

@@ -34,8 +34,9 @@ from whaleid.report.page import write_report
 from whaleid.report.pairs import pairs_of
 from whaleid.report.paths import COUNT, find_trails
 from whaleid.report.pictures import draw_importance, draw_shares
+from whaleid.retrieval.detectors import root_sift
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph
-from whaleid.retrieval.keypoints import describe, described_size, read_described, root_sift
+from whaleid.retrieval.keypoints import describe, described_size, read_described
 from whaleid.retrieval.verify import matched_keypoints
 from whaleid.workspace import Workspace, write_json
 

@@ -16,7 +16,8 @@ from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.errors import WhaleidError
 from whaleid.report.matches import draw_matches
-from whaleid.retrieval.keypoints import LENGTH, Described, describe_images, read_described
+from whaleid.retrieval.detectors import LENGTH
+from whaleid.retrieval.keypoints import Described, describe_images, read_described
 from whaleid.retrieval.local import local_candidates
 from whaleid.retrieval.verify import (
     affine_inliers,

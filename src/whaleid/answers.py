@@ -18,7 +18,7 @@ from whaleid.errors import WhaleidError
 from whaleid.figures import combine_sources, read_figures, write_figures
 from whaleid.ladder_text import Figures, ablation_lines, ladder_lines, slice_lines
 from whaleid.machine import measured
-from whaleid.pipeline import folds_stage, images_stage, jobs_stage, local_stage, select_jobs, sources
+from whaleid.pipeline import folds_stage, images_stage, jobs_stage, local_stage, require_local, select_jobs, sources
 from whaleid.project import Project
 from whaleid.scoring.log import SubmissionRecord, append_log, read_log
 from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figures:
     """Candidates of every rung out of fold and for the test set; returns the recipe's part of `metrics.json`."""
+    require_local(project)
     if project.recipe.pseudo is not None:
         from whaleid.rounds import rounds_stage
 
@@ -56,6 +57,7 @@ def ensemble_stage(project: Project, at_once: int, options: list[str]) -> Figure
 
 def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[dict[str, Any]]:
     """What every part of the recipe is worth, from saved features: `ablation.json` and `ablation.md`; the rows."""
+    require_local(project)
     if project.recipe.pseudo is not None:
         from whaleid.rounds import answered
 
@@ -70,7 +72,8 @@ def ablation_stage(project: Project, at_once: int, options: list[str]) -> list[d
     from whaleid.ensemble.ablation import ablate
 
     images, folds = images_stage(project), folds_stage(project)
-    table = ablate(images, folds, sources(project), project.recipe, project.competition, local_stage(project))
+    about = project.recipe, project.competition, local_stage(project), project.settings.weights
+    table = ablate(images, folds, sources(project), *about)
     rows = table.as_json()
     truths = _truths(project.competition, table.test_images)
     for row, given in zip(rows, table.rows, strict=True):

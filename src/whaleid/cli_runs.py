@@ -96,9 +96,10 @@ def _jobs(
     round_: int,
     skip_unreadable: bool,
 ) -> None:
-    from whaleid.pipeline import jobs_stage, select_jobs
+    from whaleid.pipeline import jobs_stage, require_local, select_jobs
 
     project = project_of(competition, recipe, work, pairs, skip_unreadable)
+    require_local(project)
     options = options_of(competition, recipe, work, pairs, skip_unreadable)
     if round_:
         from whaleid.rounds import at_round, labels_stage

@@ -35,6 +35,7 @@ def combine_sources(project: Project, out: Path) -> tuple[LadderResult, Figures]
         out,
         local_stage(project),
         None if project.orders is None else read_orders(project.orders),
+        weights_folder=project.settings.weights,
     )
     return result, {
         "key": project.ensemble_key(),

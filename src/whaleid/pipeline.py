@@ -99,10 +99,22 @@ def local_stage(project: Project) -> Path | None:
     folder = project.workspace.local(local_name(local))
     key = project.local_key(folder.name)
     if not project.workspace.is_current(folder, key):
+        require_local(project)
         images, competition, began = images_stage(project), project.competition, time.monotonic()
-        describe_images(images, competition.root, folder, local, masks=masks_of(competition, images))
+        masks = masks_of(competition, images)
+        describe_images(images, competition.root, folder, local, masks=masks, weights=project.settings.weights)
         project.workspace.mark_current(folder, key, **measured(began))
     return folder
+
+
+def require_local(project: Project) -> None:
+    """Raise WhaleidError where local matching needs weights, or a part of OpenCV, that are not here."""
+    local = project.recipe.combine.local
+    if local is None or (local.features == "rootsift" and not local.uses_lightglue):
+        return
+    from whaleid.retrieval.detectors import require_parts
+
+    require_parts(local, project.settings.weights)
 
 
 def pretrain_stage(project: Project) -> Path:

@@ -19,6 +19,7 @@ from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import masks_key
 from whaleid.data.pseudo import labels_of, read_pseudo_labels
 from whaleid.errors import WhaleidError
+from whaleid.model.keypoint_weights import weights_files, weights_key
 from whaleid.settings import WEIGHTS, Settings, read_settings
 from whaleid.workspace import Workspace, digest
 
@@ -107,9 +108,29 @@ class Project:
         """Of the masks, which keypoints alone depend on; empty where the recipe or the competition does without."""
         return "" if self.recipe.combine.local is None else masks_key(self.competition)
 
+    @cached_property
+    def detector_key(self) -> str:
+        """Of the weights of the network that describes keypoints; empty where none does."""
+        local = self.recipe.combine.local
+        alone = None if local is None else local.model_copy(update={"verify": None})
+        return "" if alone is None else weights_key(alone, self.settings.weights)
+
+    @cached_property
+    def networks_key(self) -> str:
+        """Of the weights of all networks of local matching; empty where there is none."""
+        local = self.recipe.combine.local
+        return "" if local is None else weights_key(local, self.settings.weights)
+
+    @property
+    def local_weights(self) -> list[Path]:
+        """The weights' files of the networks of local matching. Raises WhaleidError where one is missing."""
+        local = self.recipe.combine.local
+        return [] if local is None else weights_files(local, self.settings.weights)
+
     def local_key(self, name: str) -> str:
-        masks = [self.masks_key] if self.masks_key else []
-        return digest("local", FORMAT, self.images_key, name, "x y size direction", *masks)
+        """name: of the descriptors' folder, which says their kind, the picture's size and how many there are."""
+        more = [key for key in (self.masks_key, self.detector_key) if key]
+        return digest("local", FORMAT, self.images_key, name, "x y size direction", *more)
 
     def run_key(self, experiment: Experiment, fold: int | None) -> str:
         """Everything that the trained weights depend on; not how many processes prepare the images.
@@ -164,11 +185,12 @@ class Project:
         foreign = {name: _listing(Path(folder)) for name, folder in self.recipe.sources.items()}
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
-        images = [self.images_key, self.folds_key, *([self.masks_key] if self.masks_key else [])]
+        images = [self.images_key, self.folds_key, *(key for key in (self.masks_key, self.networks_key) if key)]
         return digest("ensemble", FORMAT, images, names, own, foreign, protocol, self.combine_settings())
 
     def combine_settings(self) -> dict[str, Any]:
-        return {"combine": self.recipe.combine.model_dump(mode="json"), "seed": self.recipe.seed}
+        combine = self.recipe.combine.model_dump(mode="json")
+        return {"combine": _without_later(combine), "seed": self.recipe.seed}
 
 
 def open_project(
@@ -199,6 +221,18 @@ def images_key_of(competition: Competition, skip_unreadable: bool) -> str:
 def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
     """Settings that trained weights depend on: not how many processes prepare the images."""
     return experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
+
+
+def _without_later(combine: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that came later, where they say what was so before: what is there is not made again."""
+    local = combine["local"]
+    if local is not None:
+        local = {key: value for key, value in local.items() if (key, value) != ("features", "rootsift")}
+        verify = local["verify"]
+        if verify is not None:
+            verify = {key: value for key, value in verify.items() if (key, value) != ("matcher", "mutual")}
+        local["verify"] = verify
+    return {**combine, "local": local}
 
 
 def scores_pairs(experiment: Experiment) -> bool:

@@ -88,6 +88,7 @@ def labels_stage(project: Project, at_once: int, options: list[str]) -> pd.DataF
             project.competition,
             workspace.round,
             local_stage(project),
+            project.settings.weights,
         )
         write_pseudo_labels(found, path)
         workspace.mark_current(path, key)

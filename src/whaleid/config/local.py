@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whaleid.config.base import Model, Positive, Share
 
@@ -16,6 +16,9 @@ class VerifyConfig(Model):
     disagrees is no match. Defaults are chosen on 169 queries of one fold of nyala.
     """
 
+    matcher: Literal["mutual", "lightglue"] = "mutual"
+    """mutual: each other's nearest keypoints. lightglue: a network matches them (retrieval/lightglue.py), with features
+    aliked alone; `ratio` then says nothing, all that follows holds for its matches too. A GPU's work."""
     images: Positive = 60
     """Gallery images matched with each query, at the most; they bound the time of a query."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -79,11 +82,16 @@ class LearnedConfig(TreesConfig):
 
 
 class LocalConfig(Model):
-    """Local matching: RootSIFT descriptors vote for identities. Its time grows with images x keypoints.
+    """Local matching: descriptors of keypoints vote for identities. Its time grows with images x keypoints.
 
-    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities).
+    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities), with RootSIFT.
+    Networks instead, their weights put into WEIGHTS_DIR by hand:
+    `local: {features: aliked, size: 512, verify: {matcher: lightglue, images: 20, magsac: 4}}`
     """
 
+    features: Literal["rootsift", "kaze", "aliked"] = "rootsift"
+    """What finds and describes keypoints (retrieval/detectors.py). kaze: where the installed OpenCV has it. aliked: a
+    network, whose weights must lie in WEIGHTS_DIR."""
     size: Annotated[int, Field(ge=32)] = 256
     """Longer side of the picture (cropped to its box) in pixels, where it is larger."""
     keypoints: Positive = 1000
@@ -97,3 +105,16 @@ class LocalConfig(Model):
     """The best candidates' images are matched pair by pair; `{}` takes it as it is set above, null leaves it out."""
     learned: LearnedConfig | None = None
     """Matches weigh what the other folds' queries taught; `{}` takes it as it is set above, null leaves it out."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LocalConfig:
+        if self.uses_lightglue and self.features != "aliked":
+            raise ValueError(
+                f"verify.matcher lightglue matches ALIKED's keypoints, not {self.features}'s: set features: aliked, or "
+                "matcher: mutual"
+            )
+        return self
+
+    @property
+    def uses_lightglue(self) -> bool:
+        return self.verify is not None and self.verify.matcher == "lightglue"

@@ -87,10 +87,11 @@ def ablate(
     recipe: Recipe,
     competition: Competition,
     local: Path | None = None,
+    weights_folder: Path | None = None,
 ) -> Ablation:
     """Score the recipe and each of its variants. Arguments as `ladder.combine`; nothing is written."""
     protocol = protocol_of(images, folds, competition, sources)
-    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
+    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
     rows: list[Row] = []
     base: LadderResult | None = None
     variants = list(list_variants(recipe.combine, [source.name for source in sources]))

@@ -66,15 +66,17 @@ def combine(
     out: Path,
     local: Path | None = None,
     orders: Orders | None = None,
+    weights_folder: Path | None = None,
 ) -> LadderResult:
     """Rank, blend and score; write `oof.parquet`, `test.parquet` and `ladder.json` to the folder `out`.
 
     images, folds: images.parquet and folds.csv. sources: each with a folder of features for every fold used.
     local: folder of the keypoints' descriptors, where the recipe has `combine.local`. orders: as `stack_rankings`.
+    weights_folder: of a network that matches keypoints, default WEIGHTS_DIR.
     Raises WhaleidError where the sources' folds differ, or features do not fit the images.
     """
     protocol = protocol_of(images, folds, competition, sources)
-    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
+    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
     result = climb(protocol, rankings, recipe.combine, recipe.seed, images, orders)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
@@ -121,12 +123,13 @@ def rank_all(
     seed: int,
     local: Path | None = None,
     decided: dict[str, str] | None = None,
+    weights_folder: Path | None = None,
 ) -> list[Ranking]:
     """Every ranking below the blend: the singles in the sources' order, concat kNN, the classifier, local matching.
 
     Where some source has a model that all labelled images taught, each ranking answers the test set once for every
     fold and once for these models; one that they have no part in with the mean of its folds. decided: as in
-    `choose_settings`.
+    `choose_settings`. weights_folder: as in `combine`.
     """
     if (config.local is None) != (local is None):
         raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
@@ -151,7 +154,8 @@ def rank_all(
                 bar.advance(note="all sources")
             else:
                 rankings.append(ranking)
-        for ranking in rank_locally(local, images, protocol, config) if local is not None else ():
+        found_locally = () if local is None else rank_locally(local, images, protocol, config, weights_folder)
+        for ranking in found_locally:
             if ranking is None:
                 bar.advance(note="local matching")
             else:

@@ -36,6 +36,7 @@ def pseudo_labels(
     competition: Competition,
     number: int,
     local: Path | None = None,
+    weights_folder: Path | None = None,
 ) -> pd.DataFrame:
     """The test images that are sure enough, for every fold and (fold -1) for full-data members.
 
@@ -49,8 +50,9 @@ def pseudo_labels(
         raise WhaleidError(f"competition {competition.name} has no test images: take `pseudo` out of the recipe")
     if not protocol.crossfitted:
         raise WhaleidError("pseudo: one fold alone has no other to learn from what is sure; train at least two folds")
-    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local)
-    return sure_labels(protocol, rankings, sources, images, recipe, local).assign(round=number)[list(COLUMNS)]
+    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
+    labels = sure_labels(protocol, rankings, sources, images, recipe, local, weights_folder)
+    return labels.assign(round=number)[list(COLUMNS)]
 
 
 def sure_labels(
@@ -60,6 +62,7 @@ def sure_labels(
     images: pd.DataFrame,
     recipe: Recipe,
     local: Path | None = None,
+    weights_folder: Path | None = None,
 ) -> pd.DataFrame:
     """`image, identity, fold, confidence`. rankings: `rank_all` of the protocol."""
     assert recipe.pseudo is not None
@@ -68,7 +71,7 @@ def sure_labels(
     tables = []
     for part, limit in zip(protocol.parts, limits.by_fold, strict=True):
         decided = {one.name: one.chosen.choices.by_fold[part.fold] for one in rankings if one.chosen is not None}
-        own = against_own_gallery(sources, images, protocol, part, recipe, decided, local)
+        own = against_own_gallery(sources, images, protocol, part, recipe, decided, local, weights_folder)
         lists = apply_blend(by_fold[part.fold], {one.name: one.test[0] for one in own}, keep)
         tables.append(_sure(lists, limit, recipe.pseudo.confidence, part.fold))
     whole = average(blended.test, keep)
@@ -84,6 +87,7 @@ def against_own_gallery(
     recipe: Recipe,
     decided: dict[str, str],
     local: Path | None,
+    weights_folder: Path | None = None,
 ) -> list[Ranking]:
     """Rankings of the test images by one fold's models, among the images which that fold's models were trained on.
 
@@ -106,7 +110,7 @@ def against_own_gallery(
         )
         for source in sources
     ]
-    return rank_all(alone, images, seen, recipe.combine, recipe.seed, local, decided)
+    return rank_all(alone, images, seen, recipe.combine, recipe.seed, local, decided, weights_folder)
 
 
 def _sure(lists: Candidates, limit: float | None, confidence: float, fold: int) -> pd.DataFrame:

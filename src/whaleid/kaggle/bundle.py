@@ -3,7 +3,8 @@
     kernel/                    kernel-metadata.json, a thin script, the same as a notebook
     datasets/code/             the package and configs/, pure Python
     datasets/wheels/           wheels of what Kaggle's image lacks
-    datasets/assets/           inference: runs, features of the labelled images, tables; training: tables, weights
+    datasets/assets/           inference: runs, features of the labelled images, tables, weights of networks that match
+                               keypoints; training: tables, weights
 
 Of the logits only those rows are carried that the ensemble is fitted on: each labelled image's by the model of its own
 fold, out of fold. All of them would be five times as many, and more than the rest together where identities are many.
@@ -44,6 +45,7 @@ from whaleid.kaggle.wheels import collect_wheels, needed_wheels
 from whaleid.pipeline import folds_stage, images_stage
 from whaleid.project import Project
 from whaleid.rounds import answered
+from whaleid.settings import WEIGHTS
 from whaleid.workspace import STACK_FOLDER, atomic_path, write_json
 
 CODE, WHEELS, ASSETS = "code", "wheels", "assets"
@@ -166,7 +168,7 @@ def wants_gpu(project: Project, options: KernelOptions) -> bool:
     if options.gpu is not None:
         return options.gpu
     sizes = [item.image.pixels or (item.image.width or 0) * (item.image.height or 0) for item in project.experiments]
-    return options.mode == "training" or max(sizes, default=0) >= _BIG
+    return options.mode == "training" or max(sizes, default=0) >= _BIG or bool(project.local_weights)
 
 
 # ---------------------------------------------------------------------------------------------- the data sets
@@ -209,6 +211,9 @@ def _write_inference(project: Project, out: Path) -> None:
         _copy_orders(project.workspace.candidates(project.recipe.name), out / ORDERS)
     if project.pseudo_labels is not None:
         write_pseudo_labels(project.pseudo_labels, out / PSEUDO)
+    for path in project.local_weights:
+        (out / WEIGHTS).mkdir(exist_ok=True)
+        shutil.copyfile(path, out / WEIGHTS / path.name)
     if reads.local:
         copy_masks(project.competition, images[images["split"] == "test"], out / MASKS)
     outputs = [*reads.runs, *reads.features, *reads.local]
@@ -230,7 +235,7 @@ def inference_size(project: Project) -> KernelSize:
     images, reads, root = images_stage(project), carried(project), project.workspace.root
     labelled = len(labelled_rows(images))
     return finished_size(
-        [root / run / name for run in reads.runs for name in RUN_FILES],
+        [*(root / run / name for run in reads.runs for name in RUN_FILES), *project.local_weights],
         [root / folder for folder in reads.features],
         [path for paths in reads.foreign.values() for path in paths],
         [root / folder for folder in reads.local],
@@ -327,11 +332,11 @@ def _write_training(project: Project, options: KernelOptions, out: Path) -> None
     else:
         ensure_weights(experiment.model.backbone, experiment.model.weights, weights)
         file = find_weights(experiment.model.backbone, experiment.model.weights, weights)
-    (out / "weights").mkdir()
+    (out / WEIGHTS).mkdir()
     if file is not None:
         name = file.name if file.is_relative_to(weights) else f"{experiment.model.backbone}.safetensors"
-        shutil.copyfile(file, out / "weights" / name)
-    (out / "weights" / "README").write_text("Weights that training starts from; empty where it starts at random.\n")
+        shutil.copyfile(file, out / WEIGHTS / name)
+    (out / WEIGHTS / "README").write_text("Weights that training starts from; empty where it starts at random.\n")
     copy_stamps(project.workspace.root / ".stamps", out / STAMPS, outputs)
     write_json(out / PROJECT, {**project_content(project), "outputs": [path.as_posix() for path in outputs]})
 

@@ -40,7 +40,7 @@ from whaleid.kaggle.rows import join_rows, keep_rows
 from whaleid.ladder_text import ladder_lines
 from whaleid.pipeline import local_stage
 from whaleid.project import Project
-from whaleid.settings import Settings
+from whaleid.settings import WEIGHTS, Settings
 from whaleid.workspace import Workspace, atomic_path, source_of, write_json
 
 SUBMISSION = "submission.csv"
@@ -52,7 +52,12 @@ def run_inference(places: Places, budget: Budget) -> Path:
     content = read_json(places.assets / PROJECT)
     boxes, masks = places.assets / "boxes.csv", places.assets / MASKS
     scratch = places.scratch
-    settings = Settings(raw=places.competition, work=scratch / "work", submissions=scratch / "submissions")
+    settings = Settings(
+        raw=places.competition,
+        work=scratch / "work",
+        weights=places.assets / WEIGHTS,
+        submissions=scratch / "submissions",
+    )
     shutil.rmtree(settings.work, ignore_errors=True)
     project = open_carried(
         content,

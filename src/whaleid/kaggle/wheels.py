@@ -27,8 +27,10 @@ KAGGLE_HAS = frozenset({
 })
 # fmt: on
 """Modules of Kaggle's Python image (August 2026). What is not here is shipped, and installed where it is missing."""
-OPTIONAL = frozenset({"kaggle", "kagglesdk", "nbformat", "kornia", "six"})
+OPTIONAL = frozenset({"kaggle", "kagglesdk", "nbformat", "six"})
 """Modules that a kernel does without: clients and writers that run at home, and what its code asks for by try."""
+EXACT = frozenset({"kornia", "kornia_rs"})
+"""Modules that an image may have in a version without what is used of them (ALIKED is new): another is replaced."""
 SHIPPED_AS = {"faiss-gpu": "faiss-cpu"}
 """The build that is shipped in the place of the one used here: half the size, on every machine, the same results."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -126,12 +128,13 @@ def _plain(name: str) -> str:
 
 
 def install_wheels(folder: Path, target: Path) -> list[str]:
-    """Install, offline, those wheels of `folder` whose module is not there already, into `target`.
+    """Install, offline, those wheels of `folder` whose module is not there already (of `EXACT`: that version), into
+    `target`.
 
     Returns the modules installed, and makes them importable. WhaleidError where a wheel is missing or unfit.
     """
     listing = json.loads((folder / LISTING).read_text())
-    missing = [module for module in listing if not importable(module)]
+    missing = [module for module in listing if not _is_there(module, listing[module]["requirement"])]
     if not missing:
         return []
     wheels = [folder / listing[module]["wheel"] for module in missing]
@@ -153,6 +156,17 @@ def install_wheels(folder: Path, target: Path) -> list[str]:
     if absent:
         raise WhaleidError(f"{target}: module '{absent[0]}' still cannot be found after its wheel was installed")
     return missing
+
+
+def _is_there(module: str, requirement: str) -> bool:
+    """requirement: `distribution==version`."""
+    if module not in EXACT or not importable(module):
+        return importable(module)
+    name, version = requirement.split("==")
+    try:
+        return importlib.metadata.version(name) == version
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def importable(module: str) -> bool:

@@ -16,8 +16,9 @@ from whaleid.errors import WhaleidError
 from whaleid.pipeline import images_stage
 from whaleid.project import Project
 from whaleid.report.pictures import box_of, view_size
+from whaleid.retrieval.detectors import detector_of
 from whaleid.retrieval.keypoints import Described, describe, described_size, described_together
-from whaleid.retrieval.verify import matched_keypoints
+from whaleid.retrieval.verify import Matcher, matched_keypoints, matcher_of
 from whaleid.workspace import atomic_path
 
 VIEW = (470, 360)
@@ -73,12 +74,15 @@ def matches_picture(images: pd.DataFrame, root: Path, rows: tuple[int, int], mat
     return draw_matches(views[0], views[1], points[0], points[1], matches[2])
 
 
-def best_match(described: Described, query: int, rows: np.ndarray, config: LocalConfig) -> tuple[int, Matches]:
+def best_match(
+    described: Described, query: int, rows: np.ndarray, config: LocalConfig, matcher: Matcher | None = None
+) -> tuple[int, Matches]:
     """Of some images the one with most matches that count, the first of equals, and these matches.
 
-    query: row of images.parquet. rows: int64 (m,), likewise, at least one; the query is none of them.
+    query: row of images.parquet. rows: int64 (m,), likewise, at least one; the query is none of them. matcher: as
+    `matched_keypoints` takes it.
     """
-    found = [matched_keypoints(described, query, int(row), config) for row in rows]
+    found = [matched_keypoints(described, query, int(row), config, matcher) for row in rows]
     best = int(np.argmax([used.sum() for _, _, used in found]))
     return int(rows[best]), found[best]
 
@@ -99,14 +103,18 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
         raise WhaleidError(f"{path}: the picture is a PNG; give it a name that ends in .png")
     images, local = images_stage(project), project.recipe.combine.local or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
+    weights = project.settings.weights
+    detector = detector_of(local, weights)
     root, masks = project.competition.root, masks_of(project.competition, images.iloc[list(rows)]) or (None, None)
     described = described_together(
         [
-            describe(root / images["path"].iloc[row], box_of(images, row), local, mask)
+            describe(root / images["path"].iloc[row], box_of(images, row), local, mask, detector)
             for row, mask in zip(rows, masks, strict=True)
-        ]
+        ],
+        local.features,
     )
-    matches = matched_keypoints(described, 0, 1, local)
+    matcher = matcher_of(described, images.iloc[list(rows)], local, weights)
+    matches = matched_keypoints(described, 0, 1, local, matcher)
     drawn = matches_picture(images, root, rows, matches, local.size)
     with atomic_path(path) as temporary:
         Image.fromarray(drawn).save(temporary, format="PNG", optimize=True)

@@ -11,6 +11,7 @@ from whaleid.report.markup import Markup, join, picture, tag
 from whaleid.report.matches import Matches, best_match, matches_line, matches_picture
 from whaleid.report.material import Material
 from whaleid.retrieval.keypoints import Described, local_name, read_described
+from whaleid.retrieval.verify import Matcher, matcher_of
 
 COUNT = 3
 """Queries of each kind; a wrong one is shown twice, with the guess and with the truth."""
@@ -36,10 +37,11 @@ def matched_pairs(material: Material, folder: Path) -> Markup:
     if not (kept / "points.npy").is_file():
         said = "The keypoints are not in the work folder, so there are no matches to show; `make ensemble` finds them."
         return tag("p", said)
-    described = read_described(kept, material.images)
+    described = read_described(kept, material.images, local.features)
+    matcher = matcher_of(described, material.images, local, material.project.settings.weights)
     chosen = choose(material.final, material.project.competition.unknown, COUNT)
-    right = [pair for example in chosen["right"] for pair in pairs_of(example, material, described, local)]
-    wrong = [pair for example in chosen["wrong"] for pair in pairs_of(example, material, described, local)]
+    right = [pair for example in chosen["right"] for pair in pairs_of(example, material, described, local, matcher)]
+    wrong = [pair for example in chosen["wrong"] for pair in pairs_of(example, material, described, local, matcher)]
     said = (
         "A query on the left, on the right the gallery image of the first guess that shares most of its marks; for a "
         "wrong guess the true identity's too, where the gallery has one. A line joins two keypoints that are each "
@@ -53,14 +55,16 @@ def matched_pairs(material: Material, folder: Path) -> Markup:
     return join(parts)
 
 
-def pairs_of(example: Example, material: Material, described: Described, local: LocalConfig) -> list[Pair]:
+def pairs_of(
+    example: Example, material: Material, described: Described, local: LocalConfig, matcher: Matcher | None = None
+) -> list[Pair]:
     """The query beside its first guess and, where that is wrong, beside the truth; each with its best image."""
     part = next(part for part in material.protocol.parts if part.fold == example.fold)
     gallery = gallery_of(part, material.protocol.classes)
     pairs = []
     for identity in dict.fromkeys([example.guesses[0].identity, example.truth]):
         if identity in gallery:
-            row, matches = best_match(described, example.row, gallery[identity], local)
+            row, matches = best_match(described, example.row, gallery[identity], local, matcher)
             pairs.append(Pair(example.row, row, identity, identity == example.truth, matches))
     return pairs
 

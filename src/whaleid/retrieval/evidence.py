@@ -24,7 +24,7 @@ import numpy as np
 
 from whaleid.config import LearnedConfig, TreesConfig
 from whaleid.retrieval.identities import PADDING
-from whaleid.retrieval.keypoints import UNIT, Described
+from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import Nearest, best_identities, chunks, scores_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def matches_of(described: Described, frames: np.ndarray, queries: np.ndarray, ne
     at = one[:, :2] / frame
     shift = two[:, :2] / other_frame - at
     near = (np.abs(ratio) <= LARGEST) & (np.abs(turn) <= WIDEST) & (np.abs(shift).max(axis=1) <= FARTHEST)
-    distance = np.sqrt(np.maximum(nearest.distance, 0)) / UNIT
+    distance = np.sqrt(np.maximum(nearest.distance, 0)) / described.unit
     chance = np.maximum(np.where(nearest.places != PADDING, distance, 0).max(axis=1), 1e-6)
     own_distance = distance[descriptor, place]
     columns = (

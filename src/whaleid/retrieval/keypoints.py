@@ -1,14 +1,14 @@
-"""What an image looks like in many small places: RootSIFT descriptors of its strongest keypoints, and on disk.
+"""What an image looks like in many small places: descriptors of its strongest keypoints, and on disk.
 
 A flank or a fluke is told by its marks, not by its outline. SIFT (Lowe, "Distinctive image features from
 scale-invariant keypoints", 2004) describes the gradients around a mark so that turning and scaling the picture
 change little; RootSIFT (Arandjelovic and Zisserman, "Three things everyone should know to improve object
 retrieval", 2012) takes the square root of each descriptor's shares, so that Euclidean distance between two
-becomes Hellinger's, which a few large gradients do not rule.
+becomes Hellinger's, which a few large gradients do not rule. A recipe may ask for others (`retrieval/detectors.py`).
 
-The folder holds `descriptors.npy` uint8 (N, 128), `points.npy` float32 (N, 4): x, y and size in pixels of
-the picture as described, direction in degrees; `offsets.npy` int64 (n + 1): image i has the descriptors offsets[i]
-to offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
+The folder holds `descriptors.npy` uint8 (N, length): 128 numbers, of KAZE 64; `points.npy` float32 (N, 4): x, y and
+size in pixels of the picture as described, direction in degrees; `offsets.npy` int64 (n + 1): image i has the
+descriptors offsets[i] to offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -29,13 +28,10 @@ from whaleid.data.images import crop_box, decode, reduction, resize
 from whaleid.data.masks import Mask, brought_to, read_mask
 from whaleid.errors import WhaleidError
 from whaleid.progress import progress_bar
+from whaleid.retrieval.detectors import KINDS, UNIT, Detector, Found, detector_of
+from whaleid.settings import read_settings
 from whaleid.workspace import atomic_path, require_space
 
-LENGTH = 128
-"""Numbers in a descriptor: 4 x 4 cells of 8 directions."""
-UNIT = 512.0
-"""A descriptor of length 1 is stored in steps of 1 / 512; its largest number is hardly ever above 255 / 512."""
-_CONTRAST = 0.01  # a quarter of OpenCV's own: dull pictures get their keypoints too, and the strongest are kept
 _NAMED = 10  # broken images named in an error
 
 
@@ -43,13 +39,15 @@ _NAMED = 10  # broken images named in an error
 
 
 def describe(
-    path: Path, box: np.ndarray, config: LocalConfig, mask: Mask | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    path: Path, box: np.ndarray, config: LocalConfig, mask: Mask | None = None, detector: Detector | None = None
+) -> Found:
     """Descriptors of the part of a picture inside its box, whose longer side is shrunk to `config.size`.
 
-    box: x0, y0, x1, y1 in pixels of the picture. mask: keypoints outside of its white are left out.
-    Returns descriptors uint8 (n, 128) and points float32 (n, 4), as `root_sift`. Errors name the file.
+    box: x0, y0, x1, y1 in pixels of the picture. mask: keypoints outside of its white are left out. detector: None
+    takes the recipe's, with weights of WEIGHTS_DIR; for many pictures, make it once.
+    Returns descriptors uint8 (n, length) and points float32 (n, 4), as `detectors.Found`. Errors name the file.
     """
+    detector = detector or detector_of(config, read_settings().weights)
     size = described_size(box, config.size)
     reduce = reduction(box, size)
     image = decode(path, reduce)
@@ -62,7 +60,13 @@ def describe(
     if mask is not None:  # the very pixels that are described
         whole = brought_to(read_mask(mask), (image.shape[1], image.shape[0]))
         white = brought_to(crop_box(whole, inside, 0.0), size)
-    return root_sift(cv2.cvtColor(resize(cropped, size), cv2.COLOR_RGB2GRAY), config.keypoints, white)
+    return detector(resize(cropped, size), config.keypoints, white)
+
+
+def frames_of(images: pd.DataFrame, longest: int) -> np.ndarray:
+    """Width and height of every picture as described, float64 (n, 2). images: images.parquet."""
+    boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
+    return np.array([described_size(box, longest) for box in boxes], dtype=float).reshape(-1, 2)
 
 
 def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
@@ -72,39 +76,16 @@ def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def root_sift(grey: np.ndarray, most: int, white: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """RootSIFT of the strongest keypoints of a grey picture.
-
-    grey: uint8 (h, w). most: keypoints kept at the most; a place with two directions is two keypoints.
-    white: uint8 (h, w), 0 where no keypoint is wanted: the strongest are chosen from the others.
-    Returns descriptors uint8 (n, 128), see `rooted`, and points float32 (n, 4): x, y and size in pixels of
-    `grey`, direction in degrees [0, 360); strongest first, n <= most, and 0 where nothing stands out.
-    """
-    asked = most if white is None else 0  # all: OpenCV would choose the strongest before it looks at the mask
-    found, descriptors = cv2.SIFT.create(nfeatures=asked, contrastThreshold=_CONTRAST).detectAndCompute(grey, white)
-    if descriptors is None:
-        return np.empty((0, LENGTH), np.uint8), np.empty((0, 4), np.float32)
-    strength = np.array([keypoint.response for keypoint in found])
-    order = np.argsort(-strength, kind="stable")[:most]  # OpenCV keeps all of those as strong as the last one
-    points = np.array([(*one.pt, one.size, one.angle % 360) for one in found], dtype=np.float32)
-    return rooted(descriptors[order]), points[order]
-
-
-def rooted(descriptors: np.ndarray) -> np.ndarray:
-    """SIFT as RootSIFT: each number as its share of the sum, its square root, in steps of 1 / 512.
-
-    descriptors: float (n, 128), >= 0. Returns uint8 (n, 128).
-    """
-    total = np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12)
-    return np.minimum(np.rint(UNIT * np.sqrt(descriptors / total)), 255).astype(np.uint8)
-
-
 # ------------------------------------------------------------------------------------------------- the stage
 
 
 def local_name(config: LocalConfig) -> str:
-    """Name of the descriptors' folder: recipes of one size and number of keypoints share it. 256-500"""
-    return f"{config.size}-{config.keypoints}"
+    """Name of the descriptors' folder: recipes of one kind, size and number of keypoints share it.
+
+    256-500 of RootSIFT, else aliked-256-500.
+    """
+    kind = [] if config.features == "rootsift" else [config.features]
+    return "-".join([*kind, str(config.size), str(config.keypoints)])
 
 
 def describe_images(
@@ -114,15 +95,17 @@ def describe_images(
     config: LocalConfig,
     workers: int | None = None,
     masks: list[Mask] | None = None,
+    weights: Path | None = None,
 ) -> None:
     """Write the descriptors of all `images` to the folder `out`.
 
     images: images.parquet; `path` is relative to `root`. workers: threads, default: as many as cores. masks: one an
-    image.
+    image. weights: folder of a network's weights, default WEIGHTS_DIR.
     Raises WhaleidError for broken images and masks (all of them counted, the first named, in one line).
     """
+    detector, length = detector_of(config, weights or read_settings().weights), KINDS[config.features].length
     most = len(images) * config.keypoints
-    require_space(out.parent, most * (LENGTH + 16), "the keypoints' descriptors")
+    require_space(out.parent, most * (length + 16), "the keypoints' descriptors")
     boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
     paths = [root / path for path in images["path"]]
     jobs = list(zip(paths, boxes, masks or [None] * len(paths), strict=True))
@@ -130,10 +113,10 @@ def describe_images(
     with atomic_path(out) as folder, progress_bar("keypoints", len(jobs)) as bar:
         folder.mkdir()
         with (
-            _Growing(folder / "descriptors.npy", np.uint8, LENGTH) as kept,
+            _Growing(folder / "descriptors.npy", np.uint8, length) as kept,
             _Growing(folder / "points.npy", np.float32, 4) as places,
         ):
-            for found in _described(jobs, config, workers or os.cpu_count() or 1):
+            for found in _described(jobs, config, detector, workers or os.cpu_count() or 1):
                 if isinstance(found, str):
                     broken.append(found)
                 elif not broken:
@@ -151,17 +134,17 @@ def describe_images(
 
 
 def _described(
-    jobs: list[tuple[Path, np.ndarray, Mask | None]], config: LocalConfig, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray] | str]:
+    jobs: list[tuple[Path, np.ndarray, Mask | None]], config: LocalConfig, detector: Detector, workers: int
+) -> Iterator[Found | str]:
     """Descriptors and points of each image in turn, or what is wrong with it; few of them wait in memory."""
 
-    def one(path: Path, box: np.ndarray, mask: Mask | None) -> tuple[np.ndarray, np.ndarray] | str:
+    def one(path: Path, box: np.ndarray, mask: Mask | None) -> Found | str:
         try:
-            return describe(path, box, config, mask)
+            return describe(path, box, config, mask, detector)
         except WhaleidError as error:
             return str(error)
 
-    waiting: deque[Future[tuple[np.ndarray, np.ndarray] | str]] = deque()
+    waiting: deque[Future[Found | str]] = deque()
     with ThreadPoolExecutor(workers) as pool:  # OpenCV lets other threads run while it works
         for job in jobs:
             waiting.append(pool.submit(one, *job))
@@ -203,13 +186,15 @@ class _Growing:
 class Described:
     """Descriptors of all images, in the order of images.parquet.
 
-    vectors: uint8 (N, 128), on disk. offsets: int64 (n + 1,): where each image's begin, and the last ones end.
-    points: float32 (N, 4), on disk: x, y, size, direction (`root_sift`); None: not known, votes need none.
+    vectors: uint8 (N, length), on disk. offsets: int64 (n + 1,): where each image's begin, and the last ones end.
+    points: float32 (N, 4), on disk: x, y, size, direction (`detectors.Found`); None: not known, votes need none.
+    unit: what a descriptor of length 1 is stored as (`detectors.Kind`).
     """
 
     vectors: np.ndarray
     offsets: np.ndarray
     points: np.ndarray | None = None
+    unit: float = UNIT
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """How many descriptors each of these images has, int64."""
@@ -226,28 +211,32 @@ class Described:
         return np.searchsorted(self.offsets, places, "right") - 1
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Descriptors float32 (m, 128) of these images, in that order, and int64 (m,): the place in `rows` of each."""
+        """Descriptors float32 (m, length) of these images, in that order, and the place in `rows` of each, int64."""
         owner = np.repeat(np.arange(len(rows)), self.counts(rows))
         return self.vectors[self.places(rows)].astype(np.float32), owner
 
     def image(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """One image's descriptors float32 (n, 128) and points float32 (n, 4)."""
+        """One image's descriptors float32 (n, length), as stored, and points float32 (n, 4)."""
         if self.points is None:
             raise WhaleidError("local matching: the descriptors' folder has no points.npy; remove it and run again")
         own = slice(self.offsets[row], self.offsets[row + 1])
         return self.vectors[own].astype(np.float32), np.asarray(self.points[own])
 
 
-def described_together(found: list[tuple[np.ndarray, np.ndarray]]) -> Described:
-    """A few images' descriptors and points, as `describe` gives them, as one in memory: row i is found[i]."""
-    counts = [len(vectors) for vectors, _ in found]
-    vectors = np.concatenate([np.empty((0, LENGTH), np.uint8), *(vectors for vectors, _ in found)])
+def described_together(found: list[Found], features: str = "rootsift") -> Described:
+    """A few images' descriptors and points, as `describe` gives them, as one in memory: row i is found[i].
+
+    features: their kind, as in `LocalConfig`.
+    """
+    kind, counts = KINDS[features], [len(vectors) for vectors, _ in found]
+    vectors = np.concatenate([np.empty((0, kind.length), np.uint8), *(vectors for vectors, _ in found)])
     points = np.concatenate([np.empty((0, 4), np.float32), *(points for _, points in found)])
-    return Described(vectors, np.cumsum([0, *counts], dtype=np.int64), points)
+    return Described(vectors, np.cumsum([0, *counts], dtype=np.int64), points, kind.unit)
 
 
-def read_described(folder: Path, images: pd.DataFrame) -> Described:
-    """The descriptors in `folder`, which must be those of these images in this order."""
+def read_described(folder: Path, images: pd.DataFrame, features: str = "rootsift") -> Described:
+    """The descriptors in `folder`, which must be those of these images in this order, of this kind (`LocalConfig`)."""
+    kind = KINDS[features]
     try:
         vectors = np.load(folder / "descriptors.npy", mmap_mode="r", allow_pickle=False)
         offsets = np.load(folder / "offsets.npy", allow_pickle=False)
@@ -259,8 +248,8 @@ def read_described(folder: Path, images: pd.DataFrame) -> Described:
         raise WhaleidError(
             f"{folder}: no readable descriptors here ({error}); remove the folder and run again"
         ) from error
-    fits = len(offsets) == len(names) + 1 and vectors.dtype == np.uint8 and vectors.shape == (offsets[-1], LENGTH)
+    fits = len(offsets) == len(names) + 1 and vectors.dtype == np.uint8 and vectors.shape == (offsets[-1], kind.length)
     fits = fits and (points is None or points.shape == (offsets[-1], 4))
     if not fits or not np.array_equal(names.to_numpy(), images["image"].to_numpy().astype(str)):
         raise WhaleidError(f"{folder}: not the descriptors of these images; remove the folder and run again")
-    return Described(vectors, offsets, points)
+    return Described(vectors, offsets, points, kind.unit)

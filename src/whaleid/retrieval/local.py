@@ -23,8 +23,9 @@ import numpy as np
 
 from whaleid.config import LocalConfig
 from whaleid.errors import WhaleidError
+from whaleid.retrieval.detectors import UNIT
 from whaleid.retrieval.identities import PADDING
-from whaleid.retrieval.keypoints import LENGTH, UNIT, Described
+from whaleid.retrieval.keypoints import Described
 
 EXACT = 50_000
 """Galleries of up to this many descriptors are searched exactly."""
@@ -39,8 +40,8 @@ _LEAST = 64  # descriptors that a query counts as at the least, which bounds the
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest gallery descriptors of some descriptors. distance: float32 (m, k), squared, as stored (`UNIT`),
-    ascending. places: int (m, k), rows of `Described.vectors`, -1 = none found.
+    """The nearest gallery descriptors of some descriptors. distance: float32 (m, k), squared, as stored
+    (`Described.unit`), ascending. places: int (m, k), rows of `Described.vectors`, -1 = none found.
     """
 
     distance: np.ndarray
@@ -89,7 +90,8 @@ def local_candidates(
         start += len(asker)
         places = own.places[:, : config.neighbours]
         found = np.where(places >= 0, code_of[described.image_of(places)], PADDING)
-        votes = count_votes(asker, own.distance[:, : config.neighbours], found, len(counts), classes)
+        near = own.distance[:, : config.neighbours]
+        votes = count_votes(asker, near, found, len(counts), classes, described.unit)
         codes[part], scores[part] = best_identities(scores_of(votes, held, config.power), keep)
     return codes, scores
 
@@ -124,7 +126,7 @@ def build_index(described: Described, gallery: np.ndarray) -> faiss.Index:
     """
     counts = described.counts(gallery)
     total = int(counts.sum())
-    index: faiss.Index = faiss.IndexFlatL2(LENGTH)
+    index: faiss.Index = faiss.IndexFlatL2(described.vectors.shape[1])
     if total > EXACT:
         index = _inverted_file(described, gallery, min(_MOST_LISTS, max(1, total // _LISTED)))
     for part in chunks(counts):
@@ -134,8 +136,9 @@ def build_index(described: Described, gallery: np.ndarray) -> faiss.Index:
 
 def _inverted_file(described: Described, gallery: np.ndarray, lists: int) -> faiss.IndexIVF:
     """An empty inverted file whose lists were learnt from some of the gallery's descriptors, the same each time."""
+    length = described.vectors.shape[1]
     index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatL2(LENGTH), LENGTH, lists, faiss.ScalarQuantizer.QT_8bit_direct, faiss.METRIC_L2, False
+        faiss.IndexFlatL2(length), length, lists, faiss.ScalarQuantizer.QT_8bit_direct, faiss.METRIC_L2, False
     )
     index.cp.seed, index.cp.niter, index.nprobe = _SEED, 10, _PROBES
     places = described.places(gallery)
@@ -144,16 +147,18 @@ def _inverted_file(described: Described, gallery: np.ndarray, lists: int) -> fai
     return index
 
 
-def count_votes(asker: np.ndarray, distance: np.ndarray, codes: np.ndarray, queries: int, classes: int) -> np.ndarray:
+def count_votes(
+    asker: np.ndarray, distance: np.ndarray, codes: np.ndarray, queries: int, classes: int, unit: float = UNIT
+) -> np.ndarray:
     """What the descriptors of each query give to each identity, in squared distance between unit vectors.
 
-    asker: int64 (m,), the descriptor's query. distance: float32 (m, k), squared, ascending, as stored (`UNIT`).
-    codes: int64 (m, k), identity of each neighbour, -1 = none found. Returns float64 (queries, classes), >= 0;
-    exact, so that it does not depend on the order of summing.
+    asker: int64 (m,), the descriptor's query. distance: float32 (m, k), squared, ascending, as stored.
+    codes: int64 (m, k), identity of each neighbour, -1 = none found. unit: a power of two (`Described.unit`).
+    Returns float64 (queries, classes), >= 0; exact, so that it does not depend on the order of summing.
     """
     found = codes != PADDING
     last = np.where(found, distance, -np.inf).max(axis=1, keepdims=True)
-    gain = np.where(found, last - distance, 0.0) / UNIT**2
+    gain = np.where(found, last - distance, 0.0) / unit**2
     for place in range(1, codes.shape[1]):  # neighbours stand by distance: the first of an identity is its best
         gain[(codes[:, :place] == codes[:, place : place + 1]).any(axis=1), place] = 0.0
     used = gain > 0

@@ -32,7 +32,7 @@ from whaleid.retrieval.evidence import (
     supported,
 )
 from whaleid.retrieval.identities import PADDING
-from whaleid.retrieval.keypoints import UNIT, Described
+from whaleid.retrieval.keypoints import Described
 from whaleid.retrieval.local import Nearest, best_identities, scores_of
 from whaleid.retrieval.verify import measured_matches
 
@@ -135,7 +135,17 @@ def _match(described: Described, frames: np.ndarray, query: int, row: int, ratio
     shift = two[:, :2] / frames[row] - at
     near = (np.abs(size) <= LARGEST) & (np.abs(turn) <= WIDEST) & (np.abs(shift).max(axis=1, initial=0) <= FARTHEST)
     first, second = np.maximum(first, 0), np.maximum(second, 1e-6)
-    columns = (np.sqrt(first) / UNIT, np.sqrt(first / second), size, turn, *shift.T, one[:, 2], *at.T, one[:, 3], own)
+    columns = (
+        np.sqrt(first) / described.unit,
+        np.sqrt(first / second),
+        size,
+        turn,
+        *shift.T,
+        one[:, 2],
+        *at.T,
+        one[:, 3],
+        own,
+    )
     return np.stack([np.asarray(column, dtype=np.float32)[near] for column in columns], axis=1)
 
 

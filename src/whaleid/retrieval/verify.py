@@ -7,6 +7,8 @@ direction and place, as animals that fill their frames do (Jegou, Douze and Schm
 geometric consistency", 2008, prune by size and direction alone). Where a recipe asks for it, MAGSAC (Barath et
 al., "MAGSAC++", 2020) finds the affine map of a pair and keeps the matches that it explains.
 
+With ALIKED's keypoints a network may match instead (`retrieval/lightglue.py`); all that follows is the same.
+
 The score of an identity adds to the logarithm of its share of votes. Nothing here is learnt from labels, so that
 a fold's lists can teach any other fold's blend, which weighs and calibrates them.
 """
@@ -14,25 +16,57 @@ a fold's lists can teach any other fold's blend, which weighs and calibrates the
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from whaleid.config import LocalConfig, VerifyConfig
 from whaleid.errors import WhaleidError
+from whaleid.model.keypoint_weights import LIGHTGLUE, find_published
 from whaleid.retrieval.identities import PADDING
-from whaleid.retrieval.keypoints import Described
+from whaleid.retrieval.keypoints import Described, frames_of
+from whaleid.settings import read_settings
 
+Matcher = Callable[[int, np.ndarray], Iterable[tuple[np.ndarray, np.ndarray]]]
+"""(query, rows), rows of images.parquet -> for each of `rows` the matched keypoints: places in the query's and in its
+own, int64 (matches,) each."""
 _FEWEST = 4  # an affine map goes through any 3 matches: fewer than 4 prove nothing
 _TRIES = 300  # maps that MAGSAC tries
 _SEED = 0
 
 
+def matcher_of(described: Described, images: pd.DataFrame, config: LocalConfig, weights: Path | None = None) -> Matcher:
+    """The recipe's matcher. images: images.parquet, or the rows that are described. weights: folder of a network's
+    weights, default WEIGHTS_DIR. Raises WhaleidError where they are not there.
+    """
+    verify = config.verify or VerifyConfig()
+    if verify.matcher == "mutual":
+        return mutual_matcher(described, verify.ratio)
+    from whaleid.retrieval.lightglue import lightglue_matcher
+
+    file = find_published(LIGHTGLUE, weights or read_settings().weights)
+    return lightglue_matcher(described, frames_of(images, config.size), file)
+
+
+def mutual_matcher(described: Described, ratio: float) -> Matcher:
+    """Matches by `mutual_matches`."""
+
+    def match(query: int, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        vectors, _ = described.image(query)
+        for row in rows:
+            yield mutual_matches(vectors, described.image(int(row))[0], ratio)
+
+    return match
+
+
 def mutual_matches(query: np.ndarray, gallery: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of descriptors that are each other's nearest, nearer than `ratio` times the query's second nearest.
 
-    query: float32 (n, 128), gallery: float32 (m, 128). Returns two int64 (matches,): places in each; none where the
+    query: float32 (n, d), gallery: float32 (m, d). Returns two int64 (matches,): places in each; none where the
     gallery has fewer than 2 descriptors. Of equal distances the first counts.
     """
     return measured_matches(query, gallery, ratio)[:2]
@@ -66,7 +100,7 @@ def _squared_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 def agreeing(query: np.ndarray, gallery: np.ndarray, size: int, config: VerifyConfig) -> np.ndarray:
     """Which matches agree in size, direction and place, bool (n,).
 
-    query, gallery: float32 (n, 4), matched points (`root_sift`). size: longer side of a picture in pixels.
+    query, gallery: float32 (n, 4), matched points (`detectors.Found`). size: longer side of a picture in pixels.
     """
     factor = np.abs(np.log(gallery[:, 2] / query[:, 2]))
     turn = np.abs((gallery[:, 3] - query[:, 3] + 180) % 360 - 180)
@@ -90,17 +124,18 @@ def affine_inliers(query: np.ndarray, gallery: np.ndarray, pixels: float) -> np.
 
 
 def matched_keypoints(
-    described: Described, query: int, gallery: int, config: LocalConfig
+    described: Described, query: int, gallery: int, config: LocalConfig, matcher: Matcher | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All mutual matches of two images and which of them count.
+    """All matches of two images and which of them count.
 
-    query, gallery: rows of images.parquet. config: with `verify`; without, its defaults are taken.
+    query, gallery: rows of images.parquet. config: with `verify`; without, its defaults are taken. matcher: the
+    recipe's (`matcher_of`); None: mutual matches.
     Returns points float32 (n, 2) in the query and (n, 2) in the gallery image, in pixels of the pictures as they
     were described (`original_points` brings them back), and bool (n,).
     """
     verify = config.verify or VerifyConfig()
-    vectors, points = described.image(query)
-    return _matched(vectors, points, *described.image(gallery), config.size, verify)
+    matcher = matcher or mutual_matcher(described, verify.ratio)
+    return next(iter(_matched(described, query, np.array([gallery]), matcher, config.size, verify)))
 
 
 def original_points(points: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
@@ -120,13 +155,15 @@ def verified_candidates(
     voted: tuple[np.ndarray, np.ndarray],
     config: LocalConfig,
     workers: int | None = None,
+    matcher: Matcher | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The voted candidates in a new order: votes and matches of each identity's best image together.
 
     queries: int64 (q,), gallery: int64 (g,), rows of images.parquet. gallery_codes: int64 (g,). voted: codes int64
     (q, m) and scores float32 (q, m), logarithms, as `local_candidates` gives them. The images of the first
     identities are looked at, best identity first, until there are `verify.images`; the others have no matches and
-    keep the score of their votes. workers: threads, default as many as cores; they change nothing.
+    keep the score of their votes. workers: threads, default as many as cores; they change nothing. matcher: as
+    `matched_keypoints` takes it.
     Returns codes and scores as `voted`; equals stand by votes. Memory: one pair's distances a thread.
     Raises WhaleidError where a query is in the gallery.
     """
@@ -136,18 +173,22 @@ def verified_candidates(
     order = np.argsort(gallery_codes, kind="stable")
     sorted_codes = gallery_codes[order]
     codes, scores = voted
+    found_by = matcher or mutual_matcher(described, verify.ratio)
 
     def one(place: int) -> np.ndarray:
-        vectors, points = described.image(int(queries[place]))
-        counts = np.zeros(codes.shape[1])
-        left = verify.images
+        ranks, rows = [], []
         for rank, code in enumerate(codes[place]):
+            left = verify.images - len(rows)
             if code == PADDING or not left:
                 break
             own = order[np.searchsorted(sorted_codes, code) : np.searchsorted(sorted_codes, code, "right")][:left]
-            left -= len(own)
-            found = (_matched(vectors, points, *described.image(row), config.size, verify)[2] for row in gallery[own])
-            counts[rank] = max((int(used.sum()) for used in found), default=0)
+            ranks += [rank] * len(own)
+            rows += gallery[own].tolist()
+        pictures = np.array(rows, dtype=np.int64)
+        counts = np.zeros(codes.shape[1])
+        found = _matched(described, int(queries[place]), pictures, found_by, config.size, verify)
+        for rank, (_, _, used) in zip(ranks, found, strict=True):
+            counts[rank] = max(counts[rank], used.sum())
         return counts
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -158,17 +199,13 @@ def verified_candidates(
 
 
 def _matched(
-    vectors: np.ndarray,
-    points: np.ndarray,
-    other_vectors: np.ndarray,
-    other_points: np.ndarray,
-    size: int,
-    config: VerifyConfig,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of the mutual matches in both pictures, float32 (n, 2) each, and which of them count, bool (n,)."""
-    asked, known = mutual_matches(vectors, other_vectors, config.ratio)
-    one, other = points[asked], other_points[known]
-    used = agreeing(one, other, size, config)
-    if config.magsac is not None:
-        used[used] = affine_inliers(one[used, :2], other[used, :2], config.magsac)
-    return one[:, :2], other[:, :2], used
+    described: Described, query: int, rows: np.ndarray, matcher: Matcher, size: int, config: VerifyConfig
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each of `rows` where the matches are in both pictures, float32 (n, 2) each, and which count, bool (n,)."""
+    _, points = described.image(query)
+    for row, (asked, known) in zip(rows, matcher(query, rows), strict=True):
+        one, other = points[asked], described.image(int(row))[1][known]
+        used = agreeing(one, other, size, config)
+        if config.magsac is not None:
+            used[used] = affine_inliers(one[used, :2], other[used, :2], config.magsac)
+        yield one[:, :2], other[:, :2], used

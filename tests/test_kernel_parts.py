@@ -278,4 +278,5 @@ def test_a_recipe_too_large_for_a_data_set_is_refused_in_one_line() -> None:
 def test_a_project_is_carried_whole() -> None:
     """A new field of Project must be carried too (carried.py)."""
     known = {"competition", "recipe", "experiments", "workspace", "skip_unreadable", "pretext", "settings"}
-    assert {field.name for field in fields(Project)} == known
+    as_files = {"orders"}  # a folder of the assets, `carried.ordered_by`
+    assert {field.name for field in fields(Project)} == known | as_files

@@ -9,6 +9,8 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ladder_world import make_world, recipe, write_sources
 
 from whaleid.config import Competition, LocalConfig
@@ -180,6 +182,24 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(local, "_CHUNK", 130)
     parts = local_candidates(described, rows + 20, rows, codes, CONFIG, 5)
     assert np.array_equal(whole[0], parts[0]) and np.array_equal(whole[1], parts[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 9))
+def test_whole_centres_equal_a_loop(seed, count):
+    rng = np.random.default_rng(seed)
+    vectors = rng.integers(0, 256, (40, 8)).astype(np.float32)
+    centres = vectors[np.random.default_rng(0).choice(40, count, replace=False)].astype(int)
+    for _ in range(10):
+        groups: list[list[np.ndarray]] = [[] for _ in centres]
+        for vector in vectors.astype(int):
+            groups[int(np.argmin([((vector - centre) ** 2).sum() for centre in centres]))].append(vector)
+        centres = [
+            np.rint(np.mean(own, axis=0)) if own else centre for own, centre in zip(groups, centres, strict=True)
+        ]
+    found = local.whole_centres(vectors, count)
+    np.testing.assert_array_equal(found, np.array(centres))
+    assert found.dtype == np.float32 and (found == np.rint(found)).all()
 
 
 def test_inverted_file_agrees_and_repeats(monkeypatch):

@@ -55,8 +55,8 @@ class PairsConfig(TreesConfig):
     """
 
     images: Positive = 50
-    """Gallery images matched with each query: time and memory grow with them, about 5 ms of a core a
-    picture."""
+    """Gallery images matched with each query: time and memory grow with them, about 2 ms of a core a picture. More are
+    not better: MAP@5 of nyala's pairs alone, out of fold, 0.422 with 50, 0.408 with 100."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """A match is this much nearer than the second nearest keypoint of the same picture (Lowe 2004), and mutual."""
     trees: Positive = 100

@@ -32,7 +32,8 @@ OPTIONAL = frozenset({"kaggle", "kagglesdk", "nbformat", "six"})
 EXACT = frozenset({"kornia", "kornia_rs"})
 """Modules that an image may have in a version without what is used of them (ALIKED is new): another is replaced."""
 SHIPPED_AS = {"faiss-gpu": "faiss-cpu"}
-"""The build that is shipped in the place of the one used here: half the size, on every machine, the same results."""
+"""The build that is shipped in the place of the one used here: half the size, on every machine; it differs in last
+digits."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 LISTING = "wheels.json"
 

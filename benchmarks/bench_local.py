@@ -20,6 +20,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
 from whaleid.retrieval.detectors import LENGTH, rooted
@@ -160,6 +161,7 @@ def main() -> None:
 
 def _limit(threads: int) -> None:
     faiss.omp_set_num_threads(threads)
+    threadpool_limits(threads, "blas")
 
 
 if __name__ == "__main__":

@@ -301,6 +301,16 @@ def test_a_solution_with_a_missing_row_is_one_line(
     assert not half_written(place)
 
 
+def test_a_faulty_solution_does_not_cost_the_submission(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for written in (place / "submissions").glob("*.csv"):
+        written.unlink()
+    (place / "data" / "solution.csv").write_text("no,such\ncolumns,here\n")
+    assert "solution.csv" in refused(monkeypatch, capsys, place, "leaderboard")
+    assert [path.name for path in (place / "submissions").glob("*_*_*.csv")]
+
+
 def test_score_counts_as_many_guesses_as_are_asked_for(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

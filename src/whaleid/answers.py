@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,6 @@ from whaleid.scoring.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
 from whaleid.times import submission_note
 from whaleid.workspace import atomic_path, digest, file_digest, write_json
-
-if TYPE_CHECKING:
-    pass
 
 # ------------------------------------------------------------------------------------------------- the ladder
 
@@ -298,7 +295,8 @@ def leaderboard_lines(project: Project, at_once: int, options: list[str]) -> Ite
     """Every stage, and the lines that end `make leaderboard`."""
     before = read_figures(project)
     figures = ensemble_stage(project, at_once, options)
-    solution = solution_scores(project)
+    path = None if project.competition.test is None else submission_stage(project, at_once, options)
+    solution = solution_scores(project)  # a faulty solution file ends here: the submission is written by then
     yield from ladder_lines(figures, solution)
     yield ""
     final = figures["ladder"]["rungs"][-1]
@@ -309,10 +307,9 @@ def leaderboard_lines(project: Project, at_once: int, options: list[str]) -> Ite
     yield f"MAP@{k} (out of fold): {final['map']:.5f} ± {half:.5f}" + (
         " (optimistic: an epoch was chosen by the fold's own score)" if final["optimistic"] else ""
     )
-    if project.competition.test is None:
+    if path is None:
         yield "no submission: the competition's YAML names no test images"
         return
-    path = submission_stage(project, at_once, options)
     truth = solution_path(project.competition)
     if truth is not None:
         score = score_submission(path, truth, k)

@@ -25,6 +25,8 @@ from whaleid.workspace import Workspace, digest
 
 FORMAT = 1
 """Raised when a stage's output changes its form or its meaning: what older versions made is then made anew."""
+SECOND_LEVEL = 2
+"""Raised when the same features are ranked otherwise: rankings are then made anew, and no network is trained."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Project:
         protocol = self.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
         names = [item.name for item in self.experiments]
         images = [self.images_key, self.folds_key, *(key for key in (self.masks_key, self.networks_key) if key)]
-        return digest("ensemble", FORMAT, images, names, own, foreign, protocol, self.combine_settings())
+        return digest("ensemble", FORMAT, SECOND_LEVEL, images, names, own, foreign, protocol, self.combine_settings())
 
     def combine_settings(self) -> dict[str, Any]:
         combine = self.recipe.combine.model_dump(mode="json")

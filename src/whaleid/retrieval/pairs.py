@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, PairsConfig
 from whaleid.retrieval.evidence import (
@@ -116,7 +117,8 @@ def match_pairs(
         values = np.concatenate([np.empty((0, len(PAIR_FEATURES)), np.float32), *found])
         return np.repeat(own, [len(part) for part in found]), values
 
-    with ThreadPoolExecutor(workers) as pool:  # products of matrices let other threads run
+    # products of matrices let other threads run; threads inside them as well would crowd each other out
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
         found = list(pool.map(one, range(len(queries))))
     asker = np.repeat(np.arange(len(queries)), [len(rows) for rows, _ in found])
     rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in found)])

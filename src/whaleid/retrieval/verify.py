@@ -23,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from whaleid.config import LocalConfig, VerifyConfig
 from whaleid.errors import WhaleidError
@@ -191,7 +192,11 @@ def verified_candidates(
             counts[rank] = max(counts[rank], used.sum())
         return counts
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    # one thread a product: those of the pool are enough. A network has the pool's threads take turns, and needs its own
+    with (
+        threadpool_limits(1 if matcher is None else None, "blas"),
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+    ):
         counts = np.array(list(pool.map(one, range(len(queries))))).reshape(codes.shape)
     total = (scores + verify.weight * np.log1p(counts)).astype(np.float32)
     best = np.argsort(-total, axis=1, kind="stable")

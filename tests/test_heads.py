@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from whaleid.config import BySize, MarginHead, MetricHead, SoftmaxHead, SumHead, WeightedHead
 from whaleid.errors import WhaleidError
-from whaleid.model.heads import HeadModule, MarginClassifier, build_head
+from whaleid.model.classifiers import MarginClassifier
+from whaleid.model.head import HeadModule
+from whaleid.model.heads import build_head
 from whaleid.model.losses import LARGEST_MARGIN, arcface_cosine, classification_loss, margins_by_size
 
 DIM = 8

@@ -8,15 +8,16 @@ whose images it takes over. training/divide.py decides which level works when.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from whaleid.config import DivideHead
+from whaleid.config import DivideHead, Head
 from whaleid.errors import WhaleidError
-from whaleid.model.heads import HeadModule, build_head
+from whaleid.model.head import HeadModule
 
 MASK_MEAN, MASK_SPREAD = 0.9, 0.7
 """Start of learnt masks, as in Conditional Similarity Networks (Veit et al., 2017): most dimensions open, no two
@@ -31,7 +32,14 @@ class DivideLearners(HeadModule):
     `config.levels`. present: bool (learners, c), the classes that each learner met at its last clustering.
     """
 
-    def __init__(self, config: DivideHead, dim: int, class_sizes: Tensor):
+    def __init__(
+        self,
+        config: DivideHead,
+        dim: int,
+        class_sizes: Tensor,
+        build: Callable[[Head, int, Tensor], HeadModule],
+    ):
+        """build: makes the head of one learner (`heads.build_head`)."""
         super().__init__()
         if config.cuts and dim % config.clusters:
             raise WhaleidError(
@@ -42,7 +50,7 @@ class DivideLearners(HeadModule):
         self.dim = dim
         self.first = [sum(config.levels[:level]) for level in range(len(config.levels))]
         self.learners = nn.ModuleList(
-            build_head(config.learner, self._width(level), class_sizes)
+            build(config.learner, self._width(level), class_sizes)
             for level, clusters in enumerate(config.levels)
             for _ in range(clusters)
         )

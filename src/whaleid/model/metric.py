@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from whaleid.config import MetricHead
 from whaleid.errors import WhaleidError
 from whaleid.model import own_losses, own_miners
-from whaleid.model.heads import HeadModule
+from whaleid.model.head import HeadModule
 from whaleid.model.mended import MENDED, REFUSED
 
 Rooms = tuple[ModuleType, ...]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from whaleid.config import DeepClusterHead, JigsawHead, PretextExperiment, PretextHead, RotationHead
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import Embedder, build_embedder
-from whaleid.model.heads import HeadModule
+from whaleid.model.head import HeadModule
 
 PLACES = ((-1, -1), (0, -1), (1, -1), (-1, 0), (1, 0), (-1, 1), (0, 1), (1, 1))
 """The neighbours of a 3 x 3 grid's centre (x, y), in reading order: what a label of `jigsaw` stands for."""

@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from whaleid.config import SiameseHead
-from whaleid.model.heads import HeadModule, full_precision
+from whaleid.model.head import HeadModule, full_precision
 
 _FEATURES = 4
 _UNDECIDED = 0.5

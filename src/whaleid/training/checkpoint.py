@@ -20,7 +20,8 @@ from whaleid.config import Experiment
 from whaleid.configfiles import read_yaml
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import Embedder, build_embedder
-from whaleid.model.heads import HeadModule, build_head
+from whaleid.model.head import HeadModule
+from whaleid.model.heads import build_head
 from whaleid.training.state import storable
 from whaleid.workspace import atomic_path
 

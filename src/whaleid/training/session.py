@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whaleid.config import TrainConfig
 from whaleid.errors import WhaleidError
 from whaleid.model.embedder import Embedder
-from whaleid.model.heads import HeadModule
+from whaleid.model.head import HeadModule
 from whaleid.model.parameters import parameter_groups
 from whaleid.training.ema import Ema
 from whaleid.training.memory import keep_freed_memory

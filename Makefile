@@ -28,7 +28,7 @@ CONFIRMED = $(if $(filter 1,$(CONFIRM)),--confirm)
 .DEFAULT_GOAL := help
 .PHONY: help setup weights sample data check folds pretrain train features ensemble ablation submission score leaderboard \
         report plan doctor kernel kernel-run kernel-push kernel-status kernel-output submit scores notebooks test lint \
-        bench bench-metric archive rebuild winning-docs clean
+        bench bench-metric archive rebuild clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
@@ -112,9 +112,6 @@ archive: $(DATA)  ## what the submission can be built from again, with checksums
 
 rebuild: $(DATA)  ## the submission again, FROM=predictions, weights or train, compared with the archive's
 	@$(WHALEID) rebuild $(OPTIONS) --jobs $(JOBS) --from "$(FROM)" $(ARGS)
-
-winning-docs: $(DATA)  ## the pages that winners are asked for, in winning/: entry points, times, a model summary
-	@$(WHALEID) winning-docs $(OPTIONS) $(ARGS)
 
 plan: setup  ## what the recipe would train: jobs, sizes, estimated hours
 	@$(WHALEID) plan $(OPTIONS) $(ARGS)

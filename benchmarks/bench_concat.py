@@ -27,9 +27,9 @@ import torch
 
 from whaleid.config import ConcatConfig
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
-from whaleid.retrieval.features import open_embeddings
+from whaleid.features.files import open_embeddings
 from whaleid.retrieval.index import search
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 NEIGHBOURS = 200
 WIDER, ROUNDS = 32, 4  # as in concat.py

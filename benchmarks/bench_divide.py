@@ -22,13 +22,13 @@ import faiss
 import numpy as np
 import torch
 
-from whaleid.configfiles import load_experiment
-from whaleid.data.batches import TrainingItems
+from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
-from whaleid.training.partition import POINTS, kmeans_partition
+from whaleid.data.samplers import TrainingItems
+from whaleid.divide.clustering import POINTS, kmeans_partition
 from whaleid.training.run import Task, run_epoch, start
 from whaleid.training.session import Session, make_accelerator
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "divide.json"
 EVERY, CLUSTERS, IDENTITIES = 2, 4, 64

@@ -21,7 +21,7 @@ import numpy as np
 from whaleid.config import IndexConfig
 from whaleid.retrieval.approximate import index_kind, open_index
 from whaleid.retrieval.index import search
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 NEIGHBOURS = 10
 NOISE = 0.9  # times of exact search that differ less are equal

@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import SamplerConfig
-from whaleid.configfiles import load_experiment
-from whaleid.data.augment import Augmentation
-from whaleid.data.batches import TrainingItems, epoch_batches, make_loader
+from whaleid.config.files import load_experiment
+from whaleid.data.augmentation import Augmentation
 from whaleid.data.cache import build_cache, open_cache
-from whaleid.workspace import write_json
+from whaleid.data.samplers import TrainingItems, epoch_batches, make_loader
+from whaleid.utils.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "input.json"
 SUFFIXES = {".jpg", ".jpeg", ".png"}

@@ -23,12 +23,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
-from whaleid.retrieval.detectors import LENGTH, rooted
-from whaleid.retrieval.evidence import evidence_candidates, learn, lesson_of
-from whaleid.retrieval.keypoints import Described
-from whaleid.retrieval.local import EXACT, build_index, local_candidates, nearest_descriptors
-from whaleid.retrieval.pairs import likely_pictures, match_pairs, pair_candidates, pair_lesson
-from whaleid.workspace import write_json
+from whaleid.local_matching.detectors import LENGTH, rooted
+from whaleid.local_matching.keypoints import Described
+from whaleid.local_matching.match_score import evidence_candidates, learn, lesson_of
+from whaleid.local_matching.pair_score import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.local_matching.votes import EXACT, build_index, local_candidates, nearest_descriptors
+from whaleid.utils.files import write_json
 
 PICTURES = 6  # of an identity
 MARKS, SHOWN = 150, 30  # of an identity, and of those in one picture

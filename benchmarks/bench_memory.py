@@ -28,9 +28,9 @@ import pandas as pd
 from whaleid.config import ClassifierConfig, ConcatConfig, KnnConfig
 from whaleid.ensemble.classifier import top_classes, train_classifier
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
-from whaleid.retrieval.features import open_embeddings
+from whaleid.features.files import open_embeddings
 from whaleid.retrieval.identities import nearest_identities
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 LIMIT = 16.0  # GiB
 EVERY = 0.005  # seconds between two looks at the memory

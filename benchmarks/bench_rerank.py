@@ -27,7 +27,7 @@ from whaleid.retrieval.diffusion import diffuse, from_rows, spread_labels
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.identities import best_columns, identity_candidates
 from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 NEIGHBOURS, KEEP, BLOCK = 20, 50, 128
 LIMIT = 4096  # MiB for k-reciprocal

@@ -23,7 +23,7 @@ from whaleid.config import KnnConfig
 from whaleid.retrieval.candidates import Candidates, read_candidates, write_candidates
 from whaleid.retrieval.identities import identity_candidates, nearest_identities
 from whaleid.retrieval.index import search
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 KEEP = 50
 

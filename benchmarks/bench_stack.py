@@ -22,16 +22,16 @@ import lightgbm as lgb
 import numpy as np
 
 from whaleid.config import StackConfig
-from whaleid.ensemble.blend import Questions, stack, tuned_map
+from whaleid.ensemble.blend import Targets, stack, tuned_map
 from whaleid.ensemble.calibrate import fit_calibration
+from whaleid.ensemble.embedding_features import Sight
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.sights import Sight
-from whaleid.ensemble.stack import Material, stack_rankings
+from whaleid.ensemble.stack import StackInputs, stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
-from whaleid.ensemble.unknown import standing
+from whaleid.ensemble.unknown import rank_stats
 from whaleid.retrieval.candidates import Candidates
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 WIDTH = 50
 
@@ -109,7 +109,7 @@ def main() -> None:
     whole = [stack(list(ranking.oof)) for ranking in rankings]
     limits = [float(_limit(one, truth, weights)) for one in whole]
     *members, blend = rankings
-    materials = [Material(blend.oof, blend.test, tuple(limits)) for _ in [*places, None]]
+    materials = [StackInputs(blend.oof, blend.test, tuple(limits)) for _ in [*places, None]]
     config = StackConfig()
     extras = None
     if given.dims:
@@ -148,8 +148,8 @@ def main() -> None:
 
 
 def _limit(lists: Candidates, truth: np.ndarray, weights: np.ndarray) -> float:
-    asked = Questions(truth, weights, 5, True)
-    return tuned_map(standing(lists, truth, weights, 5), asked)[0] or 0.0
+    asked = Targets(truth, weights, 5, True)
+    return tuned_map(rank_stats(lists, truth, weights, 5), asked)[0] or 0.0
 
 
 if __name__ == "__main__":

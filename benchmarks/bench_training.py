@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from whaleid.configfiles import load_experiment
-from whaleid.data.batches import EpochPlan, TrainingItems
+from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
+from whaleid.data.samplers import EpochPlan, TrainingItems
 from whaleid.training.ema import Ema
 from whaleid.training.loop import train_epoch
 from whaleid.training.record import recorder
 from whaleid.training.run import Task, start
 from whaleid.training.session import Session, make_accelerator
 from whaleid.training.state import Progress
-from whaleid.workspace import write_json
+from whaleid.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 ROUNDS, STEPS, CLASSES = 24, 2, 150

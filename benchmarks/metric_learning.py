@@ -24,14 +24,14 @@ from metric_plan import BEFORE, Bench, chosen, load_bench, make_experiment
 from metric_report import Results, draw_distances, write_reports
 from metric_runs import Job, Parted, code_digest, machine, measure_all, part_data, progress_files
 
-from whaleid.errors import WhaleidError
-from whaleid.jobs import sensible, share_of_cores
-from whaleid.model.heads import build_head
-from whaleid.model.weights import ensure_weights
-from whaleid.progress import FollowedBars, follow_bars
-from whaleid.settings import read_settings
+from whaleid.config.settings import read_settings
+from whaleid.models.heads.registry import build_head
+from whaleid.models.weights import ensure_weights
+from whaleid.pipeline.executors import sensible, share_of_cores
 from whaleid.training.epochs import epoch_lengths
-from whaleid.workspace import write_json
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import write_json
+from whaleid.utils.progress import FollowedBars, follow_bars
 
 HERE = Path(__file__).resolve().parent
 

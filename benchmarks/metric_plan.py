@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from whaleid.config import Experiment
 from whaleid.config.base import Model, Positive
-from whaleid.configfiles import load_experiment, read_yaml
-from whaleid.errors import WhaleidError
+from whaleid.config.files import load_experiment, read_yaml
+from whaleid.utils.errors import WhaleidError
 
 BEFORE = "imagenet"
 """Name of the row of the untrained backbone's pooled features."""

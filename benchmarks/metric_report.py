@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from metric_plan import BEFORE, Bench
 
-from whaleid.scoring.retrieval_metrics import RECALLS
-from whaleid.workspace import atomic_path, write_json
+from whaleid.evaluation.retrieval_metrics import RECALLS
+from whaleid.utils.files import atomic_path, write_json
 
 Results = dict[tuple[str, str, int], dict[str, Any]]
 """(data set, method, seed) -> what `metric_runs.measure` gave."""

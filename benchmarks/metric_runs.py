@@ -23,21 +23,21 @@ import yaml
 from metric_plan import BEFORE, DataSet
 
 from whaleid.config import Competition, Experiment
-from whaleid.configfiles import config_path, load_competition, read_yaml
+from whaleid.config.files import config_path, load_competition, read_yaml
+from whaleid.config.settings import read_settings, repository_root
 from whaleid.data.cache import ImageCache
 from whaleid.data.competition import read_table
 from whaleid.data.sample import make_sample
-from whaleid.errors import WhaleidError
-from whaleid.model.embedder import Embedder, build_embedder
-from whaleid.pipeline import cache_stage, images_stage
-from whaleid.progress import PROGRESS_FILE
-from whaleid.project import open_project
-from whaleid.scoring.retrieval_metrics import pair_histogram, retrieval_score
-from whaleid.settings import read_settings, repository_root
+from whaleid.evaluation.retrieval_metrics import pair_histogram, retrieval_score
+from whaleid.models.embedder import Embedder, build_embedder
+from whaleid.pipeline.project import open_project
+from whaleid.pipeline.stages import cache_stage, images_stage
 from whaleid.training.checkpoint import load_run
 from whaleid.training.run import train_run
 from whaleid.training.selection import embed_rows
-from whaleid.workspace import atomic_path, digest
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path, digest
+from whaleid.utils.progress import PROGRESS_FILE
 
 EDGES = np.linspace(0.0, 2.0, 81)
 """Bins of the histograms of distances: unit vectors are at most 2 apart."""
@@ -45,8 +45,8 @@ EDGES = np.linspace(0.0, 2.0, 81)
 FEW = 40
 """Test images of a sample that is drawn for the bench, which asks about labelled images alone."""
 
-_CODE = ("model/*.py", "training/*.py", "data/*batches*.py", "data/augment.py", "data/cache.py", "data/images.py")
-_CODE += ("scoring/retrieval_metrics.py",)
+_CODE = ("model/*.py", "training/*.py", "data/*batches*.py", "data/augmentation.py", "data/cache.py", "data/images.py")
+_CODE += ("evaluation/retrieval_metrics.py",)
 
 
 # ---------------------------------------------------------------------------------------------------- data

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 from whaleid.data.check import check_data
 from whaleid.data.folds import fold_table
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline import folds_stage, images_stage
+from whaleid.pipeline.stages import folds_stage, images_stage
 from whaleid.report.grid import draw_grid, views
 
 # %matplotlib inline

@@ -21,15 +21,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 
-from whaleid.data.augment import Augmentation
-from whaleid.data.batches import training_items
+from whaleid.data.augmentation import Augmentation
+from whaleid.data.samplers import training_items
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.rankings import Source, rank_source
-from whaleid.estimate import plan_lines
+from whaleid.evaluation.metrics import rank_of_truth, score_ranks
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline import cache_stage, features_stage, folds_stage, images_stage, jobs_stage, select_jobs
+from whaleid.pipeline.plan import plan_lines
+from whaleid.pipeline.stages import cache_stage, features_stage, folds_stage, images_stage, jobs_stage, select_jobs
 from whaleid.report.grid import draw_grid, views
-from whaleid.scoring.metrics import rank_of_truth, score_ranks
 
 # %matplotlib inline
 

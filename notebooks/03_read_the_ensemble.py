@@ -22,15 +22,15 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from whaleid.answers import ensemble_stage
-from whaleid.ladder_text import ladder_lines
+from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.features.files import read_features
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline import sources
+from whaleid.pipeline.stages import sources
+from whaleid.pipeline.submission import ensemble_stage
 from whaleid.report.examples import choose, with_pictures
 from whaleid.report.grid import draw_grid, views
 from whaleid.report.material import read_answers, read_material
 from whaleid.report.pictures import draw_ladder
-from whaleid.retrieval.features import read_features
 from whaleid.retrieval.index import search
 
 # %matplotlib inline

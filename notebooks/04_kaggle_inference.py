@@ -23,15 +23,15 @@ import os
 
 import pandas as pd
 
-from whaleid.answers import submission_path, submission_stage
-from whaleid.figures import read_figures
-from whaleid.kaggle.bundle import KernelOptions, make_bundle
-from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
-from whaleid.kaggle.manifest import read_manifest
+from whaleid.evaluation.submissions import read_guesses
+from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
+from whaleid.kaggle.kernel.manifest import read_manifest
+from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline import images_stage
+from whaleid.pipeline.metrics import read_figures
+from whaleid.pipeline.stages import images_stage
+from whaleid.pipeline.submission import submission_path, submission_stage
 from whaleid.report.grid import draw_grid, views
-from whaleid.scoring.submissions import read_guesses
 
 # %matplotlib inline
 

@@ -21,8 +21,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-from whaleid.errors import WhaleidError
 from whaleid.notebooks import notebook_project
+from whaleid.utils.errors import WhaleidError
 
 HERE = Path(__file__).resolve().parent
 METADATA = {

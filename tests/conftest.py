@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.settings import VARIABLE
+from whaleid.config.settings import VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)

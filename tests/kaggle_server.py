@@ -83,7 +83,7 @@ class State:
     """Listings in which a new submission still has no score."""
     scores: tuple[str, str] = ("0.91234", "0.90123")
     waiting: int = 1
-    """Questions to which a new version of a data set is still not ready."""
+    """Targets to which a new version of a data set is still not ready."""
     break_at: deque[tuple[str, int]] = field(default_factory=deque)
     """For the next downloads: ("drop" or "stall", after how many bytes)."""
     lock: threading.Lock = field(default_factory=threading.Lock)

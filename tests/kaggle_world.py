@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from kaggle_server import KEY, TOKEN, USER, FakeKaggle
 
-from whaleid import cli
-from whaleid.cli_options import project_of
+from whaleid.cli import main as cli
+from whaleid.cli.options import project_of
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import client
-from whaleid.project import Project
+from whaleid.pipeline.project import Project
 
 SLUG = "whales-of-the-test"
 EXPERIMENT = """

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import secret_search
 
-from whaleid.answers import submission_path, submission_stage
+from whaleid.config.settings import Settings
 from whaleid.data.sample import make_sample
-from whaleid.figures import read_figures
-from whaleid.kaggle import bundle as bundle_module
-from whaleid.kaggle.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
-from whaleid.project import Project, open_project
-from whaleid.settings import Settings
+from whaleid.kaggle.kernel import bundle as bundle_module
+from whaleid.kaggle.kernel.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
+from whaleid.pipeline.metrics import read_figures
+from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.submission import submission_path, submission_stage
 
 EXPERIMENT = """
 extends: default

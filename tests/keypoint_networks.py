@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from whaleid.model.keypoint_weights import ALIKED, LIGHTGLUE
-from whaleid.retrieval.aliked import aliked_network
-from whaleid.retrieval.lightglue import lightglue_network
+from whaleid.local_matching.aliked import aliked_network
+from whaleid.local_matching.lightglue import lightglue_network
+from whaleid.local_matching.weights import ALIKED, LIGHTGLUE
 
 SHARPNESS = 3000.0
 """What the plain LightGlue multiplies cosines by: descriptors of an untrained network are much alike."""

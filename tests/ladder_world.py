@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Recipe
-from whaleid.ensemble.protocol import WHOLE
+from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.rankings import Source
-from whaleid.workspace import fold_name
+from whaleid.pipeline.workspace import fold_name
 
 UNKNOWN = "new_whale"
 
@@ -102,7 +102,7 @@ def write_sources(
         dims = world.latent.shape[1]
         seen = rng.permutation(dims)[: max(2, int(part * dims))]
         paths = {}
-        for fold in [*sorted(set(fold_of) - {-1}), *([WHOLE] if number < full else [])]:
+        for fold in [*sorted(set(fold_of) - {-1}), *([FULL_DATA] if number < full else [])]:
             trained = (fold_of >= 0) & (fold_of != fold)
             view = world.latent[:, seen] + noise * rng.normal(size=(len(fold_of), len(seen))) * np.where(
                 trained, overfit, 1.0
@@ -110,11 +110,11 @@ def write_sources(
             turn = np.linalg.qr(rng.normal(size=(len(seen), len(seen))))[0]
             embeddings = view @ turn
             embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-            path = folder / f"net{number}" / fold_name(None if fold == WHOLE else int(fold))
+            path = folder / f"net{number}" / fold_name(None if fold == FULL_DATA else int(fold))
             scores, classes = _logits(embeddings, world.images["identity"].to_numpy(dtype=object), trained)
             write_folder(path, world.images["image"], embeddings, scores if logits else None, classes)
             paths[int(fold)] = path
-        sources.append(Source(f"net{number}", paths, full=paths.pop(WHOLE, None)))
+        sources.append(Source(f"net{number}", paths, full=paths.pop(FULL_DATA, None)))
     return sources
 
 

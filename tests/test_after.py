@@ -30,14 +30,14 @@ from whaleid.ensemble.after import (
     share_answers,
     steps,
 )
-from whaleid.ensemble.ladder import climb, combine, rank_all
+from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
+from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
-from whaleid.ensemble.results import Gain, Rung, Thresholds
+from whaleid.ensemble.results import Gain, Rung, UnknownSummary
 from whaleid.ensemble.stack import deal_groups
-from whaleid.errors import WhaleidError
-from whaleid.ladder_text import ladder_lines
 from whaleid.retrieval.candidates import Candidates
+from whaleid.utils.errors import WhaleidError
 
 SCALES = [Scale(True, True), Scale(False, True), Scale(False, False)]
 
@@ -200,7 +200,7 @@ def rankings(world: World, sources: list[Source], protocol: Protocol) -> list[Ra
     return rank_all(sources, world.images, protocol, settings_of(), 0)
 
 
-def thresholds(rung: Rung) -> Thresholds:
+def thresholds(rung: Rung) -> UnknownSummary:
     assert rung.thresholds is not None
     return rung.thresholds
 
@@ -226,7 +226,7 @@ def test_a_folds_truth_does_not_reach_its_own_answers(world, sources, protocol, 
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
     permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
     before, after = (
-        climb(one, rank_all(sources, world.images, one, config, 0), config, 0, world.images)
+        evaluate_ladder(one, rank_all(sources, world.images, one, config, 0), config, 0, world.images)
         for one in (protocol, permuted)
     )
     names = [rung.name for rung in before.rungs]
@@ -242,7 +242,7 @@ def test_a_folds_truth_does_not_reach_its_own_answers(world, sources, protocol, 
 
 def test_off_is_the_rung_below(world, protocol, rankings):
     """Nobody has copies, and no gain is large enough: the last rungs are the blend, unknown and test set too."""
-    result = climb(protocol, rankings, settings_of(after={"errors": 1e9}), 0, world.images)
+    result = evaluate_ladder(protocol, rankings, settings_of(after={"errors": 1e9}), 0, world.images)
     blend = result.rung("blend")
     for name in (DUPLICATES, CLAIMS):
         rung = result.rung(name)
@@ -266,7 +266,7 @@ def test_where_a_place_tells_who_it_is(world, sources, protocol, rankings):
     ]
     place[3] = None
     images = world.images.assign(place=place)
-    result = climb(protocol, rankings, settings_of(after={"same": ["place"], "claims": None}), 0, images)
+    result = evaluate_ladder(protocol, rankings, settings_of(after={"same": ["place"], "claims": None}), 0, images)
     assert [rung.name for rung in result.rungs[-3:]] == ["blend", "same place", DUPLICATES]
     rung = result.rung("same place")
     assert below(rung).low > 0.0 and rung.setting != "off"
@@ -364,7 +364,7 @@ def test_bad_columns(world, protocol, rankings):
     with pytest.raises(ValueError, match="listed twice: width"):
         AfterConfig(same=["width", "width"])
     with pytest.raises(WhaleidError, match="needs the table of images"):
-        climb(protocol, rankings, settings_of())
+        evaluate_ladder(protocol, rankings, settings_of())
 
 
 # ------------------------------------------------------------------------------------------------ the ablation

@@ -20,24 +20,30 @@ from test_local import texture, write_images
 from test_masks import disc
 from test_report_pictures import make_drawn
 
-from whaleid import cli
-from whaleid.answers import ensemble_stage
+from whaleid.cli import main as cli
 from whaleid.config import LearnedConfig, LocalConfig, VerifyConfig
-from whaleid.errors import WhaleidError
-from whaleid.model.keypoint_weights import ALIKED, LIGHTGLUE, find_published, load_published
-from whaleid.pipeline import images_stage, local_stage
-from whaleid.project import Project
+from whaleid.config.settings import Settings
+from whaleid.local_matching.aliked import DIRECTION, SIZE, aliked_detector, aliked_network
+from whaleid.local_matching.detectors import SIGNED, Detector, signed_bytes, signed_floats
+from whaleid.local_matching.geometric_verification import (
+    Matcher,
+    agreeing,
+    matched_keypoints,
+    matcher_of,
+    verified_candidates,
+)
+from whaleid.local_matching.keypoints import Described, describe_images, frames_of, read_described
+from whaleid.local_matching.lightglue import lightglue_matcher, lightglue_network
+from whaleid.local_matching.match_score import FEATURES, learn, lesson_of, matches_of, supported
+from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
+from whaleid.local_matching.votes import local_candidates, nearest_descriptors
+from whaleid.local_matching.weights import ALIKED, LIGHTGLUE, find_published, load_published
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import images_stage, local_stage
+from whaleid.pipeline.submission import ensemble_stage
 from whaleid.report.page import write_report
-from whaleid.retrieval.aliked import DIRECTION, SIZE, aliked_detector, aliked_network
-from whaleid.retrieval.detectors import SIGNED, Detector, signed_bytes, signed_floats
-from whaleid.retrieval.evidence import FEATURES, learn, lesson_of, matches_of, supported
-from whaleid.retrieval.keypoints import Described, describe_images, frames_of, read_described
-from whaleid.retrieval.lightglue import lightglue_matcher, lightglue_network
-from whaleid.retrieval.local import local_candidates, nearest_descriptors
-from whaleid.retrieval.pairs import PAIR_FEATURES, match_pairs
-from whaleid.retrieval.verify import Matcher, agreeing, matched_keypoints, matcher_of, verified_candidates
-from whaleid.settings import Settings
-from whaleid.workspace import file_digest
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import file_digest
 
 LOCAL = {"features": "aliked", "size": 128, "keypoints": 40, "verify": {"matcher": "lightglue", "magsac": 4.0}}
 CONFIG = LocalConfig.model_validate(LOCAL)
@@ -165,7 +171,7 @@ def test_lightglue_is_the_double_softmax_that_its_weights_say(pictures, weights:
     file, frames = find_published(LIGHTGLUE, weights), frames_of(table, CONFIG.size)
     rows = np.array([0, 24, 3, 17, 9, 5])
     found = list(lightglue_matcher(described, frames, file)(16, rows))
-    monkeypatch.setattr("whaleid.retrieval.lightglue._BATCH", 1)
+    monkeypatch.setattr("whaleid.local_matching.lightglue._BATCH", 1)
     alone = list(lightglue_matcher(described, frames, file)(16, rows))
     own = signed_floats(described.image(16)[0])
     for row, pair, again in zip(rows, found, alone, strict=True):

@@ -12,12 +12,12 @@ from kernel_world import MODULE, RECIPE, make_world, write_wheel
 from keypoint_networks import write_weights
 
 import whaleid
-from whaleid.errors import WhaleidError
-from whaleid.kaggle import wheels as wheels_module
-from whaleid.kaggle.bundle import KernelOptions, inference_size, wants_gpu
-from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
-from whaleid.kaggle.wheels import collect_wheels, install_wheels, needed_wheels
-from whaleid.settings import Settings
+from whaleid.config.settings import Settings
+from whaleid.kaggle.kernel import wheels as wheels_module
+from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, wants_gpu
+from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.wheels import collect_wheels, install_wheels, needed_wheels
+from whaleid.utils.errors import WhaleidError
 
 LOCAL = "local: {features: aliked, size: 64, keypoints: 60, verify: {matcher: lightglue, images: 5, magsac: 4}}"
 

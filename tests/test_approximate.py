@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from whaleid.config import IndexConfig, KnnConfig
-from whaleid.errors import WhaleidError
 from whaleid.retrieval import approximate
 from whaleid.retrieval.approximate import index_kind, open_index, recall_against_exact
 from whaleid.retrieval.graph import find_neighbours
 from whaleid.retrieval.identities import nearest_identities
 from whaleid.retrieval.index import search
+from whaleid.utils.errors import WhaleidError
 
 
 def world(images: int = 3000, dim: int = 16) -> np.ndarray:

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
+from whaleid.winning.documents import Words, write_documents
 
-from whaleid import cli, pipeline, rounds
-from whaleid.answers import submission_stage
+from whaleid.cli import main as cli
 from whaleid.config import Recipe
+from whaleid.config.settings import Settings
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.results import Gain
-from whaleid.errors import WhaleidError
-from whaleid.project import Project, open_project
-from whaleid.settings import Settings
-from whaleid.winning.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
-from whaleid.winning.documents import Words, write_documents
+from whaleid.pipeline import pseudo_labels as rounds
+from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
+from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.submission import submission_stage
+from whaleid.utils.errors import WhaleidError
 
 Files = dict[str, bytes]
 Change = Callable[[Files], None]
@@ -96,9 +98,9 @@ def test_a_rebuilt_submission_is_the_original(
 
     if start != "train":
         monkeypatch.setattr("whaleid.training.run.train_run", called)
-        monkeypatch.setattr("whaleid.model.weights.ensure_weights", called)
+        monkeypatch.setattr("whaleid.models.weights.ensure_weights", called)
     if start == "predictions":
-        monkeypatch.setattr("whaleid.retrieval.embed.embed_run", called)
+        monkeypatch.setattr("whaleid.features.extraction.embed_run", called)
         monkeypatch.setattr("whaleid.ensemble.ladder.combine", called)
     project = opened(finished)
     result = rebuild(project, start, archive_path(project), tmp_path / "out", 1, [])

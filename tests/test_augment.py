@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import AugmentConfig
-from whaleid.configfiles import load_experiment
-from whaleid.data.augment import Augmentation, transforms, warp_matrix
+from whaleid.config.files import load_experiment
+from whaleid.data.augmentation import Augmentation, transforms, warp_matrix
 
 OFF = dict.fromkeys(AugmentConfig.model_fields, 0.0)
 DEFAULT = load_experiment("default").augment
@@ -40,8 +40,8 @@ def test_result_depends_on_image_and_seed_alone(seeds):
 
 def test_result_is_the_same_in_another_process():
     code = (
-        "import numpy as np, hashlib; from whaleid.configfiles import load_experiment\n"
-        "from whaleid.data.augment import Augmentation\n"
+        "import numpy as np, hashlib; from whaleid.config.files import load_experiment\n"
+        "from whaleid.data.augmentation import Augmentation\n"
         "image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)\n"
         "augment = Augmentation(load_experiment('default').augment, (64, 32))\n"
         "print(hashlib.sha256(b''.join(augment(image, seed).tobytes() for seed in range(20))).hexdigest())"

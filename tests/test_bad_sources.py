@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from whaleid import cli
+from whaleid.cli import main as cli
 from whaleid.data.sample import make_sample
 
 FOLDS = 3

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import SamplerConfig
-from whaleid.configfiles import load_experiment
-from whaleid.data.augment import Augmentation
-from whaleid.data.batches import TrainingItems, epoch_batches, make_loader, training_items
+from whaleid.config.files import load_experiment
+from whaleid.data.augmentation import Augmentation
 from whaleid.data.cache import build_cache, open_cache
-from whaleid.errors import WhaleidError
+from whaleid.data.samplers import TrainingItems, epoch_batches, make_loader, training_items
+from whaleid.utils.errors import WhaleidError
 
 SHUFFLE = SamplerConfig(name="shuffle", images=4, unknown="drop")
 sizes_of_classes = st.lists(st.integers(1, 12), min_size=2, max_size=25)

@@ -16,7 +16,7 @@ from whaleid.config import BlendConfig
 from whaleid.ensemble.blend import (
     EXPONENTS,
     Member,
-    Questions,
+    Targets,
     apply_blend,
     average,
     best_members,
@@ -26,7 +26,7 @@ from whaleid.ensemble.blend import (
     union,
 )
 from whaleid.ensemble.calibrate import Isotonic, calibrated, fit_calibration, fit_isotonic
-from whaleid.ensemble.unknown import best_threshold, standing
+from whaleid.ensemble.unknown import best_threshold, rank_stats
 from whaleid.retrieval.candidates import Candidates
 
 
@@ -55,7 +55,7 @@ def questions(seed=0, count=300, unknown=True):
     truth = rng.integers(0, 20, count)
     truth[rng.random(count) < 0.25] = -1
     weights = np.where(truth < 0, 0.8 if unknown else 0.0, 1.0)
-    return Questions(truth, weights, 5, unknown)
+    return Targets(truth, weights, 5, unknown)
 
 
 # ------------------------------------------------------------------------------------------------ calibration
@@ -193,7 +193,7 @@ def test_blend_is_no_worse_than_its_best_member(seed, unknown):
     assert sum(blend.weights) == pytest.approx(1) and min(blend.weights) >= 0
 
     def tuned(lists):
-        given = standing(lists, asked.truth, asked.weights, 5)
+        given = rank_stats(lists, asked.truth, asked.weights, 5)
         if not unknown:
             return naive_map(lists, asked.truth, asked.weights, -9.0, 5)
         threshold, value = best_threshold(given, 5)
@@ -272,7 +272,7 @@ def test_every_search_keeps_the_promise_of_the_best_member(search, form):
     alone = [fit_blend([member], asked, BlendConfig(form=form)).map for member in members]
     assert blend.map >= max(alone) - 1e-6
     out = apply_blend(blend, {member.name: member.candidates for member in members}, 10)
-    _, value = best_threshold(standing(out, asked.truth, asked.weights, 5), 5)
+    _, value = best_threshold(rank_stats(out, asked.truth, asked.weights, 5), 5)
     assert value == pytest.approx(blend.map, abs=0.01)  # the search looks at the first candidates alone
 
 

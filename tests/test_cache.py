@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whaleid.configfiles import load_experiment
+from whaleid.config.files import load_experiment
 from whaleid.data import cache as module
 from whaleid.data.cache import build_cache, cache_name, open_cache
 from whaleid.data.images import prepare
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 SIZE = (32, 16)
 FORMS = ["raw", "jpeg"]
@@ -99,7 +99,7 @@ def test_cache_travels_as_its_folder(pictures, tmp_path, form):
 SLOW_BUILD = """
 import sys, time, pandas
 from pathlib import Path
-from whaleid.configfiles import load_experiment
+from whaleid.config.files import load_experiment
 from whaleid.data import cache
 here, form = Path(sys.argv[1]), sys.argv[2]
 quick = cache.prepare

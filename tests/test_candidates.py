@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import KnnConfig
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import (
     Candidates,
     centroids,
@@ -22,6 +21,7 @@ from whaleid.retrieval.candidates import (
 )
 from whaleid.retrieval.identities import best_columns
 from whaleid.retrieval.index import search
+from whaleid.utils.errors import WhaleidError
 
 
 def naive(

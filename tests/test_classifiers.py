@@ -15,10 +15,10 @@ from pytorch_metric_learning import losses as pml
 from torch import Tensor
 
 from whaleid.config import BySize, MarginHead, SoftmaxHead
-from whaleid.errors import WhaleidError
-from whaleid.model.classifiers import MarginClassifier
-from whaleid.model.heads import build_head
-from whaleid.model.losses import LARGEST_MARGIN, arcface_cosine, classification_loss, margins_by_size
+from whaleid.models.heads.classifiers import MarginClassifier
+from whaleid.models.heads.losses import LARGEST_MARGIN, arcface_cosine, classification_loss, margins_by_size
+from whaleid.models.heads.registry import build_head
+from whaleid.utils.errors import WhaleidError
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from whaleid import cli
+from whaleid.cli import main as cli
 from whaleid.data.sample import make_sample
 
 EXPERIMENT = """
@@ -153,7 +153,10 @@ def test_score_of_any_two_files(
 
 
 def test_help_answers_without_torch() -> None:
-    script = "import sys; from whaleid import cli, pipeline; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    script = (
+        "import sys; from whaleid.cli import main; from whaleid.pipeline import stages; "
+        "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import SamplerConfig
-from whaleid.data.batches import epoch_batches
-from whaleid.data.cluster_batches import cluster_batches, divided_length
+from whaleid.data.samplers import epoch_batches
+from whaleid.divide.sampler import cluster_batches, divided_length
 
 
 def sampler(name: str, images: int = 4) -> SamplerConfig:

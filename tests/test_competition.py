@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from whaleid.config import Competition
-from whaleid.configfiles import load_competition
+from whaleid.config.files import load_competition
 from whaleid.data.competition import inspect_rows, read_rows
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 
 def write(path: Path, text: str) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from whaleid.config import ConcatConfig
 from whaleid.ensemble import concat
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
-from whaleid.errors import WhaleidError
-from whaleid.retrieval.features import open_embeddings, read_features
+from whaleid.features.files import open_embeddings, read_features
+from whaleid.utils.errors import WhaleidError
 
 
 def unit(rng, rows, dims):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from whaleid import configfiles
-from whaleid.configfiles import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
-from whaleid.errors import WhaleidError
+from whaleid.config import files as configfiles
+from whaleid.config.files import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
+from whaleid.utils.errors import WhaleidError
 
 CONFIGS = configfiles.repository_root() / "configs"
 

@@ -17,11 +17,11 @@ from test_masks import disc, project_at
 from test_masks import make_project as make_masked
 
 from whaleid.config import LocalConfig, VerifyConfig
-from whaleid.errors import WhaleidError
-from whaleid.retrieval import detectors
-from whaleid.retrieval.detectors import KINDS, SIGNED, detector_of, root_sift, signed_bytes, signed_floats
-from whaleid.retrieval.keypoints import Described, describe_images, described_together, local_name, read_described
-from whaleid.retrieval.local import build_index, local_candidates
+from whaleid.local_matching import detectors
+from whaleid.local_matching.detectors import KINDS, SIGNED, detector_of, root_sift, signed_bytes, signed_floats
+from whaleid.local_matching.keypoints import Described, describe_images, described_together, local_name, read_described
+from whaleid.local_matching.votes import build_index, local_candidates
+from whaleid.utils.errors import WhaleidError
 
 HAS_KAZE = hasattr(cv2, "KAZE_create") or hasattr(getattr(cv2, "xfeatures2d", None), "KAZE_create")
 KAZE = LocalConfig(features="kaze", size=128, keypoints=60, neighbours=5, power=0.5)
@@ -76,8 +76,8 @@ def test_votes_do_not_depend_on_the_unit_or_on_a_shift():
 
 
 def test_inverted_lists_take_the_length_of_the_kind(monkeypatch):
-    monkeypatch.setattr("whaleid.retrieval.local.EXACT", 10)
-    monkeypatch.setattr("whaleid.retrieval.local._LISTED", 50)
+    monkeypatch.setattr("whaleid.local_matching.votes.EXACT", 10)
+    monkeypatch.setattr("whaleid.local_matching.votes._LISTED", 50)
     rng = np.random.default_rng(0)
     described = Described(rng.integers(0, 256, (300, 64), dtype=np.uint8), np.arange(0, 301, 30), None, SIGNED)
     index = build_index(described, np.arange(10))

@@ -24,14 +24,14 @@ from torch.nn import functional
 from training_world import IDENTITIES, checkpoint, log_lines, same, small, stop_after, train, two_processes, write_case
 
 from whaleid.config import DivideHead
-from whaleid.errors import WhaleidError
-from whaleid.model.divide import DivideLearners
-from whaleid.model.embedder import equal_slices
-from whaleid.model.heads import build_head
-from whaleid.training import divide
+from whaleid.divide import training as divide
+from whaleid.divide.training import phase_of
+from whaleid.models.embedder import equal_slices
+from whaleid.models.heads.divide import DivideLearners
+from whaleid.models.heads.registry import build_head
 from whaleid.training.checkpoint import load_run
-from whaleid.training.divide import phase_of
 from whaleid.training.record import STATE
+from whaleid.utils.errors import WhaleidError
 
 MARGIN = {
     "name": "metric",

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from whaleid.config import Experiment
-from whaleid.configfiles import load_experiment
+from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
-from whaleid.errors import WhaleidError
-from whaleid.retrieval import views
-from whaleid.retrieval.embed import embed_run
-from whaleid.retrieval.features import read_features
+from whaleid.features import views
+from whaleid.features.extraction import embed_run
+from whaleid.features.files import read_features
+from whaleid.utils.errors import WhaleidError
 
 SIZE = (64, 32)
 IMAGES = 23
@@ -290,7 +290,7 @@ import sys, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from whaleid.data.cache import ImageCache
-from whaleid.retrieval.embed import embed_run
+from whaleid.features.extraction import embed_run
 
 class Slow(ImageCache):
     def read_many(self, rows):
@@ -306,8 +306,8 @@ embed_run(folder / "run", images, Slow(folder, (64, 32), pixels, None), folder /
 
 def real_run(folder: Path, images: pd.DataFrame, cache: ImageCache) -> None:
     """A real checkpoint of a small random network, as training would leave it."""
-    from whaleid.model.embedder import build_embedder
-    from whaleid.model.heads import build_head
+    from whaleid.models.embedder import build_embedder
+    from whaleid.models.heads.registry import build_head
     from whaleid.training.checkpoint import save_checkpoint, write_description
 
     settings = experiment(

@@ -16,9 +16,9 @@ from whaleid.ensemble.ablation import ablate
 from whaleid.ensemble.ladder import combine
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.errors import WhaleidError
-from whaleid.retrieval.detectors import LENGTH, UNIT
-from whaleid.retrieval.evidence import (
+from whaleid.local_matching.detectors import LENGTH, UNIT
+from whaleid.local_matching.keypoints import Described
+from whaleid.local_matching.match_score import (
     FEATURES,
     FORMS,
     Lesson,
@@ -30,8 +30,8 @@ from whaleid.retrieval.evidence import (
     sums_of,
     supported,
 )
-from whaleid.retrieval.keypoints import Described
-from whaleid.retrieval.local import nearest_descriptors
+from whaleid.local_matching.votes import nearest_descriptors
+from whaleid.utils.errors import WhaleidError
 
 NAMES = ["local learned", "local supported", "local image", "local pairs"]
 FEW = {"neighbours": 4, "trees": 8, "least": 2}

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whaleid.errors import WhaleidError
-from whaleid.retrieval.features import SomeRows, read_features
+from whaleid.features.files import SomeRows, read_features
+from whaleid.utils.errors import WhaleidError
 
 IMAGES = 23
 
@@ -138,6 +138,6 @@ def test_logits_of_some_images_are_read_by_their_own_list(foreign: Path, images:
 
 
 def test_reading_needs_no_torch() -> None:
-    code = "import sys, whaleid.retrieval.features; print('torch' in sys.modules)"
+    code = "import sys, whaleid.features.files; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "False"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.data.folds import fold_table, make_folds
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 UNKNOWN = "new"
 

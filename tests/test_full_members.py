@@ -15,21 +15,22 @@ from safetensors.torch import load_file
 from test_cli import COMPETITION, EXPERIMENT
 from training_world import same, small, stop_after
 
-from whaleid import cli, pipeline
-from whaleid.answers import ensemble_stage
+from whaleid.cli import main as cli
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
 from whaleid.ensemble.blend import average
 from whaleid.ensemble.ladder import combine, protocol_of, rank_all
-from whaleid.ensemble.protocol import WHOLE
+from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
-from whaleid.errors import WhaleidError
-from whaleid.estimate import Census, plan_lines, recipe_needs
-from whaleid.ladder_text import ladder_lines
-from whaleid.project import Project, open_project
+from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
+from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.submission import ensemble_stage
 from whaleid.training.full import with_epochs
+from whaleid.utils.errors import WhaleidError
 
 EVERYTHING = {
     "rerank": {"expansion": {"neighbours": [2], "alpha": [1.0]}, "reciprocal": None, "labels": None},
@@ -110,7 +111,7 @@ def test_a_source_without_one_is_stood_in_for_by_its_first_folds_model(world: Wo
 
 def test_the_whole_has_no_queries_and_every_labelled_image(world: World, sources: list[Source]) -> None:
     protocol = protocol_of(world.images, world.folds, world.competition, sources)
-    assert protocol.whole is not None and protocol.whole.fold == WHOLE
+    assert protocol.whole is not None and protocol.whole.fold == FULL_DATA
     assert not len(protocol.whole.rows) and len(protocol.parts) == 3 and len(protocol.answering) == 4
     labelled = np.flatnonzero((world.images["split"] == "train").to_numpy())
     np.testing.assert_array_equal(protocol.whole.training, labelled)

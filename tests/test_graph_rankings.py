@@ -12,7 +12,7 @@ from ladder_world import World, make_world, recipe, write_sources
 
 from whaleid.config import RerankConfig
 from whaleid.ensemble.graph_rankings import OFF, Setting, choose_settings, filled, rerank_part
-from whaleid.ensemble.ladder import climb, combine, rank_all
+from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import note_lines
@@ -137,7 +137,7 @@ def test_a_folds_truth_reaches_neither_its_choice_nor_its_blend(world, sources, 
     config = recipe(rerank=SMALL).combine
 
     def climbed(given: Protocol):
-        return climb(given, rank_all(sources, world.images, given, config, 0), config)
+        return evaluate_ladder(given, rank_all(sources, world.images, given, config, 0), config)
 
     part = protocol.parts[1]
     order = np.random.default_rng(0).permutation(len(part.truth))

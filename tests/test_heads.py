@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from whaleid.config import MarginHead, MetricHead, SoftmaxHead, SumHead, WeightedHead
-from whaleid.errors import WhaleidError
-from whaleid.model.head import HeadModule
-from whaleid.model.heads import build_head
+from whaleid.models.heads.base import HeadModule
+from whaleid.models.heads.registry import build_head
+from whaleid.utils.errors import WhaleidError
 
 # -------------------------------------------------------------------------------------- metric-learning heads
 

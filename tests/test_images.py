@@ -7,7 +7,7 @@ from PIL import Image
 
 from whaleid.config import ImageConfig
 from whaleid.data.images import crop_box, decode, input_size, prepare, reduction, resize
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 
 def picture(width: int = 120, height: int = 80) -> np.ndarray:

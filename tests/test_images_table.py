@@ -27,7 +27,7 @@ from whaleid.data.duplicates import (
 )
 from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
 from whaleid.data.images_table import build_images, group_names, images_key, labelled_key
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 
 def picture(seed: int, width: int = 160, height: int = 120) -> Image.Image:

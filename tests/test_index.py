@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.errors import WhaleidError
 from whaleid.retrieval import index
 from whaleid.retrieval.index import search
+from whaleid.utils.errors import WhaleidError
 
 
 def naive(queries: np.ndarray, gallery: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:

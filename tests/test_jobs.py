@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.errors import WhaleidError
-from whaleid.jobs import Job, run_jobs
+from whaleid.pipeline.executors import Job, run_jobs
+from whaleid.utils.errors import WhaleidError
 
 
 @dataclass(frozen=True)

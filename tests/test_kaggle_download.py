@@ -12,7 +12,7 @@ import pytest
 from kaggle_place import SLUG, TEST, TRAIN, World, contents, write_files, zipped
 from kaggle_server import KEY, TOKEN, FakeKaggle, Fault
 
-from whaleid.configfiles import load_competition
+from whaleid.config.files import load_competition
 from whaleid.kaggle import doctor
 from whaleid.kaggle.credentials import find_credentials
 

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.errors import WhaleidError
-from whaleid.kaggle import environment
-from whaleid.kaggle.environment import IMAGE, choose_python, kaggle_environment, python_candidates, python_version
+from whaleid.kaggle.kernel import environment
+from whaleid.kaggle.kernel.environment import (
+    IMAGE,
+    choose_python,
+    kaggle_environment,
+    python_candidates,
+    python_version,
+)
+from whaleid.utils.errors import WhaleidError
 
 SHIM = "#!/bin/sh\necho 'python3.12: command not found' >&2\nexit 127\n"
 PYTHON = """#!/bin/sh

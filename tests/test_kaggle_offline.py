@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaleid.cli_options import project_of
-from whaleid.errors import WhaleidError
-from whaleid.estimate import Census, Needs, recipe_needs
+from whaleid.cli.options import project_of
+from whaleid.evaluation.log import SubmissionRecord
 from whaleid.kaggle import doctor, push
 from whaleid.kaggle.client import Output, explain, plain
 from whaleid.kaggle.push import read_bundle
+from whaleid.pipeline.plan import Census, Needs, recipe_needs
 from whaleid.report.cv_lb import draw_cv_lb, gap_lines, scored
-from whaleid.scoring.log import SubmissionRecord
+from whaleid.utils.errors import WhaleidError
 
 EXPERIMENT = (
     "extends: default\nmodel: {backbone: test_resnet, weights: random, embedding: 16}\nimage: {width: 64, height: 32}\n"

@@ -20,7 +20,7 @@ from kaggle_world import (
     whaleid,
 )
 
-from whaleid.scoring.log import read_log
+from whaleid.evaluation.log import read_log
 
 
 @pytest.fixture(scope="module")

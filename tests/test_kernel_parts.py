@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from kernel_world import MODULE, write_wheel
 
 import whaleid
-from whaleid.errors import WhaleidError
-from whaleid.kaggle.budget import CAUTION, Budget, Cost, make_plan
-from whaleid.kaggle.kernel_run import Comparison, KernelRun, compare_submissions, require_equal
-from whaleid.kaggle.manifest import check_manifest, write_manifest
+from whaleid.kaggle.kernel.budget import CAUTION, Budget, Cost, make_plan
+from whaleid.kaggle.kernel.manifest import check_manifest, write_manifest
+from whaleid.kaggle.kernel.rows import join_rows, keep_rows
+from whaleid.kaggle.kernel.run import Comparison, KernelRun, compare_submissions, require_equal
+from whaleid.kaggle.kernel.script import notebook, script
+from whaleid.kaggle.kernel.size import KernelSize, source_size, sum_sizes
+from whaleid.kaggle.kernel.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
 from whaleid.kaggle.metadata import (
     LARGEST_DATA_SET,
     check_name,
@@ -28,11 +31,8 @@ from whaleid.kaggle.metadata import (
     slugify,
     title_of,
 )
-from whaleid.kaggle.rows import join_rows, keep_rows
-from whaleid.kaggle.script import notebook, script
-from whaleid.kaggle.size import KernelSize, source_size, sum_sizes
-from whaleid.kaggle.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
-from whaleid.project import Project
+from whaleid.pipeline.project import Project
+from whaleid.utils.errors import WhaleidError
 
 
 @given(st.lists(st.text(min_size=1), min_size=1))

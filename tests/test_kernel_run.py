@@ -13,12 +13,12 @@ import pytest
 import secret_search
 from kernel_world import MODULE, TEST, World, shared_world
 
-from whaleid.errors import WhaleidError
-from whaleid.kaggle import size as size_module
-from whaleid.kaggle.bundle import KernelOptions, inference_size, kernel_settings, make_bundle
-from whaleid.kaggle.kernel_main import run_kernel
-from whaleid.kaggle.kernel_run import KEPT, RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
-from whaleid.kaggle.sandbox import make_sandbox
+from whaleid.kaggle.kernel import size as size_module
+from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, kernel_settings, make_bundle
+from whaleid.kaggle.kernel.main import run_kernel
+from whaleid.kaggle.kernel.run import KEPT, RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
+from whaleid.kaggle.kernel.sandbox import make_sandbox
+from whaleid.utils.errors import WhaleidError
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_a_spent_budget_drops_views_and_sources_and_still_answers(
 def test_training_one_run_gives_what_counts_as_up_to_date_at_home(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from whaleid.kaggle import bundle as module
+    from whaleid.kaggle.kernel import bundle as module
 
     monkeypatch.setattr(module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
     options = KernelOptions(experiment="one", fold=1)

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, write_folder, write_sources
 
-from whaleid.ensemble.ladder import climb, combine, common_folds, rank_all
+from whaleid.ensemble.ladder import combine, common_folds, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import NONE, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, top_probabilities
 from whaleid.ensemble.results import LadderResult, paired_gain
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import read_candidates
+from whaleid.utils.errors import WhaleidError
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_folds_truth_does_not_reach_its_own_answers(world, sources):
     order = np.random.default_rng(0).permutation(len(part.truth))
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
     permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
-    before, after = (climb(one, rankings, recipe().combine) for one in (protocol, permuted))
+    before, after = (evaluate_ladder(one, rankings, recipe().combine) for one in (protocol, permuted))
     for one, other in zip(before.rungs, after.rungs, strict=True):
         np.testing.assert_array_equal(one.oof[1].codes, other.oof[1].codes)
         np.testing.assert_array_equal(one.oof[1].scores, other.oof[1].scores)

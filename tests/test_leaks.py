@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, spread, write_folder, write_sources
 
-from whaleid.answers import leaderboard_lines, solution_scores
 from whaleid.data.sample import make_sample
-from whaleid.ensemble.ladder import climb, rank_all
+from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.results import LadderResult
-from whaleid.figures import read_figures
-from whaleid.project import Project, open_project
+from whaleid.pipeline.metrics import read_figures
+from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.submission import leaderboard_lines, solution_scores
 
 RERANK = {
     "expansion": {"neighbours": [2], "alpha": [3]},
@@ -45,7 +45,7 @@ def answered(world: World, folder: Path, **networks) -> tuple[Protocol, LadderRe
     sources = write_sources(world, folder, count=2, **networks)
     config = recipe(**EVERYTHING).combine
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
-    return protocol, climb(protocol, rank_all(sources, world.images, protocol, config, 0), config)
+    return protocol, evaluate_ladder(protocol, rank_all(sources, world.images, protocol, config, 0), config)
 
 
 def best_without_looking(protocol: Protocol) -> float:
@@ -146,7 +146,7 @@ def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monk
 
 def test_the_answer_needs_no_solution(drawn, monkeypatch):
     """With a solution that cannot be read every stage but the score does its work."""
-    from whaleid.answers import submission_stage
+    from whaleid.pipeline.submission import submission_stage
 
     (drawn / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
     monkeypatch.chdir(drawn)

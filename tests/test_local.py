@@ -16,14 +16,14 @@ from ladder_world import make_world, recipe, write_sources
 from whaleid.config import Competition, LocalConfig
 from whaleid.ensemble.ladder import combine, rank_all
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.errors import WhaleidError
-from whaleid.pipeline import local_stage
-from whaleid.project import Project
-from whaleid.retrieval import local
-from whaleid.retrieval.detectors import LENGTH, UNIT, root_sift, rooted
-from whaleid.retrieval.keypoints import Described, describe, describe_images, read_described
-from whaleid.retrieval.local import local_candidates
-from whaleid.workspace import Workspace
+from whaleid.local_matching import votes as local
+from whaleid.local_matching.detectors import LENGTH, UNIT, root_sift, rooted
+from whaleid.local_matching.keypoints import Described, describe, describe_images, read_described
+from whaleid.local_matching.votes import local_candidates
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import local_stage
+from whaleid.pipeline.workspace import Workspace
+from whaleid.utils.errors import WhaleidError
 
 CONFIG = LocalConfig(size=128, keypoints=60, neighbours=5, power=0.5)
 
@@ -390,7 +390,7 @@ def test_stage_describes_once(tmp_path, monkeypatch):
     assert read_described(folder, images).counts(np.arange(4)).max() <= 30
     other = stage({"keypoints": 20, "size": 64})
     assert other != folder and stage(None) is None
-    monkeypatch.setattr("whaleid.retrieval.keypoints.describe_images", None)
+    monkeypatch.setattr("whaleid.local_matching.keypoints.describe_images", None)
     assert stage({"keypoints": 30, "size": 64, "neighbours": 7}) == folder
     cv2.imwrite(str(tmp_path / "pictures" / "000.png"), texture(9)[:100])
     with pytest.raises(TypeError):  # another picture: described again

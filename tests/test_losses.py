@@ -34,9 +34,9 @@ from pytorch_metric_learning import losses as library
 from torch import Tensor
 
 from whaleid.config import MetricHead
-from whaleid.errors import WhaleidError
-from whaleid.model.heads import build_head
-from whaleid.model.own_losses import LogRatioLoss, QuantizedAPLoss
+from whaleid.models.heads.own_losses import LogRatioLoss, QuantizedAPLoss
+from whaleid.models.heads.registry import build_head
+from whaleid.utils.errors import WhaleidError
 
 MARGIN = metric("MarginLoss", margin=0.2, nu=0.1, learn_beta=True)
 LOOPS: list[tuple[MetricHead, Reference]] = [

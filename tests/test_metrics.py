@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaleid.errors import WhaleidError
-from whaleid.scoring.metrics import (
+from whaleid.evaluation.metrics import (
     MapScore,
     SliceScore,
     distinct_mask,
@@ -22,6 +21,7 @@ from whaleid.scoring.metrics import (
     score_ranks,
     size_slices,
 )
+from whaleid.utils.errors import WhaleidError
 
 
 def naive_rank(guesses: list[int], truth: int) -> int:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from whaleid.config import SamplerConfig
-from whaleid.configfiles import load_experiment
-from whaleid.data import mined
-from whaleid.data.batches import epoch_batches
-from whaleid.data.mined import hard_groups, hard_neighbours, mined_batches
-from whaleid.errors import WhaleidError
+from whaleid.config.files import load_experiment
+from whaleid.data import mined_samplers as mined
+from whaleid.data.mined_samplers import hard_groups, hard_neighbours, mined_batches
+from whaleid.data.samplers import epoch_batches
+from whaleid.utils.errors import WhaleidError
 
 sizes_of_classes = st.lists(st.integers(1, 12), min_size=2, max_size=25)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from whaleid.config import MetricHead
-from whaleid.errors import WhaleidError
-from whaleid.model.heads import build_head
-from whaleid.model.own_miners import DistanceWeightedSampler
+from whaleid.models.heads.own_miners import DistanceWeightedSampler
+from whaleid.models.heads.registry import build_head
+from whaleid.utils.errors import WhaleidError
 
 Triplet = tuple[int, int, int]
 

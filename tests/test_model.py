@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from whaleid.config import MarginHead, MetricHead, ModelConfig
-from whaleid.configfiles import load_recipe
-from whaleid.errors import WhaleidError
-from whaleid.model.backbone import build_backbone, freeze_batchnorm
-from whaleid.model.embedder import Embedder, build_embedder
-from whaleid.model.heads import build_head
-from whaleid.model.parameters import parameter_groups, set_backbone_trainable
-from whaleid.model.pooling import build_pool
+from whaleid.config.files import load_recipe
+from whaleid.models.backbone import build_backbone, freeze_batchnorm
+from whaleid.models.embedder import Embedder, build_embedder
+from whaleid.models.heads.registry import build_head
+from whaleid.models.parameters import parameter_groups, set_backbone_trainable
+from whaleid.models.pooling import build_pool
+from whaleid.utils.errors import WhaleidError
 
 SMALL = ModelConfig(
     backbone="test_resnet",

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from test_cli import COMPETITION, EXPERIMENT, RECIPE
 
-from whaleid import pipeline
-from whaleid.answers import submission_stage
 from whaleid.data.sample import make_sample
-from whaleid.project import Project, open_project
-from whaleid.scoring.submissions import read_guesses
+from whaleid.evaluation.submissions import read_guesses
+from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.submission import submission_stage
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from secret_search import LOOKS_SECRET
 
 from whaleid.data.images import prepare
 from whaleid.data.sample import make_sample
-from whaleid.errors import WhaleidError
 from whaleid.notebooks import notebook_project
 from whaleid.report.grid import draw_grid, views
 from whaleid.report.pictures import MARGIN, VIEW
+from whaleid.utils.errors import WhaleidError
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 LIMIT = 200_000  # bytes: of a notebook that is committed, and of one output of an executed one
@@ -32,7 +32,7 @@ combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}
 """
 # The wheels of a real kernel come from a package index: here one hand-made wheel stands for them.
 STARTUP = f"""
-from whaleid.kaggle import bundle
+from whaleid.kaggle.kernel import bundle
 
 bundle.needed_wheels = lambda _: {{"{MODULE}": "{MODULE}==1.0"}}
 """

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from test_evidence import described_at_random
 
 from whaleid.config import LearnedConfig, PairsConfig
-from whaleid.retrieval.detectors import UNIT
-from whaleid.retrieval.evidence import FEATURES, learn, matches_of, supported
-from whaleid.retrieval.keypoints import Described
-from whaleid.retrieval.local import nearest_descriptors
-from whaleid.retrieval.pairs import (
+from whaleid.local_matching.detectors import UNIT
+from whaleid.local_matching.keypoints import Described
+from whaleid.local_matching.match_score import FEATURES, learn, matches_of, supported
+from whaleid.local_matching.pair_score import (
     PAIR_FEATURES,
     PairMatches,
     likely_pictures,
@@ -21,6 +20,7 @@ from whaleid.retrieval.pairs import (
     pair_candidates,
     pair_lesson,
 )
+from whaleid.local_matching.votes import nearest_descriptors
 
 
 class Ratio:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from whaleid.errors import WhaleidError
-from whaleid.training.partition import bisect, cluster_facts, kmeans_partition, match, pairs_together, renew, repair
+from whaleid.divide.clustering import bisect, cluster_facts, kmeans_partition, match, pairs_together, renew, repair
+from whaleid.utils.errors import WhaleidError
 
 
 def blobs(clusters: int, each: int, dim: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from test_unknown import random_lists
 from whaleid.ensemble import ladder
 from whaleid.ensemble.blend import apply_blend
 from whaleid.ensemble.graph_rankings import Choices, Chosen
-from whaleid.ensemble.ladder import climb, rank_all
+from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.placement import (
     FORMS,
     Placer,
@@ -166,7 +166,7 @@ def asked(world, tmp_path_factory) -> tuple[Protocol, list[Ranking]]:
 
 @pytest.fixture(scope="module")
 def plain(asked) -> LadderResult:
-    return climb(*asked, recipe().combine)
+    return evaluate_ladder(*asked, recipe().combine)
 
 
 STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
@@ -186,7 +186,7 @@ def test_every_way_is_compared_and_said_in_one_line(plain):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("stack", [None, STACK])
 def test_the_form_that_is_used_scores_as_compared(asked, plain, world, form, stack):
-    result = climb(*asked, recipe(unknown=form, stack=stack).combine)
+    result = evaluate_ladder(*asked, recipe(unknown=form, stack=stack).combine)
     compared = {one.form: one.map for one in result.placements}
     assert result.final.score.map == pytest.approx(compared[form])
     if stack is None:
@@ -210,7 +210,7 @@ def test_a_folds_truth_does_not_reach_its_own_places(asked, monkeypatch):
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
     permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
     before, after = (
-        climb(one, rankings, recipe(unknown="isotonic", stack=STACK).combine) for one in (protocol, permuted)
+        evaluate_ladder(one, rankings, recipe(unknown="isotonic", stack=STACK).combine) for one in (protocol, permuted)
     )
     for one, other in zip(before.rungs, after.rungs, strict=True):
         np.testing.assert_array_equal(one.oof[1].codes, other.oof[1].codes)
@@ -224,7 +224,7 @@ def test_no_unknown_label_nothing_to_place(tmp_path: Path):
     sources = write_sources(world, tmp_path, count=1)
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
     config = recipe(unknown="platt", classifier=None).combine
-    result = climb(protocol, rank_all(sources, world.images, protocol, config, 0), config)
+    result = evaluate_ladder(protocol, rank_all(sources, world.images, protocol, config, 0), config)
     assert result.placements == () and UNKNOWN not in result.test_guesses
 
 

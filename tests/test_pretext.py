@@ -17,9 +17,8 @@ from training_world import SIZE, log_lines, same, small, stop_after, write_case
 
 from whaleid.config import DeepClusterHead, JigsawHead, PretextExperiment
 from whaleid.data.cache import open_cache
-from whaleid.errors import WhaleidError
-from whaleid.model.embedder import build_embedder
-from whaleid.model.pretext import (
+from whaleid.models.embedder import build_embedder
+from whaleid.models.pretext import (
     PLACES,
     ClusterClassifier,
     PlaceClassifier,
@@ -54,6 +53,7 @@ from whaleid.training.pseudo_labels import (
 )
 from whaleid.training.record import STATE
 from whaleid.training.session import make_accelerator
+from whaleid.utils.errors import WhaleidError
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

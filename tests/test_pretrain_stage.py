@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from whaleid import configfiles, pipeline
+from whaleid.config import files as configfiles
+from whaleid.config.settings import Settings
 from whaleid.data.sample import make_sample
-from whaleid.errors import WhaleidError
-from whaleid.project import Project, open_project
-from whaleid.settings import Settings
+from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline.project import Project, open_project
+from whaleid.utils.errors import WhaleidError
 
 COMPETITION = """
 name: drawn

@@ -14,10 +14,9 @@ from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
 from test_cli import COMPETITION, EXPERIMENT
 from training_world import small, stop_after, train, write_case
 
-from whaleid import answers, cli, pipeline, rounds
-from whaleid.answers import ensemble_stage, submission_path, submission_stage
+from whaleid.cli import main as cli
 from whaleid.config import Recipe
-from whaleid.data.batches import training_items
+from whaleid.config.settings import Settings
 from whaleid.data.pseudo import (
     FULL,
     describe_pseudo_labels,
@@ -27,18 +26,22 @@ from whaleid.data.pseudo import (
     write_pseudo_labels,
 )
 from whaleid.data.sample import make_sample
+from whaleid.data.samplers import training_items
 from whaleid.ensemble.ladder import protocol_of, rank_all
-from whaleid.ensemble.protocol import WHOLE, Protocol
+from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.protocol import FULL_DATA, Protocol
 from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_labels
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain
-from whaleid.errors import WhaleidError
-from whaleid.estimate import Census, plan_lines, recipe_needs
-from whaleid.kaggle.carried import carried, open_carried, project_content
-from whaleid.ladder_text import ladder_lines
-from whaleid.project import Project, open_project
-from whaleid.settings import Settings
+from whaleid.kaggle.kernel.carried import carried, open_carried, project_content
+from whaleid.pipeline import pseudo_labels as rounds
+from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline import submission as answers
+from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
+from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.submission import ensemble_stage, submission_path, submission_stage
 from whaleid.training import run as run_module
+from whaleid.utils.errors import WhaleidError
 
 PLAIN = {"name": "x", "folds": 3, "experiments": ["a"]}
 RERANK = {
@@ -414,4 +417,4 @@ def test_the_plan_counts_the_rounds(drawn: Path) -> None:
 
 
 def test_the_whole_and_the_full_labels_have_one_number() -> None:
-    assert FULL == WHOLE
+    assert FULL == FULL_DATA

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from kernel_world import RECIPE, make_world
 
-from whaleid import rounds
 from whaleid.ensemble.results import Gain
-from whaleid.kaggle.kernel_run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.pipeline import pseudo_labels as rounds
 
 
 def test_the_submission_is_the_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

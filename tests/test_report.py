@@ -14,18 +14,19 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from whaleid.answers import ensemble_stage
 from whaleid.config import Competition, Recipe
-from whaleid.errors import WhaleidError
-from whaleid.figures import read_metrics
-from whaleid.pipeline import images_stage
-from whaleid.project import Project
+from whaleid.pipeline.metrics import read_metrics
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import images_stage
+from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.workspace import Workspace
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import STYLE, Markup, table, tag, text
 from whaleid.report.material import Answers, read_material
 from whaleid.report.page import write_report
 from whaleid.report.pictures import VIEW, view_size
-from whaleid.workspace import Workspace, write_json
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import write_json
 
 UNKNOWN = "new<whale>"
 SOURCE = "net <b>&amp;"

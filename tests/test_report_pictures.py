@@ -19,26 +19,27 @@ from test_local import texture, turned
 from test_report import Page, make_project
 from typer.testing import CliRunner
 
-from whaleid.answers import ensemble_stage
-from whaleid.cli import app
+from whaleid.cli.main import app
 from whaleid.config import CombineConfig, LocalConfig, Recipe
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.errors import WhaleidError
-from whaleid.figures import read_metrics
-from whaleid.project import Project
+from whaleid.local_matching.detectors import root_sift
+from whaleid.local_matching.geometric_verification import matched_keypoints
+from whaleid.local_matching.keypoints import describe, described_size, read_described
+from whaleid.pipeline.metrics import read_metrics
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.workspace import Workspace
 from whaleid.report import matches
 from whaleid.report.examples import choose
 from whaleid.report.matches import best_match, matches_picture, write_matches
-from whaleid.report.material import Material, read_material
+from whaleid.report.material import StackInputs, read_material
 from whaleid.report.page import write_report
 from whaleid.report.pairs import pairs_of
 from whaleid.report.paths import COUNT, find_trails
 from whaleid.report.pictures import draw_importance, draw_shares
-from whaleid.retrieval.detectors import root_sift
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph
-from whaleid.retrieval.keypoints import describe, described_size, read_described
-from whaleid.retrieval.verify import matched_keypoints
-from whaleid.workspace import Workspace, write_json
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import write_json
 
 LOCAL = {"size": 128, "keypoints": 120}
 
@@ -71,11 +72,11 @@ def page(project: Project) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(project: Project) -> Material:
+def material(project: Project) -> StackInputs:
     return read_material(project)
 
 
-def local_of(material: Material) -> LocalConfig:
+def local_of(material: StackInputs) -> LocalConfig:
     local = material.project.recipe.combine.local
     assert local is not None
     return local
@@ -84,7 +85,7 @@ def local_of(material: Material) -> LocalConfig:
 # --------------------------------------------------------------------------------------------- matched keypoints
 
 
-def test_page_shows_pairs_with_their_matches(project: Project, material: Material, page: str) -> None:
+def test_page_shows_pairs_with_their_matches(project: Project, material: StackInputs, page: str) -> None:
     folder, local = project.workspace.report("own"), local_of(material)
     described = read_described(project.workspace.local("128-120"), material.images)
     chosen = choose(material.final, project.competition.unknown, 3)
@@ -106,7 +107,7 @@ def test_page_shows_pairs_with_their_matches(project: Project, material: Materia
     assert page.count('class="pair wrong"') == sum(not pair.right for pair in pairs)
 
 
-def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, material: Material) -> None:
+def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, material: StackInputs) -> None:
     """By loops over all images of the identity outside of the query's fold."""
     described = read_described(project.workspace.local("128-120"), material.images)
     local, images = local_of(material), material.images
@@ -128,7 +129,7 @@ def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, mate
     assert len(pairs_of(stranger, material, described, local)) == 1  # the truth has no image to show
 
 
-def test_best_match_is_another_photograph_of_it(project: Project, material: Material) -> None:
+def test_best_match_is_another_photograph_of_it(project: Project, material: StackInputs) -> None:
     described = read_described(project.workspace.local("128-120"), material.images)
     labelled = np.flatnonzero(material.images["split"] == "train")
     own = material.images["identity"].iloc[labelled[0]]
@@ -164,7 +165,7 @@ def test_without_keypoints_the_page_says_so(project: Project, tmp_path: Path) ->
     assert "Matched keypoints" not in write_report(without).read_text()
 
 
-def test_one_pair_can_be_asked_for(project: Project, material: Material, tmp_path: Path) -> None:
+def test_one_pair_can_be_asked_for(project: Project, material: StackInputs, tmp_path: Path) -> None:
     """Described anew, two images have the very matches that the stage's keypoints give."""
     names = material.images["image"].tolist()
     found = write_matches(project, (names[0], names[2]), tmp_path / "pair.png")
@@ -257,7 +258,7 @@ def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
     assert strengths == sorted(strengths, reverse=True)
 
 
-def test_page_draws_paths(project: Project, material: Material) -> None:
+def test_page_draws_paths(project: Project, material: StackInputs) -> None:
     """Every image knows two others, so that few are tied directly."""
     rerank = {"diffusion": {"neighbours": [2]}}
     settings = project.recipe.model_dump()

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.errors import WhaleidError
 from whaleid.retrieval import diffusion, reciprocal
 from whaleid.retrieval.diffusion import diffuse, from_rows, spread_labels, strongest_path
 from whaleid.retrieval.expansion import augment, expand
 from whaleid.retrieval.graph import csr, find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.index import search
 from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
+from whaleid.utils.errors import WhaleidError
 
 
 def unit(rng: np.random.Generator, rows: int, width: int = 5) -> np.ndarray:

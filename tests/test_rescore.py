@@ -9,22 +9,22 @@ import pytest
 import torch
 from ladder_world import World, make_world, recipe, write_folder, write_sources
 
-from whaleid import pipeline
 from whaleid.config import Experiment
-from whaleid.configfiles import load_experiment
+from whaleid.config.files import load_experiment
 from whaleid.ensemble.ladder import combine, common_folds, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
-from whaleid.errors import WhaleidError
-from whaleid.model.embedder import build_embedder
-from whaleid.model.heads import build_head
-from whaleid.model.siamese import SiamesePairs
-from whaleid.pipeline import job_list, sources, train_stage
-from whaleid.project import Project
-from whaleid.retrieval.features import read_features
+from whaleid.features.files import read_features
+from whaleid.models.embedder import build_embedder
+from whaleid.models.heads.registry import build_head
+from whaleid.models.heads.siamese import SiamesePairs
+from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import job_list, sources, train_stage
+from whaleid.pipeline.workspace import Workspace
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 from whaleid.training.checkpoint import save_checkpoint, write_description
-from whaleid.workspace import Workspace
+from whaleid.utils.errors import WhaleidError
 
 DIM = 12
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.errors import WhaleidError
-from whaleid.scoring.retrieval_metrics import clustering_nmi, pair_histogram, recall_and_map, retrieval_score
+from whaleid.evaluation.retrieval_metrics import clustering_nmi, pair_histogram, recall_and_map, retrieval_score
+from whaleid.utils.errors import WhaleidError
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from whaleid.data.sample import (
     plan,
     read_pairs,
 )
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 SMALL = {"identities": 12, "train_images": 60, "test_images": 20}
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaleid.configfiles import load_experiment
+from whaleid.config.files import load_experiment
 from whaleid.training.ema import ema_decay
 from whaleid.training.schedule import Schedule, epochs_of, learning_rate_factor, make_schedule
 from whaleid.training.seeds import mix, run_seed, seed_everything

@@ -10,12 +10,12 @@ import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, write_folder, write_sources
 
 from whaleid.ensemble import ladder
-from whaleid.ensemble.ladder import climb, combine, rank_all
+from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.stack import stack_rankings
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
+from whaleid.utils.errors import WhaleidError
 
 STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
 
@@ -45,7 +45,7 @@ def test_an_identity_that_no_list_names_teaches_nothing_and_scores_nothing(asked
         return replace(lists, codes=codes, scores=scores)
 
     fewer = [replace(one, oof=tuple(map(without, one.oof)), test=tuple(map(without, one.test))) for one in rankings]
-    result = climb(protocol, fewer, recipe(stack=STACK).combine)
+    result = evaluate_ladder(protocol, fewer, recipe(stack=STACK).combine)
     truth = protocol.truth([0, 1, 2])
     assert (truth == gone).sum() > 5 and not result.final.rank[truth == gone].any()
     assert result.final.rank[truth != gone].any() and protocol.classes[gone] not in result.test_guesses
@@ -73,7 +73,7 @@ def test_nothing_but_unknown_and_nothing_to_learn(asked):
     parts = tuple(replace(part, truth=np.where(part.truth >= 0, 39, -1)) for part in protocol.parts)
     empty = [replace(one, oof=tuple(map(_never_39, one.oof)), chosen=None) for one in rankings]
     closed = replace(protocol, parts=parts, unknown=None)
-    result = climb(closed, empty, recipe(stack=STACK).combine)
+    result = evaluate_ladder(closed, empty, recipe(stack=STACK).combine)
     assert result.stacked is not None and set(result.stacked.rounds) == {0} and result.final.score.map == 0
 
 

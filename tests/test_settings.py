@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
-from whaleid import cli
-from whaleid.configfiles import load_competition
+from whaleid.cli import main as cli
+from whaleid.config.files import load_competition
+from whaleid.config.settings import SETTINGS, VARIABLE, Settings, read_settings, repository_root, settings_path
 from whaleid.data.sample import make_sample
-from whaleid.errors import WhaleidError
-from whaleid.model.weights import default_folder, find_weights
-from whaleid.settings import SETTINGS, VARIABLE, Settings, read_settings, repository_root, settings_path
+from whaleid.models.weights import default_folder, find_weights
+from whaleid.utils.errors import WhaleidError
 
 ROOT = repository_root()
 
@@ -60,7 +60,7 @@ def test_a_key_left_out_has_its_default_and_so_has_everything_without_a_file(
     file.write_text('{"WORK_DIR": "elsewhere"}')
     assert read_settings() == Settings(work=Path("elsewhere"))
     monkeypatch.delenv(VARIABLE)
-    monkeypatch.setattr("whaleid.settings.SETTINGS", "none.json")
+    monkeypatch.setattr("whaleid.config.settings.SETTINGS", "none.json")
     assert settings_path() == ROOT / "none.json"
     assert read_settings() == Settings()
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from whaleid.config import SiameseHead, SumHead, WeightedHead
-from whaleid.configfiles import load_experiment
-from whaleid.model import siamese
-from whaleid.model.heads import build_head
-from whaleid.model.siamese import SiamesePairs
+from whaleid.config.files import load_experiment
+from whaleid.models.heads import siamese
+from whaleid.models.heads.registry import build_head
+from whaleid.models.heads.siamese import SiamesePairs
 
 DIM = 6
 

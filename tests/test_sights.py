@@ -10,9 +10,9 @@ from ladder_world import make_world, recipe, write_sources
 
 from whaleid.config import KnnConfig
 from whaleid.ensemble.ablation import list_variants
-from whaleid.ensemble.ladder import climb, rank_all
+from whaleid.ensemble.embedding_features import COLUMNS, see, see_part
+from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.ensemble.sights import COLUMNS, see, see_part
 from whaleid.ensemble.stack import deal_groups, stack_rankings
 
 STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
@@ -94,7 +94,7 @@ def test_the_stack_takes_them_unless_told_not_to(tmp_path, monkeypatch):
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
     config = recipe(stack=STACK).combine
     rankings = rank_all(sources, world.images, protocol, config, 0)
-    result = climb(protocol, rankings, config)
+    result = evaluate_ladder(protocol, rankings, config)
     assert result.stacked is not None and set(COLUMNS) <= set(result.stacked.importance)
     assert sum(result.stacked.importance[name] for name in COLUMNS) > 0
     given = []
@@ -105,12 +105,12 @@ def test_the_stack_takes_them_unless_told_not_to(tmp_path, monkeypatch):
 
     monkeypatch.setattr("whaleid.ensemble.ladder.stack_rankings", recorded)
     off = recipe(stack={**STACK, "embeddings": False}).combine
-    without = climb(protocol, rankings, off)
+    without = evaluate_ladder(protocol, rankings, off)
     assert given == [None] and without.stacked is not None and not set(COLUMNS) & set(without.stacked.importance)
     assert all(one.sights is None for one in rank_all(sources, world.images, protocol, off, 0))
     part, groups = protocol.parts[1], deal_groups(protocol, 3)
     monkeypatch.setattr("whaleid.ensemble.stack.deal_groups", lambda *_: groups)
     order = np.random.default_rng(0).permutation(len(part.truth))
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
-    permuted = climb(replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2])), rankings, config)
+    permuted = evaluate_ladder(replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2])), rankings, config)
     np.testing.assert_array_equal(result.final.oof[1].codes, permuted.final.oof[1].codes)

@@ -13,16 +13,16 @@ from whaleid.config import StackConfig
 from whaleid.ensemble import ladder
 from whaleid.ensemble.calibrate import calibrated, fit_calibration
 from whaleid.ensemble.graph_rankings import Choices, Chosen
-from whaleid.ensemble.ladder import climb, combine, rank_all
-from whaleid.ensemble.orders import read_orders, write_orders
+from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankers import prepare_lesson, train_rankers
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import deal_groups, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
-from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, share_curve, standing
-from whaleid.errors import WhaleidError
-from whaleid.scoring.metrics import expected_share_weights
+from whaleid.ensemble.stack_models import read_stack_models, write_stack_models
+from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, rank_stats, share_curve
+from whaleid.evaluation.metrics import expected_share_weights
+from whaleid.utils.errors import WhaleidError
 
 SMALL = {"rounds": 30, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
 
@@ -267,7 +267,7 @@ def test_random_labels_score_at_chance(asked):
         for part in protocol.parts
     )
     random = replace(protocol, parts=parts, share=0.2)
-    result = climb(random, rankings, recipe(stack=SMALL).combine)
+    result = evaluate_ladder(random, rankings, recipe(stack=SMALL).combine)
     identities = len(np.unique(protocol.parts[0].gallery_codes))
     chance = 0.2 + 0.8 * sum(1 / rank for rank in range(1, 5)) / identities + 0.8 * 0.06
     for rung in result.rungs[-2:]:
@@ -299,8 +299,8 @@ def test_the_stack_is_the_last_rung(world, tmp_path):
 def test_orders_come_back_as_they_were(asked, tmp_path):
     protocol, rankings = asked
     learnt = stacked(protocol, rankings)
-    write_orders(learnt.orders, tmp_path / "stack")
-    read = read_orders(tmp_path / "stack")
+    write_stack_models(learnt.orders, tmp_path / "stack")
+    read = read_stack_models(tmp_path / "stack")
     assert replace(read, models=()) == replace(learnt.orders, models=())
     assert [len(seeds) for seeds in read.models] == [1, 1, 1] and read.rounds > 0
     again = stacked(protocol, rankings, orders=read)
@@ -332,11 +332,11 @@ def test_orders_of_other_rankings_or_broken_files_are_one_line(asked, tmp_path):
     with pytest.raises(WhaleidError, match="learnt from other rankings than these: "):
         stacked(protocol, rankings[:-1], orders=orders)
     with pytest.raises(WhaleidError, match="no readable orders of the stack here"):
-        read_orders(tmp_path / "nothing")
-    write_orders(orders, tmp_path / "stack")
+        read_stack_models(tmp_path / "nothing")
+    write_stack_models(orders, tmp_path / "stack")
     (tmp_path / "stack" / "group1-seed0.txt").write_text("tree\n")
     with pytest.raises(WhaleidError, match="no readable orders of the stack here"):
-        read_orders(tmp_path / "stack")
+        read_stack_models(tmp_path / "stack")
 
 
 def test_by_share_and_closed_set(tmp_path):
@@ -369,7 +369,7 @@ def test_map_at_and_share_curve_equal_a_loop():
     truths = [rng.integers(-1, 12, 30) for _ in lists]
     for one in truths:
         one[:6] = -1
-    given = standing(lists[0], truths[0], np.ones(30), 5)
+    given = rank_stats(lists[0], truths[0], np.ones(30), 5)
     assert map_at(given, 0.3, 5) == pytest.approx(naive_map(lists[0], truths[0], np.ones(30), 0.3, 5))
     points = share_curve([(lists[0], truths[0], 0.2), (lists[1], truths[1], -0.1)], [[1], [0]], 5)
     for point in points:
@@ -378,7 +378,7 @@ def test_map_at_and_share_curve_equal_a_loop():
         for place, kept in ((0, 0.2), (1, -0.1)):
             other = 1 - place
             taught = expected_share_weights(truths[other] < 0, point.share)
-            best = best_threshold(standing(lists[other], truths[other], taught, 5), 5)[0]
+            best = best_threshold(rank_stats(lists[other], truths[other], taught, 5), 5)[0]
             own = weights[30 * place : 30 * place + 30]
             for name, limit in (("kept", kept), ("best", best)):
                 total[name] += naive_map(lists[place], truths[place], own, limit, 5) * own.sum() / weights.sum()

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from whaleid.errors import WhaleidError
-from whaleid.scoring import form
-from whaleid.scoring.log import COLUMNS, SubmissionRecord, append_log, read_log
-from whaleid.scoring.submissions import check_submission, read_guesses, score_submission, write_submission
+from whaleid.evaluation import form
+from whaleid.evaluation.log import COLUMNS, SubmissionRecord, append_log, read_log
+from whaleid.evaluation.submissions import check_submission, read_guesses, score_submission, write_submission
+from whaleid.utils.errors import WhaleidError
 
 SAMPLE = "Image,Id\na.jpg,new_whale w_1\nb.jpg,new_whale\nc.jpg,new_whale\n"
 KNOWN = ["new_whale", "w_1", "w_2", "w_3", "w_4", "w_5", "w_6"]

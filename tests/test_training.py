@@ -34,11 +34,11 @@ from training_world import (
 
 from whaleid.config import Experiment
 from whaleid.data.cache import open_cache
-from whaleid.errors import WhaleidError
 from whaleid.training import loop, run
 from whaleid.training.checkpoint import CHECKPOINT, load_run, read_metadata
 from whaleid.training.record import STATE
 from whaleid.training.selection import fold_queries, identity_map
+from whaleid.utils.errors import WhaleidError
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from whaleid.ensemble.protocol import query_weights
 from whaleid.ensemble.unknown import (
     best_threshold,
     map_without_unknown,
+    rank_stats,
     share_threshold,
-    standing,
     with_unknown,
 )
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import Candidates
+from whaleid.utils.errors import WhaleidError
 
 
 def random_lists(rng, queries=30, classes=12, width=8, levels=None):
@@ -62,7 +62,7 @@ def test_best_threshold_equals_brute_force(seed, k, levels):
     truth = rng.integers(-1, 12, len(lists)) if seed % 5 else np.full(len(lists), 3)
     weights = rng.choice([0.0, 0.4, 2.0], len(lists))
     weights[0] = 1.0
-    threshold, value = best_threshold(standing(lists, truth, weights, k), k)
+    threshold, value = best_threshold(rank_stats(lists, truth, weights, k), k)
     finite = lists.scores[np.isfinite(lists.scores)].astype(np.float64)
     steps = np.unique(finite)
     tries = [steps[0] - 1, *((steps[1:] + steps[:-1]) / 2), *steps, steps[-1] + 1]
@@ -76,7 +76,7 @@ def test_threshold_between_neighbouring_float32_scores():
     high = np.nextafter(low, np.float32(1))
     scores = np.array([[high], [low]], dtype=np.float32)
     lists = Candidates(np.array(["a", "b"]), np.array(["x"]), np.zeros((2, 1), np.int64), scores)
-    threshold, value = best_threshold(standing(lists, np.array([0, -1]), np.ones(2), 1), 1)
+    threshold, value = best_threshold(rank_stats(lists, np.array([0, -1]), np.ones(2), 1), 1)
     assert value == 1.0
     placed = with_unknown(lists, threshold, "new")
     assert placed.codes[:, 0].tolist() == [0, 1]
@@ -84,10 +84,10 @@ def test_threshold_between_neighbouring_float32_scores():
 
 def test_always_and_never_unknown():
     lists = random_lists(np.random.default_rng(1))
-    always, value = best_threshold(standing(lists, np.full(30, -1), np.ones(30), 5), 5)
+    always, value = best_threshold(rank_stats(lists, np.full(30, -1), np.ones(30), 5), 5)
     assert value == pytest.approx(1.0) and (always > lists.scores).all()
     truth = lists.codes[:, 0]
-    never, value = best_threshold(standing(lists, truth, np.ones(30), 5), 5)
+    never, value = best_threshold(rank_stats(lists, truth, np.ones(30), 5), 5)
     assert value == pytest.approx(1.0) and (never <= lists.scores[:, 0]).all()
 
 
@@ -97,7 +97,7 @@ def test_without_unknown_is_plain_map():
     truth[:15] = -1
     weights = query_weights(truth, None, None)
     assert weights.tolist() == [0.0] * 15 + [1.0] * 15
-    assert map_without_unknown(standing(lists, truth, weights, 5), 5) == 1.0
+    assert map_without_unknown(rank_stats(lists, truth, weights, 5), 5) == 1.0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.276, 1.0])

@@ -14,12 +14,8 @@ from whaleid.config import LocalConfig, VerifyConfig
 from whaleid.ensemble.ladder import combine
 from whaleid.ensemble.local_rankings import rank_locally
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.errors import WhaleidError
-from whaleid.report.matches import draw_matches
-from whaleid.retrieval.detectors import LENGTH
-from whaleid.retrieval.keypoints import Described, describe_images, read_described
-from whaleid.retrieval.local import local_candidates
-from whaleid.retrieval.verify import (
+from whaleid.local_matching.detectors import LENGTH
+from whaleid.local_matching.geometric_verification import (
     affine_inliers,
     agreeing,
     matched_keypoints,
@@ -27,6 +23,10 @@ from whaleid.retrieval.verify import (
     original_points,
     verified_candidates,
 )
+from whaleid.local_matching.keypoints import Described, describe_images, read_described
+from whaleid.local_matching.votes import local_candidates
+from whaleid.report.matches import draw_matches
+from whaleid.utils.errors import WhaleidError
 
 WIDE = VerifyConfig(scale=10, turn=180, shift=9)
 """Agrees with everything."""

@@ -13,10 +13,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from whaleid.errors import WhaleidError
-from whaleid.model import weights
-from whaleid.model.backbone import build_backbone
-from whaleid.model.weights import ensure_weights, fetch_weights, fill_weights, find_weights, lite_to_timm
+from whaleid.models import weights
+from whaleid.models.backbone import build_backbone
+from whaleid.models.weights import ensure_weights, fetch_weights, fill_weights, find_weights, lite_to_timm
+from whaleid.utils.errors import WhaleidError
 
 
 def save_network(name: str, path: Path, seed: int = 0) -> torch.nn.Module:

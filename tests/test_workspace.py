@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaleid.errors import WhaleidError
-from whaleid.workspace import Workspace, atomic_path, digest, require_space
+from whaleid.pipeline.workspace import Workspace
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path, digest, require_space
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ladder_world import make_world, recipe, write_sources
 
-from whaleid.ensemble.ladder import climb, combine, common_folds, members_worth, rank_all
+from whaleid.ensemble.ladder import combine, common_folds, evaluate_ladder, members_worth, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.worth import blend_worth, worth_lines
 
@@ -48,7 +48,7 @@ def test_one_member_has_no_blend_without_it():
 
 def test_figures_are_those_of_the_ladder(ranked):
     protocol, rankings, config = ranked
-    ladder = climb(protocol, rankings, config)
+    ladder = evaluate_ladder(protocol, rankings, config)
     worth = members_worth(protocol, rankings, config, ladder)
     assert worth.map == pytest.approx(ladder.rung("blend").score.map)
     members = {rung.name: rung for rung in ladder.rungs if rung.weight is not None}
@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_ladder(ranked):
     for one in worth.members:
         assert one.map == pytest.approx(members[one.name].score.map)
         assert one.dropped == (members[one.name].weight == 0)
-        without = climb(protocol, [ranking for ranking in rankings if ranking.name != one.name], config)
+        without = evaluate_ladder(protocol, [ranking for ranking in rankings if ranking.name != one.name], config)
         assert one.gain is not None and one.gain.low <= one.gain.gain <= one.gain.high
         assert one.gain.gain == pytest.approx(worth.map - without.rung("blend").score.map)
     best = max(worth.members, key=lambda one: one.map)
@@ -76,7 +76,7 @@ def test_a_member_of_noise_is_worth_nothing(ranked):
 
     noise = dataclasses.replace(concat, name="noise", kind="local", oof=tuple(map(shuffled, concat.oof)))
     used = [single, concat, noise]
-    worth = members_worth(protocol, used, config, climb(protocol, used, config))
+    worth = members_worth(protocol, used, config, evaluate_ladder(protocol, used, config))
     found = {one.name: one for one in worth.members}
     assert set(found) == {"concat kNN", "noise"}
     assert found["noise"].dropped and not found["concat kNN"].dropped
@@ -97,6 +97,8 @@ def test_a_setting_chosen_by_folds_is_worth_measured_by_what_it_was_taught(tmp_p
     rankings = rank_all(sources, world.images, protocol, given.combine, 0)
     assert any(one.kind == "rerank" for one in rankings) and result.worth is not None
     for one in result.worth.members:
-        without = climb(protocol, [ranking for ranking in rankings if ranking.name != one.name], given.combine)
+        without = evaluate_ladder(
+            protocol, [ranking for ranking in rankings if ranking.name != one.name], given.combine
+        )
         assert one.gain is not None
         assert one.gain.gain == pytest.approx(result.worth.map - without.rung("blend").score.map)

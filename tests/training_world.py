@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from whaleid.config import Experiment
-from whaleid.configfiles import load_experiment
+from whaleid.config.files import load_experiment
 from whaleid.data.cache import build_cache, open_cache
 from whaleid.training import loop, run
 from whaleid.training.checkpoint import CHECKPOINT

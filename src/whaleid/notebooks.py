@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from whaleid.cli_options import recipe_name
-from whaleid.configfiles import repository_root
-from whaleid.project import Project, open_project
-from whaleid.settings import read_settings
+from whaleid.cli.options import recipe_name
+from whaleid.config.files import repository_root
+from whaleid.config.settings import read_settings
+from whaleid.pipeline.project import Project, open_project
 
 FOLDER = "notebooks"
 """Folder of the repository that holds them: Jupyter starts each in its own folder."""

@@ -35,7 +35,7 @@ from whaleid.config.heads import (
     SumHead,
     WeightedHead,
 )
-from whaleid.config.local import LearnedConfig, LocalConfig, PairsConfig, TreesConfig, VerifyConfig
+from whaleid.config.local_matching import LearnedConfig, LocalConfig, PairsConfig, TreesConfig, VerifyConfig
 from whaleid.config.recipe import (
     ClassifierConfig,
     CombineConfig,

@@ -42,7 +42,8 @@ class MarginHead(Model):
 
 
 class MetricHead(Model):
-    """Any loss of pytorch-metric-learning or of model/own_losses.py by class name, with an optional miner likewise."""
+    """Any loss of pytorch-metric-learning or of models/heads/own_losses.py by class name, with an optional miner
+    likewise."""
 
     name: Literal["metric"]
     loss: str
@@ -52,7 +53,8 @@ class MetricHead(Model):
 
 
 class SiameseHead(Model):
-    """A learnt similarity of two embeddings instead of their cosine (model/siamese.py); wants sampler.name: balanced
+    """A learnt similarity of two embeddings instead of their cosine (models/heads/siamese.py); wants sampler.name:
+    balanced
     or mined."""
 
     name: Literal["siamese"]
@@ -187,7 +189,7 @@ class DeepClusterHead(Model):
     dimensions: Positive = 256
     """Of the features after PCA, at most."""
     sobel: bool = False
-    """The network sees gradients instead of colours while it pretrains (model/pretext.py says what that costs)."""
+    """The network sees gradients instead of colours while it pretrains (models/pretext.py says what that costs)."""
 
 
 PretextHead = Annotated[RotationHead | JigsawHead | DeepClusterHead, Field(discriminator="name")]

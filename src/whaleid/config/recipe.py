@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from whaleid.config.after import AfterConfig
 from whaleid.config.base import Model, Positive, Share
 from whaleid.config.blend import BlendConfig
-from whaleid.config.local import LocalConfig
+from whaleid.config.local_matching import LocalConfig
 from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.data.competition import named, read_table
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 CORNERS = ["x0", "y0", "x1", "y1"]
 

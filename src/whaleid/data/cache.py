@@ -33,9 +33,9 @@ from pandas import DataFrame
 
 from whaleid.config import ImageConfig
 from whaleid.data.images import prepare
-from whaleid.errors import WhaleidError
-from whaleid.progress import progress_bar
-from whaleid.workspace import digest, require_space, write_json
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest, require_space, write_json
+from whaleid.utils.progress import progress_bar
 
 FORMAT = 1  # raise it when the files change, so that older caches are made again
 QUALITY = 95  # JPEG; what it loses is far below what augmentation changes

@@ -15,7 +15,7 @@ from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images
 from whaleid.data.images_table import readable, require_boxes, unreadable_line
 from whaleid.data.masks import mask_problem, masks_of
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 SIZES = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "51+": (51, None)}
 """Class sizes as they are counted: label -> least and greatest number of training images."""

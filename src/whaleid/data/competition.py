@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 NAMED = 5  # offenders that a message names before it goes on with a count
 RESERVED = {"image", "path", "split", "identity", "width", "height", "phash", "group", "fold"}
@@ -189,7 +189,7 @@ def _check_settings(table: Table, split: str) -> None:
 
 
 def _joined(table: Table, image: str) -> str:
-    """Path of an image relative to the root, normalised; it may still climb out, which `_absent` refuses."""
+    """Path of an image relative to the root, normalised; it may still evaluate_ladder out, which `_absent` refuses."""
     return os.path.normpath(os.path.join(table.images, image + table.suffix)).replace(os.sep, "/")  # noqa: PTH118
 
 
@@ -257,7 +257,8 @@ def _absent(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Checked
     if not folder.is_dir():
         raise WhaleidError(f"{folder}: folder of images not found{_unpack_hint(folder)}")
     inside = os.path.realpath(root)
-    parents = pd.Series([os.path.dirname(item) for item in rows["path"]], index=rows.index, dtype=object)  # noqa: PTH120
+    parents = pd.Series([os.path.dirname(item) for item in rows["path"]], index=rows.index, dtype=object)  # noqa:
+    PTH120
     folders = {parent: root / parent for parent in pd.unique(parents)}
     away = {parent for parent, place in folders.items() if not _within(os.path.realpath(place), inside)}
     states: dict[str, str] = {}

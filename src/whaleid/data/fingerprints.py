@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from whaleid.progress import progress_bar
+from whaleid.utils.progress import progress_bar
 
 THUMBNAIL = 16  # pixels: side of the small grey picture by which near-duplicates are confirmed
 REDUCED = 128  # pixels: a JPEG is decoded at a scale that leaves its shorter side at least this long

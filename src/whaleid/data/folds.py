@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 SEVERAL, ONE, UNKNOWN = range(3)  # strata: an identity with several groups, with one group, without a label
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from whaleid.config import ImageConfig
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 cv2.setNumThreads(0)  # the work is spread over images; threads inside one small image only cost
 

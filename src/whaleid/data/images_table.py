@@ -14,8 +14,8 @@ from whaleid.data.boxes import CORNERS, placed_boxes, whole_images
 from whaleid.data.competition import RESERVED, named, read_table
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_text
-from whaleid.errors import WhaleidError
-from whaleid.workspace import digest, file_digest
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest, file_digest
 
 FORMAT = 2  # raise it when the table's making changes, so that older tables are made again
 NAMED_UNREADABLE = 10

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.errors import WhaleidError
-from whaleid.workspace import digest
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest
 
 WHITE = 128
 """Values from here on are white: edges may be smoothed."""

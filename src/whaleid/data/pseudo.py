@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from whaleid.errors import WhaleidError
-from whaleid.workspace import atomic_path
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
 
 FULL = -1
 """In column `fold`: labels for the models that all labelled images taught."""

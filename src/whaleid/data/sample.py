@@ -32,7 +32,7 @@ from PIL import Image
 
 from whaleid.data.flukes import draw_individual
 from whaleid.data.photographs import Conditions, photograph
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 FORMAT = 1  # raise it when the drawing changes, so that older samples are made again
 UNKNOWN = "new_whale"

@@ -18,15 +18,15 @@ import pandas as pd
 
 from whaleid.config import AfterConfig, CombineConfig, Competition, LearnedConfig, LocalConfig, Recipe
 from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
-from whaleid.ensemble.ladder import climb, protocol_of, rank_all, with_whole
+from whaleid.ensemble.ladder import evaluate_ladder, protocol_of, rank_all, with_whole
 from whaleid.ensemble.learned_matches import BY_PAIRS, LEARNED
 from whaleid.ensemble.local_rankings import VERIFIED
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking, Source, rank_jointly
 from whaleid.ensemble.results import Gain, LadderResult, paired_gain
-from whaleid.progress import progress_bar
-from whaleid.retrieval.features import open_embeddings
-from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.features.files import open_embeddings
+from whaleid.utils.progress import progress_bar
 
 NOTHING = "nothing"
 """What is off in the first row, which is the whole recipe."""
@@ -98,7 +98,7 @@ def ablate(
     with progress_bar("ablation", total=len(variants) + 1) as bar:
         for variant in [Variant(NOTHING, recipe.combine), *variants]:
             used = _rankings_of(variant, rankings, sources, images, protocol, recipe.seed)
-            result = climb(protocol, used, variant.config, recipe.seed, images)
+            result = evaluate_ladder(protocol, used, variant.config, recipe.seed, images)
             rows.append(_row(variant, result, base or result, protocol, recipe.seed))
             base = base or result
             bar.advance(note=variant.name)

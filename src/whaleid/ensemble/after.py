@@ -25,14 +25,14 @@ import pandas as pd
 
 from whaleid.config import AfterConfig, ClaimsConfig
 from whaleid.data.duplicates import HASH_DISTANCE, renumbered
-from whaleid.ensemble.blend import Questions, average, stack, tuned_map
+from whaleid.ensemble.blend import Targets, average, stack, tuned_map
 from whaleid.ensemble.graph_rankings import OFF, Choices, Chosen
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.unknown import Limits, standing, with_unknown
-from whaleid.errors import WhaleidError
+from whaleid.ensemble.unknown import Thresholds, rank_stats, with_unknown
+from whaleid.evaluation.metrics import rank_of_truth, reciprocal_rank_at_k
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import rank_of_truth, reciprocal_rank_at_k
+from whaleid.utils.errors import WhaleidError
 
 DUPLICATES, CLAIMS, SAME = "duplicates", "claims", "same"
 STRENGTHS = (1.0, 3.0, 10.0)
@@ -137,12 +137,12 @@ def copies_of(groups: pd.Series, phash: pd.Series) -> np.ndarray:
 def after_rankings(
     protocol: Protocol,
     last: Ranking,
-    limits: Limits,
+    limits: Thresholds,
     taught: list[tuple[Candidates, ...]],
     config: AfterConfig,
     images: pd.DataFrame,
     seed: int = 0,
-) -> Iterator[tuple[Ranking, Limits]]:
+) -> Iterator[tuple[Ranking, Thresholds]]:
     """Each step's ranking on top of the one before, and its thresholds.
 
     last: the ranking that is gone on from. taught: for each fold, in the protocol's order, the lists of **all** folds
@@ -168,7 +168,7 @@ def after_rankings(
             old if own == OFF else _questioned(protocol, [lists[place] for place in chosen], chosen)[0]
             for old, own, lists, chosen in zip(before, choice, taught, teachers, strict=True)
         ]
-        limits = Limits(found[:-1], found[-1])
+        limits = Thresholds(found[:-1], found[-1])
         chosen = Chosen(
             method=name,
             choices=Choices({part.fold: own for part, own in zip(protocol.parts, choice, strict=False)}, choice[-1]),
@@ -228,9 +228,9 @@ def _applied(setting: Setting | None, lists: Candidates, asked: Asked) -> Candid
 
 def _questioned(protocol: Protocol, lists: list[Candidates], places: list[int]) -> tuple[float | None, np.ndarray]:
     """The best threshold of the queries of these folds, and the score float64 (n,) that it gives to each."""
-    questions = Questions(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
+    questions = Targets(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
     whole = stack(lists)
-    threshold = tuned_map(standing(whole, questions.truth, questions.weights, questions.k), questions)[0]
+    threshold = tuned_map(rank_stats(whole, questions.truth, questions.weights, questions.k), questions)[0]
     placed = with_unknown(whole, threshold, protocol.unknown)
     truth = questions.truth
     if protocol.unknown is not None:

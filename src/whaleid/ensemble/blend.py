@@ -20,9 +20,9 @@ import numpy as np
 
 from whaleid.config import BlendConfig
 from whaleid.ensemble.calibrate import Calibration, Isotonic, calibrated, fit_calibration, fit_isotonic
-from whaleid.ensemble.unknown import Standing, best_threshold, map_without_unknown, standing
-from whaleid.errors import WhaleidError
+from whaleid.ensemble.unknown import RankStats, best_threshold, map_without_unknown, rank_stats
 from whaleid.retrieval.candidates import Candidates
+from whaleid.utils.errors import WhaleidError
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the whole that the search tries for each member in turn."""
@@ -37,7 +37,7 @@ _CHUNK = 2048  # queries blended at a time
 
 
 @dataclass(frozen=True)
-class Questions:
+class Targets:
     """What a blend is tuned on. truth: int64 (n,), -1 = unknown. weights: float64 (n,). k: guesses that
     count.
 
@@ -78,7 +78,7 @@ class Blend:
         return [name for name, weight in zip(self.names, self.weights, strict=True) if weight > 0]
 
 
-def fit_blend(members: list[Member], questions: Questions, config: BlendConfig | None = None) -> Blend:
+def fit_blend(members: list[Member], questions: Targets, config: BlendConfig | None = None) -> Blend:
     """Calibrate each member, then find the weights and exponents with the largest weighted MAP@k of the queries.
 
     Coordinate search: each member in turn is given the best share of the whole and the best exponent, until
@@ -87,7 +87,7 @@ def fit_blend(members: list[Member], questions: Questions, config: BlendConfig |
     """
     config = config or BlendConfig()
     calibrations = tuple(_calibration(member, questions, config) for member in members)
-    landscape = _landscape(members, calibrations, questions, config)
+    landscape = _blend_search(members, calibrations, questions, config)
     start = np.full(len(members), landscape.exponents.index(1.0))
     alone = [_objective(row, start, landscape) for row in np.eye(len(members))]
     floor = max(value for value, _ in alone)
@@ -96,8 +96,8 @@ def fit_blend(members: list[Member], questions: Questions, config: BlendConfig |
     if config.search == "pairwise":
         found = _pair_up(order, best, start, landscape, floor)
     else:
-        found = _climb(np.full(len(members), 1 / len(members)), start, landscape, floor)
-        other = _climb(best, start, landscape, floor)
+        found = _coordinate_search(np.full(len(members), 1 / len(members)), start, landscape, floor)
+        other = _coordinate_search(best, start, landscape, floor)
         found = other if _better(other[0], found[0], floor) else found
     value, weights, chosen = found
     return Blend(
@@ -110,7 +110,7 @@ def fit_blend(members: list[Member], questions: Questions, config: BlendConfig |
     )
 
 
-def _calibration(member: Member, questions: Questions, config: BlendConfig) -> Calibration | Isotonic:
+def _calibration(member: Member, questions: Targets, config: BlendConfig) -> Calibration | Isotonic:
     given = member.candidates, questions.truth, questions.weights
     return fit_isotonic(*given) if config.calibration == "isotonic" else fit_calibration(*given, member.probability)
 
@@ -158,19 +158,19 @@ def average(lists: tuple[Candidates, ...], keep: int) -> Candidates:
     return _weighted(lists[0], tables, [1 / len(lists)] * len(lists), keep)
 
 
-def best_members(members: list[Member], questions: Questions, most: int) -> list[Member]:
+def best_members(members: list[Member], questions: Targets, most: int) -> list[Member]:
     """The `most` members with the largest weighted MAP@k of their own (each with its best threshold), best
     first.
     """
     score = [
-        tuned_map(standing(member.candidates, questions.truth, questions.weights, questions.k), questions)[1]
+        tuned_map(rank_stats(member.candidates, questions.truth, questions.weights, questions.k), questions)[1]
         for member in members
     ]
     order = sorted(range(len(members)), key=lambda place: (-score[place], place))
     return [members[place] for place in order[:most]]
 
 
-def tuned_map(given: Standing, questions: Questions) -> tuple[float | None, float]:
+def tuned_map(given: RankStats, questions: Targets) -> tuple[float | None, float]:
     """Best threshold (None where `unknown` may not be guessed) and the MAP@k it gives."""
     if not questions.unknown:
         return None, map_without_unknown(given, questions.k)
@@ -239,7 +239,7 @@ def _weighted(
 
 
 @dataclass(frozen=True)
-class _Landscape:
+class _BlendSearch:
     """The union of the members' first candidates as the search sees it, queries of weight 0 left out.
 
     exponents: the e that are tried. scores: float32 (e, members, n, u). real: bool (n, u). place: int64 (n,),
@@ -251,16 +251,16 @@ class _Landscape:
     real: np.ndarray
     place: np.ndarray
     none: np.ndarray
-    questions: Questions
+    questions: Targets
 
 
 _Found = tuple[tuple[float, float], np.ndarray, np.ndarray]
 """(MAP@k, log-likelihood), weights float64 (members,) and places of the exponents int64 (members,)."""
 
 
-def _landscape(
-    members: list[Member], calibrations: tuple[Calibration | Isotonic, ...], questions: Questions, config: BlendConfig
-) -> _Landscape:
+def _blend_search(
+    members: list[Member], calibrations: tuple[Calibration | Isotonic, ...], questions: Targets, config: BlendConfig
+) -> _BlendSearch:
     used = questions.weights > 0
     if not used.any():
         raise WhaleidError("blend: no query weighs anything; nothing can be tuned")
@@ -280,12 +280,12 @@ def _landscape(
     truth = questions.truth[used]
     hit = (codes == truth[:, None]) & (truth >= 0)[:, None]
     place = np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
-    inner = Questions(truth, questions.weights[used], questions.k, questions.unknown)
+    inner = Targets(truth, questions.weights[used], questions.k, questions.unknown)
     nothing = np.stack(none).reshape(len(exponents), len(members), -1)
-    return _Landscape(exponents, np.stack(spread), codes >= 0, place, nothing, inner)
+    return _BlendSearch(exponents, np.stack(spread), codes >= 0, place, nothing, inner)
 
 
-def _climb(weights: np.ndarray, powers: np.ndarray, landscape: _Landscape, floor: float) -> _Found:
+def _coordinate_search(weights: np.ndarray, powers: np.ndarray, landscape: _BlendSearch, floor: float) -> _Found:
     """Coordinate search from `weights` (sum 1) and places of exponents."""
     best = _objective(weights, powers, landscape)
     for _ in range(_ROUNDS):
@@ -301,7 +301,7 @@ def _climb(weights: np.ndarray, powers: np.ndarray, landscape: _Landscape, floor
 
 
 def _moves(
-    weights: np.ndarray, powers: np.ndarray, place: int, landscape: _Landscape
+    weights: np.ndarray, powers: np.ndarray, place: int, landscape: _BlendSearch
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """What the search tries for one member: every share of the whole, at every exponent."""
     rest = weights.copy()
@@ -319,7 +319,9 @@ def _moves(
             yield tried, power
 
 
-def _pair_up(order: list[int], weights: np.ndarray, powers: np.ndarray, landscape: _Landscape, floor: float) -> _Found:
+def _pair_up(
+    order: list[int], weights: np.ndarray, powers: np.ndarray, landscape: _BlendSearch, floor: float
+) -> _Found:
     """Greedy: the best member, then whichever of the rest improves the sum most, until none does."""
     best = _objective(weights, powers, landscape)
     left = list(order)
@@ -346,7 +348,7 @@ def _better(one: tuple[float, float], other: tuple[float, float], floor: float) 
     return one[0] + _SMOOTH * one[1] > other[0] + _SMOOTH * other[1] + _EQUAL
 
 
-def _objective(weights: np.ndarray, powers: np.ndarray, landscape: _Landscape) -> tuple[float, float]:
+def _objective(weights: np.ndarray, powers: np.ndarray, landscape: _BlendSearch) -> tuple[float, float]:
     """MAP@k with its best threshold, and the mean log of the probability given to the truth."""
     factor = weights.astype(np.float32)
     used = np.flatnonzero(factor)  # most weights are 0 most of the time
@@ -357,7 +359,7 @@ def _objective(weights: np.ndarray, powers: np.ndarray, landscape: _Landscape) -
     own = np.take_along_axis(total, column, axis=1)
     ahead = (total > own) | ((total == own) & (np.arange(total.shape[1]) < column))
     rank = np.where(listed, ahead.sum(axis=1) + 1, 0)
-    given = Standing(
+    given = RankStats(
         rank, own[:, 0], _top(total[questions.truth < 0], questions.k), questions.truth < 0, questions.weights
     )
     likely = np.where(listed, own[:, 0], factor[used] @ landscape.none[powers[used], used])

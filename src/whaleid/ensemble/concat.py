@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from whaleid.config import ConcatConfig
-from whaleid.errors import WhaleidError
-from whaleid.retrieval.features import UnitTable
+from whaleid.features.files import UnitTable
+from whaleid.utils.errors import WhaleidError
 
 _EXACT = 3072  # images or dimensions up to which all components are computed; above, only those wanted
 _OVERSAMPLE = 32  # components more than wanted that the randomised method carries along

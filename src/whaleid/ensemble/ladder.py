@@ -40,19 +40,19 @@ from whaleid.ensemble.blend import (
     stack,
 )
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
-from whaleid.ensemble.orders import Orders
 from whaleid.ensemble.placement import Lessons, ranks_by_form
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, compare, write_result
-from whaleid.ensemble.rungs import place_of_truth, questions_of, rung_of, threshold_of
-from whaleid.ensemble.stack import Material, stack_rankings
-from whaleid.ensemble.unknown import Limits, ShareMap, share_curve, with_unknown
+from whaleid.ensemble.scoring import place_of_truth, rung_of, targets_of, threshold_of
+from whaleid.ensemble.stack import StackInputs, stack_rankings
+from whaleid.ensemble.stack_models import StackModels
+from whaleid.ensemble.unknown import ShareMap, Thresholds, share_curve, with_unknown
 from whaleid.ensemble.worth import BlendWorth, blend_worth
-from whaleid.errors import WhaleidError
-from whaleid.progress import progress_bar
+from whaleid.evaluation.metrics import reciprocal_rank_at_k
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import reciprocal_rank_at_k
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.progress import progress_bar
 
 BLEND = "blend"
 
@@ -65,7 +65,7 @@ def combine(
     competition: Competition,
     out: Path,
     local: Path | None = None,
-    orders: Orders | None = None,
+    orders: StackModels | None = None,
     weights_folder: Path | None = None,
 ) -> LadderResult:
     """Rank, blend and score; write `oof.parquet`, `test.parquet` and `ladder.json` to the folder `out`.
@@ -77,7 +77,7 @@ def combine(
     """
     protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
-    result = climb(protocol, rankings, recipe.combine, recipe.seed, images, orders)
+    result = evaluate_ladder(protocol, rankings, recipe.combine, recipe.seed, images, orders)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
     write_result(result, protocol, out)
@@ -176,13 +176,13 @@ def with_whole(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:
     return replace(ranking, test=(*ranking.test, average(ranking.test, keep)), sights=sights)
 
 
-def climb(
+def evaluate_ladder(
     protocol: Protocol,
     rankings: list[Ranking],
     config: CombineConfig,
     seed: int = 0,
     images: pd.DataFrame | None = None,
-    orders: Orders | None = None,
+    orders: StackModels | None = None,
 ) -> LadderResult:
     """Score every ranking, then the blend of them, the stack and the post-processing on top, cross-fitted as the head
     of this file says. images: images.parquet, where the recipe has `combine.after`. orders: as `stack_rankings`.
@@ -219,7 +219,7 @@ def climb(
     return compare(rungs, final, by_fold, protocol, seed, stacked, shares, ranks)
 
 
-def _shares(protocol: Protocol, ranking: Ranking, limits: Limits) -> tuple[ShareMap, ...]:
+def _shares(protocol: Protocol, ranking: Ranking, limits: Thresholds) -> tuple[ShareMap, ...]:
     """What the ranking would score if other shares of the queries were unknown."""
     folds = [
         (lists, part.truth, limit)
@@ -234,9 +234,9 @@ def _materials(
     rankings: list[Ranking],
     blends: list[Blend],
     final: Blend,
-    limits: list[Limits],
+    limits: list[Thresholds],
     config: CombineConfig,
-) -> list[Material]:
+) -> list[StackInputs]:
     """What the stack of every fold looks at, and that of the test set: all queries blended by the fold's own blend."""
     places = list(range(len(protocol.parts)))
     keep = max(config.candidates, protocol.k)
@@ -249,11 +249,11 @@ def _materials(
 
     test = [{one.name: one.test[place] for one in rankings} for place in range(len(rankings[0].test))]
     found = [
-        Material(blended(blend, taught(place)), (), tuple(own.by_fold[place] for own in limits))
+        StackInputs(blended(blend, taught(place)), (), tuple(own.by_fold[place] for own in limits))
         for place, blend in enumerate(blends)
     ]
     whole = blended(final, taught(None))
-    return [*found, Material(whole, blended(final, test), tuple(own.tuned for own in limits))]
+    return [*found, StackInputs(whole, blended(final, test), tuple(own.tuned for own in limits))]
 
 
 def lists_taught(protocol: Protocol, ranking: Ranking) -> Lessons:
@@ -266,11 +266,11 @@ def lists_taught(protocol: Protocol, ranking: Ranking) -> Lessons:
     return taught
 
 
-def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
-    """Thresholds of a ranking in which nothing but the threshold is tuned on other queries' truth."""
+def _limits(protocol: Protocol, ranking: Ranking) -> Thresholds:
+    """UnknownSummary of a ranking in which nothing but the threshold is tuned on other queries' truth."""
     places, lessons = list(range(len(protocol.parts))), lists_taught(protocol, ranking)
     by_fold = [threshold_of(protocol, lessons(place), protocol.others(place)) for place in places]
-    return Limits(by_fold, threshold_of(protocol, lessons(None), places))
+    return Thresholds(by_fold, threshold_of(protocol, lessons(None), places))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -278,7 +278,7 @@ def _limits(protocol: Protocol, ranking: Ranking) -> Limits:
 
 def blend_rankings(
     protocol: Protocol, rankings: list[Ranking], config: CombineConfig
-) -> tuple[Blend, dict[int, Blend], Ranking, Limits, Lessons]:
+) -> tuple[Blend, dict[int, Blend], Ranking, Thresholds, Lessons]:
     """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits, lessons.
 
     The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
@@ -311,7 +311,7 @@ def blend_rankings(
     used = set(final.used).union(*(blend.used for blend in by_fold.values()))
     optimistic = any(one.optimistic for one in rankings if one.name in used)
     by_place = [threshold_of(protocol, lessons[place], protocol.others(place)) for place in places]
-    limits = Limits(by_place, threshold_of(protocol, lessons[None], places))
+    limits = Thresholds(by_place, threshold_of(protocol, lessons[None], places))
     ranking = Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic)
     return final, by_fold, ranking, limits, lambda place: lessons[place]
 
@@ -322,7 +322,7 @@ def _tune(
     """Blend of concat kNN, re-ranking, classifier, siamese heads, local matching and best class probabilities, tuned
     on these folds alone, for fold `target` (None: for the test set).
     """
-    questions = questions_of(protocol, places)
+    questions = targets_of(protocol, places)
 
     def members(*kinds: str) -> list[Member]:
         chosen = [ranking for ranking in rankings if ranking.kind in kinds]
@@ -339,7 +339,8 @@ def members_worth(
 ) -> BlendWorth:
     """What each member of the blend is worth: the blend is tuned again without it, as `blend_rankings` does.
 
-    result: what `climb` made of the same rankings. Without one network's class probabilities, the next best network's
+    result: what `evaluate_ladder` made of the same rankings. Without one network's class probabilities, the next best
+    network's
     may take their place (`combine.logits`).
     """
     shares = {rung.name: rung.weight for rung in result.rungs if rung.weight is not None}

@@ -1,4 +1,4 @@
-"""Rankings by what matches are worth (`retrieval/evidence.py`), each fold's taught by the other folds alone.
+"""Rankings by what matches are worth (`local_matching/match_score.py`), each fold's taught by the other folds alone.
 
 Fold f's queries are weighed by a model that all other folds taught. What is learnt *for* fold f (weights of the blend,
 thresholds, the stack) must not know f either: it reads lists of fold g by a model that neither f nor g taught. With n
@@ -18,11 +18,11 @@ import numpy as np
 from whaleid.config import LearnedConfig, TreesConfig
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking, Taught
+from whaleid.local_matching.keypoints import Described
+from whaleid.local_matching.match_score import Evidence, Lesson, evidence_candidates, learn, lesson_of
+from whaleid.local_matching.pair_score import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.local_matching.votes import Nearest
 from whaleid.retrieval.candidates import Candidates
-from whaleid.retrieval.evidence import Evidence, Lesson, evidence_candidates, learn, lesson_of
-from whaleid.retrieval.keypoints import Described
-from whaleid.retrieval.local import Nearest
-from whaleid.retrieval.pairs import likely_pictures, match_pairs, pair_candidates, pair_lesson
 
 LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
 """Form of the evidence -> name of the ranking."""

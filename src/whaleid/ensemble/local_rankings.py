@@ -13,11 +13,11 @@ from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.ensemble.learned_matches import Asked, learned_rankings, learned_steps
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.errors import WhaleidError
+from whaleid.local_matching.geometric_verification import Matcher, matcher_of, verified_candidates
+from whaleid.local_matching.keypoints import Described, frames_of, read_described
+from whaleid.local_matching.votes import local_candidates, nearest_descriptors
 from whaleid.retrieval.candidates import Candidates
-from whaleid.retrieval.keypoints import Described, frames_of, read_described
-from whaleid.retrieval.local import local_candidates, nearest_descriptors
-from whaleid.retrieval.verify import Matcher, matcher_of, verified_candidates
+from whaleid.utils.errors import WhaleidError
 
 LOCAL, VERIFIED = "local matching", "local verified"
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.unknown import best_threshold, share_threshold, standing, with_unknown
+from whaleid.ensemble.unknown import best_threshold, rank_stats, share_threshold, with_unknown
+from whaleid.evaluation.metrics import rank_of_truth
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import rank_of_truth
 
 Form = Literal["isotonic", "platt"]
 FORMS: tuple[Form, ...] = ("isotonic", "platt")
@@ -164,7 +164,7 @@ def ranks_by_form(
         lists, others = ranking.oof[place], protocol.others(place)
         truth, weights = protocol.truth(others), protocol.weights(others)
         taught = lessons(place)
-        tuned = best_threshold(standing(taught, truth, weights, protocol.k), protocol.k)[0]
+        tuned = best_threshold(rank_stats(taught, truth, weights, protocol.k), protocol.k)[0]
         placed = {
             "own": with_unknown(lists, own[place], protocol.unknown),
             "threshold": with_unknown(lists, tuned, protocol.unknown),

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.errors import WhaleidError
-from whaleid.scoring.metrics import expected_share_weights
+from whaleid.evaluation.metrics import expected_share_weights
+from whaleid.utils.errors import WhaleidError
 
 NONE = -1
 """Code of an identity that no candidate can name: unknown, or none at all."""
 
-WHOLE = -1
+FULL_DATA = -1
 """Number of the part that holds no fold out: that of the models which all labelled images taught."""
 
 
@@ -178,7 +178,7 @@ def _labelled(images: pd.DataFrame, folds: pd.DataFrame) -> tuple[np.ndarray, np
 def whole_part(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:
     """Every labelled image to train on and to compare with, and none to ask about."""
     nobody = np.empty(0, dtype=np.int64)
-    return FoldPart(WHOLE, nobody, np.empty(0, dtype=str), labelled, gallery, gallery_codes, nobody, nobody)
+    return FoldPart(FULL_DATA, nobody, np.empty(0, dtype=str), labelled, gallery, gallery_codes, nobody, nobody)
 
 
 def _part(number: int, fold_of: np.ndarray, codes: np.ndarray, names: np.ndarray, classes: int) -> FoldPart:

@@ -22,10 +22,10 @@ from whaleid.config import Competition, Recipe
 from whaleid.data.pseudo import COLUMNS, FULL
 from whaleid.ensemble.blend import apply_blend, average
 from whaleid.ensemble.ladder import blend_rankings, protocol_of, rank_all
-from whaleid.ensemble.protocol import WHOLE, FoldPart, Protocol, whole_part
+from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, whole_part
 from whaleid.ensemble.rankings import Ranking, Source
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.candidates import PADDING, Candidates
+from whaleid.utils.errors import WhaleidError
 
 
 def pseudo_labels(
@@ -106,7 +106,7 @@ def against_own_gallery(
             source,
             folds={},
             full=source.folds[part.fold],
-            pairs={WHOLE: source.pairs[part.fold]} if source.pairs else {},
+            pairs={FULL_DATA: source.pairs[part.fold]} if source.pairs else {},
         )
         for source in sources
     ]

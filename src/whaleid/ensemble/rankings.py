@@ -20,13 +20,13 @@ import pandas as pd
 from whaleid.config import CombineConfig
 from whaleid.ensemble.classifier import Classifier, top_classes, train_classifier
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
+from whaleid.ensemble.embedding_features import EmbeddingFeatures, Sight, see_part
 from whaleid.ensemble.graph_rankings import Both, Chosen, Setting, choose_settings, rerank_part
-from whaleid.ensemble.protocol import WHOLE, FoldPart, Protocol
-from whaleid.ensemble.sights import Sight, Sights, see_part
-from whaleid.errors import WhaleidError
+from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol
+from whaleid.features.files import Features, SomeRows, open_embeddings, read_features
 from whaleid.retrieval.candidates import Candidates, nearest_identities
-from whaleid.retrieval.features import Features, SomeRows, open_embeddings, read_features
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
+from whaleid.utils.errors import WhaleidError
 
 CONCAT, CLASSIFIER = "concat kNN", "classifier"
 _CELLS = 1 << 25  # logits held as float32 at a time: 128 MB
@@ -44,7 +44,7 @@ class Source:
     says so.
     pairs: fold -> folder of the run that the features are of, where its head scores pairs (siamese); else empty.
     full: folder of the features of the model that all labelled images taught, where there is one; its run is
-    pairs[WHOLE] where its head scores pairs.
+    pairs[FULL_DATA] where its head scores pairs.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Source:
 
     def folder(self, fold: int) -> Path:
         """Features by the models of one part; of the whole by the first fold's model where there is no other."""
-        if fold != WHOLE:
+        if fold != FULL_DATA:
             return self.folds[fold]
         return self.folds[min(self.folds)] if self.full is None else self.full
 
@@ -93,7 +93,7 @@ class Ranking:
     optimistic: bool = False
     chosen: Chosen | None = None
     taught_lists: Taught | None = None
-    sights: Sights | None = None
+    sights: EmbeddingFeatures | None = None
 
     def taught(self, place: int | None) -> tuple[Candidates, ...]:
         """Lists of all folds, out of fold, to learn from for fold `place` (None: for the test set).
@@ -171,7 +171,7 @@ def rank_jointly(
             classified.append(_classify(trained, features, part, protocol, keep))
         yield None
     optimistic = any(source.optimistic for source in sources)
-    sights = Sights(
+    sights = EmbeddingFeatures(
         tuple(oof for oof, _ in seen if oof is not None), tuple(test for _, test in seen if test is not None)
     )
     yield replace(_ranking(CONCAT, "concat", knn, False, optimistic), sights=sights if seen else None)

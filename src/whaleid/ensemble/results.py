@@ -14,14 +14,15 @@ import numpy as np
 
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.gains import Gain, paired_gain
-from whaleid.ensemble.orders import write_orders
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
+from whaleid.ensemble.stack_models import write_stack_models
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.ensemble.worth import BlendWorth
+from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.pipeline.workspace import STACK_FOLDER
 from whaleid.retrieval.candidates import Candidates, write_candidates
-from whaleid.scoring.metrics import MapScore, reciprocal_rank_at_k
-from whaleid.workspace import STACK_FOLDER, write_json
+from whaleid.utils.files import write_json
 
 SINGLE = ("knn", "logits", "siamese")
 """Kinds of ranking that one network gives by itself."""
@@ -30,7 +31,7 @@ AVERAGED = -1
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class UnknownSummary:
     """The score of `unknown` in one rung, and how often it stands first.
 
     tuned: on all folds, for the scores of one fold's model. matched: the same for scores averaged over the
@@ -79,7 +80,7 @@ class Rung:
     score: MapScore
     rank: np.ndarray
     optimistic: bool
-    thresholds: Thresholds | None
+    thresholds: UnknownSummary | None
     oof: tuple[Candidates, ...]
     test: Candidates | None
     gain: Gain | None = None
@@ -221,7 +222,7 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
         write_candidates(out / "test.parquet", tests)
     shutil.rmtree(out / STACK_FOLDER, ignore_errors=True)
     if result.stacked is not None:
-        write_orders(result.stacked.orders, out / STACK_FOLDER)
+        write_stack_models(result.stacked.orders, out / STACK_FOLDER)
     write_json(out / "ladder.json", result.as_json())
 
 

@@ -21,19 +21,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from whaleid.config import StackConfig
-from whaleid.ensemble.blend import Questions, tuned_map
+from whaleid.ensemble.blend import Targets, tuned_map
 from whaleid.ensemble.blend import stack as below
 from whaleid.ensemble.calibrate import Calibration, fit_calibration
-from whaleid.ensemble.orders import Orders
 from whaleid.ensemble.placement import Lessons
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack_features import Extras, Table, View, feature_table
-from whaleid.ensemble.unknown import Limits, map_at, standing
-from whaleid.errors import WhaleidError
-from whaleid.progress import progress_bar
+from whaleid.ensemble.stack_models import StackModels
+from whaleid.ensemble.unknown import Thresholds, map_at, rank_stats
 from whaleid.retrieval.candidates import PADDING, Candidates
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.progress import progress_bar
 
 STACK = "stack"
 _STAGES = 10  # numbers of trees that are compared, evenly spaced
@@ -41,7 +41,7 @@ _TINY = 1e-9  # values that differ less are equal; and what sums are kept above
 
 
 @dataclass(frozen=True)
-class Material:
+class StackInputs:
     """What the stack for one fold (or for the test set) may look at, beside the rankings.
 
     blend: the blended candidates of every fold, then of every fold's test lists, all by **one** blend that learnt
@@ -64,13 +64,13 @@ class Stacked:
     """
 
     ranking: Ranking
-    limits: Limits
+    limits: Thresholds
     importance: dict[str, float]
     rounds: tuple[int, ...]
     rows: int
     lessons: Lessons
     taught: tuple[tuple[Candidates, ...], ...]
-    orders: Orders
+    orders: StackModels
 
 
 def deal_groups(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -90,13 +90,13 @@ def deal_groups(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarr
 def stack_rankings(
     protocol: Protocol,
     rankings: list[Ranking],
-    materials: list[Material],
+    materials: list[StackInputs],
     config: StackConfig,
     seed: int = 0,
     groups: tuple[np.ndarray, ...] | None = None,
     extras: tuple[tuple[Extras, ...], tuple[Extras, ...]] | None = None,
     optimistic: bool = False,
-    orders: Orders | None = None,
+    orders: StackModels | None = None,
 ) -> Stacked:
     """The stack's ranking of every fold's queries and of the test set under every fold's models.
 
@@ -144,7 +144,7 @@ def stack_rankings(
             test.append(_lists(table, scores, rankings[0].test[place], config.candidates))
         bar.advance()
     ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
-    tuned = Limits(limits, final.orders.limit)
+    tuned = Thresholds(limits, final.orders.limit)
     lessons[None] = final.lesson
     taught.append(tuple(_apart(final.lesson, protocol, places).values()))
     return Stacked(
@@ -192,15 +192,15 @@ def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
 
 @dataclass(frozen=True)
 class _Learnt:
-    """Orders, what they are of, the rows that taught them, and their orders of the queries that did
+    """StackModels, what they are of, the rows that taught them, and their orders of the queries that did
     (`Stacked.lessons`).
     """
 
     protocol: Protocol
     rankings: list[Ranking]
-    material: Material
+    material: StackInputs
     config: StackConfig
-    orders: Orders
+    orders: StackModels
     rows: int
     lesson: Candidates
 
@@ -218,7 +218,7 @@ class _Learnt:
             of_test,
         )
 
-    def ordered_by(self, orders: Orders) -> _Learnt:
+    def ordered_by(self, orders: StackModels) -> _Learnt:
         """The same with orders that were learnt elsewhere."""
         if orders.names != self.orders.names:
             odd = sorted(set(orders.names) ^ set(self.orders.names))
@@ -234,7 +234,7 @@ def _taught(rankings: list[Ranking], place: int | None) -> list[Ranking]:
 def _learn(
     protocol: Protocol,
     rankings: list[Ranking],
-    material: Material,
+    material: StackInputs,
     config: StackConfig,
     teachers: list[int],
     groups: tuple[np.ndarray, ...],
@@ -263,7 +263,7 @@ def _learn(
     ]
     table = _below(tables)
     group = np.concatenate([groups[place] for place in teachers])
-    asked = Questions(truth, weights, protocol.k, protocol.unknown is not None)
+    asked = Targets(truth, weights, protocol.k, protocol.unknown is not None)
     lesson = prepare_lesson(table, truth, weights, config)
     models = tuple(train_rankers(lesson, group != held, protocol.k, config, seed) for held in range(config.groups))
     stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
@@ -272,7 +272,7 @@ def _learn(
     ordered = [_lists(table, path, lists, config.candidates) for path in paths]
     values = [_value(one, asked, config) for one in ordered]
     best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _TINY, -stage))
-    orders = Orders(table.names, models, int(stages[best]), values[best][1], calibrations, material.limits)
+    orders = StackModels(table.names, models, int(stages[best]), values[best][1], calibrations, material.limits)
     lesson_lists = _lists(table, paths[best], lists, config.candidates)
     return _Learnt(protocol, rankings, material, config, orders, len(table.query), lesson_lists)
 
@@ -293,9 +293,9 @@ def _paths(
     return paths
 
 
-def _value(lists: Candidates, asked: Questions, config: StackConfig) -> tuple[float, float | None]:
+def _value(lists: Candidates, asked: Targets, config: StackConfig) -> tuple[float, float | None]:
     """MAP@k of the queries and the score of unknown that it was reached with."""
-    given = standing(lists, asked.truth, asked.weights, asked.k)
+    given = rank_stats(lists, asked.truth, asked.weights, asked.k)
     if not asked.unknown or config.unknown == "threshold":
         limit, value = tuned_map(given, asked)
         return value, limit
@@ -308,7 +308,7 @@ def _value(lists: Candidates, asked: Questions, config: StackConfig) -> tuple[fl
 def _table(
     protocol: Protocol,
     rankings: list[Ranking],
-    material: Material,
+    material: StackInputs,
     calibrations: tuple[Calibration, ...],
     limits: tuple[float | None, ...],
     config: StackConfig,
@@ -377,7 +377,7 @@ def _lists(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Ca
     return Candidates(like.queries, like.classes, out, filled)
 
 
-def _importance(orders: Orders) -> dict[str, float]:
+def _importance(orders: StackModels) -> dict[str, float]:
     """Feature -> share of the gain of all splits of all models, largest first."""
     total = np.zeros(len(orders.names))
     for model in (model for seeds in orders.models for model in seeds):

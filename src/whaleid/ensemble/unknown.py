@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whaleid.errors import WhaleidError
+from whaleid.evaluation.metrics import expected_share_weights, reciprocal_rank_at_k
 from whaleid.retrieval.candidates import Candidates
-from whaleid.scoring.metrics import expected_share_weights, reciprocal_rank_at_k
+from whaleid.utils.errors import WhaleidError
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Shares of unknown queries for which the expected MAP@k is computed."""
@@ -22,7 +22,7 @@ _EQUAL = 1e-12  # sums that differ less differ by rounding
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankStats:
     """What MAP@k needs to know about ranked lists whose queries weigh something.
 
     rank: int (n,), place of the truth among the candidates, 1 = first; 0 where it is not among them.
@@ -39,7 +39,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Thresholds:
     """Tuned thresholds of a ranking. by_fold: in the order of the folds, each tuned on the others; tuned: on all.
 
     All None where there is no unknown label.
@@ -49,7 +49,7 @@ class Limits:
     tuned: float | None
 
 
-def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> Standing:
+def rank_stats(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> RankStats:
     """Where the truth stands in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
     found = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
     place = found.argmax(axis=1)
@@ -57,20 +57,20 @@ def standing(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: 
     score = np.take_along_axis(candidates.scores, place[:, None], axis=1)[:, 0]
     top = candidates.scores[truth < 0, :k]
     top = np.pad(top, ((0, 0), (0, k - top.shape[1])), constant_values=-np.inf)
-    return Standing(rank, score, top, truth < 0, weights)
+    return RankStats(rank, score, top, truth < 0, weights)
 
 
-def map_without_unknown(given: Standing, k: int) -> float:
+def map_without_unknown(given: RankStats, k: int) -> float:
     """Weighted MAP@k where `unknown` is never guessed."""
     return float(given.weights @ reciprocal_rank_at_k(given.rank, k) / given.weights.sum())
 
 
-def map_at(given: Standing, threshold: float, k: int) -> float:
+def map_at(given: RankStats, threshold: float, k: int) -> float:
     """Weighted MAP@k where `unknown` stands before the first score under the threshold (a float32 value)."""
     return float(given.weights @ _reciprocal(given, threshold, k) / given.weights.sum())
 
 
-def _reciprocal(given: Standing, threshold: float, k: int) -> np.ndarray:
+def _reciprocal(given: RankStats, threshold: float, k: int) -> np.ndarray:
     """Score float64 (n,) of each query under a threshold."""
     limit = np.float32(threshold)
     rank = np.where(given.rank > 0, given.rank + (given.truth_score < limit), 0)
@@ -78,7 +78,7 @@ def _reciprocal(given: Standing, threshold: float, k: int) -> np.ndarray:
     return reciprocal_rank_at_k(rank, k)
 
 
-def best_threshold(given: Standing, k: int) -> tuple[float, float]:
+def best_threshold(given: RankStats, k: int) -> tuple[float, float]:
     """The threshold with the largest weighted MAP@k, exactly, and that MAP@k.
 
     With rising t a known query loses 1/r - 1/(r + 1) when t passes its truth's score at rank r, and an
@@ -130,7 +130,7 @@ def share_curve(
         return []
     points = []
     for share in SHARES:
-        given = [standing(lists, truth, expected_share_weights(truth < 0, share), k) for (lists, truth, _) in folds]
+        given = [rank_stats(lists, truth, expected_share_weights(truth < 0, share), k) for (lists, truth, _) in folds]
         kept, best = [], []
         for place, (_, _, limit) in enumerate(folds):
             taught = _joined([given[other] for other in teachers[place]], share)
@@ -142,10 +142,10 @@ def share_curve(
     return points
 
 
-def _joined(given: list[Standing], share: float) -> Standing:
+def _joined(given: list[RankStats], share: float) -> RankStats:
     """Several folds' standings as one, weighted anew."""
     is_unknown = np.concatenate([one.is_unknown for one in given])
-    return Standing(
+    return RankStats(
         np.concatenate([one.rank for one in given]),
         np.concatenate([one.truth_score for one in given]),
         np.concatenate([one.top for one in given]),
@@ -191,15 +191,15 @@ def with_unknown(candidates: Candidates, threshold: float | None, unknown: str |
     return Candidates(candidates.queries, classes, codes, scores.astype(np.float32))
 
 
-def _staircase(given: Standing, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _staircase(given: RankStats, k: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Steps float64 (s,), change of MAP@k on passing each, and MAP@k under all of them."""
     weight = given.weights / given.weights.sum()
     known = (given.rank >= 1) & (given.rank <= k) & (weight > 0)
     rank = given.rank[known]
     fall = (reciprocal_rank_at_k(rank + 1, k) - reciprocal_rank_at_k(rank, k)) * weight[known]
-    climb = reciprocal_rank_at_k(np.arange(1, k + 1), k) - reciprocal_rank_at_k(np.arange(2, k + 2), k)
+    evaluate_ladder = reciprocal_rank_at_k(np.arange(1, k + 1), k) - reciprocal_rank_at_k(np.arange(2, k + 2), k)
     listed = np.isfinite(given.top)
-    rise = (climb * weight[given.is_unknown][:, None])[listed]
+    rise = (evaluate_ladder * weight[given.is_unknown][:, None])[listed]
     steps = np.concatenate([given.truth_score[known], given.top[listed]]).astype(np.float64)
     below = reciprocal_rank_at_k(listed.sum(axis=1) + 1, k)  # a list shorter than k has `unknown` at its end
     start = float(weight @ reciprocal_rank_at_k(given.rank, k)) + float(weight[given.is_unknown] @ below)

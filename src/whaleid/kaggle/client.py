@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
 
-from whaleid.errors import WhaleidError
 from whaleid.kaggle.credentials import masked, require_credentials
+from whaleid.utils.errors import WhaleidError
 
 ANSWER_WITHIN = 180.0
 """Seconds that a command may take which moves no large file."""

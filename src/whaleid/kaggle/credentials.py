@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 WHERE_TO_GET = (
     "run `kaggle auth login`, or make a token at https://www.kaggle.com/settings/api and put it into "

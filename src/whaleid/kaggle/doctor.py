@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 from whaleid.config import Competition
-from whaleid.configfiles import repository_root
+from whaleid.config.files import repository_root
 from whaleid.data.competition import inspect_rows, read_rows
-from whaleid.errors import WhaleidError
-from whaleid.estimate import DEFAULT_ASPECT, TOO_LONG, Census, Needs, recipe_needs
 from whaleid.kaggle.client import KaggleError, competition_page, kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials
 from whaleid.kaggle.download import has_tables
-from whaleid.project import Project
+from whaleid.pipeline.plan import DEFAULT_ASPECT, TOO_LONG, Census, Needs, recipe_needs
+from whaleid.pipeline.project import Project
+from whaleid.utils.errors import WhaleidError
 
 OLDEST_PYTHON = (3, 11)
 NAMED = 3

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
-from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, find_credentials
 from whaleid.kaggle.unpack import require_room, unpack
-from whaleid.progress import Bar, progress_bar
-from whaleid.workspace import atomic_path
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
+from whaleid.utils.progress import Bar, progress_bar
 
 STALLED = 300.0
 """Seconds without a new byte after which the download is given up (the client itself would wait for ever)."""

@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Any
 
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 PLACEHOLDER = "OWNER"
 """Stands for the user's name where none is known; a push needs a real one."""

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whaleid.answers import submission_problems
-from whaleid.errors import WhaleidError
 from whaleid.kaggle.client import KaggleError, kaggle, waits
 from whaleid.kaggle.credentials import require_credentials, secret_values
 from whaleid.kaggle.metadata import LARGEST_DATA_SET
-from whaleid.project import Project
-from whaleid.workspace import atomic_path, digest, write_json
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.submission import submission_problems
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path, digest, write_json
 
 UPLOAD_WITHIN = 6 * 3600.0
 """Seconds for the upload of one data set."""

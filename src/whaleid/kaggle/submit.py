@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whaleid.answers import log_path, log_submission, submission_path, submission_problems
-from whaleid.errors import WhaleidError
-from whaleid.figures import read_figures
+from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.kaggle.client import competition_page, kaggle, waits
-from whaleid.project import Project
-from whaleid.scoring.log import SubmissionRecord, append_log, read_log
+from whaleid.pipeline.metrics import read_figures
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.submission import log_path, log_submission, submission_path, submission_problems
+from whaleid.utils.errors import WhaleidError
 
 SCORED_WITHIN = 900.0
 """Seconds that are waited for a score; `scores` reads it later."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 LARGEST_GROWTH = 20
 """Bytes that a byte of an archive may become. Photographs hardly shrink, CSVs shrink to a tenth; a bomb's thousand."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from whaleid.scoring.log import SubmissionRecord
-from whaleid.workspace import atomic_path
+from whaleid.evaluation.log import SubmissionRecord
+from whaleid.utils.files import atomic_path
 
 DPI = 110
 FEWEST = 3

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from whaleid.ensemble.protocol import FoldPart, Protocol
+from whaleid.features.files import read_features
 from whaleid.report.material import Answers
-from whaleid.retrieval.features import read_features
 
 COUNT = 8
 Embeddings = dict[int, np.ndarray]

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from whaleid.data.images import prepare
-from whaleid.errors import WhaleidError
 from whaleid.report.pictures import MARGIN, view_size
+from whaleid.utils.errors import WhaleidError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

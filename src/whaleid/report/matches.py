@@ -12,14 +12,14 @@ import pandas as pd
 from whaleid.config import LocalConfig
 from whaleid.data.images import prepare
 from whaleid.data.masks import masks_of
-from whaleid.errors import WhaleidError
-from whaleid.pipeline import images_stage
-from whaleid.project import Project
+from whaleid.local_matching.detectors import detector_of
+from whaleid.local_matching.geometric_verification import Matcher, matched_keypoints, matcher_of
+from whaleid.local_matching.keypoints import Described, describe, described_size, described_together
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import images_stage
 from whaleid.report.pictures import box_of, view_size
-from whaleid.retrieval.detectors import detector_of
-from whaleid.retrieval.keypoints import Described, describe, described_size, described_together
-from whaleid.retrieval.verify import Matcher, matched_keypoints, matcher_of
-from whaleid.workspace import atomic_path
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
 
 VIEW = (470, 360)
 """Largest width and height of either photograph, in pixels: two of them fill the width of a page."""

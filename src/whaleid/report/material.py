@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whaleid.answers import solution_path, solution_scores
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.errors import WhaleidError
-from whaleid.figures import read_figures
-from whaleid.pipeline import sources
-from whaleid.project import Project
-from whaleid.scoring.metrics import MapScore
+from whaleid.evaluation.metrics import MapScore
+from whaleid.pipeline.metrics import read_figures
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import sources
+from whaleid.pipeline.submission import solution_path, solution_scores
+from whaleid.utils.errors import WhaleidError
 
 GUESSES = 3
 """First guesses that are read of every query."""
@@ -45,7 +45,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Material:
+class StackInputs:
     """figures: the recipe's part of metrics.json. images, folds: the tables. final: the last rung's answers.
 
     solution: rung -> its score against the solution; empty where there is none. stale: the work folder or the
@@ -71,7 +71,7 @@ class Material:
         return next(rung for rung in self.rungs if rung["name"] == self.figures["ladder"]["best_single"])
 
 
-def read_material(project: Project) -> Material:
+def read_material(project: Project) -> StackInputs:
     """Everything of the recipe. Raises WhaleidError where the ensemble is not there, or is not of these files."""
     workspace, figures = project.workspace, read_figures(project)
     folder = workspace.candidates(project.recipe.name)
@@ -86,7 +86,7 @@ def read_material(project: Project) -> Material:
     protocol = read_protocol(images, folds, project.competition, project.folds)
     final = read_answers(folder / "oof.parquet", figures["ladder"]["final"], protocol)
     stale = figures["key"] != project.ensemble_key()
-    return Material(project, figures, images, folds, protocol, final, _solution(project, folder), stale)
+    return StackInputs(project, figures, images, folds, protocol, final, _solution(project, folder), stale)
 
 
 def read_answers(path: Path, rung: str, protocol: Protocol) -> Answers:
@@ -117,7 +117,7 @@ def read_answers(path: Path, rung: str, protocol: Protocol) -> Answers:
     )
 
 
-def features_of_single(material: Material) -> tuple[str, dict[int, Path]]:
+def features_of_single(material: StackInputs) -> tuple[str, dict[int, Path]]:
     """The best single network's source, and its folder of features for every fold; {} where one is missing."""
     rung = material.single["name"]
     for source in sources(material.project):

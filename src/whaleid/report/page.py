@@ -8,18 +8,18 @@ from typing import Any
 import yaml
 
 from whaleid.data.folds import fold_table
+from whaleid.ensemble.ladder_text import round_lines
 from whaleid.ensemble.placement import FORMS
-from whaleid.ensemble.protocol import WHOLE
-from whaleid.ladder_text import round_lines
-from whaleid.project import Project
+from whaleid.ensemble.protocol import FULL_DATA
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.pseudo_labels import answered
 from whaleid.report import pictures
 from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
 from whaleid.report.markup import Markup, bar, document, join, picture, section, table, tag
-from whaleid.report.material import GUESSES, Material, features_of_single, read_losses, read_material
+from whaleid.report.material import GUESSES, StackInputs, features_of_single, read_losses, read_material
 from whaleid.report.pairs import matched_pairs
 from whaleid.report.paths import paths_section
-from whaleid.rounds import answered
-from whaleid.workspace import atomic_path
+from whaleid.utils.files import atomic_path
 
 SECTIONS = {
     "ladder": "The ladder",
@@ -48,7 +48,7 @@ def write_report(project: Project) -> Path:
     return out / "index.html"
 
 
-def _page(material: Material, folder: Path) -> Markup:
+def _page(material: StackInputs, folder: Path) -> Markup:
     """The whole page; its pictures are drawn into `folder`."""
     bodies = {
         "ladder": _ladder(material, folder),
@@ -75,7 +75,7 @@ def _page(material: Material, folder: Path) -> Markup:
 # ------------------------------------------------------------------------------------------------------ header
 
 
-def _header(material: Material, title: str) -> Markup:
+def _header(material: StackInputs, title: str) -> Markup:
     final, ladder = material.rungs[-1], material.figures["ladder"]
     images = material.images
     labelled = material.folds["identity"]
@@ -94,7 +94,7 @@ def _header(material: Material, title: str) -> Markup:
     return join([tag("header", tag("h1", title), tag("p", made, class_="quiet"), shown), _notices(material)])
 
 
-def _notices(material: Material) -> Markup:
+def _notices(material: StackInputs) -> Markup:
     said = []
     if material.stale:
         said.append(
@@ -119,7 +119,7 @@ def _score(figures: dict[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------ ladder
 
 
-def _ladder(material: Material, folder: Path) -> Markup:
+def _ladder(material: StackInputs, folder: Path) -> Markup:
     ladder = material.figures["ladder"]
     header = ["rung", "kind", f"MAP@{ladder['k']} (out of fold)", "95 % interval", "gain over best single"]
     header += [f"MAP@{ladder['k']} (solution)"] * bool(material.solution) + ["weight in the blend"]
@@ -147,7 +147,7 @@ def _ladder(material: Material, folder: Path) -> Markup:
     return join([*(tag("p", note) for note in notes), shown, table(header, rows, strong=len(rows) - 1)])
 
 
-def _ladder_row(rung: dict[str, Any], material: Material) -> list[object]:
+def _ladder_row(rung: dict[str, Any], material: StackInputs) -> list[object]:
     gain, weight = rung["gain"], rung["weight"]
     row: list[object] = [rung["name"], rung["kind"], f"{rung['map']:.5f}", f"{rung['low']:.4f} to {rung['high']:.4f}"]
     row.append("best single" if gain is None else f"{gain['gain']:+.5f} [{gain['low']:+.4f}, {gain['high']:+.4f}]")
@@ -161,7 +161,7 @@ def _ladder_row(rung: dict[str, Any], material: Material) -> list[object]:
 # ------------------------------------------------------------------------------------------------------ slices
 
 
-def _slices(material: Material) -> Markup:
+def _slices(material: StackInputs) -> Markup:
     final, single = material.rungs[-1], material.single
     header = ["gallery images of the true identity", "queries"]
     header += [f"final: {final['name']}", f"best single: {single['name']}"]
@@ -179,7 +179,7 @@ def _slices(material: Material) -> Markup:
 # ----------------------------------------------------------------------------------------- the unknown identity
 
 
-def _unknown(material: Material, folder: Path) -> Markup:
+def _unknown(material: StackInputs, folder: Path) -> Markup:
     competition, limits = material.project.competition, material.rungs[-1]["unknown"]
     if competition.unknown is None or limits is None:
         return tag("p", "The competition has no unknown label: every query's identity is in the training data.")
@@ -221,7 +221,7 @@ def _unknown(material: Material, folder: Path) -> Markup:
     return join([*parts, *_shares(material, folder)])
 
 
-def _shares(material: Material, folder: Path) -> list[Markup]:
+def _shares(material: StackInputs, folder: Path) -> list[Markup]:
     """The curve of the share of unknown, and how to read it; nothing where the results hold none."""
     ladder, expected = material.figures["ladder"], material.project.competition.unknown_share
     shares = ladder.get("shares")
@@ -268,7 +268,7 @@ def _stack(importance: dict[str, float], folder: Path) -> Markup:
 # ---------------------------------------------------------------------------------------------------- training
 
 
-def _training(material: Material, folder: Path) -> Markup:
+def _training(material: StackInputs, folder: Path) -> Markup:
     runs = {name: summary for name, summary in material.figures["runs"].items() if summary}
     parts: list[Markup] = []
     if material.project.recipe.sources:
@@ -280,7 +280,9 @@ def _training(material: Material, folder: Path) -> Markup:
     for summary in runs.values():
         losses = read_losses(material.project.workspace.run(summary["experiment"], summary["fold"]))
         if losses:
-            curves.setdefault(summary["experiment"], {})[WHOLE if summary["fold"] is None else summary["fold"]] = losses
+            curves.setdefault(summary["experiment"], {})[FULL_DATA if summary["fold"] is None else summary["fold"]] = (
+                losses
+            )
     if curves:
         pictures.draw_losses(curves, folder / "training.png")
         parts.append(tag("p", "Mean training loss of each epoch, a line a fold."))
@@ -310,7 +312,7 @@ def _run_row(name: str, run: dict[str, Any]) -> list[object]:
 # --------------------------------------------------------------------------------------------- right and wrong
 
 
-def _right_and_wrong(material: Material, folder: Path) -> Markup:
+def _right_and_wrong(material: StackInputs, folder: Path) -> Markup:
     project, protocol = material.project, material.protocol
     source, folders = features_of_single(material)
     chosen = choose(material.final, project.competition.unknown)
@@ -338,7 +340,7 @@ def _right_and_wrong(material: Material, folder: Path) -> Markup:
     return join(parts)
 
 
-def _sheet(example: Example, material: Material) -> Markup:
+def _sheet(example: Example, material: StackInputs) -> Markup:
     name = material.images["image"].iloc[example.row]
     truth = example.truth or "an identity that is not in the gallery"
     query = tag(
@@ -350,7 +352,7 @@ def _sheet(example: Example, material: Material) -> Markup:
     return tag("div", query, *guesses, class_="sheet")
 
 
-def _guess(place: int, guess: Guess, material: Material) -> Markup:
+def _guess(place: int, guess: Guess, material: StackInputs) -> Markup:
     view: Markup = tag("div", "no picture", class_="none")
     caption: list[object] = [f"{place}. ", tag("b", guess.identity), f" {guess.score:.3f}"]
     if guess.row is not None:
@@ -364,7 +366,7 @@ def _guess(place: int, guess: Guess, material: Material) -> Markup:
 # ------------------------------------------------------------------------------------------ folds and settings
 
 
-def _folds(material: Material) -> Markup:
+def _folds(material: StackInputs) -> Markup:
     counted = fold_table(material.folds, material.project.competition.unknown)
     names = ["images", "identities", "singletons", "unknown", "unseen"]
     header = ["fold", *names, "unknown share"]
@@ -378,7 +380,7 @@ def _folds(material: Material) -> Markup:
     return join([table(header, rows), tag("p", said, class_="quiet")])
 
 
-def _settings(material: Material) -> Markup:
+def _settings(material: StackInputs) -> Markup:
     settings = material.figures["settings"]
     blocks = [_details(f"recipe {material.figures['recipe']}", settings["recipe"])]
     blocks += [_details(f"experiment {item['name']}", item) for item in settings["experiments"]]

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whaleid.config import LocalConfig
+from whaleid.local_matching.geometric_verification import Matcher, matcher_of
+from whaleid.local_matching.keypoints import Described, local_name, read_described
 from whaleid.report.examples import Example, choose, gallery_of
 from whaleid.report.markup import Markup, join, picture, tag
 from whaleid.report.matches import Matches, best_match, matches_line, matches_picture
-from whaleid.report.material import Material
-from whaleid.retrieval.keypoints import Described, local_name, read_described
-from whaleid.retrieval.verify import Matcher, matcher_of
+from whaleid.report.material import StackInputs
 
 COUNT = 3
 """Queries of each kind; a wrong one is shown twice, with the guess and with the truth."""
@@ -29,7 +29,7 @@ class Pair:
     matches: Matches
 
 
-def matched_pairs(material: Material, folder: Path) -> Markup:
+def matched_pairs(material: StackInputs, folder: Path) -> Markup:
     """The section's body; its pictures are drawn into `folder`."""
     local = material.project.recipe.combine.local
     assert local is not None  # the page has this section only where the recipe matches keypoints
@@ -56,7 +56,7 @@ def matched_pairs(material: Material, folder: Path) -> Markup:
 
 
 def pairs_of(
-    example: Example, material: Material, described: Described, local: LocalConfig, matcher: Matcher | None = None
+    example: Example, material: StackInputs, described: Described, local: LocalConfig, matcher: Matcher | None = None
 ) -> list[Pair]:
     """The query beside its first guess and, where that is wrong, beside the truth; each with its best image."""
     part = next(part for part in material.protocol.parts if part.fold == example.fold)
@@ -69,7 +69,7 @@ def pairs_of(
     return pairs
 
 
-def _figure(pair: Pair, material: Material, local: LocalConfig, folder: Path) -> Markup:
+def _figure(pair: Pair, material: StackInputs, local: LocalConfig, folder: Path) -> Markup:
     from PIL import Image
 
     names, root = material.images["image"], material.project.competition.root

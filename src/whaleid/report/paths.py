@@ -10,11 +10,11 @@ import numpy as np
 
 from whaleid.config.retrieval import DiffusionConfig
 from whaleid.ensemble.protocol import FoldPart
+from whaleid.features.files import read_features
 from whaleid.report import pictures
 from whaleid.report.markup import Markup, join, picture, tag
-from whaleid.report.material import Material, features_of_single
+from whaleid.report.material import StackInputs, features_of_single
 from whaleid.retrieval.diffusion import strongest_path
-from whaleid.retrieval.features import read_features
 from whaleid.retrieval.graph import Graph, find_neighbours, neighbour_graph
 
 COUNT = 4
@@ -43,7 +43,7 @@ class Trail:
         return float(np.prod(self.similarity))
 
 
-def paths_section(material: Material, folder: Path) -> Markup:
+def paths_section(material: StackInputs, folder: Path) -> Markup:
     """The section's body: a strip of thumbnails for each path; they are drawn into `folder`."""
     source, folders = features_of_single(material)
     if not folders:
@@ -109,7 +109,7 @@ def _misled(embeddings: np.ndarray, nodes: np.ndarray, part: FoldPart) -> np.nda
     return np.concatenate(found)
 
 
-def _strip(trail: Trail, material: Material, part: FoldPart) -> Markup:
+def _strip(trail: Trail, material: StackInputs, part: FoldPart) -> Markup:
     """One path: thumbnails with the similarity of each two between them."""
     identity = material.images["identity"].to_numpy()
     truth, queries = identity[trail.rows[0]], set(part.rows.tolist())

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whaleid.ensemble.protocol import WHOLE
+from whaleid.ensemble.protocol import FULL_DATA
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from whaleid.scoring.metrics import MapScore
+    from whaleid.evaluation.metrics import MapScore
 
 VIEW = (220, 180)
 """Largest width and height of a view of an image, in pixels: uncompressed 119 kB, as PNG never much more."""
@@ -138,7 +138,7 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
         if number % columns == 0:
             axes.set_ylabel("loss", fontsize=8)
     lines = {fold: Line2D([], [], color=f"C{fold % 10}") for folds in curves.values() for fold in folds}
-    names = ["all images" if fold == WHOLE else f"fold {fold}" for fold in sorted(lines)]
+    names = ["all images" if fold == FULL_DATA else f"fold {fold}" for fold in sorted(lines)]
     handles = [lines[fold] for fold in sorted(lines)]
     figure.legend(handles, names, loc="outside upper center", ncols=10, fontsize=8, frameon=False)
     _save(figure, path)

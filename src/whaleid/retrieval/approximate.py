@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 
 from whaleid.config.retrieval import IndexConfig
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.index import by_row, check_finite, check_search, gpus, search
+from whaleid.utils.errors import WhaleidError
 
 EXACT_MOST = 200_000
 """Gallery images up to which `auto` compares with every one, however many ask. Set, not timed: a graph of as many

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.identities import PADDING, centroids, identity_candidates, nearest_identities
-from whaleid.workspace import atomic_path
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
 
 __all__ = [
     "PADDING",

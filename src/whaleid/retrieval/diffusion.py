@@ -12,8 +12,8 @@ import numpy as np
 from scipy.sparse import issparse
 from scipy.sparse.csgraph import dijkstra
 
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.graph import Graph, csr
+from whaleid.utils.errors import WhaleidError
 
 _DENSE = 0.1  # share of entries above which a sparse table is slower than a full one
 _CELLS = 1 << 23  # numbers in a block of columns: 32 MB of float32

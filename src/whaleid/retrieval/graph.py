@@ -13,9 +13,9 @@ import numpy as np
 from scipy import sparse
 
 from whaleid.config.retrieval import IndexConfig
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.approximate import open_index
 from whaleid.retrieval.index import check_finite, search
+from whaleid.utils.errors import WhaleidError
 
 csr: Any = sparse.csr_array  # scipy brings no types: a checker would take its arrays' fields for None
 Graph = Any

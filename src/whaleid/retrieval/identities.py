@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from whaleid.config import IndexConfig, KnnConfig
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.approximate import open_index
+from whaleid.utils.errors import WhaleidError
 
 PADDING = -1
 """Code of "no candidate here"; its score is minus infinity."""

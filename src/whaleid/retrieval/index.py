@@ -14,7 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from whaleid.errors import WhaleidError
+from whaleid.utils.errors import WhaleidError
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """float32 queries (q, d) and a number of neighbours m -> similarity float32 (q, m), rows int64 (q, m)."""

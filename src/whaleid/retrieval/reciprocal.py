@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import vstack
 
-from whaleid.errors import WhaleidError
 from whaleid.retrieval.graph import Graph, Neighbours, csr
+from whaleid.utils.errors import WhaleidError
 
 _ROWS = 4096  # images whose sets are expanded at a time
 _PAIRS = 1 << 23  # numbers gathered at a time: 32 MB for each side

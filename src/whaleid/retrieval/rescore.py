@@ -1,7 +1,7 @@
 """A siamese head's second look: the nearest gallery images of each query, ranked again by its pair similarity.
 
 A cosine finds images in a large gallery at the price of one multiplication a dimension; the learnt similarity
-(model/siamese.py) costs some hundred times as much, and need only be asked about images that may win.
+(models/heads/siamese.py) costs some hundred times as much, and need only be asked about images that may win.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from whaleid.config import KnnConfig
-from whaleid.errors import WhaleidError
-from whaleid.model.siamese import SiamesePairs
+from whaleid.models.heads.siamese import SiamesePairs
 from whaleid.retrieval.identities import identity_candidates
 from whaleid.retrieval.index import search
 from whaleid.training.checkpoint import load_run
+from whaleid.utils.errors import WhaleidError
 
 
 def load_pairs(run: Path) -> SiamesePairs:

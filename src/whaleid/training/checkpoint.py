@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from whaleid.config import Experiment
-from whaleid.configfiles import read_yaml
-from whaleid.errors import WhaleidError
-from whaleid.model.embedder import Embedder, build_embedder
-from whaleid.model.head import HeadModule
-from whaleid.model.heads import build_head
+from whaleid.config.files import read_yaml
+from whaleid.models.embedder import Embedder, build_embedder
+from whaleid.models.heads.base import HeadModule
+from whaleid.models.heads.registry import build_head
 from whaleid.training.state import storable
-from whaleid.workspace import atomic_path
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.yaml"

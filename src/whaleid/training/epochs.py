@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from whaleid.config import DivideHead, Experiment
-from whaleid.data.batches import EpochPlan, TrainingItems, epoch_batches
 from whaleid.data.cache import ImageCache
-from whaleid.data.cluster_batches import cluster_batches, divided_length
-from whaleid.model.divide import DivideLearners
-from whaleid.training.divide import WHOLE, Phase, agreed, check_divide, phase_of, recluster
+from whaleid.data.samplers import EpochPlan, TrainingItems, epoch_batches
+from whaleid.divide.sampler import cluster_batches, divided_length
+from whaleid.divide.training import FULL_DATA, Phase, agreed, check_divide, phase_of, recluster
+from whaleid.models.heads.divide import DivideLearners
+from whaleid.training.forward import Space, survey_together
 from whaleid.training.schedule import epochs_of
 from whaleid.training.session import Session
-from whaleid.training.survey import Space, survey_together
 
 
 def epoch_lengths(experiment: Experiment, labels: np.ndarray, title: str) -> list[int]:
@@ -78,7 +78,7 @@ def plan_epoch(session: Session, experiment: Experiment, labels: np.ndarray) -> 
 def _whole_batches(session: Session, experiment: Experiment, labels: np.ndarray) -> list[np.ndarray]:
     sampler, batch, epoch = experiment.sampler, experiment.train.batch, session.progress.epoch
     if session.mined:
-        from whaleid.data.mined import mined_batches
+        from whaleid.data.mined_samplers import mined_batches
 
         others, own = (session.mined[name].cpu().numpy() for name in ("others", "own"))
         return mined_batches(labels, others, own, batch, sampler.images, epoch, session.seed)
@@ -86,7 +86,7 @@ def _whole_batches(session: Session, experiment: Experiment, labels: np.ndarray)
 
 
 def _mine(session: Session, rows: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    from whaleid.data.mined import hard_neighbours
+    from whaleid.data.mined_samplers import hard_neighbours
 
     found = hard_neighbours(rows, labels, HARD_OTHERS, HARD_OWN)
     device = session.accelerator.device
@@ -104,5 +104,5 @@ HARD_OTHERS, HARD_OWN = 16, 2
 def _phase(session: Session) -> Phase:
     head = session.module.head
     if not isinstance(head, DivideLearners):
-        return WHOLE
+        return FULL_DATA
     return phase_of(head.config, session.schedule.epochs, session.progress.epoch)

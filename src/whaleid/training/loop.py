@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from whaleid.data.batches import EpochPlan
-from whaleid.errors import WhaleidError
-from whaleid.model.backbone import freeze_batchnorm
-from whaleid.model.divide import DivideLearners
-from whaleid.model.parameters import set_backbone_trainable
+from whaleid.data.samplers import EpochPlan
+from whaleid.models.backbone import freeze_batchnorm
+from whaleid.models.heads.divide import DivideLearners
+from whaleid.models.parameters import set_backbone_trainable
 from whaleid.training.optimizer import set_rates
 from whaleid.training.seeds import mix, seed_everything
 from whaleid.training.session import LossModule, Session
+from whaleid.utils.errors import WhaleidError
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Images uint8 (b, h, w, 3) and labels int64 (b,)."""

@@ -25,18 +25,18 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from whaleid.config import DeepClusterHead, PretextExperiment
-from whaleid.data.augment import Augmentation
-from whaleid.data.batches import EpochPlan, TrainingItems, make_loader
+from whaleid.data.augmentation import Augmentation
 from whaleid.data.cache import ImageCache
-from whaleid.errors import WhaleidError
-from whaleid.model.pretext import (
+from whaleid.data.samplers import EpochPlan, TrainingItems, make_loader
+from whaleid.divide.training import agreed
+from whaleid.models.pretext import (
     ClusterClassifier,
     PretextClassifier,
     build_pretext_embedder,
     build_pretext_head,
 )
 from whaleid.training.checkpoint import CONFIG
-from whaleid.training.divide import agreed
+from whaleid.training.forward import survey_together
 from whaleid.training.loop import require_finite_weights, train_epoch
 from whaleid.training.pseudo_labels import batches_of, pseudo_labels, uniform_batches
 from whaleid.training.record import STATE, Recorder, recorder
@@ -45,8 +45,8 @@ from whaleid.training.schedule import epochs_of
 from whaleid.training.seeds import mix, run_seed, seed_everything
 from whaleid.training.session import LossModule, Session, make_accelerator, make_session, prepare_machine, restore
 from whaleid.training.state import is_state_of, load_state, storable
-from whaleid.training.survey import survey_together
-from whaleid.workspace import atomic_path, digest
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path, digest
 
 PSEUDO = "pseudo_labels"
 """Name in `Session.mined` of the items' clusters, int64 (n,). They are saved, not made again from the saved weights:

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from whaleid.config import DeepClusterHead
-from whaleid.errors import WhaleidError
-from whaleid.training.partition import kmeans_partition, require_finite
+from whaleid.divide.clustering import kmeans_partition, require_finite
+from whaleid.utils.errors import WhaleidError
 
 NEIGHBOURS = 5  # of an image in the graph of power-iteration clustering, as published
 MIXING = 1e-3  # alpha: what an iteration takes over from an image's neighbours, as published
@@ -25,7 +25,7 @@ FLAT = 1e-6
 PER_DIMENSION = 8
 """Images for each dimension, at the least: whitened in as many dimensions as images, all are equally far apart."""
 
-_UNIFORM = 3  # stream of random numbers; data/batches.py has 0 and 1, data/cluster_batches.py 2
+_UNIFORM = 3  # stream of random numbers; data/samplers.py has 0 and 1, divide/sampler.py 2
 
 
 def pseudo_labels(features: np.ndarray, config: DeepClusterHead, seed: int) -> np.ndarray:

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whaleid.progress import Bar, progress_bar
 from whaleid.training.log import RunLog
 from whaleid.training.loop import require_finite_weights
 from whaleid.training.session import Session, take_state
 from whaleid.training.state import save_state
+from whaleid.utils.progress import Bar, progress_bar
 
 STATE = Path("state", "state.safetensors")
 LOG_STEPS = 20

@@ -14,13 +14,12 @@ import torch
 from accelerate import Accelerator
 
 from whaleid.config import Experiment
-from whaleid.data.augment import Augmentation
-from whaleid.data.batches import TrainingItems, make_loader, training_items
+from whaleid.data.augmentation import Augmentation
 from whaleid.data.cache import ImageCache
 from whaleid.data.pseudo import with_pseudo_labels
-from whaleid.errors import WhaleidError
-from whaleid.model.embedder import build_embedder
-from whaleid.model.heads import build_head
+from whaleid.data.samplers import TrainingItems, make_loader, training_items
+from whaleid.models.embedder import build_embedder
+from whaleid.models.heads.registry import build_head
 from whaleid.training.checkpoint import CHECKPOINT, read_metadata, save_checkpoint, write_description
 from whaleid.training.epochs import begin_epoch, epoch_lengths, plan_epoch
 from whaleid.training.loop import require_finite_weights, train_epoch
@@ -29,7 +28,8 @@ from whaleid.training.seeds import mix, run_seed
 from whaleid.training.selection import embed_rows, fold_queries, identity_map
 from whaleid.training.session import LossModule, Session, make_accelerator, make_session, prepare_machine, restore
 from whaleid.training.state import is_state_of, load_state
-from whaleid.workspace import digest
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest
 
 Score = Callable[[Session], float]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from whaleid.data.cache import ImageCache
-from whaleid.model.embedder import Embedder
-from whaleid.scoring.metrics import reciprocal_rank_at_k
+from whaleid.evaluation.metrics import reciprocal_rank_at_k
+from whaleid.models.embedder import Embedder
 
 _QUERIES = 256  # rows of the similarity matrix at a time
 

@@ -11,16 +11,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from whaleid.config import TrainConfig
-from whaleid.errors import WhaleidError
-from whaleid.model.embedder import Embedder
-from whaleid.model.head import HeadModule
-from whaleid.model.parameters import parameter_groups
+from whaleid.models.embedder import Embedder
+from whaleid.models.heads.base import HeadModule
+from whaleid.models.parameters import parameter_groups
 from whaleid.training.ema import Ema
 from whaleid.training.memory import keep_freed_memory
 from whaleid.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from whaleid.training.schedule import Schedule, make_schedule
 from whaleid.training.seeds import prefer_determinism, seed_everything
 from whaleid.training.state import Progress, State
+from whaleid.utils.errors import WhaleidError
 
 _TICK = 10
 
@@ -56,7 +56,7 @@ class Session:
     best: dict[str, Tensor] = field(default_factory=dict)
     """Weights of the epoch with the best score so far (`select: best`), on the CPU."""
     mined: dict[str, Tensor] = field(default_factory=dict)
-    """Hard neighbours of every training item, where the sampler asks for them (data/mined.py)."""
+    """Hard neighbours of every training item, where the sampler asks for them (data/mined_samplers.py)."""
     frozen: bool = False
     """The backbone stands still in the running epoch."""
     gradient_norm: Tensor | None = None

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from whaleid.workspace import atomic_path
+from whaleid.utils.files import atomic_path
 
 GROUPS = ("model", "optimizer", "ema", "best", "mined")
 """Groups of tensors in a state."""

@@ -1,0 +1,248 @@
+"""Features on disk: written by our own runs (`embed.py`), or dropped in from any model, and read with the same care.
+
+A folder holds `embeddings.npy` (n, d), `rows.csv` (column `image`, same order) and, where the model is also a
+classifier, `logits.npy` (n, c) with `classes.txt` (one identity a line). Where the logits are those of some images
+alone, `logits.rows.csv` lists these (a Kaggle kernel carries no others than it asks for).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.utils.errors import WhaleidError
+
+_BLOCK = 4096  # rows read, checked or normalised at a time
+_TYPES = (np.float16, np.float32, np.float64)
+SOME_LOGITS = "logits.rows.csv"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one model says of the images, in the order asked for.
+
+    embeddings: float32 (n, d), unit rows. logits: float (n, c) of the type on disk, finite, or None.
+    classes: str (c,), the identities that the logits' columns stand for, or None.
+    """
+
+    embeddings: np.ndarray
+    logits: np.ndarray | SomeRows | None = None
+    classes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SomeRows:
+    """A table that has rows for some images alone, indexed as if it had all.
+
+    table: float (m, c). place: int64 (n,), row of each image, -1 where it has none. path: named in errors.
+    """
+
+    table: np.ndarray
+    place: np.ndarray
+    path: Path
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.place), self.table.shape[1]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """rows: int (q,). Returns float (q, c); WhaleidError where one has no row."""
+        wanted = self.place[rows]
+        if (wanted < 0).any():
+            raise WhaleidError(f"{self.path}: has no row of {(wanted < 0).sum()} of {len(wanted)} images asked for")
+        return self.table[wanted]
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """Checked embeddings that stay in their file: only the rows asked for are read.
+
+    table: float (m, d), memory-mapped. place: int64 (n,), row of each image. scale: float64 (n,), 1 / its length.
+    """
+
+    table: np.ndarray
+    place: np.ndarray
+    scale: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.table.shape[1]
+
+    def stored(self, selection: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows as they are in the file, float (m, d), and what brings each to length 1, float64 (m,).
+
+        selection: int (m,), in the order of images.parquet.
+        """
+        return self.table[self.place[selection]], self.scale[selection]
+
+    def rows(self, selection: np.ndarray) -> np.ndarray:
+        """Rows of length 1. selection: int (m,), in the order of images.parquet. Returns float32 (m, d)."""
+        block, scale = self.stored(selection)
+        if block.dtype == np.float16:  # no length of such a row, and no inverse of one, is too much for float32
+            return np.multiply(block, scale[:, None].astype(np.float32), dtype=np.float32)
+        return (block * scale[:, None]).astype(np.float32)
+
+
+def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:
+    """The embeddings of `read_features`, checked as there in one pass over the file, but not held in memory.
+
+    Raises WhaleidError as `read_features` does: rows that are missing, foreign or twice, NaN, a zero embedding.
+    """
+    names = images["image"].to_numpy()
+    path = folder / "embeddings.npy"
+    place = _places(folder / "rows.csv", names)
+    table = _open_table(path, len(place))
+    scale = np.empty(len(place))
+    for start in range(0, len(place), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scale[part] = 1 / _lengths(path, table[place[part]], names[part])
+    return UnitTable(table, place, scale)
+
+
+def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = None, logits: bool = True) -> Features:
+    """The features of `images` from a folder, checked, in the order of images.parquet whatever theirs is.
+
+    images: the whole table, column `image`. rows: int (m,), only these rows of it, in this order; None: all.
+    logits: whether to read them where there are any. All in order, they stay on disk, memory-mapped.
+    Embeddings may be float16, 32 or 64 of any length; rows are brought to length 1.
+    Raises WhaleidError naming the file and the image: images missing, foreign or twice, shapes that do not
+    fit, NaN, a zero embedding.
+    """
+    names = images["image"].to_numpy()
+    place = _places(folder / "rows.csv", names)
+    wanted = place if rows is None else place[rows]
+    wanted_names = names if rows is None else names[rows]
+    table = _open_table(folder / "embeddings.npy", len(place))
+    embeddings = _unit_rows(folder / "embeddings.npy", table, wanted, wanted_names)
+    if not logits or not _has_logits(folder):
+        return Features(embeddings)
+    if (folder / SOME_LOGITS).is_file():
+        some = _read_some(folder, names)
+        classes = _read_classes(folder / "classes.txt", some.shape[1])
+        return Features(embeddings, some if rows is None else replace(some, place=some.place[rows]), classes)
+    scores = _open_table(folder / "logits.npy", len(place))
+    classes = _read_classes(folder / "classes.txt", scores.shape[1])
+    in_order = len(wanted) == len(scores) and np.array_equal(wanted, np.arange(len(scores)))
+    chosen = scores if in_order else scores[wanted]
+    _check_finite(folder / "logits.npy", chosen, wanted_names)
+    return Features(embeddings, chosen, classes)
+
+
+def _read_some(folder: Path, names: np.ndarray) -> SomeRows:
+    """Logits of the images that `logits.rows.csv` lists. names: str (n,), of images.parquet."""
+    place = _places(folder / SOME_LOGITS, names, whole=False)
+    present = np.flatnonzero(place >= 0)
+    path = folder / "logits.npy"
+    table = _open_table(path, len(present), SOME_LOGITS)
+    _check_finite(path, table, names[present[np.argsort(place[present])]])
+    return SomeRows(table, place, path)
+
+
+def _places(path: Path, names: np.ndarray, whole: bool = True) -> np.ndarray:
+    """Row of the features for each image of the table, int64 (n,); -1 for none, unless each must have one (`whole`)."""
+    given = _read_rows(path)
+    index = pd.Index(given)
+    if not index.is_unique:
+        twice = index[index.duplicated()]
+        raise WhaleidError(f"{path}: image '{twice[0]}' is listed twice ({len(twice)} repeats); list each once")
+    place = index.get_indexer(pd.Index(names))
+    missing = names[place < 0]
+    if len(missing) and whole:
+        count = f"{len(missing)} of {len(names)}"
+        raise WhaleidError(f"{path}: {count} images are missing, first '{missing[0]}'; embed them too")
+    if len(given) > len(names) - len(missing):
+        foreign = index.difference(pd.Index(names), sort=False)
+        raise WhaleidError(
+            f"{path}: {len(foreign)} images are not in images.parquet, first '{foreign[0]}'; remove them"
+        )
+    return place.astype(np.int64)
+
+
+def _read_rows(path: Path) -> np.ndarray:
+    """The column `image` of rows.csv, str (n,)."""
+    _require(path)
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise WhaleidError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from error
+    if "image" not in rows.columns:
+        raise WhaleidError(f"{path}: column 'image' is missing; found: {', '.join(map(str, rows.columns))}")
+    return rows["image"].to_numpy()
+
+
+def _open_table(path: Path, expected: int, listing: str = "rows.csv") -> np.ndarray:
+    """An .npy of floats (expected, d), memory-mapped. listing: the file that lists its images."""
+    _require(path)
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise WhaleidError(f"{path}: not a whole .npy file of numbers: {error}") from error
+    if table.ndim != 2 or table.shape[1] < 1 or table.dtype not in _TYPES:
+        raise WhaleidError(f"{path}: {table.dtype} {table.shape}; float16, 32 or 64 of shape (n, d) is needed")
+    if len(table) != expected:
+        raise WhaleidError(f"{path}: {len(table)} rows, but {listing} lists {expected} images; both need the same")
+    return table
+
+
+def _unit_rows(path: Path, table: np.ndarray, rows: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """`table[rows]` as float32 rows of length 1; a zero or NaN row is an error naming its image."""
+    unit = np.empty((len(rows), table.shape[1]), dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block = table[rows[part]].astype(np.float64)
+        unit[part] = block / _lengths(path, block, names[part])[:, None]
+    return unit
+
+
+def _lengths(path: Path, block: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Length of each row, float64 (b,); a zero or NaN row is an error naming its image."""
+    _check_finite(path, block, names)
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(block.astype(np.float64, copy=False), axis=1)
+    usable = (length > 0) & np.isfinite(length)
+    if not usable.all():
+        name = names[int(np.argmin(usable))]
+        raise WhaleidError(
+            f"{path}: the embedding of '{name}' is all zeros, or too large to have a length; embed that image again"
+        )
+    return length
+
+
+def _check_finite(path: Path, table: np.ndarray, names: np.ndarray) -> None:
+    for start in range(0, len(table), _BLOCK):
+        finite = np.isfinite(table[start : start + _BLOCK]).all(axis=1)
+        if not finite.all():
+            name = names[start + int(np.argmin(finite))]
+            raise WhaleidError(f"{path}: the row of '{name}' holds NaN or infinity; embed that image again")
+
+
+def _has_logits(folder: Path) -> bool:
+    """Whether both files of logits are there; one without the other is an error."""
+    there = [(folder / name).is_file() for name in ("logits.npy", "classes.txt")]
+    if any(there) and not all(there):
+        raise WhaleidError(f"{folder}: logits.npy and classes.txt go together; add the other or remove this one")
+    return all(there)
+
+
+def _read_classes(path: Path, expected: int) -> np.ndarray:
+    """One identity a line, str (c,)."""
+    try:
+        classes = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise WhaleidError(f"{path}: not readable as UTF-8: {error}") from error
+    if len(classes) != expected or len(set(classes)) < len(classes) or "" in classes:
+        raise WhaleidError(
+            f"{path}: {len(set(classes) - {''})} distinct identities, but logits.npy has {expected} columns"
+        )
+    return np.array(classes)
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise WhaleidError(f"{path}: not found; a folder of features holds embeddings.npy and rows.csv")

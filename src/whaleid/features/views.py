@@ -1,0 +1,165 @@
+"""One image seen several ways: mirrored, larger, smaller; and what a trained run makes of all the views
+together.
+
+Averaging the embeddings of a few views (test-time augmentation) is the cheapest ensemble there is. Where a
+mirrored image is another identity, its embedding is not averaged but stands beside: [e(x), e(mirror x)] /
+sqrt 2, so that the cosine of two images is the mean of the cosines of their two sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from whaleid.data.samplers import MIRROR
+from whaleid.training.checkpoint import TrainedRun, load_run
+from whaleid.utils.errors import WhaleidError
+
+_STRIDE = 32  # networks halve their input five times
+
+
+@dataclass(frozen=True)
+class Views:
+    """A trained run ready to embed, with the views that its experiment asks for.
+
+    classes: str (c,), identities that the logits stand for, or None. columns: int64 (c,), where the head has
+    them.
+    mirror_columns: the same for the mirrored image: other ones where a mirror is another identity.
+    """
+
+    run: TrainedRun
+    device: torch.device
+    classes: np.ndarray | None
+    columns: Tensor
+    mirror_columns: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the images it takes, pixels."""
+        return self.run.size
+
+    @property
+    def batch(self) -> int:
+        return self.run.experiment.features.batch
+
+    @property
+    def half(self) -> bool:
+        return self.run.experiment.features.half
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the mirrored image's embedding stands beside the image's own."""
+        return self.run.experiment.features.mirror and self.run.experiment.image.mirror_identities
+
+    @property
+    def dim(self) -> int:
+        """Length of the embedding that `embed` gives."""
+        return self.run.embedder.dim * (2 if self.side_by_side else 1)
+
+    def key(self) -> dict[str, Any]:
+        """What besides the weights and the images decides the features: equal keys, equal features."""
+        return {
+            "features": self.run.experiment.features.model_dump(mode="json"),
+            "mirror_identities": self.run.experiment.image.mirror_identities,
+            "precision": self.run.experiment.train.precision,
+            "device": self.device.type,
+            "classes": None if self.classes is None else self.classes.tolist(),
+        }
+
+    def embed(self, images: np.ndarray) -> list[np.ndarray]:
+        """images: uint8 (b, h, w, 3). Returns unit embeddings float32 (b, dim), and logits (b, c) if any."""
+        with torch.inference_mode(), self._precision():
+            shown = torch.from_numpy(images).to(self.device)
+            embeddings, logits = self._side(shown, self.columns)
+            if self.run.experiment.features.mirror:
+                mirrored, mirrored_logits = self._side(shown.flip(2), self.mirror_columns)
+                logits = [*logits, *mirrored_logits]
+                if self.side_by_side:
+                    embeddings = torch.cat([_mean_direction(embeddings), _mean_direction(mirrored)], dim=1)[None]
+                else:
+                    embeddings = torch.cat([embeddings, mirrored])
+            found = [_mean_direction(embeddings)] + ([torch.stack(logits).mean(0)] if logits else [])
+            return [values.cpu().numpy() for values in found]
+
+    def _side(self, images: Tensor, columns: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Unit embeddings (s, b, d) of the images at every scale, and each scale's logits (b, c), float32."""
+        embeddings, logits = [], []
+        for scaled in self._scaled(images):
+            raw = self.run.embedder(scaled).float()
+            embeddings.append(functional.normalize(raw, dim=1))
+            if self.classes is not None:
+                found = self.run.head.logits(raw)
+                assert found is not None  # load_views asked it
+                logits.append(found.float()[:, columns])
+        return torch.stack(embeddings), logits
+
+    def _scaled(self, images: Tensor) -> Iterator[Tensor]:
+        """The images uint8 (b, h, w, 3) at each of the experiment's scales."""
+        width, height = self.size
+        for scale in self.run.experiment.features.scales:
+            if scale == 1.0:
+                yield images
+                continue
+            size = [max(_STRIDE, round(side * scale / _STRIDE) * _STRIDE) for side in (height, width)]
+            pixels = images.permute(0, 3, 1, 2).float()
+            scaled = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+            yield scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Half precision on a GPU as in training; a CPU computes in float32, which it is best at."""
+        wanted = self.run.experiment.train.precision
+        if self.device.type != "cuda" or wanted == "no":
+            return nullcontext()
+        bf16 = wanted == "bf16" or (wanted == "auto" and torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.autocast("cuda", dtype=torch.bfloat16 if bf16 else torch.float16)
+
+
+def load_views(folder: Path, identities: np.ndarray) -> Views:
+    """A trained run on the GPU if there is one, else the CPU.
+
+    identities: str, those of the competition. Classes of the head that are not among them (mirrors, unknown
+    images trained as identities of their own) are left out of the logits.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(folder, device)
+    if any(scale <= 0 for scale in run.experiment.features.scales):
+        raise WhaleidError(f"{folder}: features.scales {run.experiment.features.scales}; each must be above 0")
+    columns = np.flatnonzero(np.isin(np.array(run.classes, dtype=str), identities.astype(str)))
+    with_logits = run.experiment.features.logits and _has_logits(run, device)
+    if with_logits and not len(columns):
+        raise WhaleidError(f"{folder}: none of its {len(run.classes)} classes is an identity of these images")
+    return Views(
+        run,
+        device,
+        np.array(run.classes, dtype=str)[columns] if with_logits else None,
+        torch.from_numpy(columns).to(device),
+        torch.from_numpy(_mirror_columns(run, columns)).to(device),
+    )
+
+
+def _has_logits(run: TrainedRun, device: torch.device) -> bool:
+    """Whether the head is a classifier; pair and triplet losses are not."""
+    with torch.inference_mode():
+        return run.head.logits(torch.zeros(1, run.embedder.dim, device=device)) is not None
+
+
+def _mirror_columns(run: TrainedRun, columns: np.ndarray) -> np.ndarray:
+    """Where the head has the mirrored image's classes, int64 (c,)."""
+    if not run.experiment.image.mirror_identities:
+        return columns
+    place = {name: number for number, name in enumerate(run.classes)}
+    return np.array([place[run.classes[column] + MIRROR] for column in columns], dtype=np.int64)
+
+
+def _mean_direction(embeddings: Tensor) -> Tensor:
+    """Mean over the views (v, b, d), brought to length 1: (b, d); NaN where there is no direction."""
+    mean = embeddings.mean(0)
+    return mean / mean.norm(dim=1, keepdim=True)

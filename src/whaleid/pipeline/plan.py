@@ -1,0 +1,273 @@
+"""What a recipe would cost before anything is trained: jobs, sizes, operations, hours, disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from whaleid.config import Experiment
+from whaleid.kaggle.kernel.size import KernelSize, source_size, sum_sizes, told
+from whaleid.kaggle.metadata import LARGEST_DATA_SET
+from whaleid.pipeline.project import Project
+from whaleid.utils.errors import WhaleidError
+
+BACKWARD = 3.0
+"""A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
+
+SUSTAINED_TFLOPS = {"cuda": 30.0, "cpu": 0.05}
+"""Sustained in training. GPU: an A100 in bf16 with convolutions (a T4 in fp16: about 8; say `--tflops 8`).
+CPU: two cores on EfficientNet-Lite at 64 x 128 (benchmarks/)."""
+
+TOO_LONG = 1000.0
+"""Hours above which a plan for a CPU is of no use, and a GPU is assumed."""
+
+FLOAT = 4
+"""Bytes of a number in single precision."""
+TRAINED = 5
+"""A network in training holds its weights five times: weights, gradients, two moments, their moving average."""
+COPIES = 2
+"""Features while they are whitened: what goes in and what comes out."""
+LIBRARIES = 1.5e9
+"""Bytes of a process with torch in it, and the system's own."""
+JPEG_SHARE = 0.1
+"""Size of a cache of JPEGs over that of raw pixels."""
+
+PAIRWISE = ("metric", "siamese")
+"""Heads that compare images, and know no classes: they give no logits."""
+
+DEFAULT_ASPECT = 2.0
+"""Width over height where neither the data nor the experiment says: a fluke's."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """The counts that decide the cost."""
+
+    labelled: int
+    unknown: int
+    identities: int
+    test: int
+    aspect: float
+    estimated: bool
+    """The figures were given on the command line: the data is not here."""
+
+    @property
+    def all_images(self) -> int:
+        return self.labelled + self.unknown + self.test
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a recipe's road takes of a machine, as lower bounds."""
+
+    disk: float
+    """Bytes under the work folder: caches, features, runs."""
+    memory: float
+    """Bytes: the largest network in training without its batch, or one fold's features side by side."""
+    hours: float
+    """On the device that was asked about."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One experiment, all its runs. images_seen: by a fold's run in training."""
+
+    experiment: str
+    backbone: str
+    head: str
+    size: tuple[int, int]
+    parameters: int
+    forward_flops: float
+    images_seen: int
+    training_flops: float
+    embedding_flops: float
+
+    def hours(self, tflops: float) -> float:
+        return (self.training_flops + self.embedding_flops) / (tflops * 1e12) / 3600
+
+
+def plan_lines(project: Project, tflops: float | None, images: int | None, identities: int | None) -> list[str]:
+    """The table that `whaleid plan` prints.
+
+    tflops: sustained rate of the device; None: that of the device found here.
+    images, identities: counts to plan with where the competition's data is not here.
+    """
+    census = count_images(project, images, identities)
+    costs = _costs(project, census)
+    runs = sum(len(project.folds_of(item)) for item in project.experiments)
+    full = len(project.full_experiments)
+    rate = tflops or _rate(costs)
+    table = pd.DataFrame(
+        {
+            "experiment": [cost.experiment for cost in costs],
+            "backbone": [cost.backbone for cost in costs],
+            "head": [cost.head for cost in costs],
+            "size": [f"{cost.size[0]}x{cost.size[1]}" for cost in costs],
+            "Mparam": [f"{cost.parameters / 1e6:.1f}" for cost in costs],
+            "GFLOP": [f"{cost.forward_flops / 1e9:.2f}" for cost in costs],
+            "seen/run": [f"{cost.images_seen:,}" for cost in costs],
+            "hours": [f"{cost.hours(rate):.2f}" for cost in costs],
+        }
+    )
+    again = project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0
+    total = sum(cost.hours(rate) for cost in costs) * (1 + again)
+    pretraining = [] if project.pretext is None else [f"not counted: the pretraining {project.pretext.name}"]
+    return [
+        f"recipe {project.recipe.name} on {project.competition.name}: {len(costs)} experiments x "
+        f"{len(project.folds)} folds"
+        + (f" + {full} on all labelled images" if full else "")
+        + f" = {runs} runs"
+        + (f", at most {again} times more with pseudo-labels" if again else ""),
+        f"images: {census.labelled:,} labelled, {census.unknown:,} unknown, {census.test:,} test; "
+        f"{census.identities:,} identities" + (" (as given, not counted)" if census.estimated else ""),
+        "",
+        table.to_string(index=False),
+        "",
+        f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
+        f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
+        *pretraining,
+        f"features on disk: {told(_feature_bytes(project, census) * (1 + again))}",
+        _kernel_line(planned_kernel(project, costs, census)),
+    ]
+
+
+def planned_kernel(project: Project, costs: list[Cost], census: Census) -> KernelSize:
+    """What the recipe's Kaggle kernel would carry (keypoints and features of other programs not counted).
+
+    costs: of the recipe's experiments.
+    """
+    covered = len(project.folds) / project.recipe.folds
+    return sum_sizes(
+        source_size(
+            weights=FLOAT * cost.parameters,
+            dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
+            classes=census.identities if item.features.logits and item.head.name not in PAIRWISE else 0,
+            bytes_each=2 if item.features.half else FLOAT,
+            folds=len(project.folds_of(item)),
+            labelled=census.labelled + census.unknown,
+            test=census.test,
+            covered=covered,
+        )
+        for item, cost in zip(project.experiments, costs, strict=True)
+    )
+
+
+def _kernel_line(size: KernelSize) -> str:
+    too_large = "" if size.fits else f"; MORE THAN A DATA SET OF KAGGLE TAKES ({LARGEST_DATA_SET / 1e9:,.0f} GB)"
+    return f"a Kaggle kernel carries about {size.line()}{too_large}"
+
+
+def recipe_needs(project: Project, census: Census, device: str) -> Needs:
+    """Disk, memory and time of the whole recipe, all its rounds counted. device: cuda or cpu."""
+    costs = _costs(project, census)
+    weights = [FLOAT * cost.parameters for cost in costs]
+    kept = [weight * len(project.folds_of(item)) for weight, item in zip(weights, project.experiments, strict=True)]
+    rounds = 1 + (project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0)
+    runs = rounds * sum(kept) + TRAINED * max(weights, default=0)
+    caches: dict[tuple[tuple[int, int], str], float] = {}
+    for item, cost in zip(project.experiments, costs, strict=True):
+        bytes_a_pixel = 3 * (JPEG_SHARE if item.image.cache == "jpeg" else 1.0)
+        caches[cost.size, item.image.cache] = census.all_images * cost.size[0] * cost.size[1] * bytes_a_pixel
+    width = sum(item.model.embedding * (2 if item.image.mirror_identities else 1) for item in project.experiments)
+    side_by_side = COPIES * FLOAT * census.all_images * width
+    return Needs(
+        disk=sum(caches.values()) + rounds * _feature_bytes(project, census) + runs,
+        memory=LIBRARIES + max(TRAINED * max(weights, default=0), side_by_side),
+        hours=rounds * sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
+    )
+
+
+def _rate(costs: list[Cost]) -> float:
+    """Rate to estimate with: this machine's, unless it has no GPU and would take months."""
+    own = SUSTAINED_TFLOPS[_device()]
+    return own if sum(cost.hours(own) for cost in costs) < TOO_LONG else SUSTAINED_TFLOPS["cuda"]
+
+
+def count_images(project: Project, images: int | None, identities: int | None) -> Census:
+    """Counts from the competition's data where it is here, else from what was given."""
+    if not (project.competition.root / project.competition.train.csv).is_file():
+        if images is None or identities is None:
+            raise WhaleidError(
+                f"{project.competition.root / project.competition.train.csv} is not here: get the data, or plan "
+                "with given counts, e.g. ARGS='--images 25361 --identities 5004'"
+            )
+        return Census(images, 0, identities, images // 3, DEFAULT_ASPECT, estimated=True)
+    from whaleid.pipeline.stages import images_stage
+
+    table = images_stage(project)
+    train = table[table.split == "train"]
+    unknown = int((train.identity == project.competition.unknown).sum())
+    known = train.identity[train.identity != project.competition.unknown].nunique()
+    aspect = float(((table.x1 - table.x0) / (table.y1 - table.y0)).median())
+    return Census(len(train) - unknown, unknown, known, int((table.split == "test").sum()), aspect, estimated=False)
+
+
+def _costs(project: Project, census: Census) -> list[Cost]:
+    full = project.full_experiments
+    return [
+        experiment_cost(item, census, project.recipe.folds, len(project.folds), item in full)
+        for item in project.experiments
+    ]
+
+
+def experiment_cost(experiment: Experiment, census: Census, folds: int, trained: int, full: bool = False) -> Cost:
+    """Operations of one experiment over its runs, counted on torch's meta device: no memory, no weights.
+
+    folds: into which the images are dealt. trained: how many of them are. full: on all labelled images, too.
+    """
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from whaleid.data.images import input_size
+    from whaleid.models.embedder import build_embedder
+
+    boxes = np.array([[0.0, 0.0, census.aspect * 1000, 1000.0]])
+    size = input_size(experiment.image, boxes)
+    with torch.device("meta"):
+        embedder = build_embedder(experiment.model, pretrained=False, size=size)
+        embedder.eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            embedder(torch.empty((1, size[1], size[0], 3), dtype=torch.uint8))
+    forward = float(counter.get_total_flops())
+    seen = _images_seen(experiment, census, folds)
+    seen_in_all = seen * trained + (round(seen * folds / (folds - 1)) if full else 0)
+    views = (2 if experiment.features.mirror else 1) * sum(scale**2 for scale in experiment.features.scales)
+    return Cost(
+        experiment.name,
+        experiment.model.backbone,
+        experiment.head.name,
+        size,
+        sum(parameter.numel() for parameter in embedder.parameters()),
+        forward,
+        seen,
+        BACKWARD * forward * seen_in_all,
+        forward * views * census.all_images * (trained + full),
+    )
+
+
+def _images_seen(experiment: Experiment, census: Census, folds: int) -> int:
+    """Images that one run sees in training."""
+    if experiment.train.images_seen is not None:
+        return experiment.train.images_seen
+    assert experiment.train.epochs is not None
+    own = census.unknown if experiment.sampler.unknown == "own" else 0
+    items = (census.labelled + own) * (folds - 1) / folds * (2 if experiment.image.mirror_identities else 1)
+    return round(items * experiment.train.epochs)
+
+
+def _feature_bytes(project: Project, census: Census) -> int:
+    """Bytes of all features (embeddings, and logits where they are kept)."""
+    total = 0
+    for experiment in project.experiments:
+        width = experiment.model.embedding * (2 if experiment.image.mirror_identities else 1)
+        width += census.identities if experiment.features.logits else 0
+        total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds_of(experiment))
+    return total
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

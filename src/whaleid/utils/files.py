@@ -1,0 +1,85 @@
+"""Files that are whole or not there: atomic writes, digests of contents, JSON, and space on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whaleid.utils.errors import WhaleidError
+
+
+def digest(*parts: Any) -> str:
+    """Short key of JSON-like parts: equal parts give equal keys, on any machine."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def file_digest(path: Path) -> str:
+    """Short key of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:20]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Temporary sibling of `path` to write a file or a folder to; it takes `path`'s place when the block ends well.
+
+    When the block fails the temporary is removed and what stood at `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's error need not say which file it was
+        raise
+    finally:
+        _remove(temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, keys in the given order."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse before starting when the disk that holds `folder` has fewer than `needed` bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise WhaleidError(
+            f"{folder}: {what} needs {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free; "
+            "free some space or put the work elsewhere with WORK="
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

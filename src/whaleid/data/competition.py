@@ -257,8 +257,7 @@ def _absent(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Checked
     if not folder.is_dir():
         raise WhaleidError(f"{folder}: folder of images not found{_unpack_hint(folder)}")
     inside = os.path.realpath(root)
-    parents = pd.Series([os.path.dirname(item) for item in rows["path"]], index=rows.index, dtype=object)  # noqa:
-    PTH120
+    parents = pd.Series([os.path.dirname(item) for item in rows["path"]], index=rows.index, dtype=object)  # noqa: PTH120
     folders = {parent: root / parent for parent in pd.unique(parents)}
     away = {parent for parent, place in folders.items() if not _within(os.path.realpath(place), inside)}
     states: dict[str, str] = {}

@@ -14,9 +14,10 @@ import secret_search
 from kernel_world import MODULE, TEST, World, shared_world
 
 from whaleid.kaggle.kernel import size as size_module
-from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, kernel_settings, make_bundle
+from whaleid.kaggle.kernel.assets import inference_size
+from whaleid.kaggle.kernel.bundle import KernelOptions, kernel_settings, make_bundle
 from whaleid.kaggle.kernel.main import run_kernel
-from whaleid.kaggle.kernel.run import KEPT, RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
+from whaleid.kaggle.kernel.local_run import KEPT, RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
 from whaleid.kaggle.kernel.sandbox import make_sandbox
 from whaleid.utils.errors import WhaleidError
 

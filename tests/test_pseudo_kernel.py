@@ -7,7 +7,7 @@ import pytest
 from kernel_world import RECIPE, make_world
 
 from whaleid.ensemble.results import Gain
-from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.pipeline import pseudo_labels as rounds
 
 

@@ -56,11 +56,12 @@ class UnknownSummary:
 class Rung:
     """One way of answering.
 
-    score: out of fold, cross-fitted. rank: int32 (n,), place of the truth for every query out of fold.
+    score: out of fold, cross-fitted. rank: int32 (n,), rank of the truth for every query out of fold.
     optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None for that
     one). below: over the rung before this one (joint rungs only). weight: in the final blend, None where it is no
-    member; weights: fold -> in that fold's blend. setting: of a re-ranking method, chosen on all folds; settings: fold -> chosen on the others. oof: candidates with `unknown`
-    placed, one a fold. test: the same for the test images, None where there are none.
+    member; weights: fold -> in that fold's blend. setting: of a re-ranking method, chosen on all folds; settings:
+    fold -> chosen on the others. oof: candidates with `unknown` placed, one a fold. test: the same for the test
+    images, None where there are none.
     """
 
     name: str

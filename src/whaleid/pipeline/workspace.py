@@ -14,9 +14,6 @@ from typing import Any
 
 from whaleid.utils.files import write_json
 
-STACK_FOLDER = "stack"
-"""Beside a recipe's candidates: what its stack learnt for the test set (`ensemble/stack_models.py`)."""
-
 
 @dataclass(frozen=True)
 class Workspace:

@@ -125,7 +125,7 @@ def data_build(
     settings = read_settings()
     contest = load_competition(competition, settings)
     workspace = Workspace((work or settings.work) / contest.name)
-    images = images_table(contest, workspace, images_key_of(contest, skip_unreadable), skip_unreadable)
+    images = images_table(contest, workspace, images_key_of(contest, workspace, skip_unreadable), skip_unreadable)
     print(f"{workspace.images}: {len(images):,} images")
 
 

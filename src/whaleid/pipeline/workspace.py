@@ -28,6 +28,11 @@ class Workspace:
         return self.root / "images.parquet"
 
     @property
+    def digests(self) -> Path:
+        """Table of the digests of the images' files (`data/digests.py`)."""
+        return self.root / "digests.parquet"
+
+    @property
     def folds(self) -> Path:
         return self.root / "folds.csv"
 

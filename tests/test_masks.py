@@ -19,9 +19,9 @@ from whaleid.data.masks import Mask, brought_to, mask_name, masks_key, masks_of,
 from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
-from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage, local_stage
+from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest

@@ -36,10 +36,10 @@ from whaleid.ensemble.results import Gain
 from whaleid.pipeline import pseudo_labels as rounds
 from whaleid.pipeline import stages as pipeline
 from whaleid.pipeline import submission as answers
-from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.submission import ensemble_stage, submission_path, submission_stage
+from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.training import run as run_module
 from whaleid.utils.errors import WhaleidError
 

@@ -26,4 +26,4 @@ def test_the_submission_is_the_local_one(tmp_path: Path, monkeypatch: pytest.Mon
     compared = compare_submissions(world.submission, submission_of(done))
     assert compared.same, compared.line()
     notes = json.loads((done.working / "kernel.json").read_text())
-    assert (sorted(notes["sources"]), notes["dropped"]) == (["one", "two"], [])
+    assert (sorted(notes["experiments"]), notes["dropped"]) == (["one", "two"], [])

@@ -138,7 +138,12 @@ class _Watch:
         if whole is None:
             return
         what = f"the archive ({whole / _MB:,.0f} MB) and what comes out of it"
-        require_space(self._archive.parent, whole - size + round(whole * GROWTH), what, "choose another root in the competition's YAML")
+        require_space(
+            self._archive.parent,
+            whole - size + round(whole * GROWTH),
+            what,
+            "choose another root in the competition's YAML",
+        )
         self._bar = self._stack.enter_context(progress_bar("downloading (MB)", whole // _MB, size // _MB))
 
 

@@ -118,7 +118,9 @@ def check_manifest(
             raise WhaleidError(f"{path}: missing, but listed in {MANIFEST}; {advice}")
         found = path.stat().st_size
         if found != size:
-            raise WhaleidError(f"{path}: {found:,} bytes, but {MANIFEST} lists {size:,}: cut short or changed; {advice}")
+            raise WhaleidError(
+                f"{path}: {found:,} bytes, but {MANIFEST} lists {size:,}: cut short or changed; {advice}"
+            )
     for name, (_, digest) in listed.items():
         if sha256(folder / name) != digest:
             raise WhaleidError(f"{folder / name}: its checksum differs from the one in {MANIFEST}: damaged; {advice}")

@@ -60,7 +60,9 @@ def unpack(
         entries = [info for info in _checked(opened, archive) if names is None or info.filename in names]
         inner = [info for info in entries if depth > 0 and info.filename.lower().endswith(".zip")]
         # an inner archive takes space beside its content until that is complete
-        require_space(folder, sum(info.file_size for info in [*entries, *inner]), f"unpacking {archive.name}", OTHER_FOLDER)
+        require_space(
+            folder, sum(info.file_size for info in [*entries, *inner]), f"unpacking {archive.name}", OTHER_FOLDER
+        )
         for info in entries:
             _extract(opened, info, folder, archive)
             if progress is not None:

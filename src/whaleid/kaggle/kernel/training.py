@@ -22,9 +22,7 @@ def run_training(folders: KernelFolders, experiment: str, fold: int) -> None:
     """Train an experiment on a fold, extract its features, and leave both in the working folder."""
     content = json.loads((folders.assets / PROJECT).read_text())
     boxes = folders.assets / BOXES
-    settings = Settings(
-        raw=folders.competition, work=folders.scratch / "work", weights=folders.assets / WEIGHTS
-    )
+    settings = Settings(raw=folders.competition, work=folders.scratch / "work", weights=folders.assets / WEIGHTS)
     project = project_from_json(content, folders.competition, settings, boxes if boxes.is_file() else None)
     workspace = project.workspace
     workspace.root.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from whaleid.utils.errors import WhaleidError
 
-_SITECUSTOMIZE = '''"""Read by Python when it starts: hides modules outside of the kernel's folders, cuts the network."""
+_SITECUSTOMIZE = '''"""Read by Python when it starts: hides modules outside the kernel's folders, cuts the network."""
 
 import importlib.machinery
 import sys

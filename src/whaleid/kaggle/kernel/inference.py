@@ -18,11 +18,12 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config.settings import WEIGHTS, Settings
-from whaleid.data.competition import inspect_rows, named, read_table
+from whaleid.data.competition import first_few, inspect_rows
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
+from whaleid.data.tables import read_table
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, SOURCES, STACK
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
@@ -138,7 +139,7 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
     rows = rows[rows["split"] == "test"].reset_index(drop=True)
     missing = listed[~listed.isin(rows["image"])].tolist()
     if missing:
-        which = f"{len(missing):,} of {len(listed):,} listed test images are missing: {named(missing)}"
+        which = f"{len(missing):,} of {len(listed):,} listed test images are missing: {first_few(missing)}"
         log(f"warning: {competition.root}: {which}; they get the most frequent labels")
     found = fingerprint_images(competition.root, rows["path"].tolist())
     bad = found.problem != ""

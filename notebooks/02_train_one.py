@@ -12,8 +12,8 @@
 # # 2. Train one run
 #
 # One run is one experiment trained on one fold. This notebook shows its settings, the images that the network is
-# trained on, its log, and how well it identifies the images of the fold that it was not trained on. A run that is up to
-# date is not trained again.
+# trained on, its log, and how well it identifies the images of the fold that it was not trained on. A run that is up
+# to date is not trained again.
 
 # %%
 import os
@@ -55,8 +55,8 @@ print(f"# {experiment.name}\n" + yaml.safe_dump(settings, sort_keys=False, defau
 # %% [markdown]
 # ## Augmentation
 #
-# One image from the cache, and seven random augmentations of it: rotated, shifted, with other brightness and with parts
-# removed.
+# One image from the cache, and seven random augmentations of it: rotated, shifted, with other brightness and with
+# parts removed.
 
 # %%
 images, folds, cache = images_stage(project), folds_stage(project), cache_stage(project, experiment)
@@ -70,9 +70,9 @@ draw_grid(shown, ["in the cache", *(f"seed {seed}" for seed in range(7))], colum
 # %% [markdown]
 # ## Train
 #
-# On the sample this takes minutes on two cores. To follow the log, run
-# `tail -f work/<competition>/runs/<experiment>/fold<k>/log.jsonl` in another terminal, or `tensorboard --logdir` on the
-# same folder.
+# On the sample this takes minutes on two cores. To follow the log, run `tail -f
+# work/<competition>/runs/<experiment>/fold<k>/log.jsonl` in another terminal, or `tensorboard --logdir` on the same
+# folder.
 
 # %%
 done = jobs_stage(project, "train", 1, [], select_jobs(project, "train", experiment.name, fold))
@@ -103,9 +103,9 @@ epochs[["epoch", "step", "loss", "seconds"]].tail(3)
 # %% [markdown]
 # ## How good is it?
 #
-# The run embeds every image. The fold's queries of known identity are then compared with the images of the other folds:
-# by nearest neighbours, and by the network's class probabilities. (The ladder in the next notebook also scores unknown
-# queries, so its figures differ from these.)
+# The run embeds every image. The fold's queries of known identity are then compared with the images of the other
+# folds: by nearest neighbours, and by the network's class probabilities. (The ladder in the next notebook also scores
+# unknown queries, so its figures differ from these.)
 
 # %%
 features_stage(project, experiment, fold)

@@ -42,9 +42,9 @@ project = notebook_project(os.environ, competition="sample", recipe=None, work=N
 # %% [markdown]
 # ## The ladder
 #
-# Each ranker orders the identities for every query, and is scored out of fold: every query is ranked by models that were
-# fitted without it. The gain over the best single network is measured on the same queries, so its interval is paired. If
-# the interval contains 0, the ranker has not been shown to be better.
+# Each ranker orders the identities for every query, and is scored out of fold: every query is ranked by models that
+# were fitted without it. The gain over the best single network is measured on the same queries, so its interval is
+# paired. If the interval contains 0, the ranker has not been shown to be better.
 
 # %%
 figures = ensemble_stage(project, 1, [])
@@ -60,10 +60,10 @@ Image(filename=str(plot))
 # %% [markdown]
 # ## What each source adds
 #
-# Each cell: of the queries whose first guess is wrong by the ranker of the row, the share that the ranker of the column
-# gets right. Rankers that make the same mistakes add little to each other; a weaker one that is right where others fail
-# helps the blend. In the table below, `only this one`: queries that only this source gets right; `weight`: its weight in
-# the blend.
+# Each cell: of the queries whose first guess is wrong by the ranker of the row, the share that the ranker of the
+# column gets right. Rankers that make the same mistakes add little to each other; a weaker one that is right where
+# others fail helps the blend. In the table below, `only this one`: queries that only this source gets right; `weight`:
+# its weight in the blend.
 
 # %%
 folder = project.workspace.candidates(project.recipe.name)
@@ -117,8 +117,8 @@ pd.Series({name: part["queries"] for name, part in final["slices"].items()}, nam
 # %% [markdown]
 # ## Errors
 #
-# Left: a query. Then the first guesses of the final ranker, each with the photograph of that individual that is nearest
-# to the query. The most confident mistakes come first: they are worth a look, because the label may be wrong.
+# Left: a query. Then the first guesses of the final ranker, each with the photograph of that individual that is
+# nearest to the query. The most confident mistakes come first: they are worth a look, because the label may be wrong.
 
 # %%
 chosen = choose_examples(results.final, project.competition.unknown, count=3)

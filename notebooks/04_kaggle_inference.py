@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 4. The kernel for Kaggle
 #
-# This notebook makes the inference kernel (`make kernel`) and runs it here as Kaggle would (`make kernel-run`): without a
-# network, without this repository, with read-only inputs. Nothing is uploaded.
+# This notebook makes the inference kernel (`make kernel`) and runs it here as Kaggle would (`make kernel-run`):
+# without a network, without this repository, with read-only inputs. Nothing is uploaded.
 #
 # Missing runs of the recipe are trained first. Wheels of packages that Kaggle's image lacks are downloaded once, into
 # `work/kaggle-wheels/`.
@@ -25,7 +25,6 @@ import pandas as pd
 
 from whaleid.evaluation.submissions import read_guesses
 from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
-from whaleid.kaggle.kernel.manifest import read_manifest
 from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.metrics import read_figures
@@ -33,6 +32,7 @@ from whaleid.pipeline.stages import images_stage
 from whaleid.pipeline.submission import submission_path, submission_stage
 from whaleid.report.grid import draw_grid
 from whaleid.report.thumbnails import thumbnails
+from whaleid.utils.manifest import read_manifest
 
 # %matplotlib inline
 
@@ -54,9 +54,9 @@ print(f"{local}: MAP@{final['k']} out of fold {final['map']:.5f} [{final['low']:
 # %% [markdown]
 # ## The bundle
 #
-# A short kernel and three data sets that it reads: the code of whaleid; wheels; and the assets (weights, features of the
-# labelled images, tables). Only the test images are embedded on Kaggle. Each data set lists its files and their checksums
-# in `MANIFEST.json`.
+# A short kernel and three data sets that it reads: the code of whaleid; wheels; and the assets (weights, features of
+# the labelled images, tables). Only the test images are embedded on Kaggle. Each data set lists its files and their
+# checksums in `MANIFEST.json`.
 #
 # The owner is a placeholder until you run `make kernel OWNER=<you>`.
 
@@ -75,9 +75,9 @@ print((bundle.folder / "kernel" / "kernel-metadata.json").read_text())
 # %% [markdown]
 # ## Running it as Kaggle would
 #
-# The kernel checks its inputs, installs the wheels, embeds the test images run by run, and combines the rankings with the
-# same stages as the local submission. If time runs short, it first leaves out test-time augmentation, then the weakest
-# sources.
+# The kernel checks its inputs, installs the wheels, embeds the test images run by run, and combines the rankings with
+# the same stages as the local submission. If time runs short, it first leaves out test-time augmentation, then the
+# weakest sources.
 
 # %%
 run = run_bundle(bundle.folder, project.competition, project.workspace.root / "kernel-run" / "notebook", RunOptions())

@@ -54,7 +54,7 @@ print("\n".join(ladder_lines(figures, results.solution)))
 # %%
 plot = project.workspace.root / "notebooks" / "ladder.png"
 plot.parent.mkdir(parents=True, exist_ok=True)
-draw_ladder(results.rungs, results.solution, plot)
+draw_ladder(results.rankers, results.solution, plot)
 Image(filename=str(plot))
 
 # %% [markdown]

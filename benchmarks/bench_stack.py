@@ -128,17 +128,17 @@ def main() -> None:
     table, features_cpu, features_s = timed(features)
     own = truth[table.query]
     label = np.where(own >= 0, table.codes == own, table.codes == given.identities).astype(float)
-    plain = {"objective": "lambdarank", "num_leaves": config.leaves, "num_threads": config.threads, "verbosity": -1}
+    plain = {"objective": "lambdarank", "num_leaves": config.num_leaves, "num_threads": config.threads, "verbosity": -1}
 
     def bare():
         data = lgb.Dataset(table.values, label, group=np.bincount(table.query))
-        lgb.train(plain, data, num_boost_round=config.rounds)
+        lgb.train(plain, data, num_boost_round=config.num_trees)
 
     _, bare_cpu, bare_s = timed(bare)
     rankers = (given.folds + 1) * config.groups * config.seeds
     figures = {"queries": given.queries, "tests": given.tests, "folds": given.folds, "rankings": given.rankings}
     figures |= {"dims": given.dims}
-    figures |= {"rows": len(table.query), "features": len(table.names), "rankers": rankers, "rounds": config.rounds}
+    figures |= {"rows": len(table.query), "features": len(table.names), "rankers": rankers, "rounds": config.num_trees}
     figures |= {"threads": config.threads, "cpus": os.cpu_count(), "lightgbm": lgb.__version__}
     figures |= {"stage_cpu_s": stage_cpu, "stage_s": stage_s, "trees used": list(stacked.rounds)}
     figures |= {"features_cpu_s": features_cpu, "features_s": features_s, "bare_cpu_s": bare_cpu, "bare_s": bare_s}

@@ -210,7 +210,7 @@ def below(rung: Rung) -> Gain:
     return rung.below
 
 
-STACK = {"rounds": 20, "leaves": 5, "least": 10, "seeds": 1}
+STACK = {"num_trees": 20, "num_leaves": 5, "min_data_in_leaf": 10, "seeds": 1}
 
 
 @pytest.mark.parametrize("top", [{}, {"stack": STACK}])
@@ -372,15 +372,18 @@ def test_bad_columns(world, protocol, rankings):
 
 def test_ablation_takes_what_matches_taught_off():
     """All of it, which leaves the votes; and the pictures matched pair by pair alone."""
-    variants = {one.name: one for one in list_variants(recipe(local={"learned": {}}).combine, ["net0"])}
+    variants = {one.name: one for one in list_variants(recipe(local_matching={"learned": {}}).combine, ["net0"])}
     learned, pairs = variants["matches weighed as learnt"], variants["pairs weighed as learnt"]
-    assert learned.config.local is not None and learned.config.local.learned is None
+    assert learned.config.local_matching is not None and learned.config.local_matching.learned is None
     assert set(learned.gone) == {"local learned", "local supported", "local image", "local pairs"}
-    assert pairs.config.local is not None and pairs.config.local.learned is not None
-    assert pairs.config.local.learned.pairs is None and pairs.gone == ("local pairs",)
-    assert list_names(recipe(local={"learned": {"pairs": None}})) >= {"matches weighed as learnt", "local matching"}
-    assert "pairs weighed as learnt" not in list_names(recipe(local={"learned": {"pairs": None}}))
-    assert "matches weighed as learnt" not in list_names(recipe(local={}))
+    assert pairs.config.local_matching is not None and pairs.config.local_matching.learned is not None
+    assert pairs.config.local_matching.learned.pairs is None and pairs.gone == ("local pairs",)
+    assert list_names(recipe(local_matching={"learned": {"pairs": None}})) >= {
+        "matches weighed as learnt",
+        "local matching",
+    }
+    assert "pairs weighed as learnt" not in list_names(recipe(local_matching={"learned": {"pairs": None}}))
+    assert "matches weighed as learnt" not in list_names(recipe(local_matching={}))
 
 
 def list_names(plan: Recipe) -> set[str]:

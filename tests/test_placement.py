@@ -169,7 +169,7 @@ def plain(asked) -> LadderResult:
     return evaluate_ladder(*asked, recipe().combine)
 
 
-STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+STACK = {"num_trees": 10, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 def test_every_way_is_compared_and_said_in_one_line(plain):

@@ -17,7 +17,7 @@ from whaleid.ensemble.stack import stack_rankings
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
-STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+STACK = {"num_trees": 10, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.stack import deal_groups, stack_rankings
 
-STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+STACK = {"num_trees": 10, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 def unit(rng: np.random.Generator, rows: int, width: int = 6) -> np.ndarray:

@@ -24,7 +24,7 @@ from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, rank_stats,
 from whaleid.evaluation.metrics import expected_share_weights
 from whaleid.utils.errors import WhaleidError
 
-SMALL = {"rounds": 30, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+SMALL = {"num_trees": 30, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_what_is_taught_is_by_settings_that_the_fold_had_no_part_in(asked):
     names = Choices({part.fold: "a" for part in protocol.parts}, "b")
     chosen = Chosen("rerank", names, base.oof, base.test, (base.oof,) * 3, mixed.oof)
     reranked = Ranking("rerank", "rerank", base.oof, base.test, False, chosen=chosen)
-    materials, config = prepared(protocol, [*rankings, reranked], rounds=10)
+    materials, config = prepared(protocol, [*rankings, reranked], num_trees=10)
 
     def ordered(one: Ranking):
         return stack_rankings(protocol, [*rankings, one], materials, config, 0).ranking
@@ -354,7 +354,7 @@ def test_by_share_and_closed_set(tmp_path):
 
 def test_the_same_with_any_number_of_threads(asked):
     protocol, rankings = asked
-    one, two = (stacked(protocol, rankings, threads=threads, rounds=4) for threads in (1, 2))
+    one, two = (stacked(protocol, rankings, threads=threads, num_trees=4) for threads in (1, 2))
     for first, second in zip(one.ranking.oof + one.ranking.test, two.ranking.oof + two.ranking.test, strict=True):
         np.testing.assert_array_equal(first.scores, second.scores)
     assert one.importance == two.importance and one.rounds == two.rounds

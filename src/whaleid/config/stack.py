@@ -23,17 +23,17 @@ class StackConfig(Model):
     and all candidates are ordered by what was learnt."""
     groups: Annotated[int, Field(ge=2)] = 3
     """Identities are dealt into this many groups; a query is ordered by a model that saw no identity of its group."""
-    rounds: Positive = 100
+    num_trees: Positive = 100
     """Trees at most; how many are used is found on the other folds' queries, each by a model without its identity."""
-    rate: Annotated[float, Field(gt=0)] = 0.05
-    leaves: Annotated[int, Field(ge=2)] = 7
-    least: Positive = 40
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    num_leaves: Annotated[int, Field(ge=2)] = 7
+    min_data_in_leaf: Positive = 40
     """Candidates in a leaf at least."""
-    ridge: _NotNegative = 5.0
+    lambda_l2: _NotNegative = 5.0
     """L2 penalty on the value of a leaf."""
-    features: Annotated[float, Field(gt=0, le=1)] = 0.5
+    feature_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the features that a tree may use."""
-    queries: Annotated[float, Field(gt=0, le=1)] = 0.8
+    bagging_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of the queries that a tree is grown on."""
     monotone: bool = True
     """A higher score or a better place in a ranking never lowers a candidate, all else being equal."""

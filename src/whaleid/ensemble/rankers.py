@@ -76,21 +76,21 @@ def train_rankers(lesson: Lesson, chosen: np.ndarray, k: int, config: StackConfi
         **_binning(config),
         "objective": "lambdarank",
         "lambdarank_truncation_level": k + _BEHIND,
-        "learning_rate": config.rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": config.least,
-        "lambda_l2": config.ridge,
-        "feature_fraction": config.features,
+        "learning_rate": config.learning_rate,
+        "num_leaves": config.num_leaves,
+        "min_data_in_leaf": config.min_data_in_leaf,
+        "lambda_l2": config.lambda_l2,
+        "feature_fraction": config.feature_fraction,
         "deterministic": True,
     }
-    if config.queries < 1:
-        settings |= {"bagging_fraction": config.queries, "bagging_freq": 1, "bagging_by_query": True}
+    if config.bagging_fraction < 1:
+        settings |= {"bagging_fraction": config.bagging_fraction, "bagging_freq": 1, "bagging_by_query": True}
     if config.monotone:
         settings |= {"monotone_constraints": directions(lesson.names)}
 
     def trained(number: int) -> Any:
         own = seed + 1000 * number  # `seed` itself would have the rows binned anew
-        return lgb.train({**settings, "bagging_seed": own, "feature_fraction_seed": own + 1}, data, config.rounds)
+        return lgb.train({**settings, "bagging_seed": own, "feature_fraction_seed": own + 1}, data, config.num_trees)
 
     return tuple(trained(number) for number in range(config.seeds))
 

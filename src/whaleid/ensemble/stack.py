@@ -266,7 +266,9 @@ def _learn(
     asked = Targets(truth, weights, protocol.k, protocol.unknown is not None)
     lesson = prepare_lesson(table, truth, weights, config)
     models = tuple(train_rankers(lesson, group != held, protocol.k, config, seed) for held in range(config.groups))
-    stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
+    stages = (
+        np.unique(np.linspace(0, config.num_trees, _STAGES + 1).astype(int)) if config.start else [config.num_trees]
+    )
     paths = _paths(models, table, group, [int(stage) for stage in stages], config)
     lists = below([rankings[0].oof[place] for place in teachers])
     ordered = [_lists(table, path, lists, config.candidates) for path in paths]

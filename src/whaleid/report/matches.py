@@ -101,7 +101,7 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
 
     if path.suffix.lower() != ".png":
         raise WhaleidError(f"{path}: the picture is a PNG; give it a name that ends in .png")
-    images, local = images_stage(project), project.recipe.combine.local or LocalConfig()
+    images, local = images_stage(project), project.recipe.combine.local_matching or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
     weights = project.settings.weights
     detector = detector_of(local, weights)

@@ -227,7 +227,7 @@ def test_sizes_and_directions_that_are_all_the_same(pictures):
     assert not columns["size ratio"].any() and not columns["turn"].any() and (columns["size"] == SIZE).all()
     assert 0 < columns["distance"].max() < 2  # between unit vectors, whatever they are stored as
     assert supported(found, LearnedConfig()).any()
-    config = LearnedConfig(min_data_in_leaf=5, num_trees=5)
+    config = LearnedConfig(min_data_in_leaf=5, num_iterations=5)
     model = learn([lesson_of(described, frames, queries, np.arange(8), codes, nearest, config)], config)
     assert model is not None and np.isfinite(model.ratio(found.values)).all()
     pairs = match_pairs(described, frames, queries, np.tile(gallery, (8, 1)), MUTUAL_PAIRS, 1)

@@ -34,7 +34,7 @@ from whaleid.local_matching.votes import nearest_descriptors
 from whaleid.utils.errors import WhaleidError
 
 NAMES = ["local learned", "local supported", "local image", "local pairs"]
-FEW = {"neighbours": 4, "num_trees": 8, "min_data_in_leaf": 2}
+FEW = {"neighbours": 4, "num_iterations": 8, "min_data_in_leaf": 2}
 
 
 def described_at_random(rng: np.random.Generator, counts: list[int]) -> tuple[Described, np.ndarray]:

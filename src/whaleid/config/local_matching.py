@@ -39,7 +39,7 @@ class VerifyConfig(Model):
 class TreesConfig(Model):
     """Trees that tell matches of one identity from others."""
 
-    num_trees: Positive = 120
+    num_iterations: Positive = 120
     num_leaves: Annotated[int, Field(ge=2)] = 31
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     min_data_in_leaf: Positive = 200
@@ -61,7 +61,7 @@ class PairsConfig(TreesConfig):
     not better: MAP@5 of nyala's pairs alone, out of fold, 0.422 with 50, 0.408 with 100."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """A match is this much nearer than the second nearest keypoint of the same picture (Lowe 2004), and mutual."""
-    num_trees: Positive = 100
+    num_iterations: Positive = 100
     num_leaves: Annotated[int, Field(ge=2)] = 15
     rest: Annotated[float, Field(ge=0)] = 0.3
 

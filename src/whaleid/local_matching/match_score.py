@@ -223,7 +223,9 @@ def learn(lessons: list[Lesson], config: TreesConfig) -> Evidence | None:
     }
     share = same.mean()
     data = lgb.Dataset(values, same.astype(np.float32), params={"verbosity": -1})
-    return Evidence(lgb.train(settings, data, num_boost_round=config.num_trees), float(np.log(share / (1 - share))))
+    return Evidence(
+        lgb.train(settings, data, num_boost_round=config.num_iterations), float(np.log(share / (1 - share)))
+    )
 
 
 def in_chunks(described: Described, queries: np.ndarray) -> Iterator[tuple[slice, slice]]:

@@ -19,7 +19,7 @@ import pandas as pd
 from whaleid.config.settings import WEIGHTS, Settings
 from whaleid.data.competition import first_few, inspect_rows
 from whaleid.data.fingerprints import fingerprint_images
-from whaleid.data.images_table import images_table, readable, unreadable_line
+from whaleid.data.images_table import images_table, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.data.tables import read_table
 from whaleid.ensemble.ladder_text import ladder_lines
@@ -133,11 +133,10 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
         which = f"{len(absent):,} of {len(listed):,} listed test images are not there: {first_few(absent)}"
         say(f"warning: {competition.root}: {which}; their rows are filled by the prior")
     found = fingerprint_images(competition.root, rows["path"].tolist())
-    bad = found.problem != ""
-    if bad.any():
+    if not found.readable.all():
         say(f"warning: {unreadable_line(competition.root, rows, found)}; their rows are filled by the prior")
-    left_out = {*absent, *rows["image"][bad]}
-    rows, found = rows[~bad].reset_index(drop=True), readable(found)
+    left_out = {*absent, *rows["image"][~found.readable]}
+    rows, found = rows[found.readable].reset_index(drop=True), found.subset(found.readable)
     if rows.empty:
         raise WhaleidError(f"{competition.root}: none of {len(listed):,} listed test images can be read")
     say(f"{len(rows):,} test images")

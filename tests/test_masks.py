@@ -19,9 +19,9 @@ from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, 
 from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
-from whaleid.pipeline.carried import copy_masks, open_carried, project_content
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage, local_stage
+from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
@@ -261,7 +261,7 @@ def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> N
     copy_masks(project.competition, images[images["split"] == "test"], tmp_path / "carried")
     assert sorted(path.name for path in (tmp_path / "carried").rglob("*.png")) == ["8.png", "9.png"]
     settings = Settings(work=tmp_path / "there")
-    there = open_carried(project_content(project), tmp_path / "home", settings, masks=tmp_path / "carried")
+    there = project_from_json(project_to_json(project), tmp_path / "home", settings, masks=tmp_path / "carried")
     assert there.masks_key == project.masks_key and there.local_key("n") == project.local_key("n")
     test = images[images["split"] == "test"]
     masks = masks_of(there.competition, test)

@@ -74,8 +74,8 @@ def rebuild(
     options = options_of(competition, recipe, out, set_, skip_unreadable)
     result = build(project, start.value, archive or archive_path(project), out, jobs, options)
     if result.same is False and start is StartChoice.predictions:
-        raise WhaleidError(f"{result.path}: {result.said}: saved predictions must give the same; make archive again")
-    print(result.said)
+        raise WhaleidError(f"{result.path}: {result.comparison}; run make archive again")
+    print(result.comparison)
     if result.same is False:
         print("another processor, GPU or version of a library changes scores in their last digits, and so some orders")
     print(f"submission: {result.path}")

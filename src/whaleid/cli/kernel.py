@@ -59,7 +59,8 @@ def kernel(
     notebook: Annotated[bool, typer.Option("--notebook", help="push the notebook instead of the script")] = False,
 ) -> None:
     """Make the Kaggle kernel of a recipe, with its data sets: work/<competition>/kernel/<recipe>/."""
-    from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, make_bundle
+    from whaleid.kaggle.kernel.assets import inference_size
+    from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
     from whaleid.pipeline.stages import folds_stage
 
@@ -99,7 +100,7 @@ def kernel_run(
 ) -> None:
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
     from whaleid.kaggle.kernel.bundle import bundle_folder
-    from whaleid.kaggle.kernel.run import (
+    from whaleid.kaggle.kernel.local_run import (
         RunOptions,
         compare_submissions,
         require_equal,
@@ -118,7 +119,7 @@ def kernel_run(
         base = project.workspace.root / "kernel-run" / bundle.name
         print(f"layout {one}", flush=True)
         run = run_bundle(bundle, project.competition, base, RunOptions(one, hours))
-        print(f"{run.seconds:.0f} s; {run.words}")
+        print(f"{run.seconds:.0f} s; {run.isolation}")
         if mode is Mode.training:
             print(f"output: {run.working}")
             continue

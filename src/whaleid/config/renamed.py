@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-COMPETITION: dict[str, str] = {}
+COMPETITION: dict[str, str] = {"mend": "rename_values"}
 
 EXPERIMENT: dict[str, str] = {}
 

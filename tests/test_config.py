@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from whaleid.config import files as configfiles
-from whaleid.config.files import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
+from whaleid.config.files import load_competition, load_experiment, load_recipe, parse_overrides
 from whaleid.utils.errors import WhaleidError
 
 CONFIGS = configfiles.repository_root() / "configs"
@@ -54,19 +54,19 @@ def test_gold_has_the_29_networks() -> None:
 )
 def test_a_wrong_override_is_one_clear_line(pair: str, said: str) -> None:
     with pytest.raises(WhaleidError, match=said) as caught:
-        load_recipe_with("sample", parse_overrides([pair]))
+        load_recipe("sample", parse_overrides([pair]))
     assert "\n" not in str(caught.value)
 
 
 def test_overrides_reach_every_experiment() -> None:
-    _, experiments = load_recipe_with("sample", parse_overrides(["train.epochs=3", "image.width=64"]))
+    _, experiments = load_recipe("sample", parse_overrides(["train.epochs=3", "image.width=64"]))
     assert {(experiment.train.epochs, experiment.image.width) for experiment in experiments} == {(3, 64)}
 
 
 def test_another_head_brings_its_own_settings_alone(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("extends: default\nhead: {name: arcface, margin: 0.5}\n")
     (tmp_path / "child.yaml").write_text("extends: base\nhead: {name: softmax}\n")
-    assert load_experiment("child", near=tmp_path).head.model_dump() == {
+    assert load_experiment("child", {}, tmp_path).head.model_dump() == {
         "name": "softmax",
         "smoothing": 0.0,
         "focal": 0.0,
@@ -84,7 +84,7 @@ def test_a_circle_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b\n")
     (tmp_path / "b.yaml").write_text("extends: a\n")
     with pytest.raises(WhaleidError, match="extends itself"):
-        load_experiment("a", near=tmp_path)
+        load_experiment("a", {}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,12 @@ def leftovers(world: World) -> list[str]:
 
 def test_download_unpack_count_and_again_nothing(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents())
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
     assert f"{TRAIN} train images, {TEST} test images" in done.stdout
     assert sorted(path.name for path in world.root.iterdir()) == ["sample_submission.csv", "test", "train", "train.csv"]
     assert (world.root / "train" / "a3.jpg").read_bytes() == contents()["train/a3.jpg"]
-    again = world.run("fetch")
+    again = world.run("data", "download")
     assert again.returncode == 0
     assert world.state.methods() == ["DownloadDataFiles"]
     assert not world.holds(KEY)
@@ -67,7 +67,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
     assert 2_000_000 <= have < len(archive)
     assert leftovers(world) == []
 
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
     assert "carrying on after" in done.stdout
     assert world.state.ranges[-1] == f"bytes={have}-"
@@ -77,7 +77,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
 def test_a_connection_dropped_on_the_way_is_taken_up_by_itself(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(150_000))
     world.state.break_at.append(("drop", 1_500_000))
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
     assert [asked is not None for asked in world.state.ranges] == [False, True]
     assert len(world.pauses()) == 1
@@ -96,7 +96,7 @@ def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with
     have = (world.root / f"{SLUG}.zip").stat().st_size
     assert have >= 1_000_000
 
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
     assert "carrying on after" in done.stdout
     assert world.state.ranges[-1] == f"bytes={have}-"
@@ -145,7 +145,7 @@ def test_without_credentials_the_line_says_how_to_get_some(world: World) -> None
 
 def test_a_token_serves_too(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(100))
-    done = world.run("fetch", KAGGLE_API_TOKEN=TOKEN, KAGGLE_KEY="")
+    done = world.run("data", "download", KAGGLE_API_TOKEN=TOKEN, KAGGLE_KEY="")
     assert done.returncode == 0, done.stderr
     assert not world.holds(TOKEN)
 
@@ -155,7 +155,7 @@ def test_an_archive_that_lies_there_is_taken_without_asking(world: World) -> Non
     images = {name.removeprefix("train/"): content for name, content in files.items() if name.startswith("train/")}
     rest = {name: content for name, content in files.items() if not name.startswith("train/")}
     write_files(world.root, {f"{SLUG}.zip": zipped({**rest, "train.zip": zipped(images)}), "boxes.csv": b"mine"})
-    done = world.run("fetch", "--keep-archive", KAGGLE_KEY="")
+    done = world.run("data", "download", "--keep-archive", KAGGLE_KEY="")
     assert done.returncode == 0, done.stderr
     assert world.state.methods() == []
     assert (world.root / "boxes.csv").read_bytes() == b"mine"
@@ -173,7 +173,7 @@ def test_images_that_are_not_in_the_archive_are_told_and_nothing_stays(world: Wo
 
 def test_an_unpacking_that_was_killed_leaves_nothing_that_looks_done(world: World) -> None:
     write_files(world.root, {f"{SLUG}.zip": zipped(contents(100)), ".unpacking/train.csv": b"half"})
-    assert world.run("fetch").returncode == 0
+    assert world.run("data", "download").returncode == 0
     assert not (world.root / ".unpacking").exists()
     assert (world.root / "train.csv").read_bytes() == contents()["train.csv"]
 

@@ -87,11 +87,11 @@ def test_a_wrong_file_ends_a_command_with_one_line(
     file.write_text('{"WORKDIR": "x"}')
     for words in (
         ["data", "build"],
-        ["sample"],
+        ["data", "sample"],
         ["weights"],
         ["data", "check"],
         ["plan"],
-        ["submission", "check", "x"],
+        ["submission", "--check", "x"],
     ):
         assert "unknown key 'WORKDIR'" in refused(monkeypatch, capsys, words)
 
@@ -141,7 +141,7 @@ def test_every_stage_keeps_to_the_folders_and_the_command_line_wins(
     assert [path.name for path in submissions.glob("*.csv")].count("log.csv") == 1
     assert len(list(submissions.glob("drawn_recipe_*.csv"))) == 1
     assert (Path(folders["WORK_DIR"]) / "drawn" / "metrics.json").is_file()
-    run(monkeypatch, ["folds", *options, "--work", str(tmp_path / "given")])
+    run(monkeypatch, ["data", "folds", *options, "--work", str(tmp_path / "given")])
     assert (tmp_path / "given" / "drawn" / "folds.csv").is_file()
     assert list(here.iterdir()) == []
 

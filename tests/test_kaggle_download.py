@@ -48,7 +48,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = archive
     world.state.break_at.append(("stall", 2_500_000))
     process = subprocess.Popen(
-        world.words("fetch"),
+        world.words("data", "download"),
         cwd=world.folder,
         env=world.environment(),
         stdout=subprocess.DEVNULL,
@@ -59,7 +59,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
     end = time.monotonic() + 20
     while (not part.is_file() or part.stat().st_size < 2_000_000) and time.monotonic() < end:
         time.sleep(0.05)
-    locked = world.refused("fetch")
+    locked = world.refused("data", "download")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "under way" in locked
@@ -86,7 +86,7 @@ def test_a_connection_dropped_on_the_way_is_taken_up_by_itself(world: World) -> 
 def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(150_000))
     world.state.break_at.extend([("drop", 1_500_000), *[("drop", 1000)] * 5])
-    line = world.refused("fetch")
+    line = world.refused("data", "download")
     assert "the connection to Kaggle broke" in line and "it carries on" in line
     pauses = world.pauses()  # the client's own: five tries more, each after twice the time
     assert len(pauses) == 5
@@ -128,7 +128,7 @@ def test_each_failure_is_one_clear_line(
     if fault is not None:
         world.state.archives[f"{SLUG}.zip"] = zipped(contents())
         world.state.fail("DownloadDataFiles", fault, 12)
-    line = world.refused("fetch", **environment)
+    line = world.refused("data", "download", **environment)
     assert said in line
     assert not world.root.exists()
     for secret in (KEY, *environment.values()):
@@ -136,7 +136,7 @@ def test_each_failure_is_one_clear_line(
 
 
 def test_without_credentials_the_line_says_how_to_get_some(world: World) -> None:
-    line = world.refused("fetch", KAGGLE_KEY="")
+    line = world.refused("data", "download", KAGGLE_KEY="")
     assert "no Kaggle credentials are found: run `kaggle auth login`" in line
     assert f"put the zip there as {SLUG}.zip" in line
     assert world.state.methods() == []
@@ -167,7 +167,7 @@ def test_images_that_are_not_in_the_archive_are_told_and_nothing_stays(world: Wo
     files = contents(100)
     del files["test/b2.jpg"]
     world.state.archives[f"{SLUG}.zip"] = zipped(files)
-    assert "1 of 6 listed images" in world.refused("fetch")
+    assert "1 of 6 listed images" in world.refused("data", "download")
     assert leftovers(world) == []
 
 

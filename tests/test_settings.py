@@ -164,11 +164,11 @@ def test_make_follows_the_file_and_cleans_its_own_folders_alone(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["kept"]
     for outside in ("../outside", str(tmp_path.parent / "outside"), ".", "work/../../outside"):
         (tmp_path / SETTINGS).write_text(json.dumps({"WORK_DIR": outside}))
-        assert f"left alone, for it is not a folder in here: {outside}" in made(tmp_path, "clean")
+        assert f"left alone, because it is not a folder in here: {outside}" in made(tmp_path, "clean")
     assert (tmp_path.parent / "outside").is_dir()
     assert (tmp_path / "work").is_dir()
-    assert "--work" not in made(tmp_path, "-n", "plan", "setup=", "-o", "setup")
-    assert '--work "other"' in made(tmp_path, "-n", "plan", "WORK=other", "-o", "setup")
+    assert "--work" not in made(tmp_path, "-n", "score", "setup=", "-o", "setup")
+    assert '--work "other"' in made(tmp_path, "-n", "score", "WORK=other", "-o", "setup")
 
 
 def made(folder: Path, *words: str) -> str:

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from whaleid.config.files import default_recipe, repository_root
-from whaleid.config.settings import read_settings
+from whaleid.config.files import default_recipe
+from whaleid.config.settings import read_settings, repository_root
 from whaleid.pipeline.project import Project, open_project
 
 FOLDER = "notebooks"

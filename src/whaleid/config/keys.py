@@ -37,8 +37,11 @@ def suggestion(key: str, known: Iterable[str]) -> str:
     known = list(dict.fromkeys(known))
     last = key.rpartition(".")[2]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    close = close or [item for item in known if item.rpartition(".")[2] == last]
+    close = close or sorted(
+        (item for item in known if item.rpartition(".")[2] == last), key=lambda item: item.count(".")
+    )
     if close:
         return f"did you mean '{close[0]}'?"
     group = key.rpartition(".")[0]
-    return f"known keys: {', '.join(item for item in known if item.rpartition('.')[0] == group)}"
+    beside = [item for item in known if item.rpartition(".")[0] == group] or [item for item in known if "." not in item]
+    return f"known keys: {', '.join(beside)}"

@@ -22,8 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from whaleid.config.files import repository_root
-from whaleid.config.settings import WEIGHTS
+from whaleid.config.settings import WEIGHTS, config_root, repository_root
 from whaleid.data.pseudo import write_pseudo_labels
 from whaleid.kaggle.kernel.carried import (
     MASKS,
@@ -183,8 +182,7 @@ def _write_code(out: Path) -> None:
     """src/whaleid, configs and the licence; no bytecode."""
     package, root = _package(), repository_root()
     shutil.copytree(package, out / "src" / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    if (root / "configs").is_dir():
-        shutil.copytree(root / "configs", out / "configs")
+    shutil.copytree(config_root(), out / "configs", ignore=shutil.ignore_patterns("__pycache__", "*.py"))
     if (root / "LICENSE").is_file():
         shutil.copyfile(root / "LICENSE", out / "LICENSE")
 

@@ -33,10 +33,10 @@ from whaleid.ensemble.protocol import FULL_DATA, Protocol
 from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_labels
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain
-from whaleid.kaggle.kernel.carried import carried, open_carried, project_content
 from whaleid.pipeline import pseudo_labels as rounds
 from whaleid.pipeline import stages as pipeline
 from whaleid.pipeline import submission as answers
+from whaleid.pipeline.carried import carried, open_carried, project_content
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.submission import ensemble_stage, submission_path, submission_stage

@@ -81,7 +81,7 @@ def build(context: Context) -> None:
 
     competition, skip = context.load_competition(), context.skip_unreadable
     workspace = Workspace(context.work_folder / competition.name)
-    images = images_table(competition, workspace, images_key_of(competition, skip), skip)
+    images = images_table(competition, workspace, images_key_of(competition, workspace, skip), skip)
     print(f"{workspace.images}: {len(images):,} images")
 
 

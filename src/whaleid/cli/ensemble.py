@@ -114,7 +114,7 @@ def score(
     elif solution is None:
         raise WhaleidError("score: give the solution too: whaleid score SUBMISSION SOLUTION")
     else:
-        from whaleid.evaluation.submissions import score_submission
+        from whaleid.evaluation.topk import score_submission
 
         result = score_submission(submission, solution, 5 if k is None else k)
     if as_json:

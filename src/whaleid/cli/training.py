@@ -33,9 +33,11 @@ def plan(
 
     Example: whaleid plan -c humpback -r gold --tflops 30
     """
+    from whaleid.kaggle.kernel.size import planned_line, planned_size
     from whaleid.pipeline.plan import plan_lines
 
     print("\n".join(plan_lines(context.project, tflops, images, identities)))
+    print(planned_line(planned_size(context.project, images, identities)))
 
 
 def weights(context: Context) -> None:

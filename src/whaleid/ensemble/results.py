@@ -16,11 +16,10 @@ from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.gains import Gain, paired_gain
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
-from whaleid.ensemble.stack_models import write_stack_models
+from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.ensemble.worth import BlendWorth
 from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
-from whaleid.pipeline.workspace import STACK_FOLDER
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.utils.files import write_json
 

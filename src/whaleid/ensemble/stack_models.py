@@ -24,6 +24,9 @@ from whaleid.utils.files import atomic_path, write_json
 
 _ORDERS = "orders.json"
 
+STACK_FOLDER = "stack"
+"""Beside a recipe's candidates: the fitted stack, for the test set."""
+
 
 @dataclass(frozen=True)
 class StackModels:

@@ -290,7 +290,7 @@ def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path):
 
 @pytest.mark.parametrize("command", ["train", "ensemble", "matches"])
 def test_the_command_line_says_it_in_one_line(project: Project, tmp_path: Path, monkeypatch, capsys, command: str):
-    given = project.competition.model_dump(mode="json", exclude={"mend"})
+    given = project.competition.model_dump(mode="json", exclude={"rename_values"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
     recipe = {"folds": 2, "sources": project.recipe.sources, "combine": {"local": LOCAL}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))

@@ -34,7 +34,7 @@ from whaleid.utils.errors import WhaleidError
 
 EVERYTHING = {
     "rerank": {"expansion": {"neighbours": [2], "alpha": [1.0]}, "reciprocal": None, "labels": None},
-    "stack": {"rounds": 20, "groups": 2, "least": 5},
+    "stack": {"num_iterations": 20, "groups": 2, "min_data_in_leaf": 5},
 }
 
 # --------------------------------------------------------------------------------------------------- the ladder
@@ -129,7 +129,7 @@ def test_without_test_images_there_is_nothing_for_them_to_answer(world: World, t
 
 def test_the_ablation_can_leave_the_only_one_out(world: World, sources: list[Source]) -> None:
     given = [sources[0], replace(sources[1], full=None)]
-    stacked = recipe(classifier=None, stack={"rounds": 5, "groups": 2, "least": 5, "seeds": 1})
+    stacked = recipe(classifier=None, stack={"num_iterations": 5, "groups": 2, "min_data_in_leaf": 5, "seeds": 1})
     rows = ablate(world.images, world.folds, given, stacked, world.competition).rows
     assert "network net0" in [row.name for row in rows]
 

@@ -180,7 +180,7 @@ def test_one_pair_can_be_asked_for(project: Project, material: StackInputs, tmp_
 
 def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
     """By the name of a YAML, as on the command line; a recipe without local matching takes its defaults."""
-    given = project.competition.model_dump(mode="json", exclude={"mend"})
+    given = project.competition.model_dump(mode="json", exclude={"rename_values"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"folds": 2, "sources": project.recipe.sources}))
     out = tmp_path / "deeper" / "pair.png"

@@ -197,5 +197,5 @@ def _counts(project: Project) -> dict[str, int]:
 
 def _teachers(project: Project) -> Project:
     """The project without what its pseudo-labels do not depend on."""
-    combine = project.recipe.combine.model_copy(update={"stack": None, "after": None, "unknown": "threshold"})
+    combine = project.recipe.combine.model_copy(update={"stack": None, "unknown": "threshold"})
     return project.with_settings(project.recipe.model_copy(update={"combine": combine}))

@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config.settings import WEIGHTS, Settings
-from whaleid.data.competition import inspect_rows, named, read_table
+from whaleid.data.competition import first_few, inspect_rows
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
+from whaleid.data.tables import read_table
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.embed import Test, embed_test, gpus, make_room, probe
@@ -129,7 +130,7 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
     rows = rows[rows["split"] == "test"].reset_index(drop=True)
     absent = listed[~listed.isin(rows["image"])].tolist()
     if absent:
-        which = f"{len(absent):,} of {len(listed):,} listed test images are not there: {named(absent)}"
+        which = f"{len(absent):,} of {len(listed):,} listed test images are not there: {first_few(absent)}"
         say(f"warning: {competition.root}: {which}; their rows are filled by the prior")
     found = fingerprint_images(competition.root, rows["path"].tolist())
     bad = found.problem != ""

@@ -164,10 +164,8 @@ def rebuild(
     options = replace(context, work=out).options
     result = build(project, start.value, archive or archive_path(project), out, context.jobs, options)
     if result.same is False and start is RebuildFrom.predictions:
-        raise WhaleidError(
-            f"{result.path}: {result.said}: saved predictions must give the same submission; run whaleid archive again"
-        )
-    print(result.said)
+        raise WhaleidError(f"{result.path}: {result.comparison}; run whaleid archive again")
+    print(result.comparison)
     if result.same is False:
         print("another processor, GPU or library version changes the last digits of scores, and so the order of some")
     print(f"submission: {result.path}")

@@ -41,7 +41,8 @@ def kernel(
 
     Example: whaleid kernel -c humpback --owner your-kaggle-name
     """
-    from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, make_bundle
+    from whaleid.kaggle.kernel.assets import inference_size
+    from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
     from whaleid.pipeline.stages import folds_stage
 
@@ -75,7 +76,7 @@ def kernel_run(
     Example: whaleid kernel-run -c sample --layout new
     """
     from whaleid.kaggle.kernel.bundle import bundle_folder
-    from whaleid.kaggle.kernel.run import (
+    from whaleid.kaggle.kernel.local_run import (
         RunOptions,
         compare_submissions,
         require_equal,
@@ -94,7 +95,7 @@ def kernel_run(
         base = project.workspace.root / "kernel-run" / bundle.name
         print(f"layout {one}", flush=True)
         run = run_bundle(bundle, project.competition, base, RunOptions(one, hours))
-        print(f"{run.seconds:.0f} s; {run.words}")
+        print(f"{run.seconds:.0f} s; {run.isolation}")
         if _trains(experiment, fold):
             print(f"output: {run.working}")
             continue

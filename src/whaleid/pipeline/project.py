@@ -68,7 +68,7 @@ class Project:
         """The same project under a recipe changed in other things than its experiments."""
         found = replace(self, recipe=recipe, workspace=workspace or self.workspace)
         for name in ("images_key", "labelled_key", "masks_key"):
-            if name in vars(self):  # found before, or given (kaggle/kernel/carried.py)
+            if name in vars(self):  # found before, or given (pipeline/transfer.py)
                 vars(found)[name] = vars(self)[name]
         return found
 

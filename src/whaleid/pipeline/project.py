@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config import Competition, Experiment, ExperimentBase, PretextExperiment, Recipe
-from whaleid.config.files import load_competition, load_pretext, load_recipe_with, parse_overrides
+from whaleid.config.files import load_competition, load_pretext, load_recipe, parse_overrides
 from whaleid.config.settings import WEIGHTS, Settings, read_settings
 from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import masks_key
@@ -208,7 +208,7 @@ def open_project(
     """Project from what the command line says; nothing is read but YAML, and SETTINGS.json where settings is None."""
     settings = settings or read_settings()
     contest = load_competition(competition, settings)
-    loaded, experiments = load_recipe_with(recipe, parse_overrides(pairs or []))
+    loaded, experiments = load_recipe(recipe, parse_overrides(pairs or []))
     pretext = load_pretext(recipe, loaded, experiments)
     workspace = Workspace(work / contest.name)
     return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)

@@ -25,7 +25,7 @@ import pandas as pd
 
 from whaleid.evaluation.topk import read_guesses
 from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
-from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.stages import images_stage
@@ -81,7 +81,7 @@ print((bundle.folder / "kernel" / "kernel-metadata.json").read_text())
 
 # %%
 run = run_bundle(bundle.folder, project.competition, project.workspace.root / "kernel-run" / "notebook", RunOptions())
-print(f"{run.seconds:.0f} s; {run.words}")
+print(f"{run.seconds:.0f} s; {run.isolation}")
 
 # %%
 print(compare_submissions(local, submission_of(run)).line())

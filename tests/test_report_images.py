@@ -54,7 +54,7 @@ def make_drawn(root: Path) -> Project:
             cv2.imwrite(str(root / "data" / ("train" if split == "train" else "test") / name), shown)
     for path in (root / "features").glob("fold*/embeddings.npy"):  # it errs often, so that there are paths to show
         np.save(path, np.load(path) + np.random.default_rng(0).normal(0, 2, (36, 12)))
-    combine = project.recipe.combine.model_copy(update={"local": LocalConfig.model_validate(LOCAL)})
+    combine = project.recipe.combine.model_copy(update={"local_matching": LocalConfig.model_validate(LOCAL)})
     return replace(project, recipe=project.recipe.model_copy(update={"combine": combine}))
 
 
@@ -76,7 +76,7 @@ def results(project: Project) -> Results:
 
 
 def local_of(results: Results) -> LocalConfig:
-    local = results.project.recipe.combine.local
+    local = results.project.recipe.combine.local_matching
     assert local is not None
     return local
 
@@ -159,7 +159,7 @@ def test_without_keypoints_the_page_says_so(project: Project, tmp_path: Path) ->
     finally:
         (tmp_path / "away").rename(kept)
     assert "The keypoints are not in the work folder" in page and "matches-" not in page
-    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local": None})
+    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local_matching": None})
     without = replace(project, recipe=project.recipe.model_copy(update={"combine": bare}))
     assert "Matched keypoints" not in write_report(without).read_text()
 
@@ -184,7 +184,7 @@ def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"folds": 2, "sources": project.recipe.sources}))
     out = tmp_path / "deeper" / "pair.png"
     options = ["-c", str(tmp_path / "tiny.yaml"), "-r", str(tmp_path / "own.yaml"), "-w", str(tmp_path / "work")]
-    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--out", str(out), *options])
+    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--output", str(out), *options])
     assert found.exit_code == 0 and re.fullmatch(rf"{out}: \d+ of \d+ mutual matches agree in geometry\n", found.output)
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"

@@ -145,7 +145,7 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
 
     if path.suffix.lower() != ".png":
         raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
-    images, local = images_stage(project), project.recipe.combine.local or LocalConfig()
+    images, local = images_stage(project), project.recipe.combine.local_matching or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
     pair, weights, root = images.iloc[list(rows)], project.settings.weights, project.competition.root
     detector, masks = detector_of(local, weights), masks_of(project.competition, pair) or (None, None)

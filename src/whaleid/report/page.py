@@ -216,7 +216,7 @@ def _examples(results: Results, folder: Path) -> dict[str, Any]:
 
 def _matches(results: Results, folder: Path) -> dict[str, Any] | None:
     """Matched keypoints of a few queries; None where the recipe has no local matching."""
-    project, local = results.project, results.project.recipe.combine.local
+    project, local = results.project, results.project.recipe.combine.local_matching
     if local is None:
         return None
     keypoints = project.workspace.local(local_name(local))

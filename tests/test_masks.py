@@ -15,7 +15,7 @@ from test_local import texture, turned, write_images
 from whaleid.config import Competition, LocalConfig
 from whaleid.config.settings import Settings
 from whaleid.data.check import check_data
-from whaleid.data.masks import Mask, brought_to, mask_name, masks_key, masks_of, read_mask
+from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, resize_mask
 from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
@@ -67,7 +67,7 @@ def project_at(root: Path, masks: str | None = "masks", local: bool = True) -> P
             "masks": masks,
         }
     )
-    made = recipe(local={"size": 128, "keypoints": 60} if local else None)
+    made = recipe(local_matching={"size": 128, "keypoints": 60} if local else None)
     return Project(competition, made, (), Workspace(root / "work" / "masked"))
 
 
@@ -151,10 +151,10 @@ def test_a_shared_background_does_not_match(tmp_path: Path) -> None:
     assert counts[False][1] >= 8
 
 
-def test_brought_to_another_size() -> None:
+def test_resized_mask() -> None:
     mask = disc(64, 48)
-    assert brought_to(mask, (64, 48)) is mask
-    small, large = brought_to(mask, (32, 24)), brought_to(mask, (128, 96))
+    assert resize_mask(mask, (64, 48)) is mask
+    small, large = resize_mask(mask, (32, 24)), resize_mask(mask, (128, 96))
     assert small.shape == (24, 32) and large.shape == (96, 128)
     for other, factor in ((small, 4), (large, 1 / 4)):
         assert set(np.unique(other)) == {0, 255}
@@ -174,7 +174,7 @@ def test_each_bad_mask_is_one_line(tmp_path: Path) -> None:
     assert not read_mask(Mask(tmp_path / "black.png", (20, 10))).any()
     for name, size, said in (
         ("none.png", (20, 10), r"none\.png: mask not found; every image needs one"),
-        ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its picture 10 x 20"),
+        ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its image 10 x 20"),
         ("grey.png", (20, 10), r"grey\.png: its brightest pixel is 1 of 255"),
         ("broken.png", (20, 10), r"broken\.png: not a readable image"),
     ):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from whaleid.config import Competition
-from whaleid.config.files import repository_root
+from whaleid.config.settings import repository_root
 from whaleid.data.competition import inspect_rows, read_rows
 from whaleid.kaggle.client import KaggleError, competition_page, kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials
@@ -52,11 +52,11 @@ def verdict(project: Project, findings: list[Finding]) -> str:
     what = f"recipe {project.recipe.name} on {project.competition.name}"
     missing = [finding.name for finding in findings if finding.state == "missing"]
     if missing:
-        todo = "do what their lines say, then run make doctor again"
+        todo = "do what their lines say, then run whaleid doctor again"
         return f"{what}: not ready, {len(missing)} missing ({', '.join(missing)}): {todo}"
     notes = sum(finding.state == "note" for finding in findings)
     minor = f" (notes: {notes}, none of which stops it)" if notes else ""
-    return f"{what}: ready{minor}; next: make leaderboard with the same COMPETITION and RECIPE"
+    return f"{what}: ready{minor}; next: whaleid leaderboard with the same --competition and --recipe"
 
 
 def examine(project: Project) -> Iterator[Finding]:
@@ -127,7 +127,7 @@ def graphics_card(device: str, needs: Needs | None) -> Finding:
     if needs is None:
         return Finding("note", "GPU", "none found")
     if needs.hours > TOO_LONG:
-        text = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or RECIPE=cpu"
+        text = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or --recipe cpu"
         return Finding("missing", "GPU", text)
     return Finding("ok", "GPU", f"none; the recipe takes about {needs.hours:,.1f} h on two cores")
 
@@ -140,7 +140,7 @@ def disk(folder: Path, needs: Needs | None) -> Finding:
         return Finding("note", "disk", f"{text}; what the recipe needs is known once the data is here")
     text += f", the recipe needs about {needs.disk / _GB:,.1f} GB"
     if free < needs.disk:
-        return Finding("missing", "disk", f"{text}: free some space, or use another disk with WORK=")
+        return Finding("missing", "disk", f"{text}: free some space, or use another disk with --work")
     return Finding("ok", "disk", text)
 
 
@@ -166,8 +166,8 @@ def data(competition: Competition) -> Finding:
     """Whether every image that the CSVs list is there."""
     if not has_tables(competition):
         if competition.name == "sample":
-            return Finding("ok", "data", "the sample is drawn when it is first needed (make sample)")
-        todo = f"make data COMPETITION={competition.name}" if competition.kaggle else "put its CSVs and images there"
+            return Finding("ok", "data", "the sample is drawn when it is first needed (whaleid data sample)")
+        todo = f"whaleid data download -c {competition.name}" if competition.kaggle else "put its CSVs and images there"
         return Finding("missing", "data", f"not in {competition.root}: {todo}")
     try:
         rows, problems = inspect_rows(competition)

@@ -1,6 +1,6 @@
 """A kernel to Kaggle: its data sets are created or get a new version, then the kernel is pushed.
 
-    work/<competition>/kernel/<recipe>/              made by `make kernel`
+    work/<competition>/kernel/<recipe>/              made by `whaleid kernel`
     work/<competition>/kernel/<recipe>.pushed.json   what is at Kaggle: id -> digest of the content, version, ready
     work/<competition>/kernel/<recipe>.output/       the kernel's output
 
@@ -82,7 +82,7 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read the folder that `make kernel` made.
+    """Read the folder that `whaleid kernel` made.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def read_bundle(folder: Path) -> Bundle:
     home = folder / "kernel"
     others = sorted(path.parent.parent.name for path in folder.parent.glob("*/kernel/kernel-metadata.json"))
     if not (home / "kernel-metadata.json").is_file():
-        hint = f"; there are {', '.join(others[:3])} beside it (ARGS='--experiment NAME --fold K')" if others else ""
-        raise WhaleidError(f"{folder}: no kernel here: run make kernel first{hint}")
+        hint = f"; there are {', '.join(others[:3])} beside it (--experiment NAME --fold K)" if others else ""
+        raise WhaleidError(f"{folder}: no kernel here: run whaleid kernel first{hint}")
     metadata = _read_json(home / "kernel-metadata.json")
     data_sets = tuple(_data_set(path.parent) for path in sorted(folder.glob("datasets/*/dataset-metadata.json")))
     files = sorted(path for path in home.iterdir() if path.is_file())
@@ -139,8 +139,8 @@ def push(bundle: Bundle, note: str, again: bool = False) -> Iterator[str]:
     owner = bundle.kernel.id.split("/")[0]
     if owner == PLACEHOLDER or user not in (None, owner):
         raise WhaleidError(
-            f"{bundle.folder}: its owner is {owner}, the credentials are of {user or 'an unknown user'}: run make "
-            f"kernel OWNER={user or '<your Kaggle name>'} first"
+            f"{bundle.folder}: its owner is {owner}, the credentials are of {user or 'an unknown user'}: run whaleid "
+            f"kernel --owner {user or '<your Kaggle name>'} first"
         )
     for part in bundle.data_sets:
         yield from _push_data_set(bundle, part, note)
@@ -199,7 +199,7 @@ def fetch_output(project: Project, place: Path, run: tuple[str, int] | None = No
     status = kernel_status(id)
     yield status.line()
     if status.state in ("queued", "running"):
-        raise WhaleidError(f"kernel {id} is not done yet ({status.state}); make kernel-status shows its state")
+        raise WhaleidError(f"kernel {id} is not done yet ({status.state}); whaleid kaggle status shows its state")
     folder = place.with_name(f"{place.name}.output")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -233,7 +233,7 @@ def _check_run(project: Project, folder: Path, experiment: str, fold: int) -> st
 
 
 def _data_set(folder: Path) -> Part:
-    manifest = read_manifest(folder, "run make kernel again")
+    manifest = read_manifest(folder, "run whaleid kernel again")
     id = str(_read_json(folder / "dataset-metadata.json")["id"])
     return Part(id, folder, file_digest(folder / MANIFEST), len(manifest.files), manifest.size)
 
@@ -263,7 +263,7 @@ def _send(part: Part, new: bool, note: str) -> None:
     lost = re.findall(r"Upload unsuccessful: (.+)", out)
     if lost:
         raise WhaleidError(
-            f"data set {part.id}: {lost[0].strip()} did not arrive at Kaggle; run make kernel-push again"
+            f"data set {part.id}: {lost[0].strip()} did not arrive at Kaggle; run whaleid kaggle push again"
         )
 
 
@@ -285,7 +285,9 @@ def _wait_until_ready(id: str, version: int) -> Iterator[str]:
         if status != shown:
             yield f"data set {id}: {status.replace('_', ' ')}"
             shown = status
-    raise WhaleidError(f"data set {id}: not ready after {READY_SECONDS / 60:.0f} minutes; run make kernel-push again")
+    raise WhaleidError(
+        f"data set {id}: not ready after {READY_SECONDS / 60:.0f} minutes; run whaleid kaggle push again"
+    )
 
 
 def _version(id: str) -> int | None:
@@ -328,7 +330,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise WhaleidError(f"{path}: not readable as JSON ({error}); run make kernel again") from error
+        raise WhaleidError(f"{path}: not readable as JSON ({error}); run whaleid kernel again") from error
 
 
 def _pushed(bundle: Bundle) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,7 @@ class Listed:
         if self.state == "error":
             return f"{self.file}: Kaggle could not score it; its page says why"
         if self.state != "complete":
-            return f"{self.file}: no score yet; make scores reads it later"
+            return f"{self.file}: no score yet; whaleid kaggle scores reads it later"
         private = "" if self.private is None else f", private {self.private:.5f}"
         return f"{self.file}: public {'hidden' if self.public is None else f'{self.public:.5f}'}{private}"
 
@@ -84,12 +84,14 @@ def prepare(project: Project) -> Outgoing:
     slug, figures = kaggle_slug(project), read_figures(project)
     if figures is None or not submission_path(project, figures["key"]).is_file():
         raise WhaleidError(
-            f"recipe {project.recipe.name} has no submission for {project.competition.name} yet: run make submission"
+            f"recipe {project.recipe.name} has no submission for {project.competition.name} yet: run whaleid submission"
         )
     path = submission_path(project, figures["key"])
     problems = submission_problems(path, project.competition, project.workspace.root.parent)
     if problems:
-        more = f" (and {len(problems) - 1} more: whaleid submission check lists all)" if len(problems) > 1 else ""
+        more = (
+            f" (and {len(problems) - 1} more: whaleid submission --check FILE lists all)" if len(problems) > 1 else ""
+        )
         raise WhaleidError(f"not submitted: {problems[0]}{more}")
     cv = figures["ladder"]["rungs"][-1]["map"]
     return Outgoing(slug, path, f"{project.recipe.name} | {cv:.5f} | {figures['commit'] or 'no commit'}", figures)

@@ -1,4 +1,4 @@
-"""`make kernel`: a folder with all that a Kaggle kernel needs.
+"""`whaleid kernel`: a folder with all that a Kaggle kernel needs.
 
     kernel/            kernel-metadata.json, the script, the same as a notebook
     datasets/code/     the package and configs/
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whaleid.config.files import repository_root
+from whaleid.config.settings import config_root, repository_root
 from whaleid.kaggle.kernel.assets import inference_size, write_inference_assets, write_training_assets
 from whaleid.kaggle.kernel.wheels import collect_wheels, needed_wheels
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
@@ -176,7 +176,7 @@ def wants_gpu(project: Project, options: KernelOptions) -> bool:
 def kernel_script(title: str, settings: dict[str, Any]) -> str:
     """The kernel as a script: entry.py with the settings in it."""
     text = Path(__file__).with_name("entry.py").read_text()
-    text = text.replace("Kernel of whaleid", f"{title}: made by `make kernel` of whaleid.", 1)
+    text = text.replace("Kernel of whaleid", f"{title}: made by `whaleid kernel` of whaleid.", 1)
     return text.replace('json.loads("{}")', f'json.loads(r"""\n{json.dumps(settings, indent=1)}\n""")', 1)
 
 
@@ -203,8 +203,7 @@ def _competition_slug(project: Project) -> str:
 def _write_code(out: Path) -> None:
     root = repository_root()
     shutil.copytree(PACKAGE, out / "src" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    if (root / "configs").is_dir():
-        shutil.copytree(root / "configs", out / "configs")
+    shutil.copytree(config_root(), out / "configs")
     if (root / "LICENSE").is_file():
         shutil.copyfile(root / "LICENSE", out / "LICENSE")
 

@@ -20,7 +20,7 @@ import pandas as pd
 from whaleid.config.settings import WEIGHTS, Settings
 from whaleid.data.competition import first_few, inspect_rows
 from whaleid.data.fingerprints import fingerprint_images
-from whaleid.data.images_table import images_table, readable, unreadable_line
+from whaleid.data.images_table import images_table, unreadable_line
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.data.tables import read_table
@@ -142,11 +142,10 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
         which = f"{len(missing):,} of {len(listed):,} listed test images are missing: {first_few(missing)}"
         log(f"warning: {competition.root}: {which}; they get the most frequent labels")
     found = fingerprint_images(competition.root, rows["path"].tolist())
-    bad = found.problem != ""
-    if bad.any():
+    if not found.readable.all():
         log(f"warning: {unreadable_line(competition.root, rows, found)}; they get the most frequent labels")
-    left_out = {*missing, *rows["image"][bad]}
-    rows, found = rows[~bad].reset_index(drop=True), readable(found)
+    left_out = {*missing, *rows["image"][~found.readable]}
+    rows, found = rows[found.readable].reset_index(drop=True), found.subset(found.readable)
     if rows.empty:
         raise WhaleidError(f"{competition.root}: none of {len(listed):,} listed test images can be read")
     log(f"{len(rows):,} test images")
@@ -177,7 +176,7 @@ def _fill_work_folder(
 
 def _describe_keypoints(project: Project, folders: KernelFolders, local: list[str], images: pd.DataFrame) -> None:
     """Keypoints of the test images, joined to those of the labelled ones."""
-    config, competition, workspace = project.recipe.combine.local, project.competition, project.workspace
+    config, competition, workspace = project.recipe.combine.local_matching, project.competition, project.workspace
     if config is None:
         return
     from whaleid.local_matching.keypoints import describe_images

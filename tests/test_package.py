@@ -45,12 +45,14 @@ def whaleid(site: Path, folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_every_configuration(installed: Path) -> None:
+def test_the_wheel_holds_every_file_and_configuration(installed: Path) -> None:
     ours = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (ROOT / "configs").rglob("*.yaml")}
     theirs = installed / "whaleid" / "configs"
     assert len(ours) > 40
     assert ours == {f"configs/{path.relative_to(theirs)}": path.read_bytes() for path in theirs.rglob("*.yaml")}
-    assert (installed / "whaleid" / "py.typed").is_file()
+    for path in (ROOT / "src" / "whaleid").rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            assert (installed / path.relative_to(ROOT / "src")).is_file(), path
     assert not (installed / "configs").exists()
 
 

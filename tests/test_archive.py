@@ -292,7 +292,7 @@ def test_from_the_command_line(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["-c", "drawn.yaml", "-r", "recipe.yaml", "-w", "work"]
     packed = tmp_path / "packed.zip"
-    assert f"archive: {packed}: " in run(monkeypatch, capsys, ["archive", *options, "--archive", str(packed)])
+    assert f"archive: {packed}: " in run(monkeypatch, capsys, ["archive", *options, "--output", str(packed)])
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "predictions", "--archive", str(packed)])
     assert said.startswith("equal to the archive's, byte for byte\nsubmission: work/drawn/rebuilt/recipe-predictions/")
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "train", "--jobs", "2", "--archive", str(packed)])

@@ -54,7 +54,7 @@ class EnsembleInputs:
 
 def ensemble_inputs(project: Project) -> EnsembleInputs:
     """The folders that the ensemble of a project reads."""
-    workspace, local = project.workspace, project.recipe.combine.local
+    workspace, local = project.workspace, project.recipe.combine.local_matching
     jobs = [(item.name, fold) for item in project.experiments for fold in project.folds_of(item)]
     places: list[Path] = []
     if local is not None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whaleid.config.files import repository_root
+from whaleid.config.settings import config_root, repository_root
 from whaleid.kaggle.kernel.assets import inference_size, write_inference_assets, write_training_assets
 from whaleid.kaggle.kernel.wheels import collect_wheels, needed_wheels
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
@@ -203,8 +203,7 @@ def _competition_slug(project: Project) -> str:
 def _write_code(out: Path) -> None:
     root = repository_root()
     shutil.copytree(PACKAGE, out / "src" / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    if (root / "configs").is_dir():
-        shutil.copytree(root / "configs", out / "configs")
+    shutil.copytree(config_root(), out / "configs")
     if (root / "LICENSE").is_file():
         shutil.copyfile(root / "LICENSE", out / "LICENSE")
 

@@ -176,7 +176,7 @@ def _fill_work_folder(
 
 def _describe_keypoints(project: Project, folders: KernelFolders, local: list[str], images: pd.DataFrame) -> None:
     """Keypoints of the test images, joined to those of the labelled ones."""
-    config, competition, workspace = project.recipe.combine.local, project.competition, project.workspace
+    config, competition, workspace = project.recipe.combine.local_matching, project.competition, project.workspace
     if config is None:
         return
     from whaleid.local_matching.keypoints import describe_images

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whaleid.config import LocalConfig
-from whaleid.local_matching.geometric_verification import Matcher, matcher_of
 from whaleid.local_matching.keypoints import Described, local_name, read_described
+from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.report.examples import Example, choose, gallery_of
 from whaleid.report.markup import Markup, join, picture, tag
 from whaleid.report.matches import Matches, best_match, matches_line, matches_picture

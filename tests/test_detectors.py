@@ -127,9 +127,7 @@ def test_lightglue_goes_with_aliked_alone():
 
 
 def test_an_unknown_detector_or_matcher_is_one_line_with_the_known_ones(tmp_path: Path):
-    with pytest.raises(
-        WhaleidError, match=r"local_matching\.features: 'orb' is not known; known: aliked, kaze"
-    ):
+    with pytest.raises(WhaleidError, match=r"local_matching\.features: 'orb' is not known; known: aliked, kaze"):
         require_parts(LocalConfig(features="orb"), tmp_path)
     with pytest.raises(WhaleidError, match=r"verify\.matcher: 'x' is not known; known: lightglue, mutual"):
         require_parts(LocalConfig.model_validate({"verify": {"matcher": "x"}}), tmp_path)

@@ -18,7 +18,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -27,12 +27,15 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from whaleid.config import Competition, Model
-from whaleid.pipeline.carried import STAMPS, carried, with_images_key
+from whaleid.pipeline import keys
+from whaleid.pipeline.carried import STAMPS, carried
+from whaleid.pipeline.executors import LocalExecutor
 from whaleid.pipeline.metrics import read_figures
-from whaleid.pipeline.project import Project
-from whaleid.pipeline.pseudo_labels import answered
-from whaleid.pipeline.stages import job_list
-from whaleid.pipeline.submission import ensemble_stage, submission_path, write_answer
+from whaleid.pipeline.project import DataKeys, Project
+from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.run_stages import full_tasks, train_tasks
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.submission import submission_path, write_answer
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
@@ -54,8 +57,6 @@ AGAIN = "get the archive again, or make it (make archive)"
 class Record(Model):
     """project.json: what an archive was made of. key: of the answer, foreign features apart; tables: CSVs' checksums.
 
-    images_key, labelled_key, masks_key: as the project found them, for on another machine the same files have other
-    times.
     round: of pseudo-labels, the one that was used; an archive holds no other. sources: names of the features of other
     programs, which an archive does not hold.
     """
@@ -64,9 +65,7 @@ class Record(Model):
     recipe: str
     commit: str
     key: str
-    images_key: str
-    labelled_key: str
-    masks_key: str
+    data_keys: dict[str, str]
     round: int = Field(ge=0)
     tables: dict[str, str]
     sources: list[str]
@@ -100,7 +99,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
     workspace = project.workspace
     if project.competition.test is None:
         raise WhaleidError(f"competition {project.competition.name} has no test images: there is no submission to keep")
-    key = project.ensemble_key()
+    key = keys.candidates_key(project)
     answer = submission_path(project, key)
     if figures is None or figures["key"] != key or not answer.is_file():
         raise WhaleidError(
@@ -118,9 +117,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
         recipe=project.recipe.name,
         commit=figures["commit"],
         key=_own_key(project),
-        images_key=project.images_key,
-        labelled_key=project.labelled_key,
-        masks_key=project.masks_key,
+        data_keys=asdict(project.keys),
         round=workspace.round,
         tables=table_digests(project.competition),
         sources=sorted(project.recipe.sources),
@@ -166,8 +163,8 @@ def _hidden(name: Path) -> bool:
 
 def _own_key(project: Project) -> str:
     """The answer's key without the foreign features, which are known by their files' times."""
-    alone = replace(project, recipe=project.recipe.model_copy(update={"sources": {}}))
-    return with_images_key(alone, project.images_key, project.labelled_key, project.masks_key).ensemble_key()
+    own = project.recipe.model_copy(update={"sources": {}})
+    return keys.candidates_key(replace(project, recipe=own, data_keys=project.keys))
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: Path | bytes) -> tuple[int, str]:
@@ -202,9 +199,9 @@ def rebuild(project: Project, start: Start, archive: Path, out: Path, at_once: i
         shutil.rmtree(out, ignore_errors=True)
         again = _carried(project, archive, start, out)
     if start == "train":
-        ensemble_stage(again, at_once, options)
+        run(again, "ladder", LocalExecutor(at_once, options))
     elif start == "weights":
-        ensemble_stage(again, 1, [])  # in this process: another would find keys of its own, and train
+        run(again, "ladder")  # in this process: another would compute keys of its own, and train
     path = out / SUBMISSION
     write_answer(again, path)
     if not archive.is_file():
@@ -244,8 +241,8 @@ def _carried(project: Project, archive: Path, start: Start, out: Path) -> Projec
         checked = _same_project(project, record, archive, replace(workspace, root=Path(place, WORK)))
         Path(place, WORK).rename(workspace.root)
         Path(place, STAMPED).rename(workspace.root / STAMPS)
-    project = checked.with_settings(checked.recipe, workspace)
-    stale = [job.title for job in job_list(project, "train") if not job.current]
+    project = replace(checked, workspace=workspace)
+    stale = [task.item for task in (*train_tasks(project), *full_tasks(project)) if not task.current]
     if start == "weights" and stale:
         raise WhaleidError(f"{archive}: has no weights of {stale[0]} with its present settings; {_at(record)}")
     return project
@@ -265,8 +262,8 @@ def _same_project(project: Project, record: Record, archive: Path, workspace: Wo
                 f"{project.competition.root / table.csv}: not the {name} CSV that {archive} was made with; "
                 "rebuild with that one, or make leaderboard for this one"
             )
-    project = project.with_settings(project.recipe.model_copy(update={"pseudo": None}), workspace)
-    project = with_images_key(project, record.images_key, record.labelled_key, record.masks_key)
+    recipe = project.recipe.model_copy(update={"pseudo": None})
+    project = replace(project, recipe=recipe, workspace=workspace, data_keys=DataKeys(**record.data_keys))
     if _own_key(project) != record.key or sorted(project.recipe.sources) != record.sources:
         raise WhaleidError(f"{archive}: made with other settings than recipe {record.recipe} has now; {_at(record)}")
     return project

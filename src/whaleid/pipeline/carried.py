@@ -1,14 +1,13 @@
 """A project carried to another machine: its settings and keys as one JSON file, the files of its work folder by path.
 
-The stages of the road decide by keys what is up to date. The keys are carried along, so that on the other machine
-the very same stages run, find their inputs up to date, and go on from there: no stage is written twice.
+The pipeline decides by keys what is current. The keys are carried along, so that on the other machine the same stages
+find their inputs current and continue from there: no stage is written twice.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,32 @@ import pandas as pd
 from whaleid.config import Competition, Experiment, PretextExperiment, Recipe
 from whaleid.config.settings import Settings
 from whaleid.data.masks import mask_name, masks_of
-from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import job_list, local_stage, sources
+from whaleid.pipeline.data_stages import keypoints_folder
+from whaleid.pipeline.project import DataKeys, Project
+from whaleid.pipeline.sources import sources
 from whaleid.pipeline.workspace import Workspace
 
 PROJECT = "project.json"
 STAMPS = ".stamps"
 PSEUDO = "pseudo.csv"
-"""The pseudo-labels that the carried runs were taught by, where they were by any: their keys are made of these."""
+"""The pseudo-labels that the carried runs were trained on, where there are any: their keys are made of these."""
 MASKS = "masks"
-ORDERS = "stack"
-"""What the stack learnt at home, where the recipe has one."""
+STACK = "stack"
+"""The stack fitted at home, where the recipe has one."""
 
 
 @dataclass(frozen=True)
 class Carried:
-    """Folders of the work folder that the ensemble reads, relative to it.
+    """Folders that the ensemble reads.
 
-    runs, features: features[i] are those that runs[i] gave; both `<room>/<source>/<fold>`. local: descriptors.
-    foreign: source -> folders of features that no run of ours gave (absolute).
+    Attributes
+    ----------
+    runs, features : tuple of Path
+        Relative to the work folder; features[i] are those of runs[i].
+    local : tuple of Path
+        Keypoints, relative to the work folder.
+    foreign : dict
+        Source -> folders of features of other programs, absolute.
     """
 
     runs: tuple[Path, ...]
@@ -45,40 +51,17 @@ class Carried:
 
 
 def carried(project: Project) -> Carried:
-    """What the ensemble of a project reads, found by following the paths in what it is given."""
-    root = project.workspace.root
-    features: list[Path] = []
-    foreign: dict[str, list[Path]] = {}
-    for source in sources(project):
-        for path in paths_in(source):
-            if not path.is_relative_to(root):
-                foreign.setdefault(source.name, []).append(path)
-            elif path.is_relative_to(root / "features"):
-                features.append(path.relative_to(root))
-    features += [_features_of(job.experiment, job.fold, project) for job in job_list(project, "features")]
-    features = list(dict.fromkeys(features))
-    runs = [Path("runs", *path.parts[1:]) for path in features]
-    local = [path.relative_to(root) for path in paths_in(local_stage(project))]
-    return Carried(tuple(runs), tuple(features), tuple(local), {name: tuple(paths) for name, paths in foreign.items()})
-
-
-def _features_of(experiment: str, fold: int | None, project: Project) -> Path:
-    return project.workspace.features(experiment, fold).relative_to(project.workspace.root)
-
-
-def paths_in(value: Any) -> Iterator[Path]:
-    """Every path in a value, its containers and its dataclasses."""
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from paths_in(item)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from paths_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from paths_in(getattr(value, field.name))
+    """What the ensemble of a project reads."""
+    root, workspace = project.workspace.root, project.workspace
+    pairs = [(item.name, fold) for item in project.experiments for fold in project.folds_of(item)]
+    foreign = {source.name: tuple(source.folds.values()) for source in sources(project)[len(project.experiments) :]}
+    keypoints = keypoints_folder(project)
+    return Carried(
+        tuple(workspace.run(*pair).relative_to(root) for pair in pairs),
+        tuple(workspace.features(*pair).relative_to(root) for pair in pairs),
+        () if keypoints is None else (keypoints.relative_to(root),),
+        foreign,
+    )
 
 
 def project_content(project: Project) -> dict[str, Any]:
@@ -89,10 +72,8 @@ def project_content(project: Project) -> dict[str, Any]:
         "recipe": project.recipe.model_dump(mode="json"),
         "experiments": [experiment.model_dump(mode="json") for experiment in project.experiments],
         "pretext": None if project.pretext is None else project.pretext.model_dump(mode="json"),
-        "images_key": project.images_key,
-        "labelled_key": project.labelled_key,
+        "data_keys": asdict(project.keys),
         "round": project.workspace.round,
-        "masks_key": project.masks_key,
     }
 
 
@@ -109,7 +90,7 @@ def open_carried(
     if masks is not None:
         competition = competition.model_copy(update={"masks": str(masks)})
     pretext = content["pretext"]
-    project = Project(
+    return Project(
         competition,
         Recipe.model_validate(content["recipe"]),
         tuple(Experiment.model_validate(item) for item in content["experiments"]),
@@ -117,19 +98,8 @@ def open_carried(
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
         settings=settings,
+        data_keys=DataKeys(**content["data_keys"]),
     )
-    return with_images_key(project, content["images_key"], content["labelled_key"], content["masks_key"])
-
-
-def with_images_key(project: Project, key: str, labelled: str, masks: str) -> Project:
-    """The same project, its keys of the images given instead of found: those of other files would not be the same.
-
-    key: of all images. labelled: of the labelled ones. masks: of the masks.
-    """
-    vars(project)["images_key"] = key  # where cached_property keeps what it has found
-    vars(project)["labelled_key"] = labelled
-    vars(project)["masks_key"] = masks
-    return project
 
 
 def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
@@ -140,22 +110,8 @@ def without_sources(project: Project, dropped: tuple[str, ...]) -> Project:
     settings = _without_keys(project.recipe.model_dump(mode="json"), set(dropped))
     settings["experiments"] = [project.recipe.experiments[place] for place in kept]
     settings["full"] = [entry for entry in settings["experiments"] if entry in project.recipe.full_members]
-    smaller = Project(
-        project.competition,
-        Recipe.model_validate(settings),
-        tuple(project.experiments[place] for place in kept),
-        project.workspace,
-        project.skip_unreadable,
-        project.pretext,
-        project.settings,
-    )
-    return with_images_key(smaller, project.images_key, project.labelled_key, project.masks_key)
-
-
-def ordered_by(project: Project, orders: Path) -> Project:
-    """The project whose stack orders the test set as was learnt at home."""
-    found = replace(project, orders=orders)
-    return with_images_key(found, project.images_key, project.labelled_key, project.masks_key)
+    experiments = tuple(project.experiments[place] for place in kept)
+    return replace(project, recipe=Recipe.model_validate(settings), experiments=experiments)
 
 
 def _without_keys(value: Any, names: set[str]) -> Any:

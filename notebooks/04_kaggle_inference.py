@@ -23,7 +23,7 @@ import os
 
 import pandas as pd
 
-from whaleid.evaluation.submissions import read_guesses
+from whaleid.evaluation.topk import read_guesses
 from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
 from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.notebooks import notebook_project

@@ -20,7 +20,8 @@ from whaleid.kaggle.kernel import bundle as bundle_module
 from whaleid.kaggle.kernel.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import submission_path, submission_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.submission import submission_path
 
 EXPERIMENT = """
 extends: default
@@ -33,7 +34,7 @@ features: {{batch: 8, mirror: true, scales: [1.0, 1.5]}}
 RECIPE = (
     "folds: 2\nexperiments: [one, two]\nfull: [two]\n"
     "combine: {concat: {whiten: 8, weights: {one: 1.0, two: 2.0}}, classifier: {epochs: 2, seeds: 1}, "
-    "local: {}, rerank: {}, stack: {rounds: 20, rate: 0.3, least: 5}}\n"
+    "local: {}, rerank: {}, stack: {num_iterations: 20, learning_rate: 0.3, min_data_in_leaf: 5}}\n"
 )
 COMPETITION = """
 name: drawn
@@ -98,7 +99,7 @@ def make_world(folder: Path, recipe: str = RECIPE) -> World:
         for name, value in secret_search.ENVIRONMENT.items():  # the user is logged in, and none of it may get in
             patch.setenv(name, value)
         patch.setattr(bundle_module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
-        submission_stage(project, 1, [])
+        run(project, "submission")
         figures = read_figures(project)
         assert figures is not None
         submission = folder / submission_path(project, figures["key"])

@@ -224,7 +224,7 @@ def _too_many_folds(folder: Path) -> None:
         (_wrong_column, "'Id'"),
         (_absent_image, ".jpg"),
         (_twice, "row"),
-        (_empty_identity, "line 2"),
+        (_empty_identity, "row 2"),
         (_truncated, ".jpg"),
         (_empty_file, ".jpg"),
         (_climbing, "outside.jpg"),

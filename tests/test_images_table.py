@@ -320,11 +320,11 @@ def test_boxes_are_clipped_and_the_rest_is_whole(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("a,0,0,10,10\nb,30,5,30,20\n", r"box \(30, 5, 30, 20\) of b in line 3 is empty or outside"),
-        ("a,100,0,140,10\n", "of a in line 2 is empty or outside of its image of 100 x 50"),
-        ("a,0,0,ten,10\n", "not a number in line 2"),
-        ("a,0,0,inf,10\n", "not a number in line 2"),
-        ("a,0,0,10,10\na,0,0,9,9\n", "second box in line 3"),
+        ("a,0,0,10,10\nb,30,5,30,20\n", r"box \(30, 5, 30, 20\) of b in row 3 is empty or outside"),
+        ("a,100,0,140,10\n", "of a in row 2 is empty or outside of its image of 100 x 50"),
+        ("a,0,0,ten,10\n", "not a number in row 2"),
+        ("a,0,0,inf,10\n", "not a number in row 2"),
+        ("a,0,0,10,10\na,0,0,9,9\n", "second box in row 3"),
         ("A.jpg,0,0,10,10\n", r"none of its images \(A.jpg, ...\)"),
     ],
 )
@@ -356,7 +356,7 @@ def test_key_changes_with_what_the_table_depends_on_alone(tmp_path, files):
     assert images_key(competition.model_copy(update={"solution": "x.csv", "k": 3, "name": "other"})) == key
     (tmp_path / "images/unlisted.jpg").write_bytes(b"")
     assert images_key(competition) == key
-    assert images_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
+    assert images_key(competition.model_copy(update={"rename_values": {"identity": {"1": "2"}}})) != key
     os.utime(tmp_path / "images/a.jpg", (1, 1))
     assert images_key(competition) == key
     (tmp_path / "images/a.jpg").write_bytes(files["a.jpg"] + b"0")
@@ -380,7 +380,7 @@ def test_another_test_set_leaves_the_labelled_key_as_it_is(tmp_path, files):
     assert images_key(competition) != every
     assert labelled_key(competition.model_copy(update={"test": None})) == key
     assert labelled_key(competition.model_copy(update={"boxes": None})) != key
-    assert labelled_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
+    assert labelled_key(competition.model_copy(update={"rename_values": {"identity": {"1": "2"}}})) != key
     boxes.write_text("image,x0,y0,x1,y1\nb.jpg,10,20,50,61\n")
     changed = labelled_key(competition)
     assert changed != key

@@ -27,7 +27,7 @@ from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, described_size, read_described
 from whaleid.pipeline.metrics import read_metrics
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.runner import run
 from whaleid.pipeline.workspace import Workspace
 from whaleid.report import matches
 from whaleid.report.examples import choose
@@ -62,7 +62,7 @@ def make_drawn(root: Path) -> Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_drawn(tmp_path_factory.mktemp("drawn"))
-    ensemble_stage(made, 1, [])
+    run(made, "ladder")
     return made
 
 
@@ -180,7 +180,7 @@ def test_one_pair_can_be_asked_for(project: Project, material: StackInputs, tmp_
 
 def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
     """By the name of a YAML, as on the command line; a recipe without local matching takes its defaults."""
-    given = project.competition.model_dump(mode="json", exclude={"mend"})
+    given = project.competition.model_dump(mode="json", exclude={"rename_values"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"folds": 2, "sources": project.recipe.sources}))
     out = tmp_path / "deeper" / "pair.png"

@@ -17,7 +17,7 @@ from whaleid.cli.options import (
     SetOption,
     SkipOption,
     WorkOption,
-    options_of,
+    executor_of,
     project_of,
 )
 from whaleid.utils.errors import WhaleidError
@@ -61,17 +61,18 @@ def kernel(
     """Make the Kaggle kernel of a recipe, with its data sets: work/<competition>/kernel/<recipe>/."""
     from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
-    from whaleid.pipeline.stages import folds_stage
+    from whaleid.pipeline.rounds import answered
+    from whaleid.pipeline.runner import run
 
     if (mode is Mode.training) != (experiment is not None and fold is not None):
         raise WhaleidError("--mode training goes with --experiment and --fold, and these with --mode training")
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     if mode is Mode.training:
-        folds_stage(project)
+        run(project, "folds")
     else:
-        from whaleid.pipeline.submission import submission_stage
-
-        submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
+        executor = executor_of(jobs, competition, recipe, work, set_, skip_unreadable)
+        run(project, "submission", executor)
+        run(answered(project), "features", executor)  # the kernel carries them, with their runs
         print(f"the kernel carries {inference_size(project).line()}", flush=True)
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)

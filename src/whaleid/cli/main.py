@@ -24,7 +24,7 @@ from whaleid.cli.options import (
     SetOption,
     SkipOption,
     WorkOption,
-    options_of,
+    executor_of,
     project_of,
 )
 from whaleid.utils.errors import WhaleidError
@@ -118,14 +118,13 @@ def data_build(
     """Make images.parquet: every image with its size, box, perceptual hash and duplicate group."""
     from whaleid.config.files import load_competition
     from whaleid.config.settings import read_settings
-    from whaleid.pipeline.project import images_key_of
-    from whaleid.pipeline.stages import images_table
+    from whaleid.pipeline.data_stages import build_images_table
     from whaleid.pipeline.workspace import Workspace
 
     settings = read_settings()
     contest = load_competition(competition, settings)
     workspace = Workspace((work or settings.work) / contest.name)
-    images = images_table(contest, workspace, images_key_of(contest, workspace, skip_unreadable), skip_unreadable)
+    images = build_images_table(contest, workspace, skip_unreadable)
     print(f"{workspace.images}: {len(images):,} images")
 
 
@@ -151,10 +150,12 @@ def folds(
 ) -> None:
     """Deal the labelled images into folds, and show what each holds."""
     from whaleid.data.folds import fold_table
-    from whaleid.pipeline.stages import folds_stage
+    from whaleid.pipeline.runner import run
+    from whaleid.pipeline.workspace import read_folds
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    table = folds_stage(project)
+    run(project, "folds")
+    table = read_folds(project.workspace)
     print(fold_table(table, project.competition.unknown).to_string(index=False))
     print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")
 
@@ -176,11 +177,12 @@ def ensemble(
 ) -> None:
     """Rank identities, combine the sources, and print the ladder of out-of-fold scores."""
     from whaleid.ensemble.ladder_text import ladder_lines
-    from whaleid.pipeline.submission import ensemble_stage
+    from whaleid.pipeline.metrics import require_figures
+    from whaleid.pipeline.runner import run
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    figures = ensemble_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
-    print("\n".join(ladder_lines(figures)))
+    run(project, "ladder", executor_of(jobs, competition, recipe, work, set_, skip_unreadable))
+    print("\n".join(ladder_lines(require_figures(project))))
 
 
 @app.command()
@@ -194,11 +196,12 @@ def ablation(
 ) -> None:
     """Score the recipe with each part off in turn, from saved features: what every part is worth."""
     from whaleid.ensemble.ladder_text import ablation_lines
-    from whaleid.pipeline.submission import ablation_stage
+    from whaleid.pipeline.ablation import read_ablation
+    from whaleid.pipeline.runner import run
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    rows = ablation_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
-    print("\n".join(ablation_lines(rows)))
+    run(project, "ablation", executor_of(jobs, competition, recipe, work, set_, skip_unreadable))
+    print("\n".join(ablation_lines(read_ablation(project.workspace, project.recipe.name))))
     print(f"ablation: {project.workspace.ablation(project.recipe.name)}")
 
 
@@ -212,12 +215,12 @@ def submission_write(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Write the submission CSV into submissions/, checked against the sample submission."""
-    from whaleid.pipeline.submission import submission_stage
+    from whaleid.pipeline.runner import run
+    from whaleid.pipeline.submission import latest_submission
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    print(
-        f"submission: {submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))}"
-    )
+    run(project, "submission", executor_of(jobs, competition, recipe, work, set_, skip_unreadable))
+    print(f"submission: {latest_submission(project)}")
 
 
 @submission_app.command("check")
@@ -254,13 +257,13 @@ def score(
 ) -> None:
     """MAP@k of a submission against a solution; with neither, the recipe's own against the competition's."""
     if submission is None:
-        from whaleid.pipeline.submission import own_score
+        from whaleid.pipeline.score import own_score
 
         result = own_score(project_of(competition, recipe, work, set_, False), k)
     elif solution is None:
         raise WhaleidError("score: give the solution too: whaleid score SUBMISSION SOLUTION")
     else:
-        from whaleid.evaluation.submissions import score_submission
+        from whaleid.evaluation.topk import score_submission
 
         result = score_submission(submission, solution, 5 if k is None else k)
     if as_json:
@@ -282,12 +285,12 @@ def leaderboard(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Everything: data, folds, training, features, ensemble, submission, score."""
-    from whaleid.pipeline.submission import leaderboard_lines
+    from whaleid.pipeline.leaderboard import leaderboard_lines
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
-    options = options_of(competition, recipe, work, set_, skip_unreadable)
-    for line in leaderboard_lines(project, jobs, options):
-        print(line)
+    executor = executor_of(jobs, competition, recipe, work, set_, skip_unreadable)
+    for line in leaderboard_lines(project, executor):
+        print(line, flush=True)
 
 
 @app.command()

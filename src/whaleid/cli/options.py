@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from whaleid.pipeline.executors import Executor
     from whaleid.pipeline.project import Project
 
 COMPETITION_HELP = "name (configs/competitions) or path of a competition's YAML"
@@ -47,6 +48,20 @@ def project_of(
     settings = read_settings()
     name = recipe_name(competition, recipe)
     return open_project(competition, name, work or settings.work, pairs, skip_unreadable, settings)
+
+
+def executor_of(
+    jobs: int,
+    competition: str,
+    recipe: str | None,
+    work: Path | None,
+    pairs: list[str] | None,
+    skip_unreadable: bool,
+) -> Executor:
+    """What does the pipeline's tasks: `jobs` processes of these options on this machine."""
+    from whaleid.pipeline.executors import EXECUTORS
+
+    return EXECUTORS["local"](jobs, options_of(competition, recipe, work, pairs, skip_unreadable))
 
 
 def options_of(

@@ -18,7 +18,7 @@ from whaleid.cli.options import (
     SetOption,
     SkipOption,
     WorkOption,
-    options_of,
+    executor_of,
     project_of,
 )
 
@@ -46,9 +46,13 @@ def pretrain(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Train the recipe's backbone without labels, for its experiments to start from (train does it by itself)."""
-    from whaleid.pipeline.stages import pretrain_stage
+    from whaleid.pipeline.run_stages import require_pretraining
+    from whaleid.pipeline.runner import run
 
-    print(f"pretrained: {pretrain_stage(project_of(competition, recipe, work, set_, skip_unreadable))}")
+    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    path = require_pretraining(project)
+    run(project, "pretrain")
+    print(f"pretrained: {path}")
 
 
 def train(
@@ -96,18 +100,14 @@ def _jobs(
     round_: int,
     skip_unreadable: bool,
 ) -> None:
-    from whaleid.pipeline.stages import jobs_stage, require_local, select_jobs
+    from whaleid.pipeline.rounds import require_round
+    from whaleid.pipeline.runner import Only, run, target_tasks
 
     project = project_of(competition, recipe, work, pairs, skip_unreadable)
-    require_local(project)
-    options = options_of(competition, recipe, work, pairs, skip_unreadable)
-    if round_:
-        from whaleid.pipeline.pseudo_labels import at_round, labels_stage
-
-        project = at_round(project, round_)
-        labels_stage(project, at_once, options)
-    jobs = select_jobs(project, stage, experiment, fold, full)
-    done = jobs_stage(project, stage, at_once, options, jobs)
-    Console(stderr=True).print(
-        f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
-    )
+    require_round(project, round_)
+    only = Only(experiment, fold, full, round_)
+    asked = {task.name for task in target_tasks(project, stage, only)}
+    done = run(project, stage, executor_of(at_once, competition, recipe, work, pairs, skip_unreadable), only)
+    count = len([task for task in done if task.name in asked])
+    line = f"{stage}: {count} done, {len(asked) - count} were up to date in {project.workspace.root}"
+    Console(stderr=True).print(line, markup=False)

@@ -3,9 +3,7 @@
 A key that is not known is refused with its file and its place, so that no setting is ever ignored.
 """
 
-from whaleid.config.after import AfterConfig, ClaimsConfig
 from whaleid.config.base import Model
-from whaleid.config.blend import BlendConfig
 from whaleid.config.competition import Competition, Submission, Table
 from whaleid.config.experiment import (
     AugmentConfig,
@@ -58,12 +56,9 @@ from whaleid.config.stack import StackConfig
 
 __all__ = [
     "PRETEXTS",
-    "AfterConfig",
     "AugmentConfig",
     "AugmentationConfig",
-    "BlendConfig",
     "BySize",
-    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",

@@ -10,11 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-COMPETITION: dict[str, str] = {}
+COMPETITION: dict[str, str] = {"mend": "rename_values"}
 
 EXPERIMENT: dict[str, str] = {}
 
-RECIPE: dict[str, str] = {}
+RECIPE: dict[str, str] = {
+    "combine.after": "post-processing gained nothing; leave it out",
+    "combine.blend": "the blend has no settings; leave it out",
+    "combine.classifier.hidden": "the classifier has no hidden layer; leave it out",
+    "combine.classifier.dropout": "the classifier has no hidden layer; leave it out",
+    "combine.unknown=isotonic": "write threshold or share",
+    "combine.unknown=platt": "write threshold or share",
+    "combine.stack.taught": "combine.stack.training_candidates",
+    "combine.stack.rounds": "combine.stack.num_iterations",
+    "combine.stack.rate": "combine.stack.learning_rate",
+    "combine.stack.leaves": "combine.stack.num_leaves",
+    "combine.stack.least": "combine.stack.min_data_in_leaf",
+    "combine.stack.ridge": "combine.stack.lambda_l2",
+    "combine.stack.features": "combine.stack.feature_fraction",
+    "combine.stack.queries": "combine.stack.bagging_fraction",
+    "combine.stack.threads": "combine.stack.num_threads",
+    "combine.stack.monotone": "the stack is always monotone in scores and places; leave it out",
+    "combine.stack.start": "the trees always correct the blend's scores; leave it out",
+    "combine.stack.embeddings": "the stack always uses the embedding features; leave it out",
+    "combine.stack.unknown": "the unknown identity is always ranked by its own score; leave it out",
+}
 
 
 def old_key_messages(content: dict[str, Any], table: dict[str, str]) -> Iterator[str]:

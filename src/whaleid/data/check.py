@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.data.boxes import placed_boxes
-from whaleid.data.competition import Problem, inspect_rows, named
+from whaleid.data.boxes import boxes_path, placed_boxes
+from whaleid.data.competition import Problem, first_few, inspect_rows
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images
-from whaleid.data.images_table import readable, require_boxes, unreadable_line
+from whaleid.data.images_table import readable, unreadable_line
 from whaleid.data.masks import mask_problem, masks_of
 from whaleid.utils.errors import WhaleidError
 
@@ -200,7 +200,7 @@ def _boxes(
     if competition.boxes is None:
         return None, [], []
     try:
-        path = require_boxes(competition)
+        path = boxes_path(competition)
         _, given = placed_boxes(path, rows["image"], found.size)
     except WhaleidError as error:
         return 0, [str(error)], []
@@ -249,13 +249,13 @@ def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict, list[str]]:
     if len(torn):
         notes.append(f"one photograph under several labels: {_torn(torn)}")
     if len(across):
-        notes.append(f"test images with a copy in train: {named(across['image'])}")
+        notes.append(f"test images with a copy in train: {first_few(across['image'])}")
     return counts, notes
 
 
 def _torn(rows: pd.DataFrame) -> str:
     groups: Iterable[pd.DataFrame] = (group for _, group in rows.groupby("photograph"))
-    return named(" = ".join(f"{row.image} ({row.identity})" for row in group.itertuples()) for group in groups)
+    return first_few(" = ".join(f"{row.image} ({row.identity})" for row in group.itertuples()) for group in groups)
 
 
 def _count(problems: list[Problem], kind: str) -> int:

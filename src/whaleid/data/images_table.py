@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.data.boxes import CORNERS, placed_boxes, whole_images
-from whaleid.data.competition import RESERVED, named, read_table
+from whaleid.data.boxes import CORNERS, boxes_path, placed_boxes, whole_images
+from whaleid.data.competition import RESERVED, first_few
 from whaleid.data.digests import file_digests
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_text
+from whaleid.data.tables import read_table
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest
 
@@ -38,7 +39,7 @@ def build_images(
     that names them. workers: processes (default: all cores).
     """
     if competition.boxes is not None:
-        require_boxes(competition)  # before minutes of reading pictures
+        boxes_path(competition)  # before minutes of reading pictures
     found = fingerprint_images(competition.root, rows["path"].tolist(), workers)
     unreadable = found.problem != ""
     if unreadable.any():
@@ -50,7 +51,7 @@ def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprin
     """The table of rows whose fingerprints are known, all of them readable."""
     boxes = whole_images(found.size)
     if competition.boxes is not None:
-        boxes, _ = placed_boxes(require_boxes(competition), rows["image"], found.size)
+        boxes, _ = placed_boxes(boxes_path(competition), rows["image"], found.size)
     images = rows[["image", "path", "split", "identity"]].reset_index(drop=True)
     images["width"], images["height"] = found.size[:, 0], found.size[:, 1]
     images[CORNERS] = boxes
@@ -105,7 +106,7 @@ def images_key(competition: Competition, digests: Path | None = None) -> str:
     digests : Path, optional
         Table of known digests, so that unchanged images are not read again (`file_digests`).
     """
-    settings = competition.model_dump(include={"train", "test", "boxes", "mend", "group"})
+    settings = competition.model_dump(include={"train", "test", "boxes", "rename_values", "group"})
     tables = [table for table in (competition.train, competition.test) if table is not None]
     files = [table.csv for table in tables] + ([competition.boxes] if competition.boxes else [])
     content = [file_digest(_existing(competition.root / file)) for file in files]
@@ -117,25 +118,17 @@ def labelled_key(competition: Competition, digests: Path | None = None) -> str:
 
     As `images_key`, without the test images: another test set, with its boxes, leaves it unchanged.
     """
-    settings = competition.model_dump(include={"train", "mend", "group"})
+    settings = competition.model_dump(include={"train", "rename_values", "group"})
     content = file_digest(_existing(competition.root / competition.train.csv))
     images = _images_digest(competition.root, competition.train, digests)
     boxes = None if competition.boxes is None else _boxes_digest(competition)
     return digest("labelled", FORMAT, settings, content, images, boxes)
 
 
-def require_boxes(competition: Competition) -> Path:
-    """Path of the competition's boxes; raises WhaleidError when the file is not there."""
-    path = competition.root / str(competition.boxes)
-    if not path.is_file():
-        raise WhaleidError(f"{path}: boxes file not found; put it there or set boxes to null in '{competition.name}'")
-    return path
-
-
 def unreadable_line(root: Path, rows: pd.DataFrame, found: Fingerprints) -> str:
     """The images that cannot be read: how many, and the first ten by name with the reason of each."""
     bad = np.flatnonzero(found.problem != "")
-    which = named((f"{rows['path'].iloc[row]} ({found.problem[row]})" for row in bad), NAMED_UNREADABLE)
+    which = first_few((f"{rows['path'].iloc[row]} ({found.problem[row]})" for row in bad), NAMED_UNREADABLE)
     return f"{root}: {len(bad):,} of {len(rows):,} images cannot be read: {which}"
 
 

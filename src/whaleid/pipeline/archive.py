@@ -212,7 +212,7 @@ def rebuild(project: Project, start: Start, archive: Path, out: Path, at_once: i
 
 
 def _compared(before: Path, after: Path) -> Rebuilt:
-    from whaleid.evaluation.submissions import read_guesses
+    from whaleid.evaluation.topk import read_guesses
 
     if before.read_bytes() == after.read_bytes():
         return Rebuilt(after, True, "equal to the archive's, byte for byte")

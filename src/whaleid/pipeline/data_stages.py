@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING
 
 from whaleid.config import Competition, ExperimentBase, LocalConfig
 from whaleid.pipeline import keys
-from whaleid.pipeline.project import Project
-from whaleid.pipeline.tasks import Task
+from whaleid.pipeline.project import Project, all_images_key
+from whaleid.pipeline.tasks import Task, do
 from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.utils.files import atomic_path
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from whaleid.data.cache import ImageCache
 
 
 def image_tasks(project: Project) -> list[Task]:
     """The images table, `images.parquet`."""
-    return [images_task(project.competition, project.workspace, project.keys.images, project.skip_unreadable)]
+    return [_images_task(project.competition, project.workspace, project.keys.images, project.skip_unreadable)]
 
 
-def images_task(competition: Competition, workspace: Workspace, key: str, skip_unreadable: bool) -> Task:
-    """The images table of a competition, which needs no recipe."""
+def build_images_table(competition: Competition, workspace: Workspace, skip_unreadable: bool) -> pd.DataFrame:
+    """The images table of a competition, made where it is not current; no recipe is needed."""
+    do(_images_task(competition, workspace, all_images_key(competition, workspace, skip_unreadable), skip_unreadable))
+    return read_images(workspace)
+
+
+def _images_task(competition: Competition, workspace: Workspace, key: str, skip_unreadable: bool) -> Task:
 
     def make() -> None:
         from whaleid.data.competition import read_rows

@@ -84,11 +84,8 @@ def features_key(project: Project, experiment: Experiment, fold: int | None) -> 
 
 def candidates_key(project: Project) -> str:
     """Of the candidates and of the ladder, hence of the submission."""
-    features = [
-        (item.name, features_key(project, item, fold))
-        for item in project.experiments
-        for fold in project.folds_of(item)
-    ]
+    runs = [(item, fold) for item in project.experiments for fold in project.folds_of(item)]
+    features = [(item.name, features_key(project, item, fold)) for item, fold in runs]
     foreign = {name: _listing(Path(folder)) for name, folder in project.recipe.sources.items()}
     local = project.local_matching
     networks = "" if local is None else weights_key(local, project.settings.weights)
@@ -105,7 +102,7 @@ def labels_key(project: Project) -> str:
     return digest("labels", VERSION["labels"], candidates_key(before), project.recipe.pseudo.confidence)
 
 
-BLEND_ALONE: dict[str, object] = {"stack": None, "after": None, "unknown": "threshold"}
+BLEND_ALONE: dict[str, object] = {"stack": None, "unknown": "threshold"}
 """Settings of `combine` without what stands on the blend."""
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from whaleid.ensemble.ladder_text import ladder_lines, slice_lines
-from whaleid.evaluation.submissions import score_submission
+from whaleid.evaluation.topk import score_submission
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.plan import count_images, estimate_minutes

@@ -64,7 +64,7 @@ class Project:
             return self.data_keys
         digests, version = self.workspace.digests, VERSION["images"]
         return DataKeys(
-            digest("images", version, images_key(self.competition, digests), self.skip_unreadable),
+            all_images_key(self.competition, self.workspace, self.skip_unreadable),
             digest("labelled", version, labelled_key(self.competition, digests), self.skip_unreadable),
             "" if self.local_matching is None else masks_key(self.competition, digests),
         )
@@ -156,6 +156,11 @@ def open_project(
     pretext = load_pretext(recipe, loaded, experiments)
     workspace = Workspace(work / contest.name)
     return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)
+
+
+def all_images_key(competition: Competition, workspace: Workspace, skip_unreadable: bool) -> str:
+    """Digest of all images and their rows."""
+    return digest("images", VERSION["images"], images_key(competition, workspace.digests), skip_unreadable)
 
 
 def scores_pairs(experiment: Experiment) -> bool:

@@ -40,15 +40,14 @@ def rounds(project: Project) -> list[Project]:
     return [project.at_round(number) for number in range(project.recipe.pseudo.rounds + 1)]
 
 
-def in_round(project: Project, number: int) -> Project:
-    """The project in a round. Raises WhaleidError where the recipe does not have it."""
+def require_round(project: Project, number: int) -> None:
+    """Raise WhaleidError where the recipe does not have this round."""
     allowed = project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0
     if number > allowed:
         raise WhaleidError(
             f"--round {number}: recipe {project.recipe.name} has {allowed} rounds of pseudo-labels; "
             "name one of them, or set `pseudo: {rounds: ...}`"
         )
-    return project.at_round(number)
 
 
 def label_state(project: Project) -> Round:

@@ -15,6 +15,7 @@ from whaleid.pipeline.project import Project, scores_pairs
 from whaleid.pipeline.rounds import Round, round_state
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import Workspace, read_folds, read_images
+from whaleid.utils.errors import WhaleidError
 
 
 def pretrain_tasks(project: Project) -> list[Task]:
@@ -39,6 +40,15 @@ def pretrain_tasks(project: Project) -> list[Task]:
 
     reads = ("images", f"cache/{pretext.name}")
     return [Task("pretrain", "", workspace, out, key, make, reads, check, resumes=True)]
+
+
+def require_pretraining(project: Project) -> Path:
+    """`pretrained_path`; raises WhaleidError where the recipe has no pretraining."""
+    if project.pretext is None:
+        raise WhaleidError(
+            f"recipe {project.recipe.name} has no pretraining; add e.g. `pretrain: {{experiment: self/rotation}}`"
+        )
+    return pretrained_path(project)
 
 
 def pretrained_path(project: Project) -> Path:

@@ -12,6 +12,9 @@ from whaleid.pipeline.stages import STAGES, stage_times, steps
 from whaleid.pipeline.tasks import Task
 from whaleid.utils.errors import WhaleidError
 
+BEFORE_KEYPOINTS = ("images", "folds", "cache")
+"""Stages that need no weights of local matching; with any other, missing weights end the run before it starts."""
+
 
 @dataclass(frozen=True)
 class Only:
@@ -67,9 +70,9 @@ def run(
         What was done; empty where everything was current.
     """
     executor = executor or LocalExecutor()
-    needed = {task.name for task in tasks_to_do(project, until, only)}
-    if needed:
+    if until not in BEFORE_KEYPOINTS:
         require_local(project.local_matching, project.settings.weights)
+    needed = {task.name for task in tasks_to_do(project, until, only)}
     done: list[Task] = []
     for step in steps(project):
         if not any(name.partition("/")[0] == step.stage.name for name in needed):

@@ -9,7 +9,7 @@ import numpy as np
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
-from whaleid.evaluation.submissions import read_guesses, score_submission
+from whaleid.evaluation.topk import read_guesses, score_submission
 from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import (

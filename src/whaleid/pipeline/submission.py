@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.data.competition import inspect_rows, read_table
+from whaleid.data.competition import inspect_rows
+from whaleid.data.tables import read_table
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
-from whaleid.evaluation.submissions import check_submission, read_guesses, write_submission
+from whaleid.evaluation.topk import check_submission, read_guesses, write_submission
 from whaleid.pipeline.ladder import ladder_tasks
 from whaleid.pipeline.metrics import read_figures, require_figures
 from whaleid.pipeline.project import Project

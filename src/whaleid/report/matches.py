@@ -16,7 +16,8 @@ from whaleid.local_matching.detectors import detector_of
 from whaleid.local_matching.geometric_verification import Matcher, matched_keypoints, matcher_of
 from whaleid.local_matching.keypoints import Described, describe, described_size, described_together
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import images_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.workspace import read_images
 from whaleid.report.pictures import box_of, view_size
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
@@ -101,7 +102,8 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
 
     if path.suffix.lower() != ".png":
         raise WhaleidError(f"{path}: the picture is a PNG; give it a name that ends in .png")
-    images, local = images_stage(project), project.recipe.combine.local or LocalConfig()
+    run(project, "images")
+    images, local = read_images(project.workspace), project.recipe.combine.local or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
     weights = project.settings.weights
     detector = detector_of(local, weights)

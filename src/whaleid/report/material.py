@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.evaluation.metrics import MapScore
+from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import sources
-from whaleid.pipeline.submission import solution_path, solution_scores
+from whaleid.pipeline.score import solution_path, solution_scores
+from whaleid.pipeline.sources import sources
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.utils.errors import WhaleidError
 
 GUESSES = 3
@@ -81,11 +83,10 @@ def read_material(project: Project) -> StackInputs:
             f"recipe {project.recipe.name} has no results for {project.competition.name} in {workspace.root}: "
             "run `make ensemble` first"
         )
-    images = pd.read_parquet(workspace.images)
-    folds = pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
+    images, folds = read_images(workspace), read_folds(workspace)
     protocol = read_protocol(images, folds, project.competition, project.folds)
     final = read_answers(folder / "oof.parquet", figures["ladder"]["final"], protocol)
-    stale = figures["key"] != project.ensemble_key()
+    stale = figures["key"] != candidates_key(project)
     return StackInputs(project, figures, images, folds, protocol, final, _solution(project, folder), stale)
 
 

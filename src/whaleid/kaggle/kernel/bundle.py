@@ -33,9 +33,9 @@ from whaleid.kaggle.kernel.wheels import collect_wheels, needed_wheels
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
 from whaleid.pipeline.carried import (
     MASKS,
-    ORDERS,
     PROJECT,
     PSEUDO,
+    STACK,
     Carried,
     carried,
     copy_masks,
@@ -43,8 +43,9 @@ from whaleid.pipeline.carried import (
     project_content,
 )
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.pseudo_labels import answered
-from whaleid.pipeline.stages import folds_stage, images_stage
+from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.run_stages import pretrained_path
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, write_json
 from whaleid.utils.manifest import write_manifest
@@ -192,7 +193,7 @@ def _write_code(out: Path) -> None:
 def _write_inference(project: Project, out: Path) -> None:
     """Runs, labelled features and descriptors, tables, keys; of several rounds those of the one that is used."""
     project = answered(project)
-    images, folds = images_stage(project), folds_stage(project)
+    images, folds = read_images(project.workspace), read_folds(project.workspace)
     labelled = labelled_rows(images)
     reads = carried(project)
     root = project.workspace.root
@@ -209,7 +210,7 @@ def _write_inference(project: Project, out: Path) -> None:
             keep_rows(path, out / "sources" / name / path.name, images["image"], few)
     _write_tables(project, labelled, folds, out)
     if project.recipe.combine.stack is not None:
-        _copy_orders(project.workspace.candidates(project.recipe.name), out / ORDERS)
+        _copy_orders(project.workspace.candidates(project.recipe.name), out / STACK)
     if project.pseudo_labels is not None:
         write_pseudo_labels(project.pseudo_labels, out / PSEUDO)
     for path in project.local_weights:
@@ -233,7 +234,7 @@ def _copy_orders(candidates: Path, out: Path) -> None:
 def inference_size(project: Project) -> KernelSize:
     """What the kernel of a finished recipe will carry, by calculation."""
     project = answered(project)
-    images, reads, root = images_stage(project), carried(project), project.workspace.root
+    images, reads, root = read_images(project.workspace), carried(project), project.workspace.root
     labelled = len(labelled_rows(images))
     return finished_size(
         [*(root / run / name for run in reads.runs for name in RUN_FILES), *project.local_weights],
@@ -242,7 +243,7 @@ def inference_size(project: Project) -> KernelSize:
         [root / folder for folder in reads.local],
         labelled,
         len(images) - labelled,
-        len(out_of_fold(folds_stage(project), list(reads.features))),
+        len(out_of_fold(read_folds(project.workspace), list(reads.features))),
     )
 
 
@@ -319,13 +320,13 @@ def _write_training(project: Project, options: KernelOptions, out: Path) -> None
     """All rows of the tables, keys, and the weights that the experiment starts from."""
     from whaleid.models.weights import ensure_weights, find_weights
 
-    images, folds = images_stage(project), folds_stage(project)
+    images, folds = read_images(project.workspace), read_folds(project.workspace)
     _write_tables(project, images, folds, out)
     outputs = _table_names(project)
     experiment = project.experiment(str(options.experiment))
     weights = project.settings.weights
     if project.starts_pretrained(experiment):
-        file = weights / f"{project.pretrained_name}.safetensors"
+        file = weights / pretrained_path(project).name
         folder = Path("pretrain", file.stem)
         if not file.is_file():
             raise WhaleidError(f"{file}: missing; the experiment starts from it: make pretrain first")

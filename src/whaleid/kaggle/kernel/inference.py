@@ -1,7 +1,7 @@
 """The inference kernel: from the mounted test images and the carried weights to `submission.csv`.
 
 A work folder as at home is put together in scratch space: labelled rows come from the data set, the test images'
-rows are made here, and then the project's own stages answer (`answers.submission_stage`). Whatever those stages
+rows are made here, and then the project's own stages answer (`pipeline/runner.py`). Whatever those stages
 learn to do at home, they do here.
 """
 
@@ -17,10 +17,11 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config.settings import WEIGHTS, Settings
-from whaleid.data.competition import inspect_rows, named, read_table
+from whaleid.data.competition import first_few, inspect_rows
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
+from whaleid.data.tables import read_table
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.embed import Test, embed_test, gpus, make_room, probe
@@ -28,18 +29,16 @@ from whaleid.kaggle.kernel.places import Places, read_json, say
 from whaleid.kaggle.kernel.rows import join_rows, keep_rows
 from whaleid.pipeline.carried import (
     MASKS,
-    ORDERS,
     PROJECT,
     PSEUDO,
+    STACK,
     copy_stamps,
     open_carried,
-    ordered_by,
-    with_images_key,
     without_sources,
 )
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import local_stage
-from whaleid.pipeline.submission import submission_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.submission import latest_submission
 from whaleid.pipeline.workspace import Workspace, source_of
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, write_json
@@ -79,9 +78,10 @@ def run_inference(places: Places, budget: Budget) -> Path:
         if plan.dropped:
             say("the stack is taught again: it learnt at home from sources that are dropped here")
         else:
-            project = ordered_by(project, places.assets / ORDERS)
+            project = replace(project, stack_models=places.assets / STACK)
     say(f"combining {len(project.experiments)} sources, {budget.left() / 3600:.2f} h left of the limit")
-    written = submission_stage(project, 1, [])
+    run(project, "submission")
+    written = latest_submission(project)
     target = places.working / SUBMISSION
     with atomic_path(target) as temporary:
         shutil.copyfile(written, temporary)
@@ -108,7 +108,7 @@ def _figures(project: Project) -> dict[str, Any]:
     from whaleid.pipeline.metrics import read_figures
 
     figures = read_figures(project)
-    assert figures is not None  # submission_stage has just written them
+    assert figures is not None
     return figures
 
 
@@ -129,7 +129,7 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
     rows = rows[rows["split"] == "test"].reset_index(drop=True)
     absent = listed[~listed.isin(rows["image"])].tolist()
     if absent:
-        which = f"{len(absent):,} of {len(listed):,} listed test images are not there: {named(absent)}"
+        which = f"{len(absent):,} of {len(listed):,} listed test images are not there: {first_few(absent)}"
         say(f"warning: {competition.root}: {which}; their rows are filled by the prior")
     found = fingerprint_images(competition.root, rows["path"].tolist())
     bad = found.problem != ""
@@ -174,11 +174,10 @@ def _describe(project: Project, places: Places, local: list[str], images: pd.Dat
     shutil.rmtree(workspace.root, ignore_errors=True)
     workspace.root.mkdir(parents=True)
     images.to_parquet(workspace.images, index=False)
-    workspace.mark_current(workspace.images, project.images_key)
+    workspace.mark_current(workspace.images, project.keys.images)
     alone = replace(project, workspace=workspace)
-    alone = with_images_key(alone, project.images_key, project.labelled_key, project.masks_key)
     began = time.monotonic()
-    local_stage(alone)
+    run(alone, "keypoints")
     for name in local:
         join_rows([places.assets / name, workspace.root / name], project.workspace.root / name)
     shutil.rmtree(workspace.root)

@@ -12,8 +12,7 @@ from pathlib import Path
 from whaleid.config.settings import Settings
 from whaleid.kaggle.kernel.places import Places, read_json, say
 from whaleid.pipeline.carried import PROJECT, copy_stamps, open_carried
-from whaleid.pipeline.stages import jobs_stage, select_jobs
-from whaleid.utils.errors import WhaleidError
+from whaleid.pipeline.runner import Only, run
 
 
 def run_training(places: Places, experiment: str, fold: int) -> None:
@@ -31,10 +30,7 @@ def run_training(places: Places, experiment: str, fold: int) -> None:
     for output in outputs:
         if output.parts[0] == "pretrain":  # its log stays at home, its weights are what is needed
             (workspace.root / output).mkdir(parents=True, exist_ok=True)
-    jobs = select_jobs(project, "features", experiment, fold)
-    if not jobs:
-        raise WhaleidError(f"recipe {project.recipe.name} has no run of {experiment} on fold {fold}")
-    jobs_stage(project, "features", 1, [], jobs)
+    run(project, "features", only=Only(experiment, fold))
     made = [workspace.run(experiment, fold), workspace.features(experiment, fold)]
     for folder in made:
         relative = folder.relative_to(workspace.root)

@@ -25,8 +25,9 @@ from IPython.display import Image, display
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.features.files import read_features
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline.stages import sources
-from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.metrics import require_figures
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.sources import sources
 from whaleid.report.examples import choose, with_pictures
 from whaleid.report.grid import draw_grid, views
 from whaleid.report.material import read_answers, read_material
@@ -46,7 +47,8 @@ project = notebook_project(os.environ, competition="sample", recipe=None, work=N
 # been shown to be better.
 
 # %%
-figures = ensemble_stage(project, 1, [])
+run(project, "ladder")
+figures = require_figures(project)
 material = read_material(project)
 print("\n".join(ladder_lines(figures, material.solution)))
 

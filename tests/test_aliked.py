@@ -298,7 +298,7 @@ def test_the_command_line_says_it_in_one_line(project: Project, tmp_path: Path, 
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "settings.json").write_text(json.dumps({"WEIGHTS_DIR": str(tmp_path)}))
     monkeypatch.setenv("WHALEID_SETTINGS", str(tmp_path / "settings.json"))
-    names = ["00&.png", "01&.png", "--out", str(tmp_path / "x.png")] if command == "matches" else []
+    names = ["00&.png", "01&.png", "--output", str(tmp_path / "x.png")] if command == "matches" else []
     options = ["-c", str(tmp_path / "tiny.yaml"), "-r", str(tmp_path / "own.yaml"), "-w", str(tmp_path / "work")]
     monkeypatch.setattr(sys, "argv", ["whaleid", command, *names, *options])
     with pytest.raises(SystemExit) as ended:

@@ -14,8 +14,9 @@ from keypoint_networks import write_weights
 import whaleid
 from whaleid.config.settings import Settings
 from whaleid.kaggle.kernel import wheels as wheels_module
-from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, wants_gpu
-from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.assets import inference_size
+from whaleid.kaggle.kernel.bundle import KernelOptions, wants_gpu
+from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.kaggle.kernel.wheels import collect_wheels, install_wheels, needed_wheels
 from whaleid.utils.errors import WhaleidError
 

@@ -100,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for source in ("alien", "other"):
             (folder / source).mkdir()  # folds are dealt before features are there
-        assert run(patch, folder, "folds") == 0
+        assert run(patch, folder, "data", "folds") == 0
         images = pd.read_parquet(folder / "work" / "drawn" / "images.parquet")
         for number, source in enumerate(("alien", "other")):
             write_features(folder / source, images, number)

@@ -25,7 +25,6 @@ from whaleid.data.duplicates import (
     HASH_DISTANCE,
     duplicate_components,
     duplicate_pairs,
-    renumbered,
     standardised_detail,
 )
 from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
@@ -171,7 +170,7 @@ def test_no_more_than_ten_are_named(tmp_path):
     competition = make(tmp_path, {f"{i:02d}.jpg": b"" for i in range(13)}, {"00.jpg": "1"})
     with pytest.raises(WhaleidError, match=r"13 of 13 .*09\.jpg \(0 bytes\) and 3 more"):
         build(competition)
-    with pytest.raises(WhaleidError, match="none is left"):
+    with pytest.raises(WhaleidError, match="no image is left"):
         build(competition, skip_unreadable=True)
 
 
@@ -181,7 +180,7 @@ def test_unreadable_are_left_out_on_request(tmp_path, files, capsys):
     left = build(make(tmp_path, {**damaged(), **files}, labels), skip_unreadable=True)
     pd.testing.assert_frame_equal(left, clean)
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: ") and "6 of 12" in warning and "5 of them to be answered" in warning
+    assert warning.startswith("warning: ") and "6 of 12" in warning and "5 of them need guesses" in warning
 
 
 # ------------------------------------------------------------------------------------------------ duplicates
@@ -217,7 +216,7 @@ def naive_components(found: Fingerprints) -> np.ndarray:
                 details.append(grid.ravel())
             alike = np.corrcoef(*details)[0, 1] >= CORRELATION
             joined[i, j] = found.digest[i] == found.digest[j] or (distance <= HASH_DISTANCE and alike)
-    return renumbered(connected_components(joined, directed=False)[1])
+    return pd.factorize(connected_components(joined, directed=False)[1])[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

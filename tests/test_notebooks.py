@@ -144,7 +144,7 @@ def test_all_four_run_one_after_the_other(place: Path) -> None:
         assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
         assert any("image/png" in output.get("data", {}) for output in outputs)
         told[script.stem] = "".join(output.get("text", "") for output in outputs)
-    assert "the data is fit to run on" in told["01_explore"]
+    assert "the data can be used" in told["01_explore"]
     assert "2 images in 1 groups" in told["01_explore"]
     assert "trained now" in told["02_train_one"] and "MAP@5 (one, " in told["02_train_one"]
     figures = json.loads((place / "work" / "drawn" / "metrics.json").read_text())["recipe"]

@@ -35,12 +35,12 @@ from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_lab
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain
 from whaleid.pipeline import pseudo_labels as pseudo_stages
-from whaleid.pipeline.carried import carried, open_carried, project_content
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.rounds import answered
 from whaleid.pipeline.submission import read_guesses_of_rungs, submission_path
+from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.training import run as run_module
 from whaleid.utils.errors import WhaleidError
 
@@ -398,15 +398,15 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
     figures = figures_of(opened(drawn))
     project = answered(opened(drawn))
     assert (project.workspace.round, project.recipe.pseudo) == (1, None)
-    reads = carried(project)
+    reads = ensemble_inputs(project)
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]
     elsewhere = Settings(work=drawn / "elsewhere")
-    there = open_carried(project_content(project), drawn / "data", elsewhere)
+    there = project_from_json(project_to_json(project), drawn / "data", elsewhere)
     with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
         candidates_key(there)
     assert project.pseudo_labels is not None
     write_pseudo_labels(project.pseudo_labels, there.workspace.pseudo_labels("recipe"))
-    again = open_carried(project_content(project), drawn / "data", elsewhere)
+    again = project_from_json(project_to_json(project), drawn / "data", elsewhere)
     assert candidates_key(again) == figures["key"]
 
 

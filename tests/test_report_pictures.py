@@ -185,7 +185,7 @@ def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"folds": 2, "sources": project.recipe.sources}))
     out = tmp_path / "deeper" / "pair.png"
     options = ["-c", str(tmp_path / "tiny.yaml"), "-r", str(tmp_path / "own.yaml"), "-w", str(tmp_path / "work")]
-    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--out", str(out), *options])
+    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--output", str(out), *options])
     assert found.exit_code == 0 and re.fullmatch(rf"{out}: \d+ of \d+ mutual matches agree\n", found.output)
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"

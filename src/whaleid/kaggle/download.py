@@ -24,7 +24,7 @@ from whaleid.kaggle.credentials import WHERE_TO_GET, find_credentials
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
 from whaleid.utils.progress import Bar, progress_bar
-from whaleid.utils.unpack import ANOTHER_ROOT, unpack
+from whaleid.utils.unpack import unpack
 
 STALLED = 300.0
 """Seconds without a new byte after which the download is given up (the client itself would wait for ever)."""
@@ -138,7 +138,12 @@ class _Watch:
         if whole is None:
             return
         what = f"the archive ({whole / _MB:,.0f} MB) and what comes out of it"
-        require_space(self._archive.parent, whole - size + round(whole * GROWTH), what, ANOTHER_ROOT)
+        require_space(
+            self._archive.parent,
+            whole - size + round(whole * GROWTH),
+            what,
+            "choose another root in the competition's YAML",
+        )
         self._bar = self._stack.enter_context(progress_bar("downloading (MB)", whole // _MB, size // _MB))
 
 

@@ -43,25 +43,32 @@ def candidate_tasks(project: Project) -> list[Task]:
     reads = ("images", "folds", "keypoints", *feature_reads(project))
 
     def make() -> None:
-        from whaleid.ensemble.ladder import combine
-        from whaleid.ensemble.stack_models import read_stack_models
-
-        result = combine(
-            read_images(project.workspace),
-            read_folds(project.workspace),
-            sources(project),
-            project.recipe,
-            project.competition,
-            out,
-            keypoints_folder(project),
-            None if project.stack_models is None else read_stack_models(project.stack_models),
-            weights_folder=project.settings.weights,
-        )
-        write_json(out / FIGURES, _figures(project, key, result.as_json()))
-        with atomic_path(out / RANKS) as temporary:
-            pd.DataFrame({"rank": result.final.rank}).to_csv(temporary, index=False)
+        rank_features(project, out)
 
     return [Task("candidates", f"round{number}", project.workspace, out, key, make, reads)]
+
+
+def rank_features(project: Project, out: Path) -> Figures:
+    """Write the candidates of every ranker to the folder `out`; returns the figures of their ladder."""
+    from whaleid.ensemble.ladder import combine
+    from whaleid.ensemble.stack_models import read_stack_models
+
+    result = combine(
+        read_images(project.workspace),
+        read_folds(project.workspace),
+        sources(project),
+        project.recipe,
+        project.competition,
+        out,
+        keypoints_folder(project),
+        None if project.stack_models is None else read_stack_models(project.stack_models),
+        weights_folder=project.settings.weights,
+    )
+    figures = _figures(project, keys.candidates_key(project), result.as_json())
+    write_json(out / FIGURES, figures)
+    with atomic_path(out / RANKS) as temporary:
+        pd.DataFrame({"rank": result.final.rank}).to_csv(temporary, index=False)
+    return figures
 
 
 def _figures(project: Project, key: str, ladder: dict[str, Any]) -> Figures:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import Competition, Experiment, LocalConfig, PretextExperiment, Recipe
-from whaleid.config.files import load_competition, load_pretext, load_recipe_with, parse_overrides
+from whaleid.config.files import load_competition, load_pretext, load_recipe, parse_overrides
 from whaleid.config.settings import Settings, read_settings
 from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import masks_key
@@ -152,7 +152,7 @@ def open_project(
     """
     settings = settings or read_settings()
     contest = load_competition(competition, settings)
-    loaded, experiments = load_recipe_with(recipe, parse_overrides(pairs or []))
+    loaded, experiments = load_recipe(recipe, parse_overrides(pairs or []))
     pretext = load_pretext(recipe, loaded, experiments)
     workspace = Workspace(work / contest.name)
     return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)

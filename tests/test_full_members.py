@@ -20,7 +20,7 @@ from whaleid.cli import main as cli
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
-from whaleid.ensemble.blend import average
+from whaleid.ensemble.lists import average
 from whaleid.ensemble.ladder import combine, protocol_of, rank_all
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.ensemble.protocol import FULL_DATA

@@ -75,6 +75,7 @@ def build(context: Context) -> None:
 
     Example: whaleid data build -c nyala
     """
+    from whaleid.pipeline.data_stages import build_images_table
     from whaleid.pipeline.workspace import Workspace
 
     competition, skip = context.load_competition(), context.skip_unreadable

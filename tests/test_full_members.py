@@ -20,9 +20,9 @@ from whaleid.cli import main as cli
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
-from whaleid.ensemble.lists import average
 from whaleid.ensemble.ladder import combine, protocol_of, rank_all
 from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult

@@ -67,7 +67,7 @@ def project_at(root: Path, masks: str | None = "masks", local: bool = True) -> P
             "masks": masks,
         }
     )
-    made = recipe(local={"size": 128, "keypoints": 60} if local else None)
+    made = recipe(local_matching={"size": 128, "keypoints": 60} if local else None)
     return Project(competition, made, (), Workspace(root / "work" / "masked"))
 
 

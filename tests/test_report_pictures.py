@@ -55,7 +55,7 @@ def make_drawn(root: Path) -> Project:
             cv2.imwrite(str(root / "data" / ("train" if split == "train" else "test") / name), shown)
     for path in (root / "features").glob("fold*/embeddings.npy"):  # it errs often, so that there are paths to show
         np.save(path, np.load(path) + np.random.default_rng(0).normal(0, 2, (36, 12)))
-    combine = project.recipe.combine.model_copy(update={"local": LocalConfig.model_validate(LOCAL)})
+    combine = project.recipe.combine.model_copy(update={"local_matching": LocalConfig.model_validate(LOCAL)})
     return replace(project, recipe=project.recipe.model_copy(update={"combine": combine}))
 
 
@@ -77,7 +77,7 @@ def material(project: Project) -> StackInputs:
 
 
 def local_of(material: StackInputs) -> LocalConfig:
-    local = material.project.recipe.combine.local
+    local = material.project.recipe.combine.local_matching
     assert local is not None
     return local
 
@@ -160,7 +160,7 @@ def test_without_keypoints_the_page_says_so(project: Project, tmp_path: Path) ->
     finally:
         (tmp_path / "away").rename(kept)
     assert "The keypoints are not in the work folder" in page and "matches-" not in page
-    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local": None})
+    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local_matching": None})
     without = replace(project, recipe=project.recipe.model_copy(update={"combine": bare}))
     assert "Matched keypoints" not in write_report(without).read_text()
 

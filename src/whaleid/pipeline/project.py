@@ -77,7 +77,7 @@ class Project:
     @property
     def local_matching(self) -> LocalConfig | None:
         """Settings of local matching, None where the recipe has none."""
-        return self.recipe.combine.local
+        return self.recipe.combine.local_matching
 
     @property
     def local_weights(self) -> list[Path]:

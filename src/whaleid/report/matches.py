@@ -103,7 +103,7 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
     if path.suffix.lower() != ".png":
         raise WhaleidError(f"{path}: the picture is a PNG; give it a name that ends in .png")
     run(project, "images")
-    images, local = read_images(project.workspace), project.recipe.combine.local or LocalConfig()
+    images, local = read_images(project.workspace), project.local_matching or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
     weights = project.settings.weights
     detector = detector_of(local, weights)

@@ -62,7 +62,7 @@ def _page(material: StackInputs, folder: Path) -> Markup:
     importance = (material.figures["ladder"].get("stack") or {}).get("importance")
     if importance:
         bodies["stack"] = _stack(importance, folder)
-    if material.project.recipe.combine.local is not None:
+    if material.project.recipe.combine.local_matching is not None:
         bodies["matches"] = matched_pairs(material, folder)
     bodies = {name: bodies[name] for name in SECTIONS if name in bodies}
     links = tag("nav", *(tag("a", SECTIONS[name], href=f"#{name}") for name in bodies))

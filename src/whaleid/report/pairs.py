@@ -31,7 +31,7 @@ class Pair:
 
 def matched_pairs(material: StackInputs, folder: Path) -> Markup:
     """The section's body; its pictures are drawn into `folder`."""
-    local = material.project.recipe.combine.local
+    local = material.project.recipe.combine.local_matching
     assert local is not None  # the page has this section only where the recipe matches keypoints
     kept = material.project.workspace.local(local_name(local))
     if not (kept / "points.npy").is_file():

@@ -19,7 +19,7 @@ from pipeline_world import figures_of, keypoints_of
 from safetensors.torch import save_file
 from test_local import texture, write_images
 from test_masks import disc
-from test_report_pictures import make_drawn
+from test_report_images import make_drawn
 
 from whaleid.cli import main as cli
 from whaleid.config import LearnedConfig, LocalConfig, VerifyConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,10 +19,11 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def walk_fields(model: type[BaseModel], prefix: str = "", within: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Dotted key and `FieldInfo` of every field, groups before their members; a model inside itself is not repeated."""
+    hints = get_type_hints(model)  # pydantic leaves some of its own annotations unresolved
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         yield key, field
-        for inner in models_in(field.annotation):
+        for inner in models_in(hints[name]):
             if inner not in within:
                 yield from walk_fields(inner, f"{key}.", (*within, model, inner))
 

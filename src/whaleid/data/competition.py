@@ -83,11 +83,11 @@ def inspect_rows(competition: Competition) -> tuple[pd.DataFrame, list[Problem]]
     return rows.drop(columns="row").reset_index(drop=True), problems + shared
 
 
-def first_few(items: Iterable[str], limit: int = LISTED) -> str:
+def first_few(items: Iterable[str], limit: int = LISTED, separator: str = ", ") -> str:
     """The first few items, and how many more there are: `a, b, c and 7 more`."""
     items = list(items)
     more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    return separator.join(items[:limit]) + more
 
 
 def _require_root(competition: Competition) -> None:

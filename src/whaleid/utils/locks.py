@@ -1,4 +1,4 @@
-"""One process at a time; the system releases a lock when its process dies."""
+"""One lock for work that two processes must not do at once."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from whaleid.utils.errors import WhaleidError
 
 
 @contextmanager
-def exclusive(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold the lock of a folder, which is made where it is missing.
+def locked(folder: Path, busy: str | None = None) -> Iterator[int]:
+    """Hold the lock of a folder; the system releases it when the process dies.
 
     Parameters
     ----------
     folder : Path
-        What is locked.
+        Created if missing.
     busy : str, optional
-        Message of the WhaleidError that is raised where another process holds the lock; None: wait for it.
+        Message of the WhaleidError that is raised if another process holds the lock; None: wait for it.
+
+    Yields
+    ------
+    int
+        File descriptor of the lock; a child process that inherits it holds the lock, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        fcntl.flock(lock, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
     except BlockingIOError as error:
-        raise WhaleidError(str(busy)) from error
+        raise WhaleidError(f"{folder}: {busy}") from error
     finally:
-        os.close(handle)
+        os.close(lock)

@@ -38,8 +38,8 @@ def leaderboard(context: Context) -> None:
     """
     from whaleid.pipeline.leaderboard import leaderboard_lines
 
-    for line in leaderboard_lines(context.project, context.jobs, context.options):
-        print(line)
+    for line in leaderboard_lines(context.project, context.executor):
+        print(line, flush=True)
 
 
 def ensemble(context: Context) -> None:

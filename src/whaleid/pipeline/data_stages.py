@@ -127,9 +127,9 @@ def keypoints_folder(project: Project) -> Path | None:
 
 def require_local(local: LocalConfig | None, weights: Path) -> None:
     """Raise WhaleidError where local matching needs weights, or a part of OpenCV, that are not here."""
-    if local is None or (local.features == "rootsift" and not local.uses_lightglue):
+    if local is None:
         return
-    from whaleid.local_matching.detectors import require_parts
+    from whaleid.local_matching.registry import require_parts
 
     require_parts(local, weights)
 

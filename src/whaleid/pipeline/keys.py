@@ -11,7 +11,7 @@ from typing import Any
 
 from whaleid.config import Experiment, ExperimentBase
 from whaleid.data.pseudo import labels_of
-from whaleid.local_matching.weights import weights_key
+from whaleid.local_matching.registry import weights_key
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.versions import VERSION
 from whaleid.utils.errors import WhaleidError

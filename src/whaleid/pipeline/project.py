@@ -14,7 +14,7 @@ from whaleid.config.settings import Settings, read_settings
 from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import masks_key
 from whaleid.data.pseudo import read_pseudo_labels
-from whaleid.local_matching.weights import weights_files
+from whaleid.local_matching.registry import weights_files
 from whaleid.pipeline.versions import VERSION
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError

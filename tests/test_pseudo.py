@@ -198,7 +198,7 @@ def test_training_gets_the_folds_own_labels_and_nothing_moves(world: World, labe
 def test_labels_of_other_images_are_refused(world: World) -> None:
     for name in ("nowhere.jpg", world.folds["image"].iloc[0]):
         foreign = pd.DataFrame({"image": [name], "identity": ["w_0001"]})
-        with pytest.raises(WhaleidError, match="pseudo-labels: not of these test images"):
+        with pytest.raises(WhaleidError, match="pseudo-labels: their images are not the test images"):
             with_pseudo_labels(world.images, world.folds, foreign)
 
 
@@ -236,7 +236,7 @@ def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
         again.drop(columns="confidence"), labels.drop(columns="confidence"), check_dtype=False
     )
     assert list(again.columns) == ["image", "identity", "fold", "round", "confidence"]
-    with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
+    with pytest.raises(WhaleidError, match=r"round1\.csv: file not found"):
         read_pseudo_labels(path.with_name("round1.csv"))
     path.write_text("image,identity,fold\na.jpg,w,0\n")
     with pytest.raises(WhaleidError, match=r"round2\.csv: .*'confidence'"):
@@ -402,7 +402,7 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]
     elsewhere = Settings(work=drawn / "elsewhere")
     there = project_from_json(project_to_json(project), drawn / "data", elsewhere)
-    with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
+    with pytest.raises(WhaleidError, match=r"round1\.csv: file not found"):
         candidates_key(there)
     assert project.pseudo_labels is not None
     write_pseudo_labels(project.pseudo_labels, there.workspace.pseudo_labels("recipe"))

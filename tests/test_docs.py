@@ -73,7 +73,7 @@ def test_the_navigation_lists_every_page() -> None:
 
 def test_files_named_in_pages_exist() -> None:
     """Paths of the repository and, in docs/design.md and docs/extending.md, of the package."""
-    landing = ("ensemble/rankers/", "retrieval/rerankers/", "ensemble/cross_fitting", "pipeline/runner")
+    landing = ("ensemble/rankers/", "retrieval/rerankers/", "ensemble/cross_fitting")
     for page in PAGES:
         if page.name in ("CHANGELOG.md", "tried.md"):
             continue

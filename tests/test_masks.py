@@ -16,9 +16,9 @@ from whaleid.config import Competition, LocalConfig
 from whaleid.config.settings import Settings
 from whaleid.data.check import check_data
 from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, resize_mask
-from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
+from whaleid.local_matching.rootsift import root_sift
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage, local_stage
 from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json

@@ -16,12 +16,13 @@ from whaleid.models.heads.siamese import SiamesePairs
 from whaleid.retrieval.identities import identity_candidates
 from whaleid.retrieval.index import search
 from whaleid.training.checkpoint import load_run
+from whaleid.utils.device import default_device
 from whaleid.utils.errors import WhaleidError
 
 
 def load_pairs(run: Path) -> SiamesePairs:
     """The head of a finished run with a siamese head, on the GPU if there is one; WhaleidError for another head."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     head = load_run(run, device).head
     if not isinstance(head, SiamesePairs):
         raise WhaleidError(f"{run}: its head scores no pairs; re-scoring needs a run with head.name: siamese")

@@ -20,7 +20,6 @@ from whaleid.config.experiment import (
     TrainConfig,
 )
 from whaleid.config.heads import (
-    PRETEXTS,
     BySize,
     DeepClusterHead,
     DivideHead,
@@ -28,7 +27,7 @@ from whaleid.config.heads import (
     JigsawHead,
     MarginHead,
     MetricHead,
-    PretextHead,
+    HeadSettings,
     RotationHead,
     SiameseHead,
     SoftmaxHead,
@@ -57,7 +56,6 @@ from whaleid.config.retrieval import (
 from whaleid.config.stack import StackConfig
 
 __all__ = [
-    "PRETEXTS",
     "AfterConfig",
     "AugmentConfig",
     "AugmentationConfig",
@@ -90,7 +88,7 @@ __all__ = [
     "ModelConfig",
     "PairsConfig",
     "PretextExperiment",
-    "PretextHead",
+    "HeadSettings",
     "PretrainConfig",
     "PseudoConfig",
     "Recipe",

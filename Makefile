@@ -10,8 +10,6 @@ SET ?=
 QUICK ?=
 CONFIRM ?=
 OWNER ?=
-KAGGLE_VERSIONS ?=
-PYTHON312 ?=
 RUN_ARGS ?=
 FROM ?= predictions
 ARGS ?=
@@ -102,10 +100,8 @@ report: $(DATA)  ## pages and pictures of the recipe's results, in work/<competi
 kernel: $(DATA)  ## the recipe's Kaggle kernel and its data sets, in work/<competition>/kernel/<recipe>/ (OWNER=you)
 	@$(WHALEID) kernel $(OPTIONS) --jobs $(JOBS) $(if $(OWNER),--owner "$(OWNER)") $(ARGS)
 
-# KAGGLE_VERSIONS=1 makes an environment with the versions of Kaggle's image first (once); PYTHON312 names its Python.
-kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission (KAGGLE_VERSIONS=1)
-	@$(WHALEID) kernel-run $(OPTIONS) $(if $(filter 1,$(KAGGLE_VERSIONS)),--environment kaggle) \
-	  $(if $(PYTHON312),--python "$(PYTHON312)") $(RUN_ARGS)
+kernel-run: kernel  ## run that kernel here as Kaggle would, offline, and compare its submission
+	@$(WHALEID) kernel-run $(OPTIONS) $(RUN_ARGS)
 
 archive: $(DATA)  ## what the submission can be built from again, with checksums: one file under the work folder
 	@$(WHALEID) archive $(OPTIONS) $(ARGS)

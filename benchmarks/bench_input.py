@@ -82,6 +82,7 @@ def measure(paths: list[Path], size: tuple[int, int], rounds: int, scratch: Path
     experiment = load_experiment("default")
     sides = [np.asarray(cv2.imread(str(path))).shape[:2] for path in paths]
     table = pd.DataFrame({"path": [str(path.resolve()) for path in paths], "x0": 0.0, "y0": 0.0})
+    table["digest"] = table["path"]
     table["x1"], table["y1"] = [float(width) for _, width in sides], [float(height) for height, _ in sides]
     forms = ("raw", "jpeg")
 

@@ -22,14 +22,14 @@ import lightgbm as lgb
 import numpy as np
 
 from whaleid.config import StackConfig
-from whaleid.ensemble.blend import Targets, stack, tuned_map
 from whaleid.ensemble.calibrate import fit_calibration
 from whaleid.ensemble.embedding_features import Sight
-from whaleid.ensemble.protocol import FoldPart, Protocol
+from whaleid.ensemble.lists import concatenate_lists
+from whaleid.ensemble.protocol import FoldPart, Protocol, Targets
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import StackInputs, stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
-from whaleid.ensemble.unknown import rank_stats
+from whaleid.ensemble.unknown import best_map, rank_stats
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.files import write_json
 
@@ -106,7 +106,7 @@ def main() -> None:
         rankings.append(Ranking(f"net{place}", "knn", oof, test, False))
     places = list(range(given.folds))
     truth, weights = protocol.truth(places), protocol.weights(places)
-    whole = [stack(list(ranking.oof)) for ranking in rankings]
+    whole = [concatenate_lists(list(ranking.oof)) for ranking in rankings]
     limits = [float(_limit(one, truth, weights)) for one in whole]
     *members, blend = rankings
     materials = [StackInputs(blend.oof, blend.test, tuple(limits)) for _ in [*places, None]]
@@ -128,18 +128,28 @@ def main() -> None:
     table, features_cpu, features_s = timed(features)
     own = truth[table.query]
     label = np.where(own >= 0, table.codes == own, table.codes == given.identities).astype(float)
-    plain = {"objective": "lambdarank", "num_leaves": config.leaves, "num_threads": config.threads, "verbosity": -1}
+    plain = {
+        "objective": "lambdarank",
+        "num_leaves": config.num_leaves,
+        "num_threads": config.num_threads,
+        "verbosity": -1,
+    }
 
     def bare():
         data = lgb.Dataset(table.values, label, group=np.bincount(table.query))
-        lgb.train(plain, data, num_boost_round=config.rounds)
+        lgb.train(plain, data, num_boost_round=config.num_iterations)
 
     _, bare_cpu, bare_s = timed(bare)
     rankers = (given.folds + 1) * config.groups * config.seeds
     figures = {"queries": given.queries, "tests": given.tests, "folds": given.folds, "rankings": given.rankings}
     figures |= {"dims": given.dims}
-    figures |= {"rows": len(table.query), "features": len(table.names), "rankers": rankers, "rounds": config.rounds}
-    figures |= {"threads": config.threads, "cpus": os.cpu_count(), "lightgbm": lgb.__version__}
+    figures |= {
+        "rows": len(table.query),
+        "features": len(table.names),
+        "rankers": rankers,
+        "rounds": config.num_iterations,
+    }
+    figures |= {"threads": config.num_threads, "cpus": os.cpu_count(), "lightgbm": lgb.__version__}
     figures |= {"stage_cpu_s": stage_cpu, "stage_s": stage_s, "trees used": list(stacked.rounds)}
     figures |= {"features_cpu_s": features_cpu, "features_s": features_s, "bare_cpu_s": bare_cpu, "bare_s": bare_s}
     for name, value in figures.items():
@@ -149,7 +159,7 @@ def main() -> None:
 
 def _limit(lists: Candidates, truth: np.ndarray, weights: np.ndarray) -> float:
     asked = Targets(truth, weights, 5, True)
-    return tuned_map(rank_stats(lists, truth, weights, 5), asked)[0] or 0.0
+    return best_map(rank_stats(lists, truth, weights, 5), asked)[0] or 0.0
 
 
 if __name__ == "__main__":

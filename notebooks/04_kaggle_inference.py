@@ -25,13 +25,13 @@ import pandas as pd
 
 from whaleid.evaluation.submissions import read_guesses
 from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
-from whaleid.kaggle.kernel.manifest import read_manifest
 from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.stages import images_stage
 from whaleid.pipeline.submission import submission_path, submission_stage
 from whaleid.report.grid import draw_grid, views
+from whaleid.utils.manifest import read_manifest
 
 # %matplotlib inline
 

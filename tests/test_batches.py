@@ -167,7 +167,8 @@ def cache(tmp_path_factory):
     for row in range(7):
         noise = np.random.default_rng(row).integers(0, 256, (20, 40, 3), dtype=np.uint8)
         cv2.imwrite(str(root / f"{row}.png"), noise)
-    images = pd.DataFrame({"path": [f"{row}.png" for row in range(7)], "x0": 0.0, "y0": 0.0, "x1": 40.0, "y1": 20.0})
+    names = [f"{row}.png" for row in range(7)]
+    images = pd.DataFrame({"path": names, "digest": names, "x0": 0.0, "y0": 0.0, "x1": 40.0, "y1": 20.0})
     build_cache(images, root, root / "cache", (40, 20), experiment().image)
     return open_cache(root / "cache")
 

@@ -40,8 +40,8 @@ def pictures(tmp_path):
         width, height = int(rng.integers(40, 90)), int(rng.integers(30, 60))
         small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
         cv2.imwrite(str(root / f"{number}.jpg"), cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC))
-        rows.append((f"{number}.jpg", 3.0, 2.0, width - 4.0, height - 5.0))
-    return pd.DataFrame(rows, columns=["path", "x0", "y0", "x1", "y1"])
+        rows.append((f"{number}.jpg", f"digest {number}", 3.0, 2.0, width - 4.0, height - 5.0))
+    return pd.DataFrame(rows, columns=["path", "digest", "x0", "y0", "x1", "y1"])
 
 
 def build(pictures, tmp_path, form="raw", workers=2, name="cache"):
@@ -144,6 +144,7 @@ def test_nothing_is_done_twice_and_changes_are_seen(pictures, tmp_path, form, mo
     build(pictures, tmp_path, form)
     assert decoded == []
     cv2.imwrite(str(tmp_path / "pictures" / "3.jpg"), np.full((50, 70, 3), 200, np.uint8))
+    pictures.loc[3, "digest"] = "another"
     pictures.loc[3, ["x0", "y0", "x1", "y1"]] = [0.0, 0.0, 70.0, 50.0]
     assert (build(pictures, tmp_path, form).read(3) > 190).all()
     assert len(decoded) == COUNT and len(build(pictures[:40], tmp_path, form)) == 40

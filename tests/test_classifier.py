@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
@@ -63,34 +61,6 @@ def test_one_image_and_no_queries():
     codes, scores = top_classes(trained, np.eye(3, dtype=np.float32), 2)
     assert codes.tolist() == [[4, -1]] * 3 and scores[0, 0] == 1.0
     assert top_classes(trained, np.empty((0, 3), np.float32), 2)[0].shape == (0, 2)
-
-
-def test_hidden_layer_equals_numpy_and_starts_as_the_centroids():
-    x, codes = clusters(0)
-    config = CONFIG.model_copy(update={"hidden": 8})
-    trained = train_classifier(x, codes, config)
-    assert trained.inward is not None and trained.outward is not None
-    assert trained.inward.shape == (2, 8, 32) and trained.outward.shape == (2, 32, 8) and trained.outward.any()
-    p = np.zeros((len(x), 12))
-    for vectors, inward, outward in zip(trained.vectors, trained.inward, trained.outward, strict=True):
-        middle = x @ inward.T
-        middle = 0.5 * middle * (1 + np.vectorize(math.erf)(middle / math.sqrt(2)))
-        deep = x + middle @ outward.T
-        logits = 20.0 * (deep / np.linalg.norm(deep, axis=1, keepdims=True)) @ vectors.T
-        p += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) / 2
-    _, scores = top_classes(trained, x, 12)
-    np.testing.assert_allclose(scores, -np.sort(-p, axis=1), atol=1e-5)
-    still = train_classifier(x, codes, config.model_copy(update={"lr": 1e-12}))
-    plain = train_classifier(x, codes, CONFIG.model_copy(update={"lr": 1e-12}))
-    np.testing.assert_allclose(top_classes(still, x, 3)[1], top_classes(plain, x, 3)[1], atol=1e-5)
-
-
-def test_hidden_layer_with_the_same_seed_gives_the_same():
-    x, codes = clusters()
-    config = CONFIG.model_copy(update={"hidden": 8})
-    one, other = train_classifier(x, codes, config, 3), train_classifier(x, codes, config, 3)
-    assert one.outward is not None and other.outward is not None
-    np.testing.assert_array_equal(one.outward, other.outward)
 
 
 def test_a_memory_mapped_half_file_trains_as_the_array(tmp_path):

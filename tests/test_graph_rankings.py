@@ -164,7 +164,6 @@ def test_rungs_of_the_methods_asked_for(world, sources, tmp_path: Path):
         assert list(told[name]["settings"]) == ["0", "1", "2"]
         assert f"{name} {told[name]['setting']}" in note_lines(written)[0]
     for rung in written["rungs"]:
-        assert (rung["exponent"] is None) == (rung["weight"] is None)
         assert (rung["setting"] is not None) == (rung["kind"] == "rerank")
 
 
@@ -175,15 +174,9 @@ def test_what_was_chosen_is_said_in_one_line():
         {"name": "net", "setting": None, "settings": None, "weight": 0.5, "weights": {"0": 0.5, "1": 1.0}},
         {"name": "blend", "setting": None, "settings": None, "weight": None, "weights": None},
     ]
-    of_each = [(1.4, {"0": 1.4, "1": 1.4}), (2.0, {"0": 2.0, "1": 2.0}), (1.0, {"0": 0.5, "1": 1.0}), (None, None)]
     ladder = {
         "final": "stack",
-        "rungs": [
-            {**rung, "exponent": one, "exponents": folds} for rung, (one, folds) in zip(rungs, of_each, strict=True)
-        ],
+        "rungs": rungs,
         "stack": {"rounds": [50, 20, 30]},
     }
-    assert note_lines(ladder) == [
-        "chosen out of fold: diffusion a (by fold: a, off); exponent of diffusion 1.4; "
-        "exponent of net 1 (by fold: 0.5, 1); trees 30 (by fold: 50, 20)"
-    ]
+    assert note_lines(ladder) == ["chosen out of fold: diffusion a (by fold: a, off); trees 30 (by fold: 50, 20)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,9 +15,11 @@ from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
 from whaleid.config import Competition
+from whaleid.data import digests
 from whaleid.data.boxes import placed_boxes
 from whaleid.data.check import check_data
 from whaleid.data.competition import read_rows
+from whaleid.data.digests import content_digest, file_digests
 from whaleid.data.duplicates import (
     CORRELATION,
     HASH_DISTANCE,
@@ -28,6 +31,8 @@ from whaleid.data.duplicates import (
 from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
 from whaleid.data.images_table import build_images, group_names, images_key, labelled_key
 from whaleid.utils.errors import WhaleidError
+
+digest_of = digests._read_digest
 
 
 def picture(seed: int, width: int = 160, height: int = 120) -> Image.Image:
@@ -79,11 +84,12 @@ LABELS = {"a.jpg": "1", "b.jpg": "1", "c.jpg": "2", "d.jpg": "2", "e.jpg": "new"
 def test_table(tmp_path, files):
     images = build(make(tmp_path, files, LABELS))
     assert list(images.columns[:6]) == ["image", "path", "split", "identity", "width", "height"]
-    assert list(images.columns[6:]) == ["x0", "y0", "x1", "y1", "phash", "group"]
+    assert list(images.columns[6:]) == ["x0", "y0", "x1", "y1", "phash", "digest", "group"]
     assert images["group"].tolist() == ["a.jpg", "b.jpg", "c.jpg", "c.jpg", "b.jpg", "q.jpg"]
     assert images[["width", "height"]].iloc[-1].tolist() == [90, 200]
     assert images.loc[4, ["x0", "y0", "x1", "y1"]].tolist() == [0, 0, 240, 180]
     assert images["phash"].str.fullmatch("[0-9a-f]{16}").all()
+    assert images["digest"].tolist() == [content_digest(files[name]) for name in images["image"]]
     images.to_parquet(tmp_path / "images.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "images.parquet"), images)
 
@@ -192,9 +198,9 @@ def fingerprints(n: int, seed: int = 0) -> Fingerprints:
     thumbnail = rng.integers(0, 256, (n, THUMBNAIL**2))[origin] + rng.integers(-30, 30, (n, THUMBNAIL**2))
     thumbnail = np.clip(thumbnail, 0, 255).astype(np.uint8)
     source = np.where(rng.random(n) < 0.8, np.arange(n), rng.integers(0, n, n))  # a fifth are equal files
-    content = np.array([f"{row:016d}" for row in range(n)], "S16")[source]
+    digest = np.array([f"{row:020d}" for row in range(n)])[source]
     size = np.full((n, 2), 100, np.int32)
-    return Fingerprints(size, phash[source], thumbnail[source], content, np.full(n, "", object))
+    return Fingerprints(size, phash[source], thumbnail[source], digest, np.full(n, "", object))
 
 
 def naive_components(found: Fingerprints) -> np.ndarray:
@@ -210,7 +216,7 @@ def naive_components(found: Fingerprints) -> np.ndarray:
                 grid = grid - grid.mean(0)[None] - grid.mean(1)[:, None] + grid.mean()
                 details.append(grid.ravel())
             alike = np.corrcoef(*details)[0, 1] >= CORRELATION
-            joined[i, j] = found.content[i] == found.content[j] or (distance <= HASH_DISTANCE and alike)
+            joined[i, j] = found.digest[i] == found.digest[j] or (distance <= HASH_DISTANCE and alike)
     return renumbered(connected_components(joined, directed=False)[1])
 
 
@@ -238,7 +244,7 @@ def test_two_seas_are_not_one_photograph(tmp_path):
         Image.fromarray(sea(seed)).save(tmp_path / f"{seed}.jpg", quality=95)
     Image.fromarray(sea(0)).resize((450, 300)).save(tmp_path / "copy.jpg", quality=80)
     found = fingerprint_images(tmp_path, [*(f"{seed}.jpg" for seed in range(12)), "copy.jpg"], 1)
-    near = Fingerprints(found.size, found.phash * np.uint64(0), found.thumbnail, found.content, found.problem)
+    near = Fingerprints(found.size, found.phash * np.uint64(0), found.thumbnail, found.digest, found.problem)
     plain = np.corrcoef(found.thumbnail[:12])
     assert plain.min() > 0.97  # what a plain correlation would join, were the hashes near
     np.testing.assert_array_equal(duplicate_components(near), [*range(12), 0])
@@ -352,10 +358,12 @@ def test_key_changes_with_what_the_table_depends_on_alone(tmp_path, files):
     assert images_key(competition) == key
     assert images_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
     os.utime(tmp_path / "images/a.jpg", (1, 1))
-    touched = images_key(competition)
-    assert touched != key
+    assert images_key(competition) == key
+    (tmp_path / "images/a.jpg").write_bytes(files["a.jpg"] + b"0")
+    changed = images_key(competition)
+    assert changed != key
     (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text().replace("new", "3"))
-    assert images_key(competition) not in (key, touched)
+    assert images_key(competition) not in (key, changed)
 
 
 def test_another_test_set_leaves_the_labelled_key_as_it_is(tmp_path, files):
@@ -376,11 +384,85 @@ def test_another_test_set_leaves_the_labelled_key_as_it_is(tmp_path, files):
     boxes.write_text("image,x0,y0,x1,y1\nb.jpg,10,20,50,61\n")
     changed = labelled_key(competition)
     assert changed != key
-    os.utime(tmp_path / "images/a.jpg", (1, 1))
-    touched = labelled_key(competition)
-    assert touched not in (key, changed)
+    (tmp_path / "images/a.jpg").write_bytes(files["a.jpg"] + b"0")
+    another = labelled_key(competition)
+    assert another not in (key, changed)
     (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text().replace("new", "3"))
-    assert labelled_key(competition) not in (key, changed, touched)
+    assert labelled_key(competition) not in (key, changed, another)
+
+
+def test_a_copy_with_new_times_has_the_same_keys(tmp_path, files):
+    competition = make(tmp_path / "here", files, LABELS)
+    keys = images_key(competition), labelled_key(competition)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    for path in (tmp_path / "there" / "images").iterdir():
+        os.utime(path, (1, 1))
+    copy = competition.model_copy(update={"root": tmp_path / "there"})
+    assert (images_key(copy), labelled_key(copy)) == keys
+
+
+def test_unchanged_images_are_not_read_again(tmp_path, files, monkeypatch):
+    competition = make(tmp_path, files, LABELS)
+    table = tmp_path / "work" / "digests.parquet"
+    key = images_key(competition, table)
+    read: list[str] = []
+    monkeypatch.setattr(digests, "_read_digest", lambda name: read.append(Path(name).name) or digest_of(name))
+    assert images_key(competition, table) == key and read == []
+    labelled_key(competition, table)
+    assert read == []
+    os.utime(tmp_path / "images/a.jpg", (1, 1))  # the same content: read once, then known again
+    assert images_key(competition, table) == key and read == ["a.jpg"]
+    assert images_key(competition, table) == key and read == ["a.jpg"]
+    place, time = tmp_path / "images/b.jpg", (tmp_path / "images/b.jpg").stat().st_mtime_ns
+    place.write_bytes(files["b.jpg"][:-1] + b"0")  # as long as before
+    os.utime(place, ns=(time, time + 1))
+    assert images_key(competition, table) != key and read == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "foreign"])
+def test_a_damaged_table_of_digests_is_made_anew(tmp_path, files, damage):
+    paths = [tmp_path / name for name in files]
+    for path in paths:
+        path.write_bytes(files[path.name])
+    table = tmp_path / "digests.parquet"
+    expected = [content_digest(content) for content in files.values()]
+    assert file_digests(paths, table) == expected
+    whole = table.read_bytes()
+    if damage == "gone":
+        table.unlink()
+    elif damage == "cut":
+        table.write_bytes(whole[: len(whole) // 2])
+    else:
+        pd.DataFrame({"path": ["x"]}).to_parquet(table)
+    assert file_digests(paths, table) == expected == file_digests(paths)
+    assert len(pd.read_parquet(table)) == len(files)
+
+
+def test_digests_found_before_an_interruption_are_kept(tmp_path, files, monkeypatch):
+    paths = [tmp_path / name for name in files]
+    for path in paths:
+        path.write_bytes(files[path.name])
+    table = tmp_path / "digests.parquet"
+    monkeypatch.setattr(digests, "PORTION", 2)
+
+    def interrupted(name: str) -> str:
+        if name.endswith("d.jpg"):
+            raise KeyboardInterrupt
+        return digest_of(name)
+
+    monkeypatch.setattr(digests, "_read_digest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        file_digests(paths, table)
+    assert len(pd.read_parquet(table)) == 2
+    read: list[str] = []
+    monkeypatch.setattr(digests, "_read_digest", lambda name: read.append(name) or digest_of(name))
+    assert file_digests(paths, table) == [content_digest(content) for content in files.values()]
+    assert len(read) == len(files) - 2
+
+
+def test_what_is_no_file_has_no_digest(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # reading it would never end
+    assert file_digests([tmp_path, tmp_path / "pipe", tmp_path / "none"], tmp_path / "digests.parquet") == [""] * 3
 
 
 def test_key_stays_when_the_folder_moves(tmp_path, files):

@@ -16,7 +16,6 @@ from kernel_world import MODULE, write_wheel
 
 import whaleid
 from whaleid.kaggle.kernel.budget import CAUTION, Budget, Cost, make_plan
-from whaleid.kaggle.kernel.manifest import check_manifest, write_manifest
 from whaleid.kaggle.kernel.rows import join_rows, keep_rows
 from whaleid.kaggle.kernel.run import Comparison, KernelRun, compare_submissions, require_equal
 from whaleid.kaggle.kernel.script import notebook, script
@@ -33,6 +32,7 @@ from whaleid.kaggle.metadata import (
 )
 from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.manifest import check_manifest, write_manifest
 
 
 @given(st.lists(st.text(min_size=1), min_size=1))

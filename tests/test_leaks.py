@@ -26,7 +26,14 @@ RERANK = {
 }
 EVERYTHING = {
     "rerank": RERANK,
-    "stack": {"rounds": 30, "seeds": 1, "least": 5, "first": 8, "candidates": 15, "rate": 0.1},
+    "stack": {
+        "num_iterations": 30,
+        "seeds": 1,
+        "min_data_in_leaf": 5,
+        "first": 8,
+        "candidates": 15,
+        "learning_rate": 0.1,
+    },
 }
 LUCK = 0.06  # two standard errors of MAP@5 over some 250 queries
 KINDS = {"knn", "logits", "concat", "rerank", "classifier", "blend", "stack"}

@@ -16,10 +16,10 @@ from whaleid.config import Competition, LocalConfig
 from whaleid.config.settings import Settings
 from whaleid.data.check import check_data
 from whaleid.data.masks import Mask, brought_to, mask_name, masks_key, masks_of, read_mask
-from whaleid.kaggle.kernel.carried import copy_masks, open_carried, project_content
 from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
+from whaleid.pipeline.carried import copy_masks, open_carried, project_content
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage, local_stage
 from whaleid.pipeline.workspace import Workspace

@@ -110,7 +110,6 @@ def test_a_wrong_pretraining_is_one_clear_line(place: Path, recipe: str, said: s
 @pytest.mark.parametrize(
     ("pair", "said"),
     [
-        ("train.select=best", r"train\.select must be last"),
         ("image.mirror_identities=true", r"image\.mirror_identities must be off"),
     ],
 )

@@ -17,7 +17,7 @@ from whaleid.ensemble.stack import stack_rankings
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
-STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+STACK = {"num_iterations": 10, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,12 @@ def test_an_identity_that_no_list_names_teaches_nothing_and_scores_nothing(asked
 
 
 @pytest.mark.parametrize("unknown", [True, False])
-@pytest.mark.parametrize("form", ["threshold", "isotonic"])
-def test_more_guesses_than_identities(tmp_path: Path, unknown, form):
+def test_more_guesses_than_identities(tmp_path: Path, unknown):
     """Every identity and `unknown` once, and nothing more: the places left over stay empty."""
     world = make_world(identities=6, seed=2, unknown=unknown)
     world = replace(world, competition=world.competition.model_copy(update={"k": 12}))
     sources = write_sources(world, tmp_path, count=2)
-    config = recipe(stack=STACK, unknown=form)
+    config = recipe(stack=STACK)
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "out")
     known = set(world.folds["identity"]) - {UNKNOWN}
     wanted = known | {UNKNOWN} if unknown else known
@@ -89,7 +88,7 @@ def _never_39(lists: Candidates) -> Candidates:
 def test_rankings_of_different_queries_are_named(asked):
     protocol, rankings = asked
     config = recipe(stack=STACK).combine
-    final, by_fold, _, own, _ = ladder.blend_rankings(protocol, rankings, config)
+    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
     limits = [*(ladder._limits(protocol, one) for one in rankings), own]
     materials = ladder._materials(protocol, rankings, list(by_fold.values()), final, limits, config)
     lists = rankings[1].oof[2]

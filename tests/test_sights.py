@@ -9,13 +9,12 @@ import pytest
 from ladder_world import make_world, recipe, write_sources
 
 from whaleid.config import KnnConfig
-from whaleid.ensemble.ablation import list_variants
 from whaleid.ensemble.embedding_features import COLUMNS, see, see_part
 from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.ensemble.stack import deal_groups, stack_rankings
+from whaleid.ensemble.stack import deal_groups
 
-STACK = {"rounds": 10, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+STACK = {"num_iterations": 10, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 def unit(rng: np.random.Generator, rows: int, width: int = 6) -> np.ndarray:
@@ -78,17 +77,7 @@ def test_only_the_folds_gallery_is_seen(tmp_path):
     np.testing.assert_array_equal(np.isnan(one.spread), alone)
 
 
-def test_the_ablation_leaves_them_out_in_turn():
-    for stack, wanted in (({}, 1), ({"embeddings": False}, 0), (None, 0)):
-        variants = [
-            one for one in list_variants(recipe(stack=stack).combine, ["a"]) if one.name.endswith(": embeddings")
-        ]
-        assert len(variants) == wanted
-        assert all(one.config.stack is not None and not one.config.stack.embeddings for one in variants)
-        assert all(not one.anew and not one.gone for one in variants)
-
-
-def test_the_stack_takes_them_unless_told_not_to(tmp_path, monkeypatch):
+def test_the_stack_uses_them_without_a_leak(tmp_path, monkeypatch):
     world = make_world(seed=1)
     sources = write_sources(world, tmp_path, count=2)
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
@@ -97,16 +86,7 @@ def test_the_stack_takes_them_unless_told_not_to(tmp_path, monkeypatch):
     result = evaluate_ladder(protocol, rankings, config)
     assert result.stacked is not None and set(COLUMNS) <= set(result.stacked.importance)
     assert sum(result.stacked.importance[name] for name in COLUMNS) > 0
-    given = []
-
-    def recorded(*arguments, **named):
-        given.append(named["extras"])
-        return stack_rankings(*arguments, **named)
-
-    monkeypatch.setattr("whaleid.ensemble.ladder.stack_rankings", recorded)
-    off = recipe(stack={**STACK, "embeddings": False}).combine
-    without = evaluate_ladder(protocol, rankings, off)
-    assert given == [None] and without.stacked is not None and not set(COLUMNS) & set(without.stacked.importance)
+    off = recipe().combine
     assert all(one.sights is None for one in rank_all(sources, world.images, protocol, off, 0))
     part, groups = protocol.parts[1], deal_groups(protocol, 3)
     monkeypatch.setattr("whaleid.ensemble.stack.deal_groups", lambda *_: groups)

@@ -14,8 +14,8 @@ from whaleid.ensemble import ladder
 from whaleid.ensemble.calibrate import calibrated, fit_calibration
 from whaleid.ensemble.graph_rankings import Choices, Chosen
 from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
+from whaleid.ensemble.lambdarank import prepare_lesson, train_rankers
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.rankers import prepare_lesson, train_rankers
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import deal_groups, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
@@ -24,7 +24,7 @@ from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, rank_stats,
 from whaleid.evaluation.metrics import expected_share_weights
 from whaleid.utils.errors import WhaleidError
 
-SMALL = {"rounds": 30, "seeds": 1, "least": 20, "first": 8, "candidates": 15}
+SMALL = {"num_iterations": 30, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def stacked(protocol, rankings, groups=None, orders=None, **settings):
 def prepared(protocol, rankings, **settings):
     config = recipe(stack={**SMALL, **settings}).combine
     limits = [ladder._limits(protocol, one) for one in rankings]
-    final, by_fold, _, own, _ = ladder.blend_rankings(protocol, rankings, config)
+    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
     blends = [by_fold[part.fold] for part in protocol.parts]
     return ladder._materials(protocol, rankings, blends, final, [*limits, own], config), config.stack
 
@@ -175,7 +175,7 @@ def test_a_model_is_not_taught_by_its_own_group(asked, monkeypatch):
 def test_the_truth_of_queries_that_are_not_chosen_reaches_no_tree(asked):
     """Neither as labels nor through the rows and bins that all models share."""
     protocol, rankings = asked
-    config = StackConfig.model_validate({**SMALL, "taught": 4})
+    config = StackConfig.model_validate({**SMALL, "training_candidates": 4})
     table, truth = table_of(protocol, rankings, config)
     rng = np.random.default_rng(0)
     chosen = rng.random(len(truth)) < 0.6
@@ -192,7 +192,7 @@ def test_the_truth_of_queries_that_are_not_chosen_reaches_no_tree(asked):
 
 def test_a_lesson_is_the_first_candidates_and_unknown(asked):
     protocol, rankings = asked
-    config = StackConfig.model_validate({**SMALL, "taught": 4})
+    config = StackConfig.model_validate({**SMALL, "training_candidates": 4})
     table, truth = table_of(protocol, rankings, config)
     lesson = prepare_lesson(table, truth, np.ones(len(truth)), config)
     label = lesson.data.construct().get_label()
@@ -216,7 +216,7 @@ def test_what_is_taught_is_by_settings_that_the_fold_had_no_part_in(asked):
     names = Choices({part.fold: "a" for part in protocol.parts}, "b")
     chosen = Chosen("rerank", names, base.oof, base.test, (base.oof,) * 3, mixed.oof)
     reranked = Ranking("rerank", "rerank", base.oof, base.test, False, chosen=chosen)
-    materials, config = prepared(protocol, [*rankings, reranked], rounds=10)
+    materials, config = prepared(protocol, [*rankings, reranked], num_iterations=10)
 
     def ordered(one: Ranking):
         return stack_rankings(protocol, [*rankings, one], materials, config, 0).ranking
@@ -354,7 +354,7 @@ def test_by_share_and_closed_set(tmp_path):
 
 def test_the_same_with_any_number_of_threads(asked):
     protocol, rankings = asked
-    one, two = (stacked(protocol, rankings, threads=threads, rounds=4) for threads in (1, 2))
+    one, two = (stacked(protocol, rankings, num_threads=threads, num_iterations=4) for threads in (1, 2))
     for first, second in zip(one.ranking.oof + one.ranking.test, two.ranking.oof + two.ranking.test, strict=True):
         np.testing.assert_array_equal(first.scores, second.scores)
     assert one.importance == two.importance and one.rounds == two.rounds

@@ -22,9 +22,8 @@ from whaleid.config import Experiment
 from whaleid.config.files import load_experiment
 from whaleid.data.cache import build_cache, open_cache
 from whaleid.training import loop, run
-from whaleid.training.checkpoint import CHECKPOINT
+from whaleid.training.checkpoint import CHECKPOINT, storable
 from whaleid.training.run import RunSummary, train_run
-from whaleid.training.state import storable
 
 SIZE = (64, 32)
 IDENTITIES, EACH = 8, 5
@@ -59,9 +58,17 @@ def write_case(folder: Path) -> None:
             pixels = (pixels + generator.normal(0, 20, pixels.shape)).clip(0, 255).astype(np.uint8)
             name = f"{identity}_{number}.png"
             Image.fromarray(pixels).save(folder / name)
-            rows.append({"image": name, "path": name, "split": "train", "identity": f"whale {identity}"})
+            rows.append(
+                {"image": name, "path": name, "split": "train", "identity": f"whale {identity}", "digest": name}
+            )
     images = pd.DataFrame(rows).assign(
-        width=SIZE[0], height=SIZE[1], x0=0.0, y0=0.0, x1=float(SIZE[0]), y1=float(SIZE[1])
+        digest=[row["image"] for row in rows],
+        width=SIZE[0],
+        height=SIZE[1],
+        x0=0.0,
+        y0=0.0,
+        x1=float(SIZE[0]),
+        y1=float(SIZE[1]),
     )
     images.to_parquet(folder / "images.parquet")
     images[["image", "identity"]].assign(fold=np.tile(np.arange(EACH), IDENTITIES)).to_csv(

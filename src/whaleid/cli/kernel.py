@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,11 +32,6 @@ class LayoutChoice(StrEnum):
     new = "new"
     old = "old"
     both = "both"
-
-
-class Environment(StrEnum):
-    ours = "ours"
-    kaggle = "kaggle"
 
 
 ModeOption = Annotated[Mode, typer.Option("--mode", help="answer the test set, or train one run there")]
@@ -99,23 +92,16 @@ def kernel_run(
     layout: Annotated[LayoutChoice, typer.Option(help="of /kaggle/input: that of 2026, the one before")] = (
         LayoutChoice.both
     ),
-    environment: Annotated[
-        Environment, typer.Option(help="packages: these, or the versions of Kaggle's image on Python 3.12")
-    ] = Environment.ours,
-    python: Annotated[
-        str | None, typer.Option(help="a Python 3.12 for --environment kaggle; default: one that is found here")
-    ] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, help="another time budget than the kernel's")] = None,
     mode: ModeOption = Mode.inference,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
 ) -> None:
     """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
-    from whaleid.kaggle.kernel.bundle import WHEELS, bundle_folder
+    from whaleid.kaggle.kernel.bundle import bundle_folder
     from whaleid.kaggle.kernel.run import (
         RunOptions,
         compare_submissions,
-        compiled_wheels,
         require_equal,
         run_bundle,
         submission_of,
@@ -127,17 +113,11 @@ def kernel_run(
     bundle = bundle_folder(project, experiment, fold)
     if not (bundle / "kernel").is_dir():
         raise WhaleidError(f"{bundle}: no kernel here yet: make kernel first")
-    interpreter, ours = Path(sys.executable), environment is Environment.ours
-    if not ours:
-        from whaleid.kaggle.kernel.environment import kaggle_environment
-
-        compiled = compiled_wheels(bundle / "datasets" / WHEELS)
-        interpreter = kaggle_environment(project.workspace.root.parent / "kaggle-env", python, compiled).absolute()
     figures = read_figures(project)
     for one in ("new", "old") if layout is LayoutChoice.both else (layout.value,):
         base = project.workspace.root / "kernel-run" / bundle.name
-        print(f"layout {one}, environment {environment.value}", flush=True)
-        run = run_bundle(bundle, project.competition, base, RunOptions(one, interpreter, ours, hours))
+        print(f"layout {one}", flush=True)
+        run = run_bundle(bundle, project.competition, base, RunOptions(one, hours))
         print(f"{run.seconds:.0f} s; {run.words}")
         if mode is Mode.training:
             print(f"output: {run.working}")

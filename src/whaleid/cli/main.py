@@ -125,7 +125,7 @@ def data_build(
     settings = read_settings()
     contest = load_competition(competition, settings)
     workspace = Workspace((work or settings.work) / contest.name)
-    images = images_table(contest, workspace, images_key_of(contest, skip_unreadable), skip_unreadable)
+    images = images_table(contest, workspace, images_key_of(contest, workspace, skip_unreadable), skip_unreadable)
     print(f"{workspace.images}: {len(images):,} images")
 
 
@@ -302,10 +302,12 @@ def plan(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Show what a recipe would train: jobs, sizes, parameters, estimated hours. Trains nothing."""
+    from whaleid.kaggle.kernel.size import planned_line, planned_size
     from whaleid.pipeline.plan import plan_lines
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
     print("\n".join(plan_lines(project, tflops, images, identities)))
+    print(planned_line(planned_size(project, images, identities)))
 
 
 @app.command()

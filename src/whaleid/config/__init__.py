@@ -3,9 +3,7 @@
 A key that is not known is refused with its file and its place, so that no setting is ever ignored.
 """
 
-from whaleid.config.after import AfterConfig, ClaimsConfig
 from whaleid.config.base import Model
-from whaleid.config.blend import BlendConfig
 from whaleid.config.competition import Competition, Submission, Table
 from whaleid.config.experiment import (
     AugmentConfig,
@@ -24,10 +22,10 @@ from whaleid.config.heads import (
     DeepClusterHead,
     DivideHead,
     Head,
+    HeadSettings,
     JigsawHead,
     MarginHead,
     MetricHead,
-    HeadSettings,
     RotationHead,
     SiameseHead,
     SoftmaxHead,
@@ -56,12 +54,9 @@ from whaleid.config.retrieval import (
 from whaleid.config.stack import StackConfig
 
 __all__ = [
-    "AfterConfig",
     "AugmentConfig",
     "AugmentationConfig",
-    "BlendConfig",
     "BySize",
-    "ClaimsConfig",
     "ClassifierConfig",
     "CombineConfig",
     "Competition",
@@ -75,6 +70,7 @@ __all__ = [
     "FeatureConfig",
     "FreezeConfig",
     "Head",
+    "HeadSettings",
     "ImageConfig",
     "IndexConfig",
     "JigsawHead",
@@ -88,7 +84,6 @@ __all__ = [
     "ModelConfig",
     "PairsConfig",
     "PretextExperiment",
-    "HeadSettings",
     "PretrainConfig",
     "PseudoConfig",
     "Recipe",

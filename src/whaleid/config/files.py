@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from whaleid.config import Competition, Experiment, Model, PretextExperiment, Recipe
+from whaleid.config import Competition, Experiment, Model, PretextExperiment, Recipe, renamed
 from whaleid.config.settings import Settings, read_settings, repository_root
 from whaleid.utils.errors import WhaleidError
 
@@ -88,6 +88,8 @@ def load_recipe_with(name: str, overrides: dict[str, Any]) -> tuple[Recipe, list
     content = read_yaml(path)
     content["name"] = path.stem
     recipe = _checked(Recipe, content, path)
+    for message in renamed.old_key_messages(recipe.set, renamed.EXPERIMENT):
+        raise WhaleidError(f"{path}: set: {message}")
     merged = {**recipe.set, **overrides}
     experiments = [load_experiment(item, merged, near=path.parent) for item in recipe.experiments]
     names = [experiment.name for experiment in experiments]
@@ -134,6 +136,8 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         except (YAMLError, OmegaConfBaseException) as error:
             raise WhaleidError(f"SET '{pair}': {' '.join(str(error).split())}") from error
         overrides[key] = _leaf(parsed, key)
+    for message in renamed.old_key_messages(overrides, {**renamed.EXPERIMENT, **renamed.RECIPE}):
+        raise WhaleidError(f"SET: {message}")
     return overrides
 
 
@@ -177,7 +181,17 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return {str(key): value for key, value in merged.items()}
 
 
+_OLD_KEYS: dict[type[Model], dict[str, str]] = {
+    Competition: renamed.COMPETITION,
+    Experiment: renamed.EXPERIMENT,
+    PretextExperiment: renamed.EXPERIMENT,
+    Recipe: renamed.RECIPE,
+}
+
+
 def _checked(kind: type[Checked], content: dict[str, Any], path: Path) -> Checked:
+    for message in renamed.old_key_messages(content, _OLD_KEYS[kind]):
+        raise WhaleidError(f"{path}: {message}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:

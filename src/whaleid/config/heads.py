@@ -141,7 +141,8 @@ class MetricHead(HeadSettings):
 
 
 class SiameseHead(HeadSettings):
-    """A learned similarity of two embeddings instead of their cosine; use it with `sampler.name: balanced` or `mined`."""
+    """A learned similarity of two embeddings instead of their cosine; use it with `sampler.name: balanced` or
+    `mined`."""
 
     module: ClassVar[str] = "whaleid.models.heads.siamese:SiamesePairs"
     scores_pairs: ClassVar[bool] = True
@@ -205,7 +206,8 @@ class DivideHead(HeadSettings):
     """What is clustered: the pooled features before the neck (2019), or the embedding."""
     by: Literal["image", "identity"] = "image"
     """image: an identity's images may fall into several clusters, as published. identity: they stay together, in the
-    cluster of their mean. With few images an identity, clusters of images separate most pairs (`together` in the log)."""
+    cluster of their mean. With few images an identity, clusters of images separate most pairs (`together` in the
+    log)."""
     smallest: Share = 0.25
     """Least images (or identities) in a cluster, as a share of the mean cluster; a smaller one takes in the images
     nearest to its centre."""

@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from whaleid.config.after import AfterConfig
 from whaleid.config.base import Model, Positive, Share
-from whaleid.config.blend import BlendConfig
 from whaleid.config.local_matching import LocalConfig
 from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
@@ -61,10 +59,6 @@ class ClassifierConfig(Model):
     smoothing: Share = 0.1
     scale: Annotated[float, Field(gt=0)] = 20.0
     mixup: Annotated[float, Field(ge=0)] = 0.2
-    hidden: Positive | None = None
-    """Width of a hidden layer (GELU) beside the features; null: none."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Share of the hidden layer's values left out in training."""
     seeds: Positive = 2
 
 
@@ -76,7 +70,6 @@ class CombineConfig(Model):
     classifier: ClassifierConfig | None = ClassifierConfig()
     logits: Annotated[int, Field(ge=0)] = 3
     """Class probabilities of this many best single experiments join the blend."""
-    blend: BlendConfig = BlendConfig()
     local: LocalConfig | None = None
     """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
     rerank: RerankConfig | None = None
@@ -85,14 +78,11 @@ class CombineConfig(Model):
     """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
     candidates: Positive = 50
     """Candidates kept for each query and source."""
-    unknown: Literal["threshold", "share", "isotonic", "platt"] = "threshold"
-    """threshold: the unknown identity's score, tuned out of fold. share: for the test set the one that gives the
-    expected share instead. isotonic, platt: the place among the guesses that is expected to score most, by
-    probabilities that were calibrated out of fold."""
+    unknown: Literal["threshold", "share"] = "threshold"
+    """threshold: the score of the unknown identity, fitted out of fold. share: for the test set, the threshold that
+    puts the unknown identity first as often as the competition's `unknown_share` says."""
     stack: StackConfig | None = None
     """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
-    after: AfterConfig | None = None
-    """Post-processing of the last ranking; `{}` takes it as config/after.py sets it, null leaves it out."""
 
 
 class PseudoConfig(Model):

@@ -37,10 +37,11 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, require_space, write_json
 from whaleid.utils.progress import progress_bar
 
-FORMAT = 1  # raise it when the files change, so that older caches are made again
+FORMAT = 2  # raise it when the files change, so that older caches are made again
 QUALITY = 95  # JPEG; what it loses is far below what augmentation changes
 CHUNK = 32  # images a task
 NAMED = 10  # broken images named in an error
+BOX = ["x0", "y0", "x1", "y1"]
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -145,7 +146,7 @@ def build_cache(
     if len(images) == 0:
         raise WhaleidError("the images table is empty: there is nothing to cache")
     sources = _sources(images, root)
-    content = _content(sources, size, config)
+    content = _content(images, size, config)
     partial_folder = folder.with_name(f".{folder.name}.partial")
     with _alone(folder.parent):
         if _read_content(folder) == content:
@@ -169,28 +170,21 @@ def build_cache(
 
 
 def _sources(images: DataFrame, root: Path) -> list[Source]:
-    boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
+    boxes = images[BOX].to_numpy(dtype=float)
     return [Source(root / path, box) for path, box in zip(images["path"], boxes, strict=True)]
 
 
-def _content(sources: list[Source], size: tuple[int, int], config: ImageConfig) -> dict[str, Any]:
-    """What cache.json says: settings, and a digest of every file's name, length, time and box."""
+def _content(images: DataFrame, size: tuple[int, int], config: ImageConfig) -> dict[str, Any]:
+    """What cache.json says: settings, and a digest of the contents of the files and of the boxes."""
+    sources = images[["path", "digest", *BOX]].to_numpy(dtype=object)
     return {
         "format": FORMAT,
-        "count": len(sources),
+        "count": len(images),
         "size": list(size),
         "form": config.cache,
         "margin": config.box_margin,
-        "sources": digest([(str(source.path), *_state(source.path), source.box.tolist()) for source in sources]),
+        "sources": digest(sources.tolist()),
     }
-
-
-def _state(path: Path) -> tuple[int, int]:
-    try:
-        state = path.stat()
-    except OSError:
-        return -1, -1  # decoding will say so, together with all other broken images
-    return state.st_size, state.st_mtime_ns
 
 
 def _read_content(folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from whaleid.config import Competition, Table
 from whaleid.utils.errors import WhaleidError
 
 NAMED = 5  # offenders that a message names before it goes on with a count
-RESERVED = {"image", "path", "split", "identity", "width", "height", "phash", "group", "fold"}
+RESERVED = {"image", "path", "split", "identity", "width", "height", "phash", "digest", "group", "fold"}
 RESERVED |= {"x0", "y0", "x1", "y1"}
 
 

@@ -50,7 +50,7 @@ def duplicate_pairs(found: Fingerprints) -> np.ndarray:
 
     Equal files are chained, without comparing pictures. Among the rest, near in hash and alike in thumbnail.
     """
-    chained, firsts = _equal_files(found.content)
+    chained, firsts = _equal_files(found.digest)
     detail = standardised_detail(found.thumbnail[firsts])
     parts = [chained]
     for left, right in _near_hashes(found.phash[firsts]):
@@ -69,10 +69,10 @@ def renumbered(labels: np.ndarray) -> np.ndarray:
     return rank[inverse]
 
 
-def _equal_files(content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _equal_files(digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (m, 2) of a repeated file's first row and another of its rows; the first row of every file."""
-    _, first, inverse = np.unique(content, return_index=True, return_inverse=True)
-    rows = np.arange(len(content))
+    _, first, inverse = np.unique(digest, return_index=True, return_inverse=True)
+    rows = np.arange(len(digest))
     repeated = first[inverse] != rows
     return np.column_stack([first[inverse[repeated]], rows[repeated]]), np.sort(first)
 

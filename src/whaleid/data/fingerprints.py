@@ -6,7 +6,6 @@ times faster than a full decode and reads the file to its end all the same: a tr
 
 from __future__ import annotations
 
-import hashlib
 import io
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from whaleid.data.digests import content_digest
 from whaleid.utils.progress import progress_bar
 
 THUMBNAIL = 16  # pixels: side of the small grey picture by which near-duplicates are confirmed
@@ -38,8 +38,8 @@ class Fingerprints:
     """uint64 (n,): perceptual hash, 8 x 8 signs of the low frequencies of a cosine transform."""
     thumbnail: np.ndarray
     """uint8 (n, THUMBNAIL ** 2): grey."""
-    content: np.ndarray
-    """bytes S16 (n,): digest of the file; equal for equal files alone."""
+    digest: np.ndarray
+    """str U20 (n,): digest of the file's content."""
     problem: np.ndarray
     """object (n,): why a picture cannot be read; '' for a good one."""
 
@@ -93,7 +93,7 @@ def _fingerprint_chunk(root: Path, paths: list[str]) -> Fingerprints:
     for row, path in enumerate(paths):
         try:
             data = (root / path).read_bytes()
-            found.content[row] = hashlib.blake2b(data, digest_size=16).digest()
+            found.digest[row] = content_digest(data)
             found.size[row], found.phash[row], found.thumbnail[row] = _fingerprint(data)
         except Exception as error:  # damaged files make decoders raise nearly anything
             found.problem[row] = _reason(error, root / path)
@@ -147,7 +147,7 @@ def _blank(n: int) -> Fingerprints:
         size=np.zeros((n, 2), np.int32),
         phash=np.zeros(n, np.uint64),
         thumbnail=np.zeros((n, THUMBNAIL**2), np.uint8),
-        content=np.zeros(n, "S16"),
+        digest=np.full(n, "", "U20"),
         problem=np.full(n, "", object),
     )
 
@@ -155,5 +155,5 @@ def _blank(n: int) -> Fingerprints:
 def _joined(parts: list[Fingerprints]) -> Fingerprints:
     if not parts:
         return _blank(0)
-    names = ("size", "phash", "thumbnail", "content", "problem")
+    names = ("size", "phash", "thumbnail", "digest", "problem")
     return Fingerprints(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

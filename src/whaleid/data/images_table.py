@@ -12,12 +12,13 @@ import pandas as pd
 from whaleid.config import Competition, Table
 from whaleid.data.boxes import CORNERS, placed_boxes, whole_images
 from whaleid.data.competition import RESERVED, named, read_table
+from whaleid.data.digests import file_digests
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_text
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest
 
-FORMAT = 2  # raise it when the table's making changes, so that older tables are made again
+FORMAT = 3  # raise it when the table's making changes, so that older tables are made again
 NAMED_UNREADABLE = 10
 
 
@@ -27,7 +28,8 @@ def build_images(
     """The images table (`images.parquet`) of the rows that `read_rows` gave.
 
     Adds to `image, path, split, identity`: width, height (int32, pixels as seen); x0, y0, x1, y1 (float64,
-    pixels, within the image; the whole image where no box is given); phash (16 hexadecimal digits); group
+    pixels, within the image; the whole image where no box is given); phash (16 hexadecimal digits); digest (of the
+    file's content); group
     (images that must share a fold: copies of one photograph, and equal values of `competition.group`; named
     by the alphabetically first labelled image of the group; test images join no labelled ones). The columns
     of `extra` come last.
@@ -53,6 +55,7 @@ def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprin
     images["width"], images["height"] = found.size[:, 0], found.size[:, 1]
     images[CORNERS] = boxes
     images["phash"] = hash_text(found.phash)
+    images["digest"] = found.digest
     encounter = rows[competition.group] if competition.group else None
     images["group"] = group_names(rows["image"], duplicate_components(found), encounter)
     labelled = (rows["split"] == "train").to_numpy()
@@ -91,30 +94,34 @@ def _apart_from_test(
     return group
 
 
-def images_key(competition: Competition) -> str:
-    """Short key of all that the images table depends on, found without opening a picture.
+def images_key(competition: Competition, digests: Path | None = None) -> str:
+    """Short key of everything that the images table depends on: CSVs, boxes, settings, and content of the images.
 
-    The CSVs' bytes, the settings that the table is made with, and name, size and time of change of every
-    listed file. Not the root's own place: a data folder that moves stays the same data.
+    Not of times nor of the root's place: a copy of the data is the same data.
+
+    Parameters
+    ----------
+    competition : Competition
+    digests : Path, optional
+        Table of known digests, so that unchanged images are not read again (`file_digests`).
     """
     settings = competition.model_dump(include={"train", "test", "boxes", "mend", "group"})
     tables = [table for table in (competition.train, competition.test) if table is not None]
     files = [table.csv for table in tables] + ([competition.boxes] if competition.boxes else [])
     content = [file_digest(_existing(competition.root / file)) for file in files]
-    listings = [_listing_digest(competition.root, table) for table in tables]
-    return digest(FORMAT, settings, content, listings)
+    return digest(FORMAT, settings, content, [_images_digest(competition.root, table, digests) for table in tables])
 
 
-def labelled_key(competition: Competition) -> str:
-    """Short key of all that the labelled rows of the images table depend on: what folds and training ask for.
+def labelled_key(competition: Competition, digests: Path | None = None) -> str:
+    """Short key of everything that the labelled rows of the images table depend on, hence folds and training.
 
-    As `images_key`, without the test images: another test set, its boxes among them, leaves it as it is.
+    As `images_key`, without the test images: another test set, with its boxes, leaves it unchanged.
     """
     settings = competition.model_dump(include={"train", "mend", "group"})
     content = file_digest(_existing(competition.root / competition.train.csv))
-    listing = _listing_digest(competition.root, competition.train)
+    images = _images_digest(competition.root, competition.train, digests)
     boxes = None if competition.boxes is None else _boxes_digest(competition)
-    return digest("labelled", FORMAT, settings, content, listing, boxes)
+    return digest("labelled", FORMAT, settings, content, images, boxes)
 
 
 def require_boxes(competition: Competition) -> Path:
@@ -183,25 +190,8 @@ def _boxes_digest(competition: Competition) -> str:
     return digest(sorted(own.to_numpy().tolist()))
 
 
-def _listing_digest(root: Path, table: Table) -> str:
-    """Key of name, size and time of change of a table's files, by one scan of each folder that holds some."""
+def _images_digest(root: Path, table: Table, digests: Path | None) -> str:
+    """Key of the names and contents of the images that a table lists."""
     listed = read_table(root / table.csv, [table.image])[table.image]
-    names = {os.path.normpath(name + table.suffix) for name in listed}
-    facts: list[tuple[str, int, int]] = []
-    for parent in sorted({os.path.dirname(name) for name in names}):  # noqa: PTH120
-        facts += _folder_facts(root / table.images, parent, names)
-    return digest(sorted(facts))
-
-
-def _folder_facts(folder: Path, parent: str, names: set[str]) -> list[tuple[str, int, int]]:
-    facts = []
-    try:
-        with os.scandir(folder / parent) as entries:
-            for entry in entries:
-                name = os.path.join(parent, entry.name)  # noqa: PTH118
-                if name in names and entry.is_file():
-                    stat = entry.stat()
-                    facts.append((name, stat.st_size, stat.st_mtime_ns))
-    except (FileNotFoundError, NotADirectoryError):
-        return []  # read_rows says what is missing
-    return facts
+    names = sorted({os.path.normpath(name + table.suffix) for name in listed})
+    return digest(list(zip(names, file_digests([root / table.images / name for name in names], digests), strict=True)))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
+from whaleid.data.digests import file_digests
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
 
@@ -48,13 +49,17 @@ def mask_name(competition: Competition, split: str, path: str) -> str:
     return (own.relative_to(of) if own.is_relative_to(of) else own).with_suffix(".png").as_posix()
 
 
-def masks_key(competition: Competition) -> str:
-    """Short key of name, size and time of change of every mask; empty where the competition has none."""
+def masks_key(competition: Competition, digests: Path | None = None) -> str:
+    """Short key of the names and contents of all masks; empty where the competition has none.
+
+    digests: table of known digests (`file_digests`).
+    """
     if competition.masks is None:
         return ""
     folder = _folder(competition)
-    facts = ((path.relative_to(folder).as_posix(), path.stat()) for path in folder.rglob("*.png"))
-    return digest("masks", sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts))
+    paths = sorted(folder.rglob("*.png"))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return digest("masks", list(zip(names, file_digests(paths, digests), strict=True)))
 
 
 def read_mask(mask: Mask) -> np.ndarray:

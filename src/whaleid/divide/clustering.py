@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from whaleid.training.kmeans import kmeans_partition
 from whaleid.utils.errors import WhaleidError
 
+
 def bisect(features: np.ndarray, assignment: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Every cluster c cut in two by K-means, as 2c and 2c + 1.
 
@@ -101,13 +102,13 @@ def require_learnable(assignment: np.ndarray, labels: np.ndarray, clusters: int,
     for cluster, counts in enumerate(cluster_counts(assignment, labels, clusters)):
         if counts["images"] < smallest:
             raise WhaleidError(
-                f"cluster {cluster} of {clusters} is left with {counts['images']} of {len(labels)}, and head.smallest asks "
-                f"for {smallest}; use fewer head.clusters, or a lower head.smallest"
+                f"cluster {cluster} of {clusters} is left with {counts['images']} of {len(labels)}, and head.smallest "
+                f"asks for {smallest}; use fewer head.clusters, or a lower head.smallest"
             )
         if counts["identities"] < 2:
             raise WhaleidError(
-                f"cluster {cluster} of {clusters} is left with one identity ({counts['images']} images): its learner has "
-                "nothing to tell apart; use fewer head.clusters"
+                f"cluster {cluster} of {clusters} is left with one identity ({counts['images']} images): its learner "
+                "has nothing to tell apart; use fewer head.clusters"
             )
 
 

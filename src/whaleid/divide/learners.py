@@ -25,9 +25,9 @@ MASK_MEAN, MASK_SPREAD = 0.9, 0.7
 class DivideLearners(HeadModule):
     """Learners of all levels, their sub-spaces, and the cluster of every training item.
 
-    Sub-space k of the embedding f is the slice f[k d / K : (k + 1) d / K] (2019), or f * relu(m_k) with a learned mask m_k
-    (2021). The loss of a batch from cluster k is that of learner k on its sub-space; with masks,
-    `orthogonality` * (mean cosine between the masks of the level) is added.
+    Sub-space k of the embedding f is the slice f[k d / K : (k + 1) d / K] (2019), or f * relu(m_k) with a learned mask
+    m_k (2021). The loss of a batch from cluster k is that of learner k on its sub-space; with masks, `orthogonality` *
+    (mean cosine between the masks of the level) is added.
 
     Attributes
     ----------
@@ -168,7 +168,8 @@ class DivideLearners(HeadModule):
 
 
 def _cut(parent: Tensor, shape: Any, start: int) -> Tensor:
-    """The dimensions of a parent's parameter that belong to the child: those from `start` on, where the shape differs."""
+    """The dimensions of a parent's parameter that belong to the child: those from `start` on, where the shape
+    differs."""
     for axis, (length, wanted) in enumerate(zip(parent.shape, shape, strict=True)):
         if length != wanted:
             return parent.narrow(axis, start, wanted)

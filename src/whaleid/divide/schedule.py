@@ -184,7 +184,8 @@ def divide(
 
 
 def _units(head: DivideHead, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to cluster, float32 (u, d), and the row of each item, int64 (n,): images, or mean directions of identities."""
+    """Rows to cluster, float32 (u, d), and the row of each item, int64 (n,): images, or mean directions of
+    identities."""
     if head.by == "image":
         return features, np.arange(len(features))
     names, unit_of = np.unique(labels, return_inverse=True)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from whaleid.config import AfterConfig, CombineConfig, Competition, LearnedConfig, LocalConfig, Recipe
-from whaleid.ensemble.after import CLAIMS, DUPLICATES, SAME
+from whaleid.config import CombineConfig, Competition, LearnedConfig, LocalConfig, Recipe
 from whaleid.ensemble.ladder import evaluate_ladder, protocol_of, rank_all, with_whole
 from whaleid.ensemble.learned_matches import BY_PAIRS, LEARNED
 from whaleid.ensemble.local_rankings import VERIFIED
@@ -98,7 +97,7 @@ def ablate(
     with progress_bar("ablation", total=len(variants) + 1) as bar:
         for variant in [Variant(NOTHING, recipe.combine), *variants]:
             used = _rankings_of(variant, rankings, sources, images, protocol, recipe.seed)
-            result = evaluate_ladder(protocol, used, variant.config, recipe.seed, images)
+            result = evaluate_ladder(protocol, used, variant.config, recipe.seed)
             rows.append(_row(variant, result, base or result, protocol, recipe.seed))
             base = base or result
             bar.advance(note=variant.name)
@@ -129,13 +128,6 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
         yield Variant("learned order", off(stack=None))
-        if config.stack.embeddings:
-            blind = config.stack.model_copy(update={"embeddings": False})
-            yield Variant("learned order: embeddings", off(stack=blind))
-    if config.after is not None:
-        yield Variant("post-processing", off(after=None))
-        for name, after in _fewer_steps(config.after):
-            yield Variant(f"post-processing: {name}", off(after=after))
     if len(sources) > 1:
         for name in sources:
             others = {own: weight for own, weight in config.concat.weights.items() if own != name}
@@ -150,16 +142,6 @@ def _unlearned(config: CombineConfig, local: LocalConfig, learned: LearnedConfig
     if learned.pairs is not None:
         unpaired = local.model_copy(update={"learned": learned.model_copy(update={"pairs": None})})
         yield Variant("pairs weighed as learnt", config.model_copy(update={"local": unpaired}), gone=(BY_PAIRS,))
-
-
-def _fewer_steps(config: AfterConfig) -> list[tuple[str, AfterConfig]]:
-    """Post-processing without each of its steps in turn; empty where it has only one."""
-    changes: list[tuple[str, dict[str, Any]]] = [
-        (f"{SAME} {column}", {"same": [own for own in config.same if own != column]}) for column in config.same
-    ]
-    changes += [(DUPLICATES, {"duplicates": False})] * config.duplicates
-    changes += [(CLAIMS, {"claims": None})] * (config.claims is not None)
-    return [(name, config.model_copy(update=change)) for name, change in changes] if len(changes) > 1 else []
 
 
 def _rankings_of(

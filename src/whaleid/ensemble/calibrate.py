@@ -11,10 +11,6 @@ temperature (Guo et al., "On calibration of modern neural networks", 2017); c ke
 best score says about unknown identities, which a softmax alone forgets. Where scores are probabilities over
 all classes, those not listed compete as one more j: with a = 1 and no unknown the scores come back as they
 were. Two numbers, fitted by Newton's method on a convex loss.
-
-The other form asks of each pair by itself how often a score of that height is right: isotonic regression (Zadrozny and
-Elkan, "Transforming classifier scores into accurate multiclass probability estimates", 2002), as WildFusion (Cermak et
-al. 2024) adds local and global scores up. It bends as the data do, but does not know that candidates compete.
 """
 
 from __future__ import annotations
@@ -41,32 +37,6 @@ class Calibration:
     none: float
 
 
-@dataclass(frozen=True)
-class Isotonic:
-    """scores: ascending; chances: of each score that its candidate is the true one, ascending, in [0, 1]. Between
-    them a straight line, beyond them the last.
-    """
-
-    scores: tuple[float, ...]
-    chances: tuple[float, ...]
-
-
-def fit_isotonic(candidates: Candidates, truth: np.ndarray, weights: np.ndarray) -> Isotonic:
-    """How often a listed candidate of some score is the true one, never less often for a higher score.
-
-    truth: int64 (n,), -1 = unknown. weights: float64 (n,).
-    """
-    from sklearn.isotonic import IsotonicRegression
-
-    listed = np.isfinite(candidates.scores) & (weights > 0)[:, None]
-    if not listed.any():
-        return Isotonic((0.0,), (0.0,))
-    hit = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
-    weight = np.broadcast_to(weights[:, None], hit.shape)[listed]
-    fit = IsotonicRegression(y_min=0.0, y_max=1.0).fit(candidates.scores[listed].astype(float), hit[listed], weight)
-    return Isotonic(tuple(fit.X_thresholds_.tolist()), tuple(fit.y_thresholds_.tolist()))
-
-
 def fit_calibration(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, probability: bool) -> Calibration:
     """Calibration with the least weighted log-loss of the truth.
 
@@ -90,30 +60,18 @@ def fit_calibration(candidates: Candidates, truth: np.ndarray, weights: np.ndarr
     return Calibration(probability, center, spread, slope, none)
 
 
-def calibrated(candidates: Candidates, calibration: Calibration | Isotonic) -> tuple[np.ndarray, np.ndarray]:
+def calibrated(candidates: Candidates, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities float32 (n, m) of the candidates (-inf where padded) and float32 (n,) of none of them."""
     return calibrated_scores(candidates.scores, calibration)
 
 
-def calibrated_scores(scores: np.ndarray, calibration: Calibration | Isotonic) -> tuple[np.ndarray, np.ndarray]:
+def calibrated_scores(scores: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
     """As `calibrated`, of some queries' scores float32 (n, m), descending, -inf padded."""
-    if isinstance(calibration, Isotonic):
-        return _isotonic_scores(scores, calibration)
     x = (_raw(scores, calibration.probability) - calibration.center) / calibration.spread
     p, _ = _probabilities(x, calibration.slope, calibration.none)
     p = np.where(np.isfinite(x), p, -np.inf)[:, : scores.shape[1]]
     none = 1.0 - np.where(np.isfinite(p), p, 0.0).sum(axis=1)
     return p.astype(np.float32), np.maximum(none, 0.0).astype(np.float32)
-
-
-def _isotonic_scores(scores: np.ndarray, calibration: Isotonic) -> tuple[np.ndarray, np.ndarray]:
-    """Each score's chance; where those of a query exceed 1 together, they share it."""
-    listed = np.isfinite(scores)
-    chance = np.where(listed, np.interp(scores, calibration.scores, calibration.chances), 0.0)
-    total = chance.sum(axis=1, keepdims=True)
-    chance = chance / np.maximum(total, 1.0)
-    none = np.maximum(1.0 - chance.sum(axis=1), 0.0)
-    return np.where(listed, chance, -np.inf).astype(np.float32), none.astype(np.float32)
 
 
 def _raw(scores: np.ndarray, probability: bool) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 A linear layer on unit features with unit class vectors (a cosine softmax: Wang et al., "NormFace", 2017),
 started at the class centroids, so that it begins as good as the nearest centroid and can only learn from
-there. A hidden layer, where asked for, is added to the features (GELU, dropout; a residual branch as in He et
-al. 2016) and starts at zero, so that the start is the same. Label smoothing and mix-up of features (Zhang et
+there. Label smoothing and mix-up of features (Zhang et
 al., "mixup", 2018; manifold mix-up, Verma et al. 2019) keep it from memorising identities of one image. The
 training images' features come from networks that saw those images: they are tidier than any query's, and this
 is why it is regularised this much and judged out of fold alone.
@@ -34,14 +33,11 @@ class Classifier:
     """Class vectors of several trainings: probability = mean over them of softmax(scale x cosine).
 
     codes: int64 (c,), the identity of each class. vectors: float32 (seeds, c, d), unit rows. scale: > 0.
-    inward, outward: float32 (seeds, hidden, d) and (seeds, d, hidden), the hidden layer; None where there is none.
     """
 
     codes: np.ndarray
     vectors: np.ndarray
     scale: float
-    inward: np.ndarray | None = None
-    outward: np.ndarray | None = None
 
 
 def train_classifier(features: np.ndarray, codes: np.ndarray, config: ClassifierConfig, seed: int = 0) -> Classifier:
@@ -53,8 +49,7 @@ def train_classifier(features: np.ndarray, codes: np.ndarray, config: Classifier
     classes, labels = np.unique(codes, return_inverse=True)
     start = _centroids(features, labels, len(classes))
     trained = [_train_once(features, labels, start, config, seed * 1000 + number) for number in range(config.seeds)]
-    vectors, *hidden = (torch.stack(parts).cpu().numpy() for parts in zip(*trained, strict=True))
-    return Classifier(classes.astype(np.int64), vectors, config.scale, *hidden)
+    return Classifier(classes.astype(np.int64), torch.stack(trained).cpu().numpy(), config.scale)
 
 
 def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,10 +60,7 @@ def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tupl
     descending, -inf padded.
     """
     device = _device()
-    networks = [
-        tuple(torch.from_numpy(part[seed]).to(device) for part in _parts(classifier))
-        for seed in range(len(classifier.vectors))
-    ]
+    networks = [torch.from_numpy(vectors).to(device) for vectors in classifier.vectors]
     most = min(keep, len(classifier.codes))
     codes = np.full((len(features), keep), -1, dtype=np.int64)
     scores = np.full((len(features), keep), -np.inf, dtype=np.float32)
@@ -76,17 +68,12 @@ def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tupl
     for start in range(0, len(features), step):
         chunk = _batch(features, np.arange(start, min(start + step, len(features))))
         probability = torch.zeros(len(chunk), len(classifier.codes), device=device)
-        for vectors, *hidden in networks:
-            cosine = _deepened(chunk, hidden, 0.0, None) @ vectors.T
-            probability += functional.softmax(classifier.scale * cosine, dim=1)
+        for vectors in networks:
+            probability += functional.softmax(classifier.scale * (chunk @ vectors.T), dim=1)
         best, place = (probability / len(networks)).topk(most, dim=1)
         codes[start : start + step, :most] = classifier.codes[place.cpu().numpy()]
         scores[start : start + step, :most] = best.cpu().numpy()
     return codes, scores
-
-
-def _parts(classifier: Classifier) -> list[np.ndarray]:
-    return [part for part in (classifier.vectors, classifier.inward, classifier.outward) if part is not None]
 
 
 def _batch(features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
@@ -111,68 +98,40 @@ def _centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> torch.
 
 def _train_once(
     features: np.ndarray, labels: np.ndarray, start: torch.Tensor, config: ClassifierConfig, seed: int
-) -> list[torch.Tensor]:
-    """One training from the centroids; returns unit class vectors float32 (c, d) and the hidden layer's parts."""
+) -> torch.Tensor:
+    """One training from the centroids; returns unit class vectors float32 (c, d)."""
     generator = torch.Generator().manual_seed(seed)
     mixing = np.random.default_rng(seed)
     target = torch.from_numpy(labels.astype(np.int64)).to(start.device)
     vectors = start.clone().requires_grad_()
-    hidden = _hidden(start, config, generator)
-    optimizer = torch.optim.AdamW([vectors, *hidden], lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW([vectors], lr=config.lr, weight_decay=config.weight_decay)
     batches = math.ceil(len(features) / config.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(config.epochs * batches))
     for _ in range(config.epochs):
         order = torch.randperm(len(features), generator=generator)
         for batch in order.tensor_split(batches):
             data = _batch(features, batch.numpy())
-            loss = _loss(vectors, hidden, data, target[batch.to(target.device)], config, mixing, generator)
+            loss = _loss(vectors, data, target[batch.to(target.device)], config, mixing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-    return [functional.normalize(vectors.detach()), *(part.detach() for part in hidden)]
-
-
-def _hidden(start: torch.Tensor, config: ClassifierConfig, generator: torch.Generator) -> list[torch.Tensor]:
-    """The hidden layer before training: random directions inward, zeros outward; empty where none is asked for."""
-    if config.hidden is None:
-        return []
-    dims = start.shape[1]
-    inward = functional.normalize(torch.randn(config.hidden, dims, generator=generator)) * math.sqrt(dims / 4)
-    outward = torch.zeros(dims, config.hidden)  # unit rows times sqrt(d) / 2: GELU sees values of about 0.5
-    return [part.to(start.device).requires_grad_() for part in (inward, outward)]
-
-
-def _deepened(
-    features: torch.Tensor, hidden: list[torch.Tensor], dropout: float, generator: torch.Generator | None
-) -> torch.Tensor:
-    """Unit features plus the hidden layer's answer, of length 1 again. dropout: share of hidden values put to 0."""
-    if not hidden:
-        return features
-    inward, outward = hidden
-    middle = functional.gelu(features @ inward.T)
-    if generator is not None and dropout > 0:
-        kept = torch.rand(middle.shape, generator=generator).to(middle.device) >= dropout
-        middle = middle * kept / (1 - dropout)
-    return functional.normalize(features + middle @ outward.T)
+    return functional.normalize(vectors.detach())
 
 
 def _loss(
     vectors: torch.Tensor,
-    hidden: list[torch.Tensor],
     features: torch.Tensor,
     labels: torch.Tensor,
     config: ClassifierConfig,
     mixing: np.random.Generator,
-    generator: torch.Generator,
 ) -> torch.Tensor:
     """Cross entropy of one batch; with mix-up, of each image blended with its neighbour in the (shuffled)
     batch.
     """
     share = float(mixing.beta(config.mixup, config.mixup)) if config.mixup > 0 else 1.0
     mixed = functional.normalize(share * features + (1 - share) * features.roll(1, 0))
-    deep = _deepened(mixed, hidden, config.dropout, generator)
-    logits = config.scale * (deep @ functional.normalize(vectors).T)
+    logits = config.scale * (mixed @ functional.normalize(vectors).T)
     first = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
     second = functional.cross_entropy(logits, labels.roll(1, 0), label_smoothing=config.smoothing)
     return share * first + (1 - share) * second

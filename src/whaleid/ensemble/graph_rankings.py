@@ -16,9 +16,9 @@ from itertools import product
 import numpy as np
 
 from whaleid.config import KnnConfig, RerankConfig
-from whaleid.ensemble.blend import Targets, stack, tuned_map
+from whaleid.ensemble.lists import concatenate_lists
 from whaleid.ensemble.protocol import FoldPart, Protocol
-from whaleid.ensemble.unknown import rank_stats
+from whaleid.ensemble.unknown import best_map, rank_stats
 from whaleid.retrieval.candidates import Candidates, nearest_identities
 from whaleid.retrieval.diffusion import columns_at_a_time, diffuse, from_rows, spread_labels
 from whaleid.retrieval.expansion import augment, expand
@@ -139,11 +139,11 @@ def _chosen(protocol: Protocol, method: str, tables: dict[str, list[Both]], deci
 
 def _best(protocol: Protocol, tables: dict[str, tuple[Candidates, ...]], places: list[int]) -> str:
     """The setting with the largest MAP@k on these folds, each with the best threshold of its own."""
-    questions = Targets(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
+    targets = protocol.targets(places)
     best, highest = OFF, -np.inf
     for name, lists in tables.items():
-        stacked = stack([lists[place] for place in places])
-        value = tuned_map(rank_stats(stacked, questions.truth, questions.weights, questions.k), questions)[1]
+        joined = concatenate_lists([lists[place] for place in places])
+        value = best_map(rank_stats(joined, targets.truth, targets.weights, targets.k), targets)[1]
         if value > highest + _EQUAL:
             best, highest = name, value
     return best

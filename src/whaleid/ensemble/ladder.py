@@ -2,8 +2,7 @@
 
 Rungs, from the ground: every single network (kNN on its embeddings; its class probabilities; its siamese head's
 second look at the nearest images), all of them side by side (kNN), a classifier on that, local matching where
-the recipe asks for it, the blend and, where the recipe asks for them, the stack and the steps of post-processing
-(`after`); the last one is the answer. Every
+the recipe asks for it, the blend and, where the recipe asks for it, the stack; the last one is the answer. Every
 rung is scored out of fold: a fold's queries are ranked by what never saw them, and thresholds, weights and trees used
 on them were learnt from the other folds' out-of-fold candidates (which were compared with this fold's images as
 gallery: that much, and no more, the folds know of one another). For the test set all this is learnt from all folds,
@@ -29,22 +28,13 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
-from whaleid.ensemble.after import after_rankings
-from whaleid.ensemble.blend import (
-    Blend,
-    Member,
-    apply_blend,
-    average,
-    best_members,
-    fit_blend,
-    stack,
-)
+from whaleid.ensemble.blend import Blend, Member, apply_blend, best_members, fit_blend
+from whaleid.ensemble.lists import average, concatenate_lists
 from whaleid.ensemble.local_rankings import local_steps, rank_locally
-from whaleid.ensemble.placement import Lessons, ranks_by_form
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source, joint_parts, rank_jointly, rank_source
 from whaleid.ensemble.results import LadderResult, compare, write_result
-from whaleid.ensemble.scoring import place_of_truth, rung_of, targets_of, threshold_of
+from whaleid.ensemble.scoring import place_of_truth, rung_of, threshold_of
 from whaleid.ensemble.stack import StackInputs, stack_rankings
 from whaleid.ensemble.stack_models import StackModels
 from whaleid.ensemble.unknown import ShareMap, Thresholds, share_curve, with_unknown
@@ -77,7 +67,7 @@ def combine(
     """
     protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
-    result = evaluate_ladder(protocol, rankings, recipe.combine, recipe.seed, images, orders)
+    result = evaluate_ladder(protocol, rankings, recipe.combine, recipe.seed, orders)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=members_worth(protocol, rankings, recipe.combine, result, recipe.seed))
     write_result(result, protocol, out)
@@ -181,42 +171,29 @@ def evaluate_ladder(
     rankings: list[Ranking],
     config: CombineConfig,
     seed: int = 0,
-    images: pd.DataFrame | None = None,
     orders: StackModels | None = None,
 ) -> LadderResult:
-    """Score every ranking, then the blend of them, the stack and the post-processing on top, cross-fitted as the head
-    of this file says. images: images.parquet, where the recipe has `combine.after`. orders: as `stack_rankings`.
+    """Score every ranking, then the blend of them and the stack, cross-fitted as described at the top of this file.
+
+    orders: as `stack_rankings`.
     """
-    if (config.after is not None) > (images is not None):
-        raise WhaleidError("combine.after needs the table of images; give it too")
     limits = [_limits(protocol, one) for one in rankings]
-    final, by_fold, blend, limits_of_blend, lessons = blend_rankings(protocol, rankings, config)
-    rungs = [
-        rung_of(protocol, one, own, lists_taught(protocol, one), config, seed)
-        for one, own in zip(rankings, limits, strict=True)
-    ]
-    rungs.append(rung_of(protocol, blend, limits_of_blend, lessons, config, seed))
+    final, by_fold, blend, limits_of_blend = blend_rankings(protocol, rankings, config)
+    rungs = [rung_of(protocol, one, own, config, seed) for one, own in zip(rankings, limits, strict=True)]
+    rungs.append(rung_of(protocol, blend, limits_of_blend, config, seed))
     last, of_last, stacked = blend, limits_of_blend, None
-    if config.stack is not None or config.after is not None:
+    if config.stack is not None:
         blends = [by_fold[part.fold] for part in protocol.parts]
         materials = _materials(protocol, rankings, blends, final, [*limits, limits_of_blend], config)
-        taught = [material.oof for material in materials]
-    if config.stack is not None:
         optimistic = blend.optimistic or any(one.optimistic for one in rankings)
-        sights = next((one.sights for one in rankings if one.sights is not None and config.stack.embeddings), None)
+        sights = next((one.sights for one in rankings if one.sights is not None), None)
         extras = None if sights is None else sights.extras()
         stacked = stack_rankings(
             protocol, rankings, materials, config.stack, seed, extras=extras, optimistic=optimistic, orders=orders
         )
-        last, of_last, lessons, taught = stacked.ranking, stacked.limits, stacked.lessons, list(stacked.taught)
-        rungs.append(rung_of(protocol, last, of_last, lessons, config, seed))
-    if config.after is not None and images is not None:
-        for ranking, own in after_rankings(protocol, last, of_last, taught, config.after, images, seed):
-            last, of_last, lessons = ranking, own, lists_taught(protocol, ranking)
-            rungs.append(rung_of(protocol, last, of_last, lessons, config, seed))
-    shares = _shares(protocol, last, of_last)
-    ranks = ranks_by_form(protocol, last, lessons, of_last.by_fold)
-    return compare(rungs, final, by_fold, protocol, seed, stacked, shares, ranks)
+        last, of_last = stacked.ranking, stacked.limits
+        rungs.append(rung_of(protocol, last, of_last, config, seed))
+    return compare(rungs, final, by_fold, protocol, seed, stacked, _shares(protocol, last, of_last))
 
 
 def _shares(protocol: Protocol, ranking: Ranking, limits: Thresholds) -> tuple[ShareMap, ...]:
@@ -256,21 +233,14 @@ def _materials(
     return [*found, StackInputs(whole, blended(final, test), tuple(own.tuned for own in limits))]
 
 
-def lists_taught(protocol: Protocol, ranking: Ranking) -> Lessons:
-    """What the other folds teach of a ranking to whom it is used on."""
-
-    def taught(place: int | None) -> Candidates:
-        chosen = list(range(len(protocol.parts))) if place is None else protocol.others(place)
-        return stack([ranking.taught(place)[other] for other in chosen])
-
-    return taught
-
-
 def _limits(protocol: Protocol, ranking: Ranking) -> Thresholds:
     """UnknownSummary of a ranking in which nothing but the threshold is tuned on other queries' truth."""
-    places, lessons = list(range(len(protocol.parts))), lists_taught(protocol, ranking)
-    by_fold = [threshold_of(protocol, lessons(place), protocol.others(place)) for place in places]
-    return Thresholds(by_fold, threshold_of(protocol, lessons(None), places))
+
+    def fitted(place: int | None, training: list[int]) -> float | None:
+        return threshold_of(protocol, concatenate_lists([ranking.taught(place)[other] for other in training]), training)
+
+    places = list(range(len(protocol.parts)))
+    return Thresholds([fitted(place, protocol.others(place)) for place in places], fitted(None, places))
 
 
 # -------------------------------------------------------------------------------------------------- the blend
@@ -278,8 +248,8 @@ def _limits(protocol: Protocol, ranking: Ranking) -> Thresholds:
 
 def blend_rankings(
     protocol: Protocol, rankings: list[Ranking], config: CombineConfig
-) -> tuple[Blend, dict[int, Blend], Ranking, Thresholds, Lessons]:
-    """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, limits, lessons.
+) -> tuple[Blend, dict[int, Blend], Ranking, Thresholds]:
+    """The blend for the test set (tuned on all folds), each fold's (tuned on the others), ranking, thresholds.
 
     The threshold of fold k comes from the other folds' queries blended by **fold k's** blend. Their own
     out-of-fold answers would not do: those were blended by weights that fold k's truth had a part in.
@@ -299,10 +269,10 @@ def blend_rankings(
             blend = _tune(protocol, rankings, config, others, place)
             by_fold[protocol.parts[place].fold] = blend
             oof += blended(blend, [place], place)
-            lessons[place] = stack(blended(blend, others, place))
+            lessons[place] = concatenate_lists(blended(blend, others, place))
             bar.advance()
         final = _tune(protocol, rankings, config, places, None)
-        lessons[None] = stack(blended(final, places, None))
+        lessons[None] = concatenate_lists(blended(final, places, None))
         bar.advance()
     test = [
         apply_blend(final, {one.name: one.test[place] for one in rankings}, keep)
@@ -313,7 +283,7 @@ def blend_rankings(
     by_place = [threshold_of(protocol, lessons[place], protocol.others(place)) for place in places]
     limits = Thresholds(by_place, threshold_of(protocol, lessons[None], places))
     ranking = Ranking(BLEND, "blend", tuple(oof), tuple(test), True, optimistic)
-    return final, by_fold, ranking, limits, lambda place: lessons[place]
+    return final, by_fold, ranking, limits
 
 
 def _tune(
@@ -322,16 +292,17 @@ def _tune(
     """Blend of concat kNN, re-ranking, classifier, siamese heads, local matching and best class probabilities, tuned
     on these folds alone, for fold `target` (None: for the test set).
     """
-    questions = targets_of(protocol, places)
+    targets = protocol.targets(places)
 
     def members(*kinds: str) -> list[Member]:
         chosen = [ranking for ranking in rankings if ranking.kind in kinds]
-        return [Member(one.name, stack([one.taught(target)[p] for p in places]), one.probability) for one in chosen]
+        return [
+            Member(one.name, concatenate_lists([one.taught(target)[p] for p in places]), one.probability)
+            for one in chosen
+        ]
 
-    singles = best_members(members("logits"), questions, config.logits)
-    return fit_blend(
-        [*members("concat", "rerank", "classifier", "siamese", "local"), *singles], questions, config.blend
-    )
+    singles = best_members(members("logits"), targets, config.logits)
+    return fit_blend([*members("concat", "rerank", "classifier", "siamese", "local"), *singles], targets)
 
 
 def members_worth(
@@ -347,7 +318,7 @@ def members_worth(
     scores = {rung.name: reciprocal_rank_at_k(rung.rank, protocol.k) for rung in result.rungs}
     without: dict[str, np.ndarray] = {}
     for name in shares if len(shares) > 1 else ():
-        _, _, blend, limits, _ = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
+        _, _, blend, limits = blend_rankings(protocol, [one for one in rankings if one.name != name], config)
         oof = [
             with_unknown(lists, limit, protocol.unknown) for lists, limit in zip(blend.oof, limits.by_fold, strict=True)
         ]

@@ -36,16 +36,8 @@ def ladder_lines(figures: dict[str, Any], solution: dict[str, MapScore] | None =
             f"trained on all labelled images too: {', '.join(ladder['full'])}; these answer the test images beside the "
             "folds' models, and out of fold they are worth what those are"
         )
-    after = [_setting_line(rung) for rung in ladder["rungs"] if rung["kind"] == "after"]
     worth = ladder.get("worth")
-    return [*table, *after, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
-
-
-def _setting_line(rung: dict[str, Any]) -> str:
-    """What a step of post-processing is worth over the rung below it, and with which settings."""
-    step = rung["below"]
-    gain = f"{step['gain']:+.5f} [{step['low']:+.4f}, {step['high']:+.4f}] over the rung below"
-    return f"{rung['name']}: {gain}; setting: {rung['setting']}"
+    return [*table, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
 
 def round_lines(figures: Figures) -> Iterator[str]:

@@ -46,6 +46,28 @@ class FoldPart:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What is fitted to, or scored by: the truth of some queries.
+
+    Attributes
+    ----------
+    truth : int64 array, shape (n,)
+        Code of the true identity, -1 = unknown.
+    weights : float64 array, shape (n,)
+        Weight of each query in the score, >= 0.
+    k : int
+        Number of guesses that count.
+    unknown : bool
+        Whether the unknown identity may be guessed.
+    """
+
+    truth: np.ndarray
+    weights: np.ndarray
+    k: int
+    unknown: bool
+
+
+@dataclass(frozen=True)
 class Protocol:
     """The whole set of questions: the folds that have features, and the test set.
 
@@ -92,6 +114,10 @@ class Protocol:
     def weights(self, places: list[int]) -> np.ndarray:
         """Weights float64 of the queries of these folds, from their own truth alone (`query_weights`)."""
         return query_weights(self.truth(places), self.unknown, self.share)
+
+    def targets(self, places: list[int]) -> Targets:
+        """Targets of the queries of these folds, in order."""
+        return Targets(self.truth(places), self.weights(places), self.k, self.unknown is not None)
 
 
 def query_weights(truth: np.ndarray, unknown: str | None, share: float | None) -> np.ndarray:

@@ -20,8 +20,9 @@ import pandas as pd
 
 from whaleid.config import Competition, Recipe
 from whaleid.data.pseudo import COLUMNS, FULL
-from whaleid.ensemble.blend import apply_blend, average
+from whaleid.ensemble.blend import apply_blend
 from whaleid.ensemble.ladder import blend_rankings, protocol_of, rank_all
+from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, whole_part
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.retrieval.candidates import PADDING, Candidates
@@ -66,7 +67,7 @@ def sure_labels(
 ) -> pd.DataFrame:
     """`image, identity, fold, confidence`. rankings: `rank_all` of the protocol."""
     assert recipe.pseudo is not None
-    _, by_fold, blended, limits, _ = blend_rankings(protocol, rankings, recipe.combine)
+    _, by_fold, blended, limits = blend_rankings(protocol, rankings, recipe.combine)
     keep = max(recipe.combine.candidates, protocol.k)
     tables = []
     for part, limit in zip(protocol.parts, limits.by_fold, strict=True):

@@ -162,7 +162,7 @@ def rank_jointly(
     for part in joint_parts(sources, protocol):
         features = _whitened(sources, dims, images, part, config, seed)
         knn.append(_rank_knn(features, part, protocol, config, keep))
-        if config.stack is not None and config.stack.embeddings:
+        if config.stack is not None:
             seen.append(see_part(features, part, protocol, config.knn))
         if config.rerank is not None:
             reranked.append(rerank_part(features, part, protocol, config.rerank, config.knn, keep))

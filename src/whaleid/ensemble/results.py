@@ -16,11 +16,10 @@ from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.gains import Gain, paired_gain
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.stack import Stacked
-from whaleid.ensemble.stack_models import write_stack_models
+from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.ensemble.worth import BlendWorth
 from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
-from whaleid.pipeline.workspace import STACK_FOLDER
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.utils.files import write_json
 
@@ -53,26 +52,15 @@ class UnknownSummary:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """One way of placing `unknown` in the final rung. form: as in `placement.ranks_by_form`. map: out of fold,
-    cross-fitted. change: against the first of them, the rung's own threshold; None for that one.
-    """
-
-    form: str
-    map: float
-    change: Gain | None
-
-
-@dataclass(frozen=True)
 class Rung:
     """One way of answering.
 
-    score: out of fold, cross-fitted. rank: int32 (n,), place of the truth for every query out of fold.
+    score: out of fold, cross-fitted. rank: int32 (n,), rank of the truth for every query out of fold.
     optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None for that
     one). below: over the rung before this one (joint rungs only). weight: in the final blend, None where it is no
-    member; weights: fold -> in that fold's blend. exponent, exponents: the same of its exponent. setting: of a
-    re-ranking method, chosen on all folds; settings: fold -> chosen on the others. oof: candidates with `unknown`
-    placed, one a fold. test: the same for the test images, None where there are none.
+    member; weights: fold -> in that fold's blend. setting: of a re-ranking method, chosen on all folds; settings:
+    fold -> chosen on the others. oof: candidates with `unknown` placed, one a fold. test: the same for the test
+    images, None where there are none.
     """
 
     name: str
@@ -87,8 +75,6 @@ class Rung:
     below: Gain | None = None
     weight: float | None = None
     weights: dict[int, float] | None = None
-    exponent: float | None = None
-    exponents: dict[int, float] | None = None
     setting: str | None = None
     settings: dict[int, str] | None = None
 
@@ -105,7 +91,6 @@ class LadderResult:
     unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
     test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
     shares: what the final rung would score if other shares of the queries were unknown.
-    placements: what it would score with `unknown` placed in other ways; empty where there is no unknown label.
     full: sources whose models of all labelled images answer the test set beside the folds'. worth: what each member is
     worth to the blend; None where it was not asked for.
     """
@@ -118,7 +103,6 @@ class LadderResult:
     test_images: np.ndarray
     stacked: Stacked | None = None
     shares: tuple[ShareMap, ...] = ()
-    placements: tuple[Placement, ...] = ()
     full: tuple[str, ...] = ()
     worth: BlendWorth | None = None
 
@@ -145,7 +129,6 @@ class LadderResult:
             "rungs": [_rung_json(rung) for rung in self.rungs],
             "stack": None if self.stacked is None else _stack_json(self.stacked),
             "shares": [asdict(point) for point in self.shares],
-            "placements": [asdict(one) for one in self.placements],
             "full": list(self.full),
             "worth": None if self.worth is None else self.worth.as_json(),
         }
@@ -166,7 +149,6 @@ def compare(
     seed: int,
     stacked: Stacked | None = None,
     shares: tuple[ShareMap, ...] = (),
-    placed: dict[str, np.ndarray] | None = None,
 ) -> LadderResult:
     """The rungs with their gain over the best single network and over the rung below, and their weight in the blend."""
     weights = protocol.weights(list(range(len(protocol.parts))))
@@ -191,22 +173,7 @@ def compare(
         test_images=protocol.test_names,
         stacked=stacked,
         shares=shares,
-        placements=_placements(placed or {}, weights, protocol.k, seed),
     )
-
-
-def _placements(ranks: dict[str, np.ndarray], weights: np.ndarray, k: int, seed: int) -> tuple[Placement, ...]:
-    """ranks: form -> place of the truth of every query, the rung's own way first."""
-    values = {form: reciprocal_rank_at_k(rank, k) for form, rank in ranks.items()}
-    base = next(iter(values.values()), None)
-    return tuple(
-        Placement(form, float(np.average(value, weights=weights)), _change(value, base, weights, seed))
-        for form, value in values.items()
-    )
-
-
-def _change(value: np.ndarray, base: np.ndarray | None, weights: np.ndarray, seed: int) -> Gain | None:
-    return None if base is None or value is base else paired_gain(value - base, weights, seed)
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
@@ -233,20 +200,13 @@ def _oof_blocks(result: LadderResult, protocol: Protocol) -> Iterator[tuple[str,
 
 
 def _weights(name: str, final: Blend, by_fold: dict[int, Blend]) -> dict[str, Any]:
-    """Weight and exponent in the final blend and in each fold's, of those blends that considered it."""
+    """Weight in the final blend and in each fold's, of those blends that considered it."""
 
-    def of(blend: Blend, values: tuple[float, ...]) -> float | None:
-        return dict(zip(blend.names, values, strict=True)).get(name)
+    def of(blend: Blend) -> float | None:
+        return dict(zip(blend.names, blend.weights, strict=True)).get(name)
 
-    def by(values: dict[int, float | None]) -> dict[int, float] | None:
-        return {fold: value for fold, value in values.items() if value is not None} or None
-
-    return {
-        "weight": of(final, final.weights),
-        "weights": by({fold: of(blend, blend.weights) for fold, blend in by_fold.items()}),
-        "exponent": of(final, final.exponents),
-        "exponents": by({fold: of(blend, blend.exponents) for fold, blend in by_fold.items()}),
-    }
+    weights = {fold: weight for fold, blend in by_fold.items() if (weight := of(blend)) is not None}
+    return {"weight": of(final), "weights": weights or None}
 
 
 def _rung_json(rung: Rung) -> dict[str, Any]:
@@ -260,8 +220,6 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
         "weight": rung.weight,
         "weights": rung.weights,
         "dropped": rung.weight == 0.0,
-        "exponent": rung.exponent,
-        "exponents": rung.exponents,
         "setting": rung.setting,
         "settings": rung.settings,
         "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
@@ -269,44 +227,19 @@ def _rung_json(rung: Rung) -> dict[str, Any]:
 
 
 def note_lines(ladder: dict[str, Any]) -> list[str]:
-    """What `ladder.json` says beside the rungs: what was chosen out of fold, a line, and another for the ways of
-    placing `unknown`.
-    """
-    return [line for line in (_chosen_line(ladder), _placement_line(ladder)) if line]
-
-
-def _chosen_line(ladder: dict[str, Any]) -> str:
-    """Settings of re-ranking, exponents of the blend's members and trees of the stack: for the test set, and in
-    brackets for each fold, by the others, where they differ; empty where there is nothing to say.
-    """
+    """Settings of re-ranking and trees of the stack: for the test set and, where they differ, for each fold."""
     parts = []
     for rung in ladder["rungs"]:
         if rung.get("setting") is not None:
             parts.append(f"{rung['name']} {_with_folds(rung['setting'], rung['settings'])}")
-    for rung in ladder["rungs"]:
-        used = [rung["weight"] or 0.0, *(rung["weights"] or {}).values()]
-        values = [rung.get("exponent"), *(rung.get("exponents") or {}).values()]
-        if any(used) and any(value not in (None, 1.0) for value in values):
-            told = {fold: f"{value:g}" for fold, value in rung["exponents"].items()}
-            final = "off" if rung["exponent"] is None else f"{rung['exponent']:g}"
-            parts.append(f"exponent of {rung['name']} {_with_folds(final, told)}")
     if ladder.get("stack") is not None:
         *folds, final = ladder["stack"]["rounds"]
         parts.append(f"trees {_with_folds(final, dict(enumerate(folds)))}")
-    return f"chosen out of fold: {'; '.join(parts)}" if parts else ""
+    return [f"chosen out of fold: {'; '.join(parts)}"] if parts else []
 
 
 def _with_folds(final: object, folds: dict[Any, Any]) -> str:
     return str(final) + ("" if set(folds.values()) <= {final} else f" (by fold: {', '.join(map(str, folds.values()))})")
-
-
-def _placement_line(ladder: dict[str, Any]) -> str:
-    parts = [
-        f"{one['form']} {one['map']:.5f}"
-        + ("" if one["change"] is None else f" [{one['change']['low']:+.4f}, {one['change']['high']:+.4f}]")
-        for one in ladder.get("placements", [])
-    ]
-    return f"{ladder['final']}, unknown placed out of fold by: {', '.join(parts)}" if parts else ""
 
 
 def _stack_json(stacked: Stacked) -> dict[str, Any]:

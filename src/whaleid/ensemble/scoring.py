@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from whaleid.config import CombineConfig
-from whaleid.ensemble.blend import Targets, average, tuned_map
-from whaleid.ensemble.placement import FORMS, Lessons, place_by_form
+from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.results import Rung, UnknownSummary
-from whaleid.ensemble.unknown import Thresholds, rank_stats, share_threshold, with_unknown
+from whaleid.ensemble.unknown import Thresholds, best_map, rank_stats, share_threshold, with_unknown
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks, size_slices
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
 
-def targets_of(protocol: Protocol, places: list[int]) -> Targets:
-    return Targets(protocol.truth(places), protocol.weights(places), protocol.k, protocol.unknown is not None)
-
-
-def rung_of(
-    protocol: Protocol, ranking: Ranking, limits: Thresholds, lessons: Lessons, config: CombineConfig, seed: int
-) -> Rung:
+def rung_of(protocol: Protocol, ranking: Ranking, limits: Thresholds, config: CombineConfig, seed: int) -> Rung:
     """UnknownSummary, guesses and out-of-fold score of one ranking; the gains are added by `compare`."""
     places = list(range(len(protocol.parts)))
     keep = max(config.candidates, protocol.k)
     test = average(ranking.test, keep) if ranking.test else None
     thresholds = _thresholds(protocol, ranking, limits, config, test)
-    if protocol.unknown is not None and config.unknown in FORMS:
-        oof, answer = place_by_form(protocol, ranking, lessons, config.unknown, test)
-        thresholds = thresholds and _firsts(protocol, thresholds, oof, answer)
-    else:
-        oof = [
-            with_unknown(lists, threshold, protocol.unknown)
-            for lists, threshold in zip(ranking.oof, limits.by_fold, strict=True)
-        ]
-        answer = None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown)
+    oof = [
+        with_unknown(lists, threshold, protocol.unknown)
+        for lists, threshold in zip(ranking.oof, limits.by_fold, strict=True)
+    ]
+    answer = None if test is None else with_unknown(test, thresholds and thresholds.used, protocol.unknown)
     rank = np.concatenate([place_of_truth(lists, protocol, place) for place, lists in enumerate(oof)])
     weights = protocol.weights(places)
     asked = weights > 0 if protocol.unknown is None else np.ones(len(weights), dtype=bool)
@@ -58,20 +45,10 @@ def rung_of(
     )
 
 
-def _firsts(
-    protocol: Protocol, given: UnknownSummary, oof: list[Candidates], test: Candidates | None
-) -> UnknownSummary:
-    """How often `unknown` stands first where no threshold places it."""
-    weights = protocol.weights(list(range(len(oof))))
-    first = np.concatenate([lists.codes[:, 0] for lists in oof]) == len(protocol.classes)
-    of_test = None if test is None else float((test.codes[:, 0] == len(protocol.classes)).mean())
-    return replace(given, oof_first=float(weights @ first / weights.sum()), test_first=of_test)
-
-
 def threshold_of(protocol: Protocol, lists: Candidates, places: list[int]) -> float | None:
     """Best threshold of the queries of these folds; None where there is no unknown label."""
-    questions = targets_of(protocol, places)
-    return tuned_map(rank_stats(lists, questions.truth, questions.weights, questions.k), questions)[0]
+    targets = protocol.targets(places)
+    return best_map(rank_stats(lists, targets.truth, targets.weights, targets.k), targets)[0]
 
 
 def _thresholds(

@@ -8,7 +8,7 @@ So identities are dealt into groups, and model (f, g), which orders the queries 
 either. Its orders of the other folds' queries of group g are as honest, and it is by these that the number of trees
 and the threshold of fold f are tuned. For the test set models (all folds, g) are averaged.
 
-With `start` trees begin at the blend's odds and correct them: where the number of trees that serves best is 0, the
+Trees begin at the blend's odds and correct them: where the number of trees that serves best is 0, the
 stack *is* the blend's order, unknown placed by odds. Scores are log-odds against the unknown identity, so that
 everything that is done with a threshold on other rankings is done with this one; where there is no unknown label, they
 are log-probabilities.
@@ -21,16 +21,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from whaleid.config import StackConfig
-from whaleid.ensemble.blend import Targets, tuned_map
-from whaleid.ensemble.blend import stack as below
 from whaleid.ensemble.calibrate import Calibration, fit_calibration
-from whaleid.ensemble.placement import Lessons
-from whaleid.ensemble.protocol import Protocol
-from whaleid.ensemble.rankers import prepare_lesson, score_rows, train_rankers
+from whaleid.ensemble.lambdarank import prepare_lesson, score_rows, train_rankers
+from whaleid.ensemble.lists import concatenate_lists
+from whaleid.ensemble.protocol import Protocol, Targets
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack_features import Extras, Table, View, feature_table
 from whaleid.ensemble.stack_models import StackModels
-from whaleid.ensemble.unknown import Thresholds, map_at, rank_stats
+from whaleid.ensemble.unknown import Thresholds, map_at, map_without_unknown, rank_stats
 from whaleid.retrieval.candidates import PADDING, Candidates
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.progress import progress_bar
@@ -57,10 +55,7 @@ class StackInputs:
 class Stacked:
     """ranking: log-odds (see the head of this file). limits: score of unknown. importance: feature -> its share of
     the gain of all splits, of the models that order the test set. rounds: trees used, for each fold and, last, the test
-    set. rows: candidates that those models were taught by. lessons: for each fold, and for the test set, the orders of
-    the queries that taught it, each by models without its identity. taught: for each fold and, last, the test set, the
-    same a fold, the fold's own list among them: what comes after the stack may learn from these. orders: what orders
-    the test set.
+    set. rows: candidates that those models were trained on. orders: what orders the test set.
     """
 
     ranking: Ranking
@@ -68,8 +63,6 @@ class Stacked:
     importance: dict[str, float]
     rounds: tuple[int, ...]
     rows: int
-    lessons: Lessons
-    taught: tuple[tuple[Candidates, ...], ...]
     orders: StackModels
 
 
@@ -111,8 +104,6 @@ def stack_rankings(
     oof: list[Candidates] = []
     limits: list[float | None] = []
     rounds = []
-    lessons: dict[int | None, Candidates] = {}
-    taught = []
     with progress_bar("stacking", total=len(places) + 1) as bar:
         for place in places:
             one = _learn(
@@ -130,9 +121,6 @@ def stack_rankings(
             oof.append(_lists(table, scores, rankings[0].oof[place], config.candidates))
             limits.append(one.orders.limit)
             rounds.append(one.orders.rounds)
-            lessons[place] = one.lesson
-            by_place = _apart(one.lesson, protocol, protocol.others(place))
-            taught.append(tuple(by_place.get(other, oof[-1]) for other in places))
             bar.advance()
         final = _learn(protocol, _taught(rankings, None), materials[-1], config, places, groups, extras, seed)
         if orders is not None:
@@ -145,27 +133,14 @@ def stack_rankings(
         bar.advance()
     ranking = Ranking(STACK, "stack", tuple(oof), tuple(test), False, optimistic)
     tuned = Thresholds(limits, final.orders.limit)
-    lessons[None] = final.lesson
-    taught.append(tuple(_apart(final.lesson, protocol, places).values()))
     return Stacked(
         ranking=ranking,
         limits=tuned,
         importance=_importance(final.orders),
         rounds=(*rounds, final.orders.rounds),
         rows=final.rows,
-        lessons=lambda place: lessons[place],
-        taught=tuple(taught),
         orders=final.orders,
     )
-
-
-def _apart(lists: Candidates, protocol: Protocol, places: list[int]) -> dict[int, Candidates]:
-    """Lists of several folds' queries, one below the other, by the place of their fold."""
-    sizes = [len(protocol.parts[place].rows) for place in places]
-    ends = np.cumsum(sizes)
-    parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-    tables = [(lists.queries[part], lists.classes, lists.codes[part], lists.scores[part]) for part in parts]
-    return {place: Candidates(*own) for place, own in zip(places, tables, strict=True)}
 
 
 def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
@@ -192,9 +167,7 @@ def _check(protocol: Protocol, rankings: list[Ranking]) -> None:
 
 @dataclass(frozen=True)
 class _Learnt:
-    """StackModels, what they are of, the rows that taught them, and their orders of the queries that did
-    (`Stacked.lessons`).
-    """
+    """StackModels, what they are of, and the number of rows that they were trained on."""
 
     protocol: Protocol
     rankings: list[Ranking]
@@ -202,7 +175,6 @@ class _Learnt:
     config: StackConfig
     orders: StackModels
     rows: int
-    lesson: Candidates
 
     def table(self, place: int, extras: Extras | None, of_test: bool = False) -> Table:
         """Features of a fold's queries, or of the test images under its models."""
@@ -245,7 +217,7 @@ def _learn(
     truth, weights = protocol.truth(teachers), protocol.weights(teachers)
     members = [*[(one.oof, one.probability) for one in rankings], (material.oof, True)]
     calibrations = tuple(
-        fit_calibration(below([lists[place] for place in teachers]), truth, weights, probability)
+        fit_calibration(concatenate_lists([lists[place] for place in teachers]), truth, weights, probability)
         for lists, probability in members
     )
     tables = [
@@ -263,18 +235,18 @@ def _learn(
     ]
     table = _below(tables)
     group = np.concatenate([groups[place] for place in teachers])
-    asked = Targets(truth, weights, protocol.k, protocol.unknown is not None)
+    targets = protocol.targets(teachers)
     lesson = prepare_lesson(table, truth, weights, config)
     models = tuple(train_rankers(lesson, group != held, protocol.k, config, seed) for held in range(config.groups))
-    stages = np.unique(np.linspace(0, config.rounds, _STAGES + 1).astype(int)) if config.start else [config.rounds]
-    paths = _paths(models, table, group, [int(stage) for stage in stages], config)
-    lists = below([rankings[0].oof[place] for place in teachers])
+    stages = [int(stage) for stage in np.unique(np.linspace(0, config.num_iterations, _STAGES + 1).astype(int))]
+    paths = _paths(models, table, group, stages, config)
+    lists = concatenate_lists([rankings[0].oof[place] for place in teachers])
     ordered = [_lists(table, path, lists, config.candidates) for path in paths]
-    values = [_value(one, asked, config) for one in ordered]
-    best = max(range(len(values)), key=lambda stage: (values[stage][0] > max(v[0] for v in values) - _TINY, -stage))
-    orders = StackModels(table.names, models, int(stages[best]), values[best][1], calibrations, material.limits)
-    lesson_lists = _lists(table, paths[best], lists, config.candidates)
-    return _Learnt(protocol, rankings, material, config, orders, len(table.query), lesson_lists)
+    values = [_map(one, targets) for one in ordered]
+    best = max(range(len(values)), key=lambda stage: (values[stage] > max(values) - _TINY, -stage))
+    limit = 0.0 if targets.unknown else None
+    orders = StackModels(table.names, models, stages[best], limit, calibrations, material.limits)
+    return _Learnt(protocol, rankings, material, config, orders, len(table.query))
 
 
 def _paths(
@@ -282,7 +254,7 @@ def _paths(
 ) -> list[np.ndarray]:
     """For each number of trees the score float64 (r,) of every row by the models that did not see its identity."""
     of_row = group[table.query]
-    paths = [table.start.copy() if config.start else np.zeros(len(table.query)) for _ in stages]
+    paths = [table.start.copy() for _ in stages]
     for held, seeds in enumerate(models):
         rows = np.flatnonzero(of_row == held)
         values, grown, first = table.values[rows], np.zeros(len(rows)), 0
@@ -293,13 +265,10 @@ def _paths(
     return paths
 
 
-def _value(lists: Candidates, asked: Targets, config: StackConfig) -> tuple[float, float | None]:
-    """MAP@k of the queries and the score of unknown that it was reached with."""
-    given = rank_stats(lists, asked.truth, asked.weights, asked.k)
-    if not asked.unknown or config.unknown == "threshold":
-        limit, value = tuned_map(given, asked)
-        return value, limit
-    return map_at(given, 0.0, asked.k), 0.0
+def _map(lists: Candidates, targets: Targets) -> float:
+    """MAP@k of the queries; the unknown identity has a log-odds of 0."""
+    stats = rank_stats(lists, targets.truth, targets.weights, targets.k)
+    return map_at(stats, 0.0, targets.k) if targets.unknown else map_without_unknown(stats, targets.k)
 
 
 # -------------------------------------------------------------------------------------------------- tables

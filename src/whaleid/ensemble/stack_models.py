@@ -17,12 +17,15 @@ import numpy as np
 
 from whaleid.config import StackConfig
 from whaleid.ensemble.calibrate import Calibration
-from whaleid.ensemble.rankers import score_rows
+from whaleid.ensemble.lambdarank import score_rows
 from whaleid.ensemble.stack_features import Table
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, write_json
 
 _ORDERS = "orders.json"
+
+STACK_FOLDER = "stack"
+"""Beside a recipe's candidates: the fitted stack, for the test set."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,7 @@ class StackModels:
 
     def score(self, group: int, table: Table, rows: np.ndarray | slice, config: StackConfig) -> np.ndarray:
         """Score float64 of some rows by the models of one group."""
-        base = table.start[rows] if config.start else 0.0
-        return base + score_rows(self.models[group], table.values[rows], self.rounds, config)
+        return table.start[rows] + score_rows(self.models[group], table.values[rows], self.rounds, config)
 
     def mean_score(self, table: Table, config: StackConfig) -> np.ndarray:
         """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""

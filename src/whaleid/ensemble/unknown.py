@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whaleid.ensemble.protocol import Targets
 from whaleid.evaluation.metrics import expected_share_weights, reciprocal_rank_at_k
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
@@ -68,6 +69,13 @@ def map_without_unknown(given: RankStats, k: int) -> float:
 def map_at(given: RankStats, threshold: float, k: int) -> float:
     """Weighted MAP@k where `unknown` stands before the first score under the threshold (a float32 value)."""
     return float(given.weights @ _reciprocal(given, threshold, k) / given.weights.sum())
+
+
+def best_map(given: RankStats, targets: Targets) -> tuple[float | None, float]:
+    """The best threshold (None where the unknown identity may not be guessed) and its MAP@k."""
+    if not targets.unknown:
+        return None, map_without_unknown(given, targets.k)
+    return best_threshold(given, targets.k)
 
 
 def _reciprocal(given: RankStats, threshold: float, k: int) -> np.ndarray:

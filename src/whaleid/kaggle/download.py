@@ -21,10 +21,10 @@ from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.kaggle.client import kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, find_credentials
-from whaleid.kaggle.unpack import require_room, unpack
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import atomic_path
+from whaleid.utils.files import atomic_path, require_space
 from whaleid.utils.progress import Bar, progress_bar
+from whaleid.utils.unpack import ANOTHER_ROOT, unpack
 
 STALLED = 300.0
 """Seconds without a new byte after which the download is given up (the client itself would wait for ever)."""
@@ -138,7 +138,7 @@ class _Watch:
         if whole is None:
             return
         what = f"the archive ({whole / _MB:,.0f} MB) and what comes out of it"
-        require_room(self._archive.parent, whole - size + round(whole * GROWTH), what)
+        require_space(self._archive.parent, whole - size + round(whole * GROWTH), what, ANOTHER_ROOT)
         self._bar = self._stack.enter_context(progress_bar("downloading (MB)", whole // _MB, size // _MB))
 
 

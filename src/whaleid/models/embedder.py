@@ -65,8 +65,8 @@ class Embedder(nn.Module):
 def equal_slices(embeddings: Tensor, slices: int) -> Tensor:
     """Scale each of `slices` equal parts of every row to length sqrt(d / slices); unchanged for one slice.
 
-    embeddings: float (b, d). The unit row is then `slices` unit vectors over sqrt(slices), the embedding of Sanakoyeu et
-    al. (2019). The length is that of a batch-normalised row, which suits softmax learners.
+    embeddings: float (b, d). The unit row is then `slices` unit vectors over sqrt(slices), the embedding of Sanakoyeu
+    et al. (2019). The length is that of a batch-normalised row, which suits softmax learners.
     """
     if slices == 1:
         return embeddings

@@ -25,9 +25,9 @@ class MaxPool(nn.Module):
 class GeMPool(nn.Module):
     """Generalised mean (Radenovic et al., 2018): mean(x ** p) ** (1 / p) with a learned p.
 
-    p = 1 is the average, p towards infinity the maximum. Values below `floor` count as `floor`, so negative features are
-    lost: use `avg` for networks whose last layer is not rectified (ViTs, ConvNeXt, Swin). Computed in float32, since a
-    cube leaves the range of float16 at 40.
+    p = 1 is the average, p towards infinity the maximum. Values below `floor` count as `floor`, so negative features
+    are lost: use `avg` for networks whose last layer is not rectified (ViTs, ConvNeXt, Swin). Computed in float32,
+    since a cube leaves the range of float16 at 40.
     """
 
     def __init__(self, p: float = 3.0, floor: float = 1e-6):

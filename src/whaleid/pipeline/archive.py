@@ -27,9 +27,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from whaleid.config import Competition, Model
-from whaleid.kaggle.kernel.carried import STAMPS, carried, with_images_key
-from whaleid.kaggle.kernel.manifest import MANIFEST, Manifest, check_manifest, read_manifest, sha256
-from whaleid.kaggle.unpack import CHUNK, unpack
+from whaleid.pipeline.carried import STAMPS, carried, with_images_key
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import answered
@@ -38,6 +36,8 @@ from whaleid.pipeline.submission import ensemble_stage, submission_path, write_a
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
+from whaleid.utils.manifest import MANIFEST, Manifest, check_manifest, read_manifest, sha256
+from whaleid.utils.unpack import CHUNK, unpack
 
 Start = Literal["predictions", "weights", "train"]
 PROJECT = "project.json"

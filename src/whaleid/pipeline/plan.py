@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from whaleid.config import Experiment
-from whaleid.kaggle.kernel.size import KernelSize, source_size, sum_sizes, told
-from whaleid.kaggle.metadata import LARGEST_DATA_SET
 from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import bytes_text
 
 BACKWARD = 3.0
 """A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
@@ -32,9 +31,6 @@ LIBRARIES = 1.5e9
 """Bytes of a process with torch in it, and the system's own."""
 JPEG_SHARE = 0.1
 """Size of a cache of JPEGs over that of raw pixels."""
-
-PAIRWISE = ("metric", "siamese")
-"""Heads that compare images, and know no classes: they give no logits."""
 
 DEFAULT_ASPECT = 2.0
 """Width over height where neither the data nor the experiment says: a fluke's."""
@@ -94,7 +90,7 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     images, identities: counts to plan with where the competition's data is not here.
     """
     census = count_images(project, images, identities)
-    costs = _costs(project, census)
+    costs = recipe_costs(project, census)
     runs = sum(len(project.folds_of(item)) for item in project.experiments)
     full = len(project.full_experiments)
     rate = tflops or _rate(costs)
@@ -127,40 +123,13 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         *pretraining,
-        f"features on disk: {told(_feature_bytes(project, census) * (1 + again))}",
-        _kernel_line(planned_kernel(project, costs, census)),
+        f"features on disk: {bytes_text(_feature_bytes(project, census) * (1 + again))}",
     ]
-
-
-def planned_kernel(project: Project, costs: list[Cost], census: Census) -> KernelSize:
-    """What the recipe's Kaggle kernel would carry (keypoints and features of other programs not counted).
-
-    costs: of the recipe's experiments.
-    """
-    covered = len(project.folds) / project.recipe.folds
-    return sum_sizes(
-        source_size(
-            weights=FLOAT * cost.parameters,
-            dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
-            classes=census.identities if item.features.logits and item.head.name not in PAIRWISE else 0,
-            bytes_each=2 if item.features.half else FLOAT,
-            folds=len(project.folds_of(item)),
-            labelled=census.labelled + census.unknown,
-            test=census.test,
-            covered=covered,
-        )
-        for item, cost in zip(project.experiments, costs, strict=True)
-    )
-
-
-def _kernel_line(size: KernelSize) -> str:
-    too_large = "" if size.fits else f"; MORE THAN A DATA SET OF KAGGLE TAKES ({LARGEST_DATA_SET / 1e9:,.0f} GB)"
-    return f"a Kaggle kernel carries about {size.line()}{too_large}"
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:
     """Disk, memory and time of the whole recipe, all its rounds counted. device: cuda or cpu."""
-    costs = _costs(project, census)
+    costs = recipe_costs(project, census)
     weights = [FLOAT * cost.parameters for cost in costs]
     kept = [weight * len(project.folds_of(item)) for weight, item in zip(weights, project.experiments, strict=True)]
     rounds = 1 + (project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0)
@@ -203,7 +172,8 @@ def count_images(project: Project, images: int | None, identities: int | None) -
     return Census(len(train) - unknown, unknown, known, int((table.split == "test").sum()), aspect, estimated=False)
 
 
-def _costs(project: Project, census: Census) -> list[Cost]:
+def recipe_costs(project: Project, census: Census) -> list[Cost]:
+    """Cost of each experiment of the recipe, in its order."""
     full = project.full_experiments
     return [
         experiment_cost(item, census, project.recipe.folds, len(project.folds), item in full)

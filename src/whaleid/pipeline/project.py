@@ -93,12 +93,12 @@ class Project:
     @cached_property
     def images_key(self) -> str:
         """Of all images: what caches, features and answers depend on."""
-        return images_key_of(self.competition, self.skip_unreadable)
+        return images_key_of(self.competition, self.workspace, self.skip_unreadable)
 
     @cached_property
     def labelled_key(self) -> str:
         """Of the labelled images alone: what folds and runs depend on, so that a new test set trains nothing."""
-        return digest("labelled", FORMAT, labelled_key(self.competition), self.skip_unreadable)
+        return digest("labelled", FORMAT, labelled_key(self.competition, self.workspace.digests), self.skip_unreadable)
 
     @cached_property
     def folds_key(self) -> str:
@@ -110,7 +110,7 @@ class Project:
     @cached_property
     def masks_key(self) -> str:
         """Of the masks, which keypoints alone depend on; empty where the recipe or the competition does without."""
-        return "" if self.recipe.combine.local is None else masks_key(self.competition)
+        return "" if self.recipe.combine.local is None else masks_key(self.competition, self.workspace.digests)
 
     @cached_property
     def detector_key(self) -> str:
@@ -217,9 +217,9 @@ def open_project(
 # --------------------------------------------------------------------------------------------- what keys are made of
 
 
-def images_key_of(competition: Competition, skip_unreadable: bool) -> str:
-    """Key of the images table: the CSVs, the pictures' names, sizes and times, and the settings."""
-    return digest("images", FORMAT, images_key(competition), skip_unreadable)
+def images_key_of(competition: Competition, workspace: Workspace, skip_unreadable: bool) -> str:
+    """Key of the images table: the CSVs, the images' names and contents, and the settings."""
+    return digest("images", FORMAT, images_key(competition, workspace.digests), skip_unreadable)
 
 
 def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
@@ -237,11 +237,6 @@ def _without_later(combine: dict[str, Any]) -> dict[str, Any]:
             verify = {key: value for key, value in verify.items() if (key, value) != ("matcher", "mutual")}
         local["verify"] = verify
     return {**combine, "local": local}
-
-
-def scores_pairs(experiment: Experiment) -> bool:
-    """Whether the experiment's head is a similarity of pairs, by which candidates can be ranked again."""
-    return experiment.head.name == "siamese"
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:

@@ -20,10 +20,11 @@ from rich.console import Console
 
 from whaleid.data.pseudo import FULL, describe_pseudo_labels, labels_of, write_pseudo_labels
 from whaleid.ensemble.ladder_text import Figures
+from whaleid.ensemble.stack_models import STACK_FOLDER
 from whaleid.pipeline.metrics import combine_sources, read_figures, write_figures
 from whaleid.pipeline.project import FORMAT, Project
 from whaleid.pipeline.stages import folds_stage, images_stage, job_list, jobs_stage, local_stage, sources
-from whaleid.pipeline.workspace import STACK_FOLDER, fold_name
+from whaleid.pipeline.workspace import fold_name
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, digest, write_json
 from whaleid.utils.machine import measured
@@ -196,5 +197,5 @@ def _counts(project: Project) -> dict[str, int]:
 
 def _teachers(project: Project) -> Project:
     """The project without what its pseudo-labels do not depend on."""
-    combine = project.recipe.combine.model_copy(update={"stack": None, "after": None, "unknown": "threshold"})
+    combine = project.recipe.combine.model_copy(update={"stack": None, "unknown": "threshold"})
     return project.with_settings(project.recipe.model_copy(update={"combine": combine}))

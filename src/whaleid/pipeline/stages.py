@@ -20,7 +20,7 @@ from whaleid.data.images_table import build_images
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import labels_of
 from whaleid.pipeline.executors import Job, run_jobs
-from whaleid.pipeline.project import Project, scores_pairs
+from whaleid.pipeline.project import Project
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
@@ -131,7 +131,7 @@ def pretrain_stage(project: Project) -> Path:
     if target.is_file() and workspace.is_current(out, key):
         return target
     from whaleid.models.weights import ensure_weights
-    from whaleid.training.pretext import pretrain_run
+    from whaleid.training.pretrain import pretrain_run
 
     _begin(workspace, out, key)
     out.mkdir(parents=True, exist_ok=True)
@@ -219,13 +219,14 @@ def train_stage(project: Project, experiment: Experiment, fold: int | None) -> N
     key = project.run_key(experiment, fold)
     if workspace.is_current(out, key):
         return
-    from whaleid.training.full import with_epochs
     from whaleid.training.run import train_run
+    from whaleid.training.schedule import full_data_experiment
 
     trained = project.with_start(experiment)
     if fold is None:
-        trained = with_epochs(trained, [_fold_summary(project, experiment, number) for number in project.folds])
-    if scores_pairs(experiment):  # the head that ranks again and the features that it ranks are of one training
+        summaries = [_fold_summary(project, experiment, number) for number in project.folds]
+        trained = full_data_experiment(trained, summaries)
+    if experiment.head.scores_pairs:  # the head that ranks again and the features that it ranks are of one training
         workspace.mark_current(workspace.features(experiment.name, fold), "")
     _begin(workspace, out, key)
     cache = cache_stage(project, experiment)
@@ -287,8 +288,7 @@ def _own_source(project: Project, experiment: Experiment) -> Source:
     return Source(
         name,
         {fold: workspace.features(name, fold) for fold in project.folds},
-        optimistic=experiment.train.select == "best",
-        pairs=pairs if scores_pairs(experiment) else {},
+        pairs=pairs if experiment.head.scores_pairs else {},
         full=workspace.features(name, None) if None in runs else None,
     )
 
@@ -299,7 +299,7 @@ def _job_is_current(project: Project, experiment: Experiment, fold: int | None, 
     if stage == "train":
         return trained
     embedded = workspace.is_current(workspace.features(experiment.name, fold), project.features_key(experiment, fold))
-    return embedded and (trained or not scores_pairs(experiment))  # others' runs are not needed any more
+    return embedded and (trained or not experiment.head.scores_pairs)  # others' runs are not needed any more
 
 
 def _begin(workspace: Workspace, output: Path, key: str) -> None:

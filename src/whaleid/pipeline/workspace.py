@@ -14,9 +14,6 @@ from typing import Any
 
 from whaleid.utils.files import write_json
 
-STACK_FOLDER = "stack"
-"""Beside a recipe's candidates: what its stack learnt for the test set (`ensemble/stack_models.py`)."""
-
 
 @dataclass(frozen=True)
 class Workspace:
@@ -29,6 +26,11 @@ class Workspace:
     @property
     def images(self) -> Path:
         return self.root / "images.parquet"
+
+    @property
+    def digests(self) -> Path:
+        """Table of the digests of the images' files (`data/digests.py`)."""
+        return self.root / "digests.parquet"
 
     @property
     def folds(self) -> Path:

@@ -9,7 +9,6 @@ import yaml
 
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.ladder_text import round_lines
-from whaleid.ensemble.placement import FORMS
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import answered
@@ -201,13 +200,7 @@ def _unknown(material: StackInputs, folder: Path) -> Markup:
     by_fold = {int(fold): value for fold, value in limits["by_fold"].items() if value is not None}
     for fold, value in by_fold.items():
         rows.append([f"threshold of fold {fold}, tuned on the others", f"{value:.4f}"])
-    form = material.project.recipe.combine.unknown
     said = f"{competition.unknown} is guessed before the first identity whose score lies under a threshold."
-    if form in FORMS:
-        said = (
-            f"{competition.unknown} is guessed where calibrated probabilities ({form}) expect most of it; the "
-            "thresholds below say where it would stand by score alone."
-        )
     parts = [tag("p", said), table(["", "final rung"], rows)]
     known, unknown = (answers.best[mask] for mask in (answers.known, ~answers.known))
     known, unknown = known[known == known], unknown[unknown == unknown]

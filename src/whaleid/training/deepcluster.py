@@ -132,11 +132,12 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
 def power_iteration_clusters(features: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
     """Clusters of the graph of nearest neighbours by power iteration (Lin & Cohen, 2010): int64 (n,), 0..c-1.
 
-    features: float32 (n, d). As in the DeepCluster paper's appendix: an image is joined to its nearest `neighbours`, with
-    weights w = exp(-distance ** 2 / sigma ** 2). From equal values v, each iteration mixes a little of (w + w^T) v into
-    v, so that v becomes large where images lie close together. Then an image points to the neighbour j with the largest
-    w (v_j - v); one whose neighbours are all lower is a summit. Clusters are the images that lead to one summit: their
-    number follows from the data. sigma is the median distance to the neighbours; the paper's 0.2 suits a million images.
+    features: float32 (n, d). As in the DeepCluster paper's appendix: an image is joined to its nearest `neighbours`,
+    with weights w = exp(-distance ** 2 / sigma ** 2). From equal values v, each iteration mixes a little of (w + w^T)
+    v into v, so that v becomes large where images lie close together. Then an image points to the neighbour j with the
+    largest w (v_j - v); one whose neighbours are all lower is a summit. Clusters are the images that lead to one
+    summit: their number follows from the data. sigma is the median distance to the neighbours; the paper's 0.2 suits a
+    million images.
     """
     count = len(features)
     near, squared = _nearest(features, min(neighbours, count - 1))

@@ -9,8 +9,8 @@ from timm.utils import ModelEmaV3
 class Ema(ModelEmaV3):
     """Average of a module's parameters and floating buffers (Polyak & Juditsky, 1992); `module` has the averages.
 
-    The decay at `step` (0 for the first) is min(decay, (1 + step) / (10 + step)): the first average is nearly the weights
-    themselves, so that a run of a few hundred steps is not dominated by its random start.
+    The decay at `step` (0 for the first) is min(decay, (1 + step) / (10 + step)): the first average is nearly the
+    weights themselves, so that a run of a few hundred steps is not dominated by its random start.
     """
 
     def get_decay(self, step: int | None = None) -> float:

@@ -37,7 +37,8 @@ class EpochPlanner:
         self.experiment, self.items, self.cache, self.title = experiment, items, cache, title
 
     def lengths(self) -> list[int]:
-        """Batches of each epoch, known before the first step. Raises WhaleidError where the data do not suit the run."""
+        """Batches of each epoch, known before the first step. Raises WhaleidError where the data do not suit the
+        run."""
         batches = epoch_batches(self.items.labels, self.experiment.sampler, self.experiment.train.batch, 0, 0)
         return [len(batches)] * epochs_of(self.experiment.train, sum(len(chosen) for chosen in batches))
 
@@ -85,9 +86,7 @@ class EpochPlanner:
         """Unit features float32 (n, d) of all items with the network as it is; called by all processes."""
         assert self.cache is not None
         batch = self.experiment.features.batch
-        return extract_item_features(
-            session.accelerator, session.module.embedder, self.items, self.cache, batch, space
-        )
+        return extract_item_features(session.accelerator, session.module.embedder, self.items, self.cache, batch, space)
 
 
 class UnlabelledPlanner(EpochPlanner):

@@ -36,7 +36,9 @@ def kmeans_partition(
         For fewer rows than clusters, and for NaN or infinity.
     """
     if len(features) < clusters:
-        raise WhaleidError(f"head.clusters={clusters}, but there are only {len(features)} images to cluster; use fewer clusters")
+        raise WhaleidError(
+            f"head.clusters={clusters}, but there are only {len(features)} images to cluster; use fewer clusters"
+        )
     features = np.ascontiguousarray(features, dtype=np.float32)
     require_finite(features)
     kmeans = faiss.Kmeans(

@@ -28,8 +28,8 @@ EPOCH_SAVE_SECONDS = 10.0
 class RunLog:
     """Appends lines to `<folder>/log.jsonl` and scalars to `<folder>/tensorboard`.
 
-    A line has `kind` (`step` or `epoch`), `step` and `epoch` (both counted from 1), and figures, null where they are not
-    finite.
+    A line has `kind` (`step` or `epoch`), `step` and `epoch` (both counted from 1), and figures, null where they are
+    not finite.
     """
 
     def __init__(self, folder: Path, length: int, step: int):

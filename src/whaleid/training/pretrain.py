@@ -1,7 +1,7 @@
 """Pretraining: a backbone trained on images without their labels, for experiments to start from.
 
-It is written to `weights/<name>.safetensors` under timm's own names, like the files of `whaleid weights`. All else is as
-in any run: log, state, and a killed pretraining that continues to the same result.
+It is written to `weights/<name>.safetensors` under timm's own names, like the files of `whaleid weights`. All else is
+as in any run: log, state, and a killed pretraining that continues to the same result.
 """
 
 from __future__ import annotations

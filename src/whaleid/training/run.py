@@ -141,9 +141,7 @@ def train_run(
     return finish(task, train_task(task, weights, save_seconds))
 
 
-def run_key(
-    experiment: ExperimentBase, fold: int | None, items: TrainingItems, size: tuple[int, int], key: str
-) -> str:
+def run_key(experiment: ExperimentBase, fold: int | None, items: TrainingItems, size: tuple[int, int], key: str) -> str:
     """Digest of all that a run's weights depend on: settings, items, image size, and what the caller knows."""
     settings = experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
     content = sha256()

@@ -1,7 +1,7 @@
 """Seeds: everything random is a pure function of the run's seed and of the position in the run.
 
-A run that was killed needs no generator's state to continue as it would have: whatever drew random numbers before (a data
-loader, feature extraction) does not change what the next step draws.
+A run that was killed needs no generator's state to continue as it would have: whatever drew random numbers before (a
+data loader, feature extraction) does not change what the next step draws.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def seed_everything(seed: int) -> None:
 def prefer_determinism() -> None:
     """Make cuDNN deterministic; it must not choose its algorithms by timing them.
 
-    On a CPU torch is deterministic for a given number of threads. Full determinism on a GPU would forbid operations that
-    some backbones need.
+    On a CPU torch is deterministic for a given number of threads. Full determinism on a GPU would forbid operations
+    that some backbones need.
     """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -112,8 +112,8 @@ def from_main_process(accelerator: Accelerator, values: np.ndarray) -> np.ndarra
 def make_accelerator(precision: str, title: str) -> Accelerator:
     """Accelerator of one run, on the device and processes that are there or that `accelerate launch` sets.
 
-    precision: `auto` is bf16 where the GPU has it natively, fp16 on other CUDA GPUs, none elsewhere. Raises WhaleidError
-    for a precision that does not work on the device.
+    precision: `auto` is bf16 where the GPU has it natively, fp16 on other CUDA GPUs, none elsewhere. Raises
+    WhaleidError for a precision that does not work on the device.
     """
     if precision == "auto":
         precision = _best_precision()

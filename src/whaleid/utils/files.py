@@ -15,6 +15,8 @@ import numpy as np
 
 from whaleid.utils.errors import WhaleidError
 
+OTHER_WORK = "put the work elsewhere with WORK="
+
 
 def digest(*parts: Any) -> str:
     """Short key of JSON-like parts: equal parts give equal keys, on any machine."""
@@ -59,15 +61,26 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse before starting when the disk that holds `folder` has fewer than `needed` bytes free."""
+def require_space(folder: Path, needed: float, what: str, otherwise: str = OTHER_WORK) -> None:
+    """Refuse before starting where the disk that holds `folder` has fewer than `needed` bytes free.
+
+    what: needs them. otherwise: what the user can do besides freeing space.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise WhaleidError(
             f"{folder}: {what} needs {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free; "
-            "free some space or put the work elsewhere with WORK="
+            f"free some space, or {otherwise}"
         )
+
+
+def bytes_text(size: float) -> str:
+    """Bytes in the unit that fits: `1.2 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:,.1f} kB"
 
 
 def _plain(value: Any) -> Any:

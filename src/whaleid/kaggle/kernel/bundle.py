@@ -25,7 +25,13 @@ import pandas as pd
 from whaleid.config.files import repository_root
 from whaleid.config.settings import WEIGHTS
 from whaleid.data.pseudo import write_pseudo_labels
-from whaleid.kaggle.kernel.carried import (
+from whaleid.ensemble.stack_models import STACK_FOLDER
+from whaleid.kaggle.kernel.rows import keep_rows
+from whaleid.kaggle.kernel.script import notebook, script
+from whaleid.kaggle.kernel.size import LOGITS, KernelSize, finished_size
+from whaleid.kaggle.kernel.wheels import collect_wheels, needed_wheels
+from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
+from whaleid.pipeline.carried import (
     MASKS,
     ORDERS,
     PROJECT,
@@ -36,18 +42,12 @@ from whaleid.kaggle.kernel.carried import (
     copy_stamps,
     project_content,
 )
-from whaleid.kaggle.kernel.manifest import write_manifest
-from whaleid.kaggle.kernel.rows import keep_rows
-from whaleid.kaggle.kernel.script import notebook, script
-from whaleid.kaggle.kernel.size import LOGITS, KernelSize, finished_size
-from whaleid.kaggle.kernel.wheels import collect_wheels, needed_wheels
-from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import answered
 from whaleid.pipeline.stages import folds_stage, images_stage
-from whaleid.pipeline.workspace import STACK_FOLDER
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, write_json
+from whaleid.utils.manifest import write_manifest
 
 CODE, WHEELS, ASSETS = "code", "wheels", "assets"
 STAMPS = "stamps"

@@ -23,7 +23,10 @@ from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
-from whaleid.kaggle.kernel.carried import (
+from whaleid.kaggle.kernel.embed import Test, embed_test, gpus, make_room, probe
+from whaleid.kaggle.kernel.places import Places, read_json, say
+from whaleid.kaggle.kernel.rows import join_rows, keep_rows
+from whaleid.pipeline.carried import (
     MASKS,
     ORDERS,
     PROJECT,
@@ -34,9 +37,6 @@ from whaleid.kaggle.kernel.carried import (
     with_images_key,
     without_sources,
 )
-from whaleid.kaggle.kernel.embed import Test, embed_test, gpus, make_room, probe
-from whaleid.kaggle.kernel.places import Places, read_json, say
-from whaleid.kaggle.kernel.rows import join_rows, keep_rows
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import local_stage
 from whaleid.pipeline.submission import submission_stage

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from whaleid.kaggle.kernel.budget import Budget
-from whaleid.kaggle.kernel.manifest import check_manifest
 from whaleid.kaggle.kernel.mounts import competition_folder, dataset_folder
 from whaleid.kaggle.kernel.places import Places, say
 from whaleid.kaggle.kernel.wheels import install_wheels
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.manifest import check_manifest
 
 HOURS = "WHALEID_HOURS"
 """Environment variable that replaces the limit that the kernel was made with."""

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from whaleid.kaggle.kernel.manifest import MANIFEST, read_manifest
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.manifest import MANIFEST, read_manifest
 
 _SHOWN = 40  # lines of the tree that a message is preceded by
 _DEPTH = 6  # folders deep that is searched: a competition may hold a hundred thousand files, but no deep tree

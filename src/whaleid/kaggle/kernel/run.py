@@ -41,15 +41,12 @@ _LIMIT = 13 * 3600.0  # seconds: Kaggle would have ended it
 
 @dataclass(frozen=True)
 class RunOptions:
-    """layout: of /kaggle/input. python: interpreter of the environment. hours: None: the kernel's own limit.
+    """layout: of /kaggle/input. hours: None: the kernel's own limit.
 
-    ours: that interpreter's environment is this one, in which the packages that Kaggle lacks must be hidden.
     namespaces: False blocks sockets although a network namespace could be had.
     """
 
     layout: Layout = "new"
-    python: Path = Path(sys.executable)
-    ours: bool = True
     hours: float | None = None
     namespaces: bool = True
 
@@ -78,7 +75,7 @@ def run_bundle(bundle: Path, competition: Competition, base: Path, options: RunO
     mount_inputs(bundle, competition, metadata, readonly / "input", options.layout)
     for folder in (working, scratch, base / "home"):
         folder.mkdir()
-    hidden = {"whaleid"} | (pure_modules(bundle / "datasets" / WHEELS) if options.ours else set())
+    hidden = {"whaleid"} | pure_modules(bundle / "datasets" / WHEELS)
     sandbox = make_sandbox(readonly, base / "site", scratch, hidden, options.namespaces)
     before = listing(readonly)
     close_folders(readonly)
@@ -106,11 +103,6 @@ def remove_run(base: Path) -> None:
 def pure_modules(wheels: Path) -> set[str]:
     """Modules of the bundle's wheels that this interpreter, too, can install: compiled for none, or for any, Python."""
     return {module for module, entry in _wheels(wheels).items() if _serves_any(entry["wheel"])}
-
-
-def compiled_wheels(wheels: Path) -> list[str]:
-    """Requirements (`distribution==version`) of the bundle's wheels that serve Kaggle's Python alone."""
-    return [entry["requirement"] for entry in _wheels(wheels).values() if not _serves_any(entry["wheel"])]
 
 
 def _wheels(wheels: Path) -> dict[str, dict[str, str]]:
@@ -161,7 +153,7 @@ def _execute(sandbox: Sandbox, options: RunOptions, base: Path, script: Path) ->
     }
     if options.hours is not None:
         environment["WHALEID_HOURS"] = str(options.hours)
-    command = [*sandbox.prefix, str(options.python), str(script)]
+    command = [*sandbox.prefix, sys.executable, str(script)]
     last = "the kernel said nothing"
     with (base / "kernel.log").open("w") as log:
         process = subprocess.Popen(

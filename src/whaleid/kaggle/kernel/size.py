@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from whaleid.kaggle.metadata import LARGEST_DATA_SET
+from whaleid.pipeline.plan import FLOAT, count_images, recipe_costs
+from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import bytes_text
 
 EMBEDDINGS, LOGITS = "embeddings.npy", "logits.npy"
-
 
 @dataclass(frozen=True)
 class KernelSize:
@@ -36,12 +38,12 @@ class KernelSize:
 
     def line(self) -> str:
         parts = [
-            f"weights {told(self.weights)}",
-            f"embeddings {told(self.embeddings)}",
-            f"logits {told(self.logits)} (out-of-fold rows alone; all rows: {told(self.whole_logits)})",
-            *([f"other {told(self.other)}"] if self.other else []),
+            f"weights {bytes_text(self.weights)}",
+            f"embeddings {bytes_text(self.embeddings)}",
+            f"logits {bytes_text(self.logits)} (out-of-fold rows alone; all rows: {bytes_text(self.whole_logits)})",
+            *([f"other {bytes_text(self.other)}"] if self.other else []),
         ]
-        return f"{told(self.total)}: {', '.join(parts)}; {told(self.scratch)} of the kernel's scratch disk"
+        return f"{bytes_text(self.total)}: {', '.join(parts)}; {bytes_text(self.scratch)} of the kernel's scratch disk"
 
     @property
     def fits(self) -> bool:
@@ -52,8 +54,8 @@ class KernelSize:
         """Raise WhaleidError where Kaggle would refuse the data set."""
         if not self.fits:
             raise WhaleidError(
-                f"recipe {recipe}: its kernel would carry {told(self.total)}, and a data set of Kaggle holds at most "
-                f"{told(LARGEST_DATA_SET)}: take fewer experiments or train_folds, or features.logits=false"
+                f"recipe {recipe}: its kernel would carry {bytes_text(self.total)}; a data set of Kaggle holds at most "
+                f"{bytes_text(LARGEST_DATA_SET)}: take fewer experiments or train_folds, or features.logits=false"
             )
 
 
@@ -80,6 +82,35 @@ def source_size(
         other=0.0,
         scratch=(labelled + test) * dim * bytes_each * folds + (labelled * covered + test * folds) * row,
     )
+
+
+def planned_size(project: Project, images: int | None, identities: int | None) -> KernelSize:
+    """What the recipe's Kaggle kernel would carry (keypoints and features of other programs not counted).
+
+    images, identities: as in `plan_lines`.
+    """
+    census = count_images(project, images, identities)
+    costs = recipe_costs(project, census)
+    covered = len(project.folds) / project.recipe.folds
+    return sum_sizes(
+        source_size(
+            weights=FLOAT * cost.parameters,
+            dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
+            classes=census.identities if item.features.logits and item.head.has_logits else 0,
+            bytes_each=2 if item.features.half else FLOAT,
+            folds=len(project.folds_of(item)),
+            labelled=census.labelled + census.unknown,
+            test=census.test,
+            covered=covered,
+        )
+        for item, cost in zip(project.experiments, costs, strict=True)
+    )
+
+
+def planned_line(size: KernelSize) -> str:
+    """The line of `whaleid plan` about the kernel."""
+    too_large = "" if size.fits else f"; MORE THAN A DATA SET OF KAGGLE TAKES ({LARGEST_DATA_SET / 1e9:,.0f} GB)"
+    return f"a Kaggle kernel carries about {size.line()}{too_large}"
 
 
 def finished_size(
@@ -130,11 +161,3 @@ def _bytes(folder: Path) -> int:
 
 def _logit_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob(LOGITS))
-
-
-def told(size: float) -> str:
-    """Bytes in the unit that fits."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1e3:,.1f} kB"

@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 
 from whaleid.config.settings import Settings
-from whaleid.kaggle.kernel.carried import PROJECT, copy_stamps, open_carried
 from whaleid.kaggle.kernel.places import Places, read_json, say
+from whaleid.pipeline.carried import PROJECT, copy_stamps, open_carried
 from whaleid.pipeline.stages import jobs_stage, select_jobs
 from whaleid.utils.errors import WhaleidError
 

@@ -1,4 +1,5 @@
-"""The interface of all heads: `forward(embeddings, labels)` is a scalar loss, `logits(embeddings)` class scores or None.
+"""The interface of all heads: `forward(embeddings, labels)` is a scalar loss, `logits(embeddings)` class scores or
+None.
 
 Heads compute in float32 whatever autocast says: logits of scale 30 do not fit half precision.
 """
@@ -16,9 +17,9 @@ from torch.nn import functional
 class HeadModule(nn.Module):
     """Base of all heads.
 
-    A head is built as `Head(settings, dim, class_sizes)`: its settings (a subclass of `config.HeadSettings`), the length
-    of an embedding, and the number of training images of each class, int64 (c,). It defines `_logits`, and `_loss`
-    where that is not the cross entropy of the logits, both on float32 embeddings.
+    A head is built as `Head(settings, dim, class_sizes)`: its settings (a subclass of `config.HeadSettings`), the
+    length of an embedding, and the number of training images of each class, int64 (c,). It defines `_logits`, and
+    `_loss` where that is not the cross entropy of the logits, both on float32 embeddings.
     """
 
     unused_parameters = False

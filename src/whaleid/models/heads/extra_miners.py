@@ -52,7 +52,8 @@ class DistanceWeightedSampler(miners.BaseMiner):
         return anchors, positives, draws[anchors, place]
 
     def weights(self, apart: Tensor, allowed: Tensor, dim: int) -> Tensor:
-        """Probability of each negative, float (b, n); rows sum to 1 (uniform in a row without a negative, which is not used).
+        """Probability of each negative, float (b, n); rows sum to 1 (uniform in a row without a negative, which is not
+        used).
 
         apart: distances (b, n). allowed: bool (b, n), pairs of two identities. dim: length of the embeddings.
         """

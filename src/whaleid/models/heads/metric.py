@@ -73,7 +73,9 @@ class MetricLearning(HeadModule):
                 "losses on pairs need sampler.name: balanced"
             ) from error
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise WhaleidError(f"head.loss {self.settings.loss}: its reducer does not give a single number; choose another")
+            raise WhaleidError(
+                f"head.loss {self.settings.loss}: its reducer does not give a single number; choose another"
+            )
         return loss
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:

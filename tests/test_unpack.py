@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from kaggle_place import zipped
 
-from whaleid.kaggle import unpack as module
-from whaleid.kaggle.unpack import unpack
+from whaleid.utils import unpack as module
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.unpack import unpack
 
 
 def tree(folder: Path) -> dict[str, bytes]:

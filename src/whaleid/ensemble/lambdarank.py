@@ -44,7 +44,7 @@ def prepare_lesson(table: Table, truth: np.ndarray, weights: np.ndarray, config:
     unknown = table.values[:, table.names.index("unknown")] > 0
     count = np.bincount(table.query, minlength=table.queries)
     place = np.arange(len(table.query)) - np.repeat(np.cumsum(count) - count, count)
-    rows = np.flatnonzero((place < config.taught) | unknown)
+    rows = np.flatnonzero((place < config.training_candidates) | unknown)
     query, own = table.query[rows], truth[table.query[rows]]
     label = np.where(own >= 0, table.codes[rows] == own, unknown[rows]).astype(np.float64)
     sizes = np.bincount(query, minlength=table.queries)
@@ -52,7 +52,7 @@ def prepare_lesson(table: Table, truth: np.ndarray, weights: np.ndarray, config:
         table.values[rows],
         label,
         group=sizes[sizes > 0],
-        init_score=table.start[rows] if config.start else None,
+        init_score=table.start[rows],
         params=_binning(config),
     )
     teaches = np.bincount(query, label, table.queries) > 0
@@ -76,21 +76,22 @@ def train_rankers(lesson: Lesson, chosen: np.ndarray, k: int, config: StackConfi
         **_binning(config),
         "objective": "lambdarank",
         "lambdarank_truncation_level": k + _BEHIND,
-        "learning_rate": config.rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": config.least,
-        "lambda_l2": config.ridge,
-        "feature_fraction": config.features,
+        "learning_rate": config.learning_rate,
+        "num_leaves": config.num_leaves,
+        "min_data_in_leaf": config.min_data_in_leaf,
+        "lambda_l2": config.lambda_l2,
+        "feature_fraction": config.feature_fraction,
+        "monotone_constraints": directions(lesson.names),
         "deterministic": True,
     }
-    if config.queries < 1:
-        settings |= {"bagging_fraction": config.queries, "bagging_freq": 1, "bagging_by_query": True}
-    if config.monotone:
-        settings |= {"monotone_constraints": directions(lesson.names)}
+    if config.bagging_fraction < 1:
+        settings |= {"bagging_fraction": config.bagging_fraction, "bagging_freq": 1, "bagging_by_query": True}
 
     def trained(number: int) -> Any:
         own = seed + 1000 * number  # `seed` itself would have the rows binned anew
-        return lgb.train({**settings, "bagging_seed": own, "feature_fraction_seed": own + 1}, data, config.rounds)
+        return lgb.train(
+            {**settings, "bagging_seed": own, "feature_fraction_seed": own + 1}, data, config.num_iterations
+        )
 
     return tuple(trained(number) for number in range(config.seeds))
 
@@ -102,9 +103,9 @@ def score_rows(
     if rounds == first or not models or not len(values):
         return np.zeros(len(values))
     options = {"start_iteration": first, "num_iteration": rounds - first, "raw_score": True}
-    return np.mean([model.predict(values, num_threads=config.threads, **options) for model in models], axis=0)
+    return np.mean([model.predict(values, num_threads=config.num_threads, **options) for model in models], axis=0)
 
 
 def _binning(config: StackConfig) -> dict[str, Any]:
     """Settings that a Dataset and every model trained on it must share."""
-    return {"feature_pre_filter": False, "force_row_wise": True, "num_threads": config.threads, "verbosity": -1}
+    return {"feature_pre_filter": False, "force_row_wise": True, "num_threads": config.num_threads, "verbosity": -1}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import require_space
 
 LARGEST_GROWTH = 20
 """Bytes that a byte of an archive may become. Photographs hardly shrink, CSVs shrink to a tenth; a bomb's thousand."""
@@ -20,6 +21,8 @@ MOST_FILES = 1_000_000
 INNER = 2
 """Archives inside the archive are unpacked too, to this depth."""
 CHUNK = 1 << 20
+ANOTHER_ROOT = "give the competition's YAML another root"
+"""What to do where the disk is too small for a competition's data."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def unpack(
         contents = inspect(opened, archive, allowed).only(only)
         inner = [info for info in contents.files if depth > 0 and info.filename.lower().endswith(".zip")]
         # an inner archive lies beside what comes out of it, until that is complete
-        require_room(folder, contents.size + sum(info.file_size for info in inner), f"unpacking {archive.name}")
+        needed = contents.size + sum(info.file_size for info in inner)
+        require_space(folder, needed, f"unpacking {archive.name}", ANOTHER_ROOT)
         for info in contents.files:
             _write(opened, info, folder / info.filename, archive, progress)
     count = len(contents.files) - len(inner)
@@ -71,17 +75,6 @@ def unpack(
 def allowance(archive: Path) -> int:
     """Bytes that may come out of an archive."""
     return max(SMALL, LARGEST_GROWTH * archive.stat().st_size)
-
-
-def require_room(folder: Path, needed: int, what: str) -> None:
-    """Refuse before anything is written where the disk of `folder` has fewer than `needed` bytes free."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise WhaleidError(
-            f"{folder}: {what} needs {needed / 1e6:,.0f} MB and the disk has {free / 1e6:,.0f} MB free; free some "
-            "space, or give the competition's YAML another root"
-        )
 
 
 def inspect(opened: zipfile.ZipFile, archive: Path, allowed: int) -> Contents:

@@ -15,7 +15,7 @@ import pytest
 from kaggle_server import KEY, TOKEN, USER, FakeKaggle
 
 from whaleid.cli import main as cli
-from whaleid.cli.options import project_of
+from whaleid.cli.context import Context
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import client
 from whaleid.pipeline.project import Project
@@ -49,7 +49,7 @@ def lay_out(folder: Path) -> None:
 
 
 def project(folder: Path) -> Project:
-    return project_of(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work", None, False)
+    return Context(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work").project
 
 
 def draw(folder: Path) -> None:
@@ -142,9 +142,9 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
 def whaleid(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, *words: str) -> int:
     """Exit code of a command, run in this process."""
     options = ["--competition", str(folder / "drawn.yaml")]
-    if command != "fetch":
+    if command != "data download":
         options += ["--recipe", str(folder / "recipe.yaml"), "--work", str(folder / "work")]
-    monkeypatch.setattr(sys, "argv", ["whaleid", command, *options, *words])
+    monkeypatch.setattr(sys, "argv", ["whaleid", *command.split(), *options, *words])
     try:
         cli.main()
     except SystemExit as ended:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaleid.cli.options import project_of
+from whaleid.cli.context import Context
 from whaleid.evaluation.log import SubmissionRecord
 from whaleid.kaggle import doctor, push
 from whaleid.kaggle.client import Output, explain, plain
@@ -47,7 +47,7 @@ def test_a_machine_too_small(tmp_path: Path) -> None:
 def test_a_recipe_needs_more_for_more_images(tmp_path: Path) -> None:
     for name, text in (("drawn", COMPETITION), ("tiny", EXPERIMENT), ("recipe", "folds: 2\nexperiments: [tiny]\n")):
         (tmp_path / f"{name}.yaml").write_text(text.replace("ROOT", str(tmp_path / "data")))
-    project = project_of(str(tmp_path / "drawn.yaml"), str(tmp_path / "recipe.yaml"), tmp_path / "work", None, False)
+    project = Context(str(tmp_path / "drawn.yaml"), str(tmp_path / "recipe.yaml"), tmp_path / "work").project
     few = recipe_needs(project, Census(100, 10, 20, 30, 2.0, estimated=True), "cpu")
     ready = doctor.verdict(project, [doctor.Finding("ok", "data", "there"), doctor.Finding("note", "GPU", "none")])
     assert ready.startswith("recipe recipe on drawn: ready (notes: 1, ")

@@ -117,13 +117,13 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
         yield Variant("classifier on the features", off(classifier=None), gone=("classifier",))
     if config.logits:
         yield Variant("class probabilities", off(logits=0), gone=("logits",))
-    if config.local is not None:
-        yield Variant("local matching", off(local=None), gone=("local",))
-        if config.local.verify is not None:
-            votes = config.local.model_copy(update={"verify": None})
+    if config.local_matching is not None:
+        yield Variant("local matching", off(local_matching=None), gone=("local",))
+        if config.local_matching.verify is not None:
+            votes = config.local_matching.model_copy(update={"verify": None})
             yield Variant("matching pair by pair", off(local=votes), gone=(VERIFIED,))
-        if config.local.learned is not None:
-            yield from _unlearned(config, config.local, config.local.learned)
+        if config.local_matching.learned is not None:
+            yield from _unlearned(config, config.local_matching, config.local_matching.learned)
     if config.rerank is not None:
         yield Variant("re-ranking", off(rerank=None), gone=("rerank",))
     if config.stack is not None:
@@ -137,11 +137,13 @@ def list_variants(config: CombineConfig, sources: list[str]) -> Iterator[Variant
 
 def _unlearned(config: CombineConfig, local: LocalConfig, learned: LearnedConfig) -> Iterator[Variant]:
     """Local matching without what was learnt of matches; with it, but without the pictures matched pair by pair."""
-    votes = config.model_copy(update={"local": local.model_copy(update={"learned": None})})
+    votes = config.model_copy(update={"local_matching": local.model_copy(update={"learned": None})})
     yield Variant("matches weighed as learnt", votes, gone=(*LEARNED.values(), BY_PAIRS))
     if learned.pairs is not None:
         unpaired = local.model_copy(update={"learned": learned.model_copy(update={"pairs": None})})
-        yield Variant("pairs weighed as learnt", config.model_copy(update={"local": unpaired}), gone=(BY_PAIRS,))
+        yield Variant(
+            "pairs weighed as learnt", config.model_copy(update={"local_matching": unpaired}), gone=(BY_PAIRS,)
+        )
 
 
 def _rankings_of(

@@ -224,15 +224,15 @@ def _by_reciprocal(asked: _Asked, nearest: Neighbours, config: RerankConfig, knn
     for k1, k2 in product(given.k1, given.k2):
         codes = reciprocal_codes(asked.nodes, nearest, k1, k2)
         queries, lists = codes[asked.query_rows], codes[: len(asked.gallery)].tocsc()
-        parts: list[list[Lists]] = [[] for _ in given.own]
+        parts: list[list[Lists]] = [[] for _ in given.lambda_value]
         for start in range(0, len(asked.queries), _QUERIES):
             part = slice(start, start + _QUERIES)
             alike = jaccard(queries[part], lists)
             cosine = asked.queries[part] @ asked.gallery.T
-            for own, found in zip(given.own, parts, strict=True):
+            for own, found in zip(given.lambda_value, parts, strict=True):
                 found.append(_identities(reciprocal_scores(alike, cosine, own), asked.codes, knn, keep))
-        for own, found in zip(given.own, parts, strict=True):
-            yield (RECIPROCAL, f"k1 {k1}, k2 {k2}, own {own:g}"), _joined(found)
+        for own, found in zip(given.lambda_value, parts, strict=True):
+            yield (RECIPROCAL, f"k1 {k1}, k2 {k2}, lambda {own:g}"), _joined(found)
 
 
 def _by_diffusion(

@@ -61,8 +61,8 @@ def combine(
     """Rank, blend and score; write `oof.parquet`, `test.parquet` and `ladder.json` to the folder `out`.
 
     images, folds: images.parquet and folds.csv. sources: each with a folder of features for every fold used.
-    local: folder of the keypoints' descriptors, where the recipe has `combine.local`. orders: as `stack_rankings`.
-    weights_folder: of a network that matches keypoints, default WEIGHTS_DIR.
+    local: folder of the keypoints' descriptors, where the recipe has `combine.local_matching`. orders: as
+    `stack_rankings`. weights_folder: of a network that matches keypoints, default WEIGHTS_DIR.
     Raises WhaleidError where the sources' folds differ, or features do not fit the images.
     """
     protocol = protocol_of(images, folds, competition, sources)
@@ -121,8 +121,8 @@ def rank_all(
     fold and once for these models; one that they have no part in with the mean of its folds. decided: as in
     `choose_settings`. weights_folder: as in `combine`.
     """
-    if (config.local is None) != (local is None):
-        raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
+    if (config.local_matching is None) != (local is None):
+        raise WhaleidError("combine.local_matching and the folder of descriptors go together; give both or neither")
     unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
     if unknown_names:
         raise WhaleidError(
@@ -131,7 +131,7 @@ def rank_all(
         )
     rankings: list[Ranking] = []
     dims: list[int] = []
-    local_work = 0 if config.local is None else local_steps(protocol, config.local)
+    local_work = 0 if config.local_matching is None else local_steps(protocol, config.local_matching)
     steps = len(sources) + len(joint_parts(sources, protocol)) + local_work
     with progress_bar("ranking", total=steps) as bar:
         for source in sources:

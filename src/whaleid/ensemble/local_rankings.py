@@ -38,15 +38,17 @@ def rank_locally(
     Yields None after every step (for a progress bar), then the rankings: by votes, by votes and matches (`verify`), and
     by what matches were learnt to be worth (`learned`).
     """
-    assert config.local is not None
-    local, keep = config.local, max(config.candidates, protocol.k)
+    assert config.local_matching is not None
+    local, keep = config.local_matching, max(config.candidates, protocol.k)
     described = read_described(folder, images, local.features)
     if not described.counts(protocol.gallery).any():
-        raise WhaleidError(f"{folder}: no labelled image has a keypoint; leave combine.local out of the recipe")
+        raise WhaleidError(
+            f"{folder}: no labelled image has a keypoint; leave combine.local_matching out of the recipe"
+        )
     if local.learned is not None and len(protocol.parts) < FEWEST_FOLDS:
         raise WhaleidError(
-            f"combine.local.learned: {len(protocol.parts)} folds with features; it needs {FEWEST_FOLDS}, for what is "
-            "learnt for a fold is shown by folds that had no part in it: take more, or leave it out"
+            f"combine.local_matching.learned: {len(protocol.parts)} folds with features; it needs {FEWEST_FOLDS}, for "
+            "what is learnt for a fold is shown by folds that had no part in it: take more, or leave it out"
         )
     matcher = None if local.verify is None else matcher_of(described, images, local, weights_folder)
     folds, voted = [], []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from whaleid.config import Competition
-from whaleid.config.files import repository_root
+from whaleid.config.settings import repository_root
 from whaleid.data.competition import inspect_rows, read_rows
 from whaleid.kaggle.client import KaggleError, competition_page, kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials

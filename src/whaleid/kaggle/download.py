@@ -7,14 +7,12 @@ is there; the CSVs are moved last, so a root that has them is complete.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from whaleid.config import Competition
@@ -23,8 +21,9 @@ from whaleid.kaggle.client import kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, find_credentials
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
+from whaleid.utils.locks import locked
 from whaleid.utils.progress import Bar, progress_bar
-from whaleid.utils.unpack import ANOTHER_ROOT, unpack
+from whaleid.utils.unpack import unpack
 
 STALLED = 300.0
 """Seconds without a new byte after which the download is given up (the client itself would wait for ever)."""
@@ -53,7 +52,7 @@ def fetch_data(competition: Competition, keep_archive: bool = False) -> Iterator
         )
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(root) as lock:
+        with locked(root, "another download into it is under way; wait for it to end") as lock:
             if not is_whole(archive):
                 begun = archive.stat().st_size if archive.is_file() else 0
                 carrying = f", carrying on after {begun / _MB:,.0f} MB" if begun and _marker(archive).is_file() else ""
@@ -138,7 +137,12 @@ class _Watch:
         if whole is None:
             return
         what = f"the archive ({whole / _MB:,.0f} MB) and what comes out of it"
-        require_space(self._archive.parent, whole - size + round(whole * GROWTH), what, ANOTHER_ROOT)
+        require_space(
+            self._archive.parent,
+            whole - size + round(whole * GROWTH),
+            what,
+            "choose another root in the competition's YAML",
+        )
         self._bar = self._stack.enter_context(progress_bar("downloading (MB)", whole // _MB, size // _MB))
 
 
@@ -154,20 +158,6 @@ def _whole_size(archive: Path) -> int | None:
     except (OSError, json.JSONDecodeError, AttributeError):
         return None
     return size if isinstance(size, int) else None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """One download into a folder at a time. Yields the lock's descriptor: the client inherits it, so that the lock
-    lasts as long as either of the two processes lives."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield lock
-    except BlockingIOError as error:
-        raise WhaleidError(f"{folder}: another download into it is under way; wait for it to end") from error
-    finally:
-        os.close(lock)
 
 
 # ----------------------------------------------------------------------------------------------- the unpacking

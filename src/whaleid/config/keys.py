@@ -13,7 +13,7 @@ from whaleid.config.heads import HEADS, HeadSettings
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field's type names, in its unions, lists and `Annotated` too; for a head, those of all heads."""
+    """The models that a field's type names, in its unions, lists and `Annotated` too; for a head, all heads'."""
     if annotation is HeadSettings:
         return list(dict.fromkeys(entry for entry in HEADS.values() if not isinstance(entry, str)))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -25,16 +25,11 @@ from whaleid.config import LearnedConfig, LocalConfig, VerifyConfig
 from whaleid.config.settings import Settings
 from whaleid.local_matching.aliked import DIRECTION, SIZE, aliked_detector, aliked_network
 from whaleid.local_matching.detectors import SIGNED, Detector, signed_bytes, signed_floats
-from whaleid.local_matching.geometric_verification import (
-    Matcher,
-    agreeing,
-    matched_keypoints,
-    matcher_of,
-    verified_candidates,
-)
+from whaleid.local_matching.geometric_verification import agreeing, matched_keypoints, verified_candidates
 from whaleid.local_matching.keypoints import Described, describe_images, frames_of, read_described
 from whaleid.local_matching.lightglue import lightglue_matcher, lightglue_network
 from whaleid.local_matching.match_score import FEATURES, learn, lesson_of, matches_of, supported
+from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
 from whaleid.local_matching.votes import local_candidates, nearest_descriptors
 from whaleid.local_matching.weights import ALIKED, LIGHTGLUE, find_published, load_published

@@ -17,8 +17,8 @@ from whaleid.config import Competition, LocalConfig
 from whaleid.ensemble.ladder import combine, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.local_matching import votes as local
-from whaleid.local_matching.detectors import LENGTH, UNIT, root_sift, rooted
 from whaleid.local_matching.keypoints import Described, describe, describe_images, read_described
+from whaleid.local_matching.rootsift import LENGTH, UNIT, root_sift, rooted
 from whaleid.local_matching.votes import local_candidates
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import local_stage

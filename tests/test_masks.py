@@ -16,9 +16,9 @@ from whaleid.config import Competition, LocalConfig
 from whaleid.config.settings import Settings
 from whaleid.data.check import check_data
 from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, resize_mask
-from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
+from whaleid.local_matching.rootsift import root_sift
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage, local_stage
 from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
@@ -198,18 +198,18 @@ def test_the_check_of_the_data_names_bad_masks(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     good = check_data(project.competition, 1)
     assert (
-        good.masks == 6
+        good.counts["masks"] == 6
         and good.ok
         and any(line.split() == ["masks", "6", "of", "6", "images"] for line in good.lines())
     )
     (tmp_path / "masks" / "x" / "1.png").unlink()
     cv2.imwrite(str(tmp_path / "masks" / "9.png"), disc(128, 64))
     bad = check_data(project.competition, 1)
-    assert bad.masks == 4 and len(bad.problems) == 1
+    assert bad.counts["masks"] == 4 and len(bad.problems) == 1
     assert "1.png: mask not found" in bad.problems[0] and bad.problems[0].endswith("(and 1 more such masks)")
     missing = check_data(project_at(tmp_path, "elsewhere").competition, 1)
-    assert missing.masks == 0 and "elsewhere: folder of masks not found" in missing.problems[0]
-    assert check_data(project_at(tmp_path, None).competition, 1).masks is None
+    assert missing.counts["masks"] == 0 and "elsewhere: folder of masks not found" in missing.problems[0]
+    assert check_data(project_at(tmp_path, None).competition, 1).counts["masks"] is None
 
 
 def test_no_folder_of_masks(tmp_path: Path) -> None:

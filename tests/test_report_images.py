@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from whaleid.cli.main import app
 from whaleid.config import CombineConfig, LocalConfig, Recipe
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, described_size, read_described
+from whaleid.local_matching.rootsift import root_sift
 from whaleid.pipeline.metrics import read_metrics
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import ensemble_stage

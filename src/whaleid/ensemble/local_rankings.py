@@ -13,8 +13,9 @@ from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.ensemble.learned_matches import Asked, learned_rankings, learned_steps
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.local_matching.geometric_verification import Matcher, matcher_of, verified_candidates
+from whaleid.local_matching.geometric_verification import verified_candidates
 from whaleid.local_matching.keypoints import Described, frames_of, read_described
+from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.local_matching.votes import local_candidates, nearest_descriptors
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError

@@ -19,7 +19,7 @@ from whaleid.config.settings import WEIGHTS, Settings, read_settings
 from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import masks_key
 from whaleid.data.pseudo import labels_of, read_pseudo_labels
-from whaleid.local_matching.weights import weights_files, weights_key
+from whaleid.local_matching.registry import weights_files, weights_key
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest

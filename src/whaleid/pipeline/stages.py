@@ -111,9 +111,9 @@ def local_stage(project: Project) -> Path | None:
 def require_local(project: Project) -> None:
     """Raise WhaleidError where local matching needs weights, or a part of OpenCV, that are not here."""
     local = project.recipe.combine.local_matching
-    if local is None or (local.features == "rootsift" and not local.uses_lightglue):
+    if local is None:
         return
-    from whaleid.local_matching.detectors import require_parts
+    from whaleid.local_matching.registry import require_parts
 
     require_parts(local, project.settings.weights)
 

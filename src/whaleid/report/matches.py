@@ -14,8 +14,9 @@ from whaleid.config import LocalConfig
 from whaleid.data.images import prepare
 from whaleid.data.masks import masks_of
 from whaleid.local_matching.detectors import detector_of
-from whaleid.local_matching.geometric_verification import Matcher, matched_keypoints, matcher_of
+from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import Described, describe, described_size, described_together
+from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage
 from whaleid.report.examples import Example, gallery_rows

@@ -10,8 +10,8 @@ import yaml
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.ladder_text import round_lines
 from whaleid.ensemble.protocol import FULL_DATA
-from whaleid.local_matching.geometric_verification import matcher_of
 from whaleid.local_matching.keypoints import local_name, read_described
+from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import answered
 from whaleid.report import plots

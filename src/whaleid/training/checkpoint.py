@@ -123,7 +123,7 @@ _AGAIN = "the run's files do not belong together; delete {} and train it again"
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise WhaleidError(f"{path}: there is no checkpoint; the run is not finished: train it first (make train)")
+        raise WhaleidError(f"{path}: there is no checkpoint; the run is not finished: train it first (`whaleid train`)")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}

@@ -98,7 +98,7 @@ def test_what_the_pretraining_depends_on_the_runs_depend_on(place: Path) -> None
             "pretrain: {experiment: turns}\nexperiments: [other]",
             "experiment other has backbone resnet18, but `pretrain` trains test_resnet",
         ),
-        ("pretrain: {experiment: turns}\nexperiments: [own]", "`pretrain` would be of no use: the model.weights of each"),
+        ("pretrain: {experiment: turns}\nexperiments: [own]", "`pretrain` would be of no use: the model.weights"),
         ("pretrain: {experiment: nowhere}\nexperiments: [tiny]", "experiment 'nowhere' not found"),
         ("pretrain: {test: true}\nexperiments: [tiny]", "key 'pretrain.experiment' is missing"),
     ],

@@ -157,13 +157,13 @@ def test_all_unreadable_are_named_at_once(tmp_path, files):
         build(competition)
     message = str(error.value)
     assert "6 of 12 images" in message and "--skip-unreadable" in message
-    for said in (
+    for part in (
         "cut.jpg (truncated)",
         "cut.png (truncated)",
         "empty.jpg (0 bytes)",
         "text.jpg (not an image)",
     ):
-        assert said in message
+        assert part in message
 
 
 def test_no_more_than_ten_are_named(tmp_path):

@@ -172,13 +172,13 @@ def test_each_bad_mask_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert np.array_equal(read_mask(Mask(tmp_path / "good.png", (20, 10))), good)
     assert not read_mask(Mask(tmp_path / "black.png", (20, 10))).any()
-    for name, size, said in (
+    for name, size, message in (
         ("none.png", (20, 10), r"none\.png: mask not found; every image needs one"),
         ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its image 10 x 20"),
         ("grey.png", (20, 10), r"grey\.png: its brightest pixel is 1 of 255"),
         ("broken.png", (20, 10), r"broken\.png: not a readable image"),
     ):
-        with pytest.raises(WhaleidError, match=said) as caught:
+        with pytest.raises(WhaleidError, match=message) as caught:
             read_mask(Mask(tmp_path / name, size))
         assert "\n" not in str(caught.value)
 
@@ -188,8 +188,8 @@ def test_bad_masks_are_counted_and_nothing_is_left(tmp_path: Path) -> None:
     masks = [Mask(tmp_path / f"m{number}.png", (128, 128)) for number in range(4)]
     for number in (0, 3):
         cv2.imwrite(str(tmp_path / f"m{number}.png"), disc(128, 128 - number))
-    said = r"3 of 4 images cannot be used: .*m1\.png: mask not found.*m2\.png.*m3\.png: the mask is 128 x 125"
-    with pytest.raises(WhaleidError, match=said) as caught:
+    message = r"3 of 4 images cannot be used: .*m1\.png: mask not found.*m2\.png.*m3\.png: the mask is 128 x 125"
+    with pytest.raises(WhaleidError, match=message) as caught:
         describe_images(images, tmp_path, tmp_path / "out" / "local", CONFIG, 2, masks)
     assert "\n" not in str(caught.value) and not list((tmp_path / "out").iterdir())
 

@@ -33,6 +33,13 @@ class Submission(Model):
     identities: str
 
 
+class Answer(Model):
+    """What is submitted."""
+
+    form: str = "topk"
+    """Name of a form of answer (`evaluation/forms.py`)."""
+
+
 class Competition(Model):
     """One competition. Paths are relative to `root`."""
 
@@ -42,6 +49,7 @@ class Competition(Model):
     train: Table
     test: Table | None = None
     submission: Submission = Submission(image="Image", identities="Id")
+    answer: Answer = Answer()
     unknown: str | None = None
     """Label of identities that the training data does not hold (`new_whale`); null: there are none."""
     unknown_share: Share | None = None

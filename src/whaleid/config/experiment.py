@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
-from whaleid.config.heads import PRETEXTS, DivideHead, Head, PretextHead
+from whaleid.config.heads import Head, HeadSettings
 
 
 class ModelConfig(Model):
@@ -16,7 +16,7 @@ class ModelConfig(Model):
     backbone: str
     weights: str
     """`imagenet` (weights/ folder, then timm's hub), `random`, or the path of a .safetensors file."""
-    pool: Literal["avg", "max", "sum", "gem"]
+    pool: Literal["avg", "max", "gem"]
     gem_p: Annotated[float, Field(gt=0)]
     neck: Literal["none", "linear", "bnneck"]
     embedding: Positive
@@ -36,7 +36,7 @@ class ImageConfig(Model):
     width: Positive | None
     height: Positive | None
     pixels: Positive | None
-    """width x height about this many, aspect of the median box, both multiples of 32 (or of 16 when small)."""
+    """width x height is about this many, with the aspect of the median box; both are multiples of 32 (16 if small)."""
     box_margin: Annotated[float, Field(ge=0, le=1)]
     """Share of the box's sides added on each side before cropping."""
     cache: Literal["raw", "jpeg"]
@@ -73,8 +73,8 @@ class AugmentConfig(Model):
 
 
 class SamplerConfig(Model):
-    """How batches are drawn: `shuffle`; `balanced`: P identities x K images each; `mined`: as balanced, of identities
-    that the network of a while ago took for one another."""
+    """How batches are drawn: `shuffle`; `balanced`: P identities x K images each; `mined`: as balanced, with identities
+    that the network of some epochs ago confused."""
 
     name: Literal["shuffle", "balanced", "mined"]
     images: Positive
@@ -82,12 +82,12 @@ class SamplerConfig(Model):
     unknown: Literal["drop", "own"]
     """Unknown images in training: left out, or each an identity of its own."""
     every: Positive = 2
-    """mined: epochs from one look at all training images to the next; those before the first are balanced."""
+    """mined: epochs from one search for hard neighbours to the next; the epochs before the first are balanced."""
 
 
 class FreezeConfig(Model):
     epochs: Annotated[int, Field(ge=0)]
-    """The backbone stands still for this many epochs at the start."""
+    """The backbone is frozen for this many epochs at the start."""
     batchnorm: bool
     """The backbone's batch normalisation keeps its statistics throughout."""
 
@@ -114,8 +114,6 @@ class TrainConfig(Model):
     ema: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the moving average of the weights (0: none); it is what is saved and used."""
     precision: Literal["auto", "no", "fp16", "bf16"]
-    select: Literal["last", "best"]
-    """`last` weights, or the epoch with the fold's best own score: optimistic, and marked so in the report."""
     freeze: FreezeConfig
     seed: int
     workers: Annotated[int, Field(ge=0)]
@@ -151,20 +149,18 @@ class ExperimentBase(Model):
     sampler: SamplerConfig
     train: TrainConfig
     features: FeatureConfig
+    head: Head
 
 
 class Experiment(ExperimentBase):
-    """One training configuration (design: *An experiment*)."""
+    """One training configuration with labels."""
 
-    head: Head
-
-    @field_validator("head", mode="before")
+    @field_validator("head")
     @classmethod
-    def _has_labels(cls, head: Any) -> Any:
-        name = head.get("name") if isinstance(head, dict) else None
-        if name in PRETEXTS:
+    def _has_labels(cls, head: HeadSettings) -> HeadSettings:
+        if not head.needs_labels:
             raise ValueError(
-                f"{name} trains without labels: name this experiment under the recipe's `pretrain`, not among its "
+                f"{head.name} trains without labels: name this experiment under the recipe's `pretrain`, not among its "
                 "experiments"
             )
         return head
@@ -177,45 +173,28 @@ class Experiment(ExperimentBase):
             raise ValueError(
                 f"train.batch ({self.train.batch}) must be a multiple of sampler.images ({self.sampler.images})"
             )
-        if isinstance(self.head, DivideHead):
-            self._check_divide(self.head)
+        self.head.check(self)
         return self
-
-    def _check_divide(self, head: DivideHead) -> None:
-        if head.cuts and self.model.neck != "none" and self.model.embedding % head.clusters:
-            raise ValueError(
-                f"model.embedding ({self.model.embedding}) must be a multiple of head.clusters ({head.clusters}) for "
-                f"subspace: {head.subspace}"
-            )
-        if self.sampler.name == "mined":
-            raise ValueError("sampler: mined and head: divide both choose the batches; take sampler.name: balanced")
-
-    @property
-    def slices(self) -> int:
-        """Parts of the embedding that are of length 1 each on their own: K of divide by slices, else 1."""
-        return self.head.clusters if isinstance(self.head, DivideHead) and self.head.subspace == "slices" else 1
 
 
 class PretextExperiment(ExperimentBase):
     """An experiment without labels: it trains a backbone for others to start from.
 
-    All images count alike: `sampler` has no say, and of `features` the batch alone, where features are clustered.
+    All images count alike: `sampler` is not used, and of `features` only the batch, where features are clustered.
     """
 
-    head: PretextHead
-
-    @field_validator("head", mode="before")
+    @field_validator("head")
     @classmethod
-    def _needs_no_labels(cls, head: Any) -> Any:
-        name = head.get("name") if isinstance(head, dict) else None
-        if name not in PRETEXTS:
-            raise ValueError(f"{name} needs labels; an experiment under `pretrain` has one of {', '.join(PRETEXTS)}")
+    def _needs_no_labels(cls, head: HeadSettings) -> HeadSettings:
+        if head.needs_labels:
+            raise ValueError(
+                f"{head.name} needs labels; an experiment under `pretrain` has a head without: rotation, jigsaw or "
+                "deepcluster"
+            )
         return head
 
     @model_validator(mode="after")
     def _consistent(self) -> PretextExperiment:
         if self.image.mirror_identities:
             raise ValueError("image.mirror_identities must be off in an experiment without labels: it has no classes")
-        if self.train.select == "best":
-            raise ValueError("train.select must be last in an experiment without labels: nothing scores its epochs")
         return self

@@ -65,7 +65,8 @@ def _sections(
         yield "\n".join([HEADER, *rows])
     described: dict[type[BaseModel], str] = {}
     for name in fields:
-        beside = models_in(types[name])
+        labels = model is not PretextExperiment
+        beside = [group for group in models_in(types[name]) if getattr(group, "needs_labels", labels) == labels]
         for group in beside:
             if group in seen:
                 continue

@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/bench_stack.py [--queries 8000] [--tests 0] [--out benchmarks/results/stack.json]
 
-Rankings are synthetic: the true identity scores above the others, with independent noise in each ranking, and is missing
-from some. Timed are `stack_rankings`, from the rankings to the stacked candidates of all folds and of the test images,
-and for comparison the features alone and one `lightgbm.train` on the whole table. Seconds are processor time (user and
-system, all threads), which other programs hardly change, and time by the clock.
+Rankings are synthetic: the true identity scores above the others, with independent noise in each ranking, and is
+missing from some. Timed are `stack_rankings`, from the rankings to the stacked candidates of all folds and of the
+test images, and for comparison the features alone and one `lightgbm.train` on the whole table. Seconds are processor
+time (user and system, all threads), which other programs hardly change, and time by the clock.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ class Submission(Model):
     """The submission's columns: the image, and its guesses separated by spaces."""
 
     image: str
+    """Column of the images' names."""
     identities: str
+    """Column of the guesses."""
 
 
 class Answer(Model):
@@ -44,6 +46,7 @@ class Competition(Model):
     """One competition. Paths are relative to `root`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the folder under `work/`."""
     root: Path
     """Folder of the data."""
     train: Table

@@ -1,4 +1,4 @@
-"""Every YAML file as a typed, checked model: competitions, experiments, recipes (`configfiles` reads them).
+"""Every YAML file as a typed model: competitions, experiments, recipes (`config.files` reads them).
 
 A key that is not known is refused with its file and its place, so that no setting is ever ignored.
 """

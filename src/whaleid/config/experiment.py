@@ -14,15 +14,21 @@ class ModelConfig(Model):
     """Backbone, pooling and neck: image to embedding."""
 
     backbone: str
+    """Name of a timm network."""
     weights: str
     """`imagenet` (weights/ folder, then timm's hub), `random`, or the path of a .safetensors file."""
     pool: Literal["avg", "max", "gem"]
+    """Pooling of the feature map: mean, maximum, or generalised mean (GeM)."""
     gem_p: Annotated[float, Field(gt=0)]
+    """Exponent at which GeM pooling starts; it is trained."""
     neck: Literal["none", "linear", "bnneck"]
+    """Layers from the pooled features to the embedding: none, dropout and linear, or those and batch normalisation."""
     embedding: Positive
     """Size of the embedding; the backbone's own where neck is `none`."""
     dropout: Share
+    """Dropout before the linear layer of the neck."""
     drop_path: Share
+    """Stochastic depth of the backbone, where it has any."""
 
     @property
     def names_file(self) -> bool:
@@ -34,7 +40,9 @@ class ImageConfig(Model):
     """Size of the network's input: width and height, or a budget of pixels with the data's own aspect."""
 
     width: Positive | None
+    """Width of the input in pixels."""
     height: Positive | None
+    """Height of the input in pixels."""
     pixels: Positive | None
     """width x height is about this many, with the aspect of the median box; both are multiples of 32 (16 if small)."""
     box_margin: Annotated[float, Field(ge=0, le=1)]
@@ -58,18 +66,31 @@ class AugmentConfig(Model):
     """Strengths of the training augmentations; 0 turns one off."""
 
     flip: Share
+    """Probability of a horizontal flip."""
     rotate: Annotated[float, Field(ge=0, le=180)]
+    """Largest angle in degrees, to either side."""
     scale: Annotated[float, Field(ge=0, lt=1)]
+    """Largest change of size, of each axis separately, as a share."""
     shift: Annotated[float, Field(ge=0, lt=1)]
+    """Largest shift, as a share of the image's sides."""
     shear: Annotated[float, Field(ge=0, le=45)]
+    """Largest angle of shear in degrees."""
     perspective: Annotated[float, Field(ge=0, lt=0.5)]
+    """Largest shift of each corner, as a share of the image's sides."""
     brightness: Annotated[float, Field(ge=0, le=1)]
+    """Largest change of the brightness factor."""
     contrast: Annotated[float, Field(ge=0, le=1)]
+    """Largest change of the contrast factor."""
     hue: Annotated[float, Field(ge=0, le=0.5)]
+    """Largest shift of the hue, as a share of the colour circle."""
     gray: Share
+    """Probability of grey values."""
     blur: Share
+    """Probability of Gaussian blur."""
     noise: Share
+    """Probability of Gaussian noise."""
     erase: Share
+    """Probability that a random rectangle is erased."""
 
 
 class SamplerConfig(Model):
@@ -77,6 +98,7 @@ class SamplerConfig(Model):
     that the network of some epochs ago confused."""
 
     name: Literal["shuffle", "balanced", "mined"]
+    """How batches are drawn."""
     images: Positive
     """K: images an identity in a balanced or mined batch (P = batch / K)."""
     unknown: Literal["drop", "own"]
@@ -96,27 +118,37 @@ class TrainConfig(Model):
     """The schedule of one run."""
 
     epochs: Positive | None
+    """Passes over the training images."""
     images_seen: Positive | None
     """Instead of epochs: train until about this many images were seen (rounded to whole epochs, at least 1)."""
     batch: Annotated[int, Field(ge=2)]
+    """Images in a batch."""
     accumulate: Positive
+    """Batches whose gradients are summed for one step."""
     optimizer: Literal["adamw", "sgd"]
+    """AdamW or SGD with momentum."""
     lr: Annotated[float, Field(gt=0)]
     """Peak rate of neck and head."""
     backbone_lr: Annotated[float, Field(ge=0)]
     """Peak rate of the backbone as a multiple of lr."""
     weight_decay: Annotated[float, Field(ge=0)]
+    """Weight decay."""
     warmup: Share
     """Share of all steps spent warming up; then half a cosine down to `final_lr` x lr."""
     final_lr: Share
+    """Learning rate at the end, as a share of the peak."""
     clip: Annotated[float, Field(ge=0)]
     """Largest norm of the gradient; 0 turns clipping off."""
     ema: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the moving average of the weights (0: none); it is what is saved and used."""
     precision: Literal["auto", "no", "fp16", "bf16"]
+    """Of the computation; auto: bf16 or fp16 on GPUs that have it, else full precision."""
     freeze: FreezeConfig
+    """What of the backbone is not trained."""
     seed: int
+    """Of initial weights, batches and augmentation."""
     workers: Annotated[int, Field(ge=0)]
+    """Processes that prepare images; 0: none, the threads of this process do."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -129,6 +161,7 @@ class FeatureConfig(Model):
     """Embedding of all images by a trained run."""
 
     batch: Positive
+    """Images in a batch."""
     mirror: bool
     """Also embed the mirrored image (averaged; side by side where mirror_identities is on)."""
     scales: Annotated[list[float], Field(min_length=1)]
@@ -143,6 +176,7 @@ class ExperimentBase(Model):
     """What experiments with and without labels share."""
 
     name: str
+    """The file's name."""
     model: ModelConfig
     image: ImageConfig
     augment: AugmentConfig
@@ -150,6 +184,7 @@ class ExperimentBase(Model):
     train: TrainConfig
     features: FeatureConfig
     head: Head
+    """What turns embeddings into a training loss."""
 
 
 class Experiment(ExperimentBase):

@@ -92,7 +92,9 @@ class SoftmaxHead(HeadSettings):
 
     name: Literal["softmax"]
     smoothing: Share = 0.0
+    """Label smoothing."""
     focal: Annotated[float, Field(ge=0)] = 0.0
+    """Gamma of the focal loss; 0: cross entropy."""
 
     @property
     def has_logits(self) -> bool:
@@ -103,8 +105,11 @@ class BySize(Model):
     """Margin that falls with the class's number of images n: `factor * n ** power + floor`."""
 
     factor: Annotated[float, Field(ge=0)] = 0.271
+    """Factor of the formula."""
     power: Annotated[float, Field(le=0)] = -0.364
+    """Exponent of the formula."""
     floor: Annotated[float, Field(ge=0)] = 0.05
+    """Smallest margin."""
 
 
 class MarginHead(HeadSettings):
@@ -117,10 +122,15 @@ class MarginHead(HeadSettings):
 
     name: Literal["arcface", "cosface"]
     scale: Annotated[float, Field(gt=0)] = 30.0
+    """Factor from cosines to logits."""
     margin: Annotated[float, Field(ge=0, le=2.33)] = 0.3
+    """Margin of the true class, in radians for ArcFace."""
     subcenters: Positive = 1
+    """Centres of each class; the nearest counts (sub-center ArcFace)."""
     smoothing: Share = 0.0
+    """Label smoothing."""
     focal: Annotated[float, Field(ge=0)] = 0.0
+    """Gamma of the focal loss; 0: cross entropy."""
     by_size: BySize | None = None
 
     @property
@@ -135,9 +145,13 @@ class MetricHead(HeadSettings):
 
     name: Literal["metric"]
     loss: str
+    """Class name of the loss."""
     arguments: dict[str, Any] = {}
+    """Arguments of the loss."""
     miner: str | None = None
+    """Class name of the miner; null: all pairs of a batch."""
     miner_arguments: dict[str, Any] = {}
+    """Arguments of the miner."""
 
 
 class SiameseHead(HeadSettings):
@@ -160,7 +174,9 @@ class WeightedHead(Model):
     """One part of a sum."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of its loss."""
     head: Head
+    """Any head that does not choose the batches."""
 
 
 class SumHead(HeadSettings):
@@ -170,6 +186,7 @@ class SumHead(HeadSettings):
 
     name: Literal["sum"]
     parts: Annotated[list[WeightedHead], Field(min_length=1)]
+    """Heads and their weights."""
 
     @property
     def has_logits(self) -> bool:
@@ -217,7 +234,9 @@ class DivideHead(HeadSettings):
     orthogonality: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the mean cosine between the masks of `subspace: learned`."""
     warmup: Annotated[int, Field(ge=0)] = 1
+    """Epochs on the full embedding before the first clustering."""
     joint: Annotated[int, Field(ge=0)] = 1
+    """Epochs on the full embedding at the end."""
     freeze: Annotated[int, Field(ge=0)] = 0
     """Epochs after each clustering in which the backbone is frozen (2021: 1)."""
 

@@ -85,6 +85,8 @@ def _sections(
 def _row(key: str, annotation: Any, field: FieldInfo, default: Any, sentence: str) -> str:
     if default is REQUIRED and not field.is_required():
         default = field.get_default(call_default_factory=True)
+    if key == "head.name":
+        sentence = "Selects this head."
     groups = models_in(annotation)
     if groups and not sentence and len(groups) == 1:
         sentence = " ".join(inspect.cleandoc(groups[0].__doc__ or "").split("\n\n")[0].split())

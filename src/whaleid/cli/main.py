@@ -175,7 +175,7 @@ def ensemble(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Rank identities, combine the sources, and print the ladder of out-of-fold scores."""
-    from whaleid.ensemble.ladder_text import ladder_lines
+    from whaleid.ensemble.summary import ladder_lines
     from whaleid.pipeline.submission import ensemble_stage
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)
@@ -193,7 +193,7 @@ def ablation(
     skip_unreadable: SkipOption = False,
 ) -> None:
     """Score the recipe with each part off in turn, from saved features: what every part is worth."""
-    from whaleid.ensemble.ladder_text import ablation_lines
+    from whaleid.ensemble.summary import ablation_lines
     from whaleid.pipeline.submission import ablation_stage
 
     project = project_of(competition, recipe, work, set_, skip_unreadable)

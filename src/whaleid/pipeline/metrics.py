@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whaleid.config.settings import repository_root
-from whaleid.ensemble.ladder_text import Figures
+from whaleid.ensemble.summary import Figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import folds_stage, images_stage, local_stage, sources
 from whaleid.pipeline.times import stage_times

@@ -19,8 +19,8 @@ import pandas as pd
 from rich.console import Console
 
 from whaleid.data.pseudo import FULL, describe_pseudo_labels, labels_of, write_pseudo_labels
-from whaleid.ensemble.ladder_text import Figures
 from whaleid.ensemble.stack_models import STACK_FOLDER
+from whaleid.ensemble.summary import Figures
 from whaleid.pipeline.metrics import combine_sources, read_figures, write_figures
 from whaleid.pipeline.project import FORMAT, Project
 from whaleid.pipeline.stages import folds_stage, images_stage, job_list, jobs_stage, local_stage, sources
@@ -30,7 +30,7 @@ from whaleid.utils.files import atomic_path, digest, write_json
 from whaleid.utils.machine import measured
 
 if TYPE_CHECKING:
-    from whaleid.ensemble.results import Gain
+    from whaleid.ensemble.intervals import Gain
 
 FIGURES, RANKS = "figures.json", "ranks.csv"
 """In a round's folder: its part of metrics.json, and the place of the truth among the answer's guesses (0: none)."""
@@ -176,15 +176,12 @@ def _row(number: int, before: Round, found: Round) -> dict[str, Any]:
 
 def _gain(before: Round, found: Round) -> Gain:
     """Difference of the two rounds' answers on the same queries out of fold."""
+    from whaleid.ensemble.intervals import rank_gain
     from whaleid.ensemble.ladder import protocol_of
-    from whaleid.ensemble.results import paired_gain
-    from whaleid.evaluation.metrics import reciprocal_rank_at_k
 
     project = found.project
     protocol = protocol_of(images_stage(project), folds_stage(project), project.competition, sources(project))
-    weights = protocol.weights(list(range(len(protocol.parts))))
-    own, other = (reciprocal_rank_at_k(one.ranks, protocol.k) for one in (found, before))
-    return paired_gain(own - other, weights, project.recipe.seed)
+    return rank_gain(protocol, found.ranks, before.ranks, project.recipe.seed)
 
 
 def _counts(project: Project) -> dict[str, int]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows, read_table
-from whaleid.ensemble.ladder_text import Figures, ablation_lines, ladder_lines, slice_lines
+from whaleid.ensemble.summary import Figures, ablation_lines, ladder_lines, slice_lines
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.evaluation.submissions import check_submission, read_guesses, score_submission, write_submission

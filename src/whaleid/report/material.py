@@ -121,7 +121,7 @@ def features_of_single(material: StackInputs) -> tuple[str, dict[int, Path]]:
     """The best single network's source, and its folder of features for every fold; {} where one is missing."""
     rung = material.single["name"]
     for source in sources(material.project):
-        if rung in (source.name, f"{source.name} logits", f"{source.name} siamese"):
+        if source.name == material.single["source"]:
             there = all((path / "embeddings.npy").is_file() for path in source.folds.values())
             return source.name, dict(source.folds) if there else {}
     return rung, {}

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from whaleid.data.folds import fold_table
-from whaleid.ensemble.ladder_text import round_lines
+from whaleid.ensemble.summary import round_lines
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import answered

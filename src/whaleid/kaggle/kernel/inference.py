@@ -21,7 +21,7 @@ from whaleid.data.competition import inspect_rows, named, read_table
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, readable, unreadable_line
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
-from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.summary import ladder_lines
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.embed import Test, embed_test, gpus, make_room, probe
 from whaleid.kaggle.kernel.places import Places, read_json, say

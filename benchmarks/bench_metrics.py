@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks
-from whaleid.evaluation.submissions import score_submission
+from whaleid.evaluation.topk import score_submission
 from whaleid.utils.files import write_json
 
 IDENTITIES = 5005  # as many as Humpback Whale Identification has

@@ -26,8 +26,8 @@ from whaleid.config import Competition, Experiment
 from whaleid.config.files import config_path, load_competition, read_yaml
 from whaleid.config.settings import read_settings, repository_root
 from whaleid.data.cache import ImageCache
-from whaleid.data.competition import read_table
 from whaleid.data.sample import make_sample
+from whaleid.data.tables import read_table
 from whaleid.evaluation.retrieval_metrics import pair_histogram, retrieval_score
 from whaleid.models.embedder import Embedder, build_embedder
 from whaleid.pipeline.project import open_project

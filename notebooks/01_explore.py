@@ -11,10 +11,9 @@
 # %% [markdown]
 # # 1. A look at the data
 #
-# Who is in the photographs, how often, and how they are dealt into folds. Nothing is trained here.
+# Which individuals the photographs show, how often, and how the images are assigned to folds. Nothing is trained.
 #
-# `make sample` draws the sample. Another competition is named in the second cell, or from outside:
-# `make notebooks COMPETITION=...`.
+# `make sample` makes the sample. For another competition, change its name in the second cell.
 
 # %%
 import os
@@ -25,7 +24,8 @@ from whaleid.data.check import check_data
 from whaleid.data.folds import fold_table
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.stages import folds_stage, images_stage
-from whaleid.report.grid import draw_grid, views
+from whaleid.report.grid import draw_grid
+from whaleid.report.thumbnails import thumbnails
 
 # %matplotlib inline
 
@@ -33,9 +33,9 @@ from whaleid.report.grid import draw_grid, views
 project = notebook_project(os.environ, competition="sample", recipe=None, work=None)
 
 # %% [markdown]
-# ## What there is
+# ## Checking the data
 #
-# The same report as `make check`: it reads every picture, and says what is missing, unreadable, listed twice or
+# The same check as `whaleid data check`: it reads every image and reports what is missing, unreadable, listed twice or
 # labelled in two ways.
 
 # %%
@@ -44,8 +44,8 @@ print("\n".join(check_data(project.competition).lines()))
 # %% [markdown]
 # ## The images table
 #
-# One row an image. `group` holds together what must share a fold: copies of one photograph, and encounters where the
-# competition names a column for them.
+# One row per image. Images of one `group` must share a fold: copies of one photograph, or images of one encounter if
+# the competition names a column for it.
 
 # %%
 images, folds = images_stage(project), folds_stage(project)
@@ -54,7 +54,7 @@ images.head()
 # %% [markdown]
 # ## Individuals
 #
-# The individual with most photographs. What stays the same from one to the next is all that there is to learn.
+# The individual with the most photographs. A model has to learn what stays the same from one to the next.
 
 # %%
 unknown = project.competition.unknown
@@ -62,22 +62,21 @@ labelled = images[images["split"] == "train"]
 named = labelled[labelled["identity"] != unknown]
 sizes = named["identity"].value_counts()
 rows = named.index[named["identity"] == sizes.index[0]][:10]
-draw_grid(views(images, rows, project.competition.root), [images["image"][row] for row in rows], columns=5)
+draw_grid(thumbnails(images, rows, project.competition.root), [images["image"][row] for row in rows], columns=5)
 
 # %% [markdown]
-# And one photograph each of individuals that have no other: a network sees such a face once, and is asked for it
-# anyway.
+# Individuals with a single photograph: a network sees each of them once, and must still recognise it.
 
 # %%
 rows = named.index[named["identity"].isin(sizes.index[sizes == 1])][:6]
 rows = rows if len(rows) else named.index[:6]  # a competition may have none
-draw_grid(views(images, rows, project.competition.root), [images["identity"][row] for row in rows])
+draw_grid(thumbnails(images, rows, project.competition.root), [images["identity"][row] for row in rows])
 
 # %% [markdown]
 # ## Class sizes
 #
-# A long tail is the rule in this field. It is why a classifier alone is not enough, and why scores are read by the
-# number of images that the gallery has of an individual.
+# Most such data sets have a long tail: many individuals with few images. That is why a classifier alone is not enough,
+# and why scores are also given by the number of gallery images of an individual.
 
 # %%
 counts = sizes.value_counts().sort_index()
@@ -97,9 +96,8 @@ if unknown is not None:
 # %% [markdown]
 # ## Folds
 #
-# A fold's queries stand against the labelled images of the other folds. `unseen`: their identity has no image there,
-# so that the unknown label is the right answer. The folds should look alike, and they do as far as whole photographs
-# can be dealt.
+# The queries of a fold are compared with the labelled images of the other folds. `unseen`: the identity has no image
+# there, so the unknown label is the right answer. The folds should be similar.
 
 # %%
 fold_table(folds, unknown)
@@ -107,8 +105,8 @@ fold_table(folds, unknown)
 # %% [markdown]
 # ## The same photograph twice
 #
-# A copy of a query in its gallery gives the answer away, so that copies share a fold. Under each picture: its label,
-# and the fold that it is in (test images have none).
+# A copy of a query in the gallery would give the answer away, so copies share a fold. Over each image: its label and
+# its fold (test images have none).
 
 # %%
 copies = images[images.groupby("group")["image"].transform("size") > 1].sort_values("group")
@@ -117,7 +115,7 @@ fold_of = folds.set_index("image")["fold"]
 shown = copies.index[:12]
 labels = images["identity"].where(images["split"] == "train", "test")
 titles = [f"{labels[row]}\nfold {fold_of.get(images['image'][row], '-')}" for row in shown]
-draw_grid(views(images, shown, project.competition.root), titles, columns=4) if len(shown) else None
+draw_grid(thumbnails(images, shown, project.competition.root), titles, columns=4) if len(shown) else None
 
 # %% [markdown]
 # Next: [train one run](02_train_one.ipynb).

@@ -11,8 +11,9 @@
 # %% [markdown]
 # # 2. Train one run
 #
-# One experiment on one fold: its settings, what the network is shown, its log, and how well it finds again the
-# individuals of the fold that it never saw. A run that is up to date is not trained again.
+# One run is one experiment trained on one fold. This notebook shows its settings, the images that the network is
+# trained on, its log, and how well it identifies the images of the fold that it was not trained on. A run that is up
+# to date is not trained again.
 
 # %%
 import os
@@ -31,7 +32,8 @@ from whaleid.evaluation.metrics import rank_of_truth, score_ranks
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.plan import plan_lines
 from whaleid.pipeline.stages import cache_stage, features_stage, folds_stage, images_stage, jobs_stage, select_jobs
-from whaleid.report.grid import draw_grid, views
+from whaleid.report.grid import draw_grid
+from whaleid.report.thumbnails import thumbnails
 
 # %matplotlib inline
 
@@ -42,8 +44,8 @@ experiment, fold = project.experiments[0], project.folds[0]
 # %% [markdown]
 # ## The plan
 #
-# What the whole recipe would train (`make plan`), and the settings of this experiment that differ most from one to
-# the next. All of them, with a comment each, are in `configs/experiments/default.yaml`.
+# What the whole recipe would train (`whaleid plan`), and the main settings of this experiment. All settings, each with
+# a comment, are in `configs/experiments/default.yaml`.
 
 # %%
 print("\n".join(plan_lines(project, None, None, None)))
@@ -53,10 +55,10 @@ settings = experiment.model_dump(mode="json", include={"model", "head", "image",
 print(f"# {experiment.name}\n" + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=110))
 
 # %% [markdown]
-# ## What the network sees
+# ## Augmentation
 #
-# An image as the cache holds it, and as it comes into seven batches: turned, moved, lit and damaged at random, a
-# little differently each time.
+# One image from the cache, and seven random augmentations of it: rotated, shifted, with other brightness and with
+# parts removed.
 
 # %%
 images, folds, cache = images_stage(project), folds_stage(project), cache_stage(project, experiment)
@@ -70,8 +72,9 @@ draw_grid(shown, ["in the cache", *(f"seed {seed}" for seed in range(7))], colum
 # %% [markdown]
 # ## Train
 #
-# On the sample this takes minutes on two cores. The log is written as it goes: from another window,
-# `tail -f work/<competition>/runs/<experiment>/fold<k>/log.jsonl`, or `tensorboard --logdir` on the same folder.
+# On the sample this takes minutes on two cores. To follow the log, run `tail -f
+# work/<competition>/runs/<experiment>/fold<k>/log.jsonl` in another terminal, or `tensorboard --logdir` on the same
+# folder.
 
 # %%
 done = jobs_stage(project, "train", 1, [], select_jobs(project, "train", experiment.name, fold))
@@ -81,11 +84,11 @@ print("trained now" if done else "was up to date", "in", run)
 # %% [markdown]
 # ## Its log
 #
-# A line every few steps, and one an epoch. The loss should fall and flatten as the learning rate does; a gradient
-# norm that climbs says the rate is too high.
+# The log has a line every few steps and one for each epoch. The loss should fall and then flatten with the learning
+# rate. If the gradient norm grows, the learning rate is too high.
 
 # %%
-columns = ["kind", "step", "epoch", "loss", "lr", "gradient_norm", "seconds"]  # a very short run has no steps' lines
+columns = ["kind", "step", "epoch", "loss", "lr", "gradient_norm", "seconds"]  # a very short run has no step lines
 log = pd.read_json(run / "log.jsonl", lines=True).reindex(columns=columns)
 steps, epochs = log[log["kind"] == "step"], log[log["kind"] == "epoch"]
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
@@ -102,9 +105,9 @@ epochs[["epoch", "step", "loss", "seconds"]].tail(3)
 # %% [markdown]
 # ## How good is it?
 #
-# Every image is embedded by the run. The fold's queries of known identity then look for their like among the other
-# folds' images, by nearest neighbours and by the network's own classes. (The ladder of the next notebook also places
-# the unknown label, so that its figures differ from these.)
+# The run embeds every image. The fold's queries of known identity are then compared with the images of the other
+# folds: by nearest neighbours, and by the network's class probabilities. (The ladder in the next notebook also scores
+# unknown queries, so its figures differ from these.)
 
 # %%
 features_stage(project, experiment, fold)
@@ -117,18 +120,18 @@ for ranking in rankings:
     print(score_ranks(rank, protocol.k).line(f"{ranking.name}, {known.sum():,} known queries", interval=True))
 
 # %% [markdown]
-# Queries, and under each the first guess by nearest neighbours with a photograph of that individual.
+# Top: queries. Bottom: a photograph of the first guess by nearest neighbours.
 
 # %%
 guessed = rankings[0].oof[0]
 queries = known.nonzero()[0][:6]
 first = guessed.codes[queries, 0]
-beside = [int(part.gallery[part.gallery_codes == code][0]) for code in first]
+first_images = [int(part.gallery[part.gallery_codes == code][0]) for code in first]
 names = protocol.classes
 titles = [f"query: {names[part.truth[query]]}" for query in queries] + [f"guess: {names[code]}" for code in first]
 marks = [None] * len(queries) + (first == part.truth[queries]).tolist()
-pictures = views(images, [*part.rows[queries].tolist(), *beside], project.competition.root)
-draw_grid(pictures, titles, columns=len(queries), right=marks)
+pixels = thumbnails(images, [*part.rows[queries].tolist(), *first_images], project.competition.root)
+draw_grid(pixels, titles, columns=len(queries), right=marks)
 
 # %% [markdown]
 # Next: [read the ensemble](03_read_the_ensemble.ipynb).

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # 3. Read the ensemble
 #
-# The ladder of the recipe, what each source adds, and the queries that go wrong. Run `make leaderboard` first: what
-# is missing is trained here otherwise, run after run.
+# The ladder of the recipe, what each source adds, and the queries that are answered wrongly. Run `make leaderboard`
+# first: otherwise this notebook trains every missing run.
 
 # %%
 import os
@@ -27,10 +27,11 @@ from whaleid.features.files import read_features
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.stages import sources
 from whaleid.pipeline.submission import ensemble_stage
-from whaleid.report.examples import choose, with_pictures
-from whaleid.report.grid import draw_grid, views
-from whaleid.report.material import read_answers, read_material
-from whaleid.report.pictures import draw_ladder
+from whaleid.report.examples import add_gallery_images, choose_examples
+from whaleid.report.grid import draw_grid
+from whaleid.report.inputs import read_results, read_top_guesses
+from whaleid.report.plots import draw_ladder
+from whaleid.report.thumbnails import thumbnails
 from whaleid.retrieval.index import search
 
 # %matplotlib inline
@@ -41,35 +42,34 @@ project = notebook_project(os.environ, competition="sample", recipe=None, work=N
 # %% [markdown]
 # ## The ladder
 #
-# Every rung is one way of answering, scored out of fold: nothing that a query meets ever saw it. The gain is measured
-# on the same queries as the best single network, so that its interval is paired; where it holds 0, the rung has not
-# been shown to be better.
+# Each ranker orders the identities for every query, and is scored out of fold: every query is ranked by models that
+# were fitted without it. The gain over the best single network is measured on the same queries, so its interval is
+# paired. If the interval contains 0, the ranker has not been shown to be better.
 
 # %%
 figures = ensemble_stage(project, 1, [])
-material = read_material(project)
-print("\n".join(ladder_lines(figures, material.solution)))
+results = read_results(project)
+print("\n".join(ladder_lines(figures, results.solution)))
 
 # %%
-picture = project.workspace.root / "notebooks" / "ladder.png"
-picture.parent.mkdir(parents=True, exist_ok=True)
-draw_ladder(material.rungs, material.solution, picture)
-Image(filename=str(picture))
+plot = project.workspace.root / "notebooks" / "ladder.png"
+plot.parent.mkdir(parents=True, exist_ok=True)
+draw_ladder(results.rankers, results.solution, plot)
+Image(filename=str(plot))
 
 # %% [markdown]
-# ## What each source gives
+# ## What each source adds
 #
-# Read a row of the square: of the queries whose first guess is wrong by this rung, the share that the rung of the
-# column has right. Rungs that are wrong together add nothing to one another, however good; a weak one that is right
-# where the others fail is worth its weight. `alone`: queries that only this source's rungs have right. `weight`: in the
-# final blend, by itself (rungs that join the sources have theirs beside it).
+# Each cell: of the queries whose first guess is wrong by the ranker of the row, the share that the ranker of the
+# column gets right. Rankers that make the same mistakes add little to each other; a weaker one that is right where
+# others fail helps the blend. In the table below, `only this one`: queries that only this source gets right; `weight`:
+# its weight in the blend.
 
 # %%
 folder = project.workspace.candidates(project.recipe.name)
-answers = {
-    rung["name"]: read_answers(folder / "oof.parquet", rung["name"], material.protocol) for rung in material.rungs
-}
-right = pd.DataFrame({name: answer.guesses[:, 0] == answer.truth for name, answer in answers.items()})
+names = [ranker["name"] for ranker in results.rankers]
+top = {name: read_top_guesses(folder / "oof.parquet", name, results.protocol) for name in names}
+right = pd.DataFrame({name: found.guesses[:, 0] == found.truth for name, found in top.items()})
 square = pd.DataFrame({name: [right[name][~right[row]].mean() for row in right] for name in right}, index=right.columns)
 figure, axes = plt.subplots(figsize=(1.6 + 0.62 * len(square), 1.2 + 0.42 * len(square)), layout="constrained")
 axes.imshow(square, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -84,30 +84,31 @@ axes.set(xlabel="is right", ylabel="where this one is wrong")
 plt.show()
 
 # %%
-single = {rung["name"]: rung for rung in material.rungs if rung["kind"] in ("knn", "logits", "siamese", "local")}
+single = {
+    ranker["name"]: ranker for ranker in results.rankers if ranker["kind"] in ("knn", "logits", "siamese", "local")
+}
 of_source = {name: name.removesuffix(" logits").removesuffix(" siamese") for name in single}
 solved = right[list(single)].T.groupby(of_source).any().T
-rungs = pd.DataFrame(single).T.groupby(of_source)
-table = pd.DataFrame({"best MAP": rungs["map"].max(), "weight": rungs["weight"].sum()}).astype(float)
+rankers = pd.DataFrame(single).T.groupby(of_source)
+table = pd.DataFrame({"best MAP": rankers["map"].max(), "weight": rankers["weight"].sum()}).astype(float)
 table["first guess right"] = solved.mean()
-table["alone"] = solved[solved.sum(axis=1) == 1].sum()
-print(f"{len(solved):,} queries; {(~solved.any(axis=1)).sum():,} that no source has right at the first guess")
+table["only this one"] = solved[solved.sum(axis=1) == 1].sum()
+print(f"{len(solved):,} queries; {(~solved.any(axis=1)).sum():,} that no source gets right with its first guess")
 table.round(3)
 
 # %% [markdown]
-# What a recipe would lose without each of its parts, re-fitted without it, is another question: `make ablation` answers
-# it from the same saved features.
+# To measure what the recipe would lose without one of its parts, run `whaleid ablation`: it fits the recipe again
+# without each part, from the saved features.
 
 # %% [markdown]
-# ## By what the gallery knows
+# ## By number of gallery images
 #
-# The score by the number of gallery images of the individual that is asked about. The unknown label is a slice of its
-# own.
+# The score by the number of gallery images of the query's identity. Unknown queries are a slice of their own.
 
 # %%
-final, best = material.rungs[-1], material.single
+final, best = results.rankers[-1], results.best_single
 slices = pd.DataFrame(
-    {rung["name"]: {name: part["map"] for name, part in rung["slices"].items()} for rung in (best, final)}
+    {ranker["name"]: {name: part["map"] for name, part in ranker["slices"].items()} for ranker in (best, final)}
 )
 slices.plot.bar(figsize=(7, 2.6), rot=0, ylabel=f"MAP@{figures['ladder']['k']}", ylim=(0, 1)).legend(frameon=False)
 plt.show()
@@ -116,38 +117,42 @@ pd.Series({name: part["queries"] for name, part in final["slices"].items()}, nam
 # %% [markdown]
 # ## Errors
 #
-# Queries out of fold (left) with the first guesses of the final rung, each with the photograph of that individual that
-# is nearest to the query. First those that are surely wrong: their mistakes teach most. Labels can be wrong, too.
+# Left: a query. Then the first guesses of the final ranker, each with the photograph of that individual that is
+# nearest to the query. The most confident mistakes come first: they are worth a look, because the label may be wrong.
 
 # %%
-chosen = choose(material.final, project.competition.unknown, count=3)
+chosen = choose_examples(results.final, project.competition.unknown, count=3)
 near = next((source.folds for source in sources(project) if source.name == best["name"].split(" ")[0]), {})
-for kind, title in {"wrong": "surely wrong", "missed": "known, but called unknown", "right": "surely right"}.items():
-    for example in with_pictures(chosen[kind], material.protocol, material.images, near):
+for kind, title in {
+    "wrong": "confident, wrong",
+    "missed": "known, called unknown",
+    "right": "confident, right",
+}.items():
+    for example in add_gallery_images(chosen[kind], results.protocol, results.images, near):
         guesses = [guess for guess in example.guesses if guess.row is not None]
         rows = [example.row, *(guess.row for guess in guesses)]
         titles = [f"{title}\nis {example.truth}", *(f"{guess.score:.3f}\n{guess.identity}" for guess in guesses)]
         marks = [None, *(guess.right for guess in guesses)]
-        display(draw_grid(views(material.images, rows, project.competition.root), titles, columns=4, right=marks))
+        display(draw_grid(thumbnails(results.images, rows, project.competition.root), titles, columns=4, right=marks))
 
 # %% [markdown]
 # ## Nearest neighbours
 #
-# One query of an individual that the gallery holds, and that the final rung has wrong (if there is one), with its five
-# nearest gallery images by every source: what each network takes for alike.
+# A query of a known individual, if possible one that the final ranker gets wrong, with its five nearest gallery images
+# by every source: the images that each network finds similar.
 
 # %%
-asked = [example for kind in ("wrong", "missed", "right") for example in chosen[kind]]
-query = next((example for example in asked if example.truth != project.competition.unknown), asked[0])
-part = next(part for part in material.protocol.parts if part.fold == query.fold)
+examples = [example for kind in ("wrong", "missed", "right") for example in chosen[kind]]
+query = next((example for example in examples if example.truth != project.competition.unknown), examples[0])
+part = next(part for part in results.protocol.parts if part.fold == query.fold)
 for source in sources(project)[:6]:  # a large recipe has dozens
-    features = read_features(source.folds[query.fold], material.images, logits=False).embeddings
-    likeness, places = search(features[[query.row]], features[part.gallery], 5)
-    names = material.protocol.classes[part.gallery_codes[places[0]]]
-    pictures = views(material.images, [query.row, *part.gallery[places[0]].tolist()], project.competition.root)
-    titles = [f"{value:.3f}\n{name}" for value, name in zip(likeness[0], names, strict=True)]
-    marks = (names == material.images["identity"][query.row]).tolist()
-    display(draw_grid(pictures, [f"{source.name}\nis {query.truth}", *titles], columns=6, right=[None, *marks]))
+    features = read_features(source.folds[query.fold], results.images, logits=False).embeddings
+    similarity, nearest = search(features[[query.row]], features[part.gallery], 5)
+    names = results.protocol.classes[part.gallery_codes[nearest[0]]]
+    pixels = thumbnails(results.images, [query.row, *part.gallery[nearest[0]].tolist()], project.competition.root)
+    titles = [f"{value:.3f}\n{name}" for value, name in zip(similarity[0], names, strict=True)]
+    marks = (names == results.images["identity"][query.row]).tolist()
+    display(draw_grid(pixels, [f"{source.name}\nis {query.truth}", *titles], columns=6, right=[None, *marks]))
 
 # %% [markdown]
-# The whole page, for colleagues: `make report`. Next: [the kernel for Kaggle](04_kaggle_inference.ipynb).
+# `make report` writes a page of all results. Next: [the kernel for Kaggle](04_kaggle_inference.ipynb).

@@ -70,7 +70,7 @@ class World:
 
     def words(self, *words: str) -> list[str]:
         named = ["--competition", str(self.folder / "whales.yaml")]
-        if words[0] != "fetch":
+        if words[:2] != ("data", "download"):
             named += ["--recipe", str(self.folder / "recipe.yaml")]
         return [sys.executable, "-m", "whaleid", *words, *named]
 

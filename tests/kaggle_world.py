@@ -15,10 +15,11 @@ import pytest
 from kaggle_server import KEY, TOKEN, USER, FakeKaggle
 
 from whaleid.cli import main as cli
-from whaleid.cli.options import project_of
+from whaleid.cli.context import Context
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import client
 from whaleid.pipeline.project import Project
+from whaleid.utils.manifest import write_manifest
 
 SLUG = "whales-of-the-test"
 EXPERIMENT = """
@@ -49,7 +50,7 @@ def lay_out(folder: Path) -> None:
 
 
 def project(folder: Path) -> Project:
-    return project_of(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work", None, False)
+    return Context(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work").project
 
 
 def draw(folder: Path) -> None:
@@ -97,7 +98,7 @@ def bundle(folder: Path, name: str = "recipe") -> Path:
     data_set, kernel = home / "datasets" / "whale-code", home / "kernel"
     (data_set / "package").mkdir(parents=True)
     (data_set / "package" / "code.py").write_text("print('whale')\n")
-    (data_set / "MANIFEST.json").write_text("{}\n")
+    write_manifest(data_set, "code")
     metadata = {"id": f"{USER}/whale-code", "title": "whale code", "licenses": [{"name": "CC0-1.0"}]}
     (data_set / "dataset-metadata.json").write_text(json.dumps(metadata))
     kernel.mkdir()
@@ -129,7 +130,7 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
     lay_out(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(client, "WAITS", (0.01,))
-    monkeypatch.setattr(client, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.02)
     with FakeKaggle() as server:
         wanted = server.environment(home, **more)
         for name in set(os.environ) - set(wanted):
@@ -142,9 +143,9 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
 def whaleid(monkeypatch: pytest.MonkeyPatch, folder: Path, command: str, *words: str) -> int:
     """Exit code of a command, run in this process."""
     options = ["--competition", str(folder / "drawn.yaml")]
-    if command != "fetch":
+    if command != "data download":
         options += ["--recipe", str(folder / "recipe.yaml"), "--work", str(folder / "work")]
-    monkeypatch.setattr(sys, "argv", ["whaleid", command, *options, *words])
+    monkeypatch.setattr(sys, "argv", ["whaleid", *command.split(), *options, *words])
     try:
         cli.main()
     except SystemExit as ended:

@@ -18,7 +18,7 @@ from kornia.feature import LightGlue
 from safetensors.torch import save_file
 from test_local import texture, write_images
 from test_masks import disc
-from test_report_pictures import make_drawn
+from test_report_images import make_drawn
 
 from whaleid.cli import main as cli
 from whaleid.config import LearnedConfig, LocalConfig, VerifyConfig
@@ -227,7 +227,7 @@ def test_sizes_and_directions_that_are_all_the_same(pictures):
     assert not columns["size ratio"].any() and not columns["turn"].any() and (columns["size"] == SIZE).all()
     assert 0 < columns["distance"].max() < 2  # between unit vectors, whatever they are stored as
     assert supported(found, LearnedConfig()).any()
-    config = LearnedConfig(least=5, trees=5)
+    config = LearnedConfig(min_data_in_leaf=5, num_iterations=5)
     model = learn([lesson_of(described, frames, queries, np.arange(8), codes, nearest, config)], config)
     assert model is not None and np.isfinite(model.ratio(found.values)).all()
     pairs = match_pairs(described, frames, queries, np.tile(gallery, (8, 1)), MUTUAL_PAIRS, 1)
@@ -244,7 +244,7 @@ MUTUAL_PAIRS = LearnedConfig().pairs or pytest.fail("pairs are on by default")
 def project(tmp_path_factory, weights: Path) -> Project:
     made = make_drawn(tmp_path_factory.mktemp("drawn"))
     local = LocalConfig.model_validate({**LOCAL, "verify": {**LOCAL["verify"], "images": 6}})
-    combine = made.recipe.combine.model_copy(update={"local": local})
+    combine = made.recipe.combine.model_copy(update={"local_matching": local})
     recipe = made.recipe.model_copy(update={"combine": combine})
     return replace(made, recipe=recipe, settings=replace(made.settings, weights=weights))
 
@@ -290,13 +290,13 @@ def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path):
 
 @pytest.mark.parametrize("command", ["train", "ensemble", "matches"])
 def test_the_command_line_says_it_in_one_line(project: Project, tmp_path: Path, monkeypatch, capsys, command: str):
-    given = project.competition.model_dump(mode="json", exclude={"mend"})
+    given = project.competition.model_dump(mode="json", exclude={"rename_values"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
-    recipe = {"folds": 2, "sources": project.recipe.sources, "combine": {"local": LOCAL}}
+    recipe = {"folds": 2, "sources": project.recipe.sources, "combine": {"local_matching": LOCAL}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "settings.json").write_text(json.dumps({"WEIGHTS_DIR": str(tmp_path)}))
     monkeypatch.setenv("WHALEID_SETTINGS", str(tmp_path / "settings.json"))
-    names = ["00&.png", "01&.png", "--out", str(tmp_path / "x.png")] if command == "matches" else []
+    names = ["00&.png", "01&.png", "--output", str(tmp_path / "x.png")] if command == "matches" else []
     options = ["-c", str(tmp_path / "tiny.yaml"), "-r", str(tmp_path / "own.yaml"), "-w", str(tmp_path / "work")]
     monkeypatch.setattr(sys, "argv", ["whaleid", command, *names, *options])
     with pytest.raises(SystemExit) as ended:

@@ -14,19 +14,22 @@ from keypoint_networks import write_weights
 import whaleid
 from whaleid.config.settings import Settings
 from whaleid.kaggle.kernel import wheels as wheels_module
-from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, wants_gpu
-from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.assets import inference_size
+from whaleid.kaggle.kernel.bundle import KernelOptions, wants_gpu
+from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.kaggle.kernel.wheels import collect_wheels, install_wheels, needed_wheels
 from whaleid.utils.errors import WhaleidError
 
-LOCAL = "local: {features: aliked, size: 64, keypoints: 60, verify: {matcher: lightglue, images: 5, magsac: 4}}"
+LOCAL = (
+    "local_matching: {features: aliked, size: 64, keypoints: 60, verify: {matcher: lightglue, images: 5, magsac: 4}}"
+)
 
 
 def test_the_kernel_answers_as_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a place"
     write_weights(folder / "weights")
     one = RECIPE.replace("[one, two]", "[one]").replace("full: [two]\n", "").replace(", two: 2.0", "")
-    world = make_world(folder, one.replace("local: {}", LOCAL))
+    world = make_world(folder, one.replace("local_matching: {}", LOCAL))
     carried = world.bundle.folder / "datasets" / "assets"
     names = ["aliked-n16.safetensors", "aliked_lightglue.pth"]
     assert sorted(path.name for path in (carried / "weights").iterdir()) == names

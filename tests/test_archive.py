@@ -21,7 +21,7 @@ from whaleid.data.sample import make_sample
 from whaleid.ensemble.results import Gain
 from whaleid.pipeline import pseudo_labels as rounds
 from whaleid.pipeline import stages as pipeline
-from whaleid.pipeline.archive import KINDS, Start, archive_path, rebuild, rebuild_folder, write_archive
+from whaleid.pipeline.archive import SUFFIXES, Start, archive_path, rebuild, rebuild_folder, write_archive
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.submission import submission_stage
 from whaleid.utils.errors import WhaleidError
@@ -39,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "recipe.yaml").write_text(RECIPE)
     project = opened(folder)
-    with pytest.raises(WhaleidError, match="run make leaderboard first"):
+    with pytest.raises(WhaleidError, match="run whaleid leaderboard first"):
         write_archive(project, archive_path(project))
     shutil.copyfile(submission_stage(project, 1, []), folder / "submission.csv")
     write_archive(project, archive_path(project))
@@ -131,7 +131,7 @@ def test_an_archive_holds_no_pickle_and_its_bytes_are_decided_by_the_project(fin
     assert (tmp_path / "again.zip").read_bytes() == archive_path(project).read_bytes()
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
         names = archive.namelist()
-        assert all(name.endswith(KINDS) for name in names)
+        assert all(name.endswith(SUFFIXES) for name in names)
         assert all(stat.S_ISREG(info.external_attr >> 16) for info in archive.infolist())
     assert {"MANIFEST.json", "project.json", "submission.csv", "work/metrics.json", "work/folds.csv"} < set(names)
     assert sum(name.endswith("checkpoint.safetensors") for name in names) == 2
@@ -159,7 +159,7 @@ def test_a_damaged_archive_is_refused(finished: Path, tmp_path: Path, changed: C
 
     archive = changed(flip)
     said = refusal(finished, out, archive)
-    assert said.startswith(f"{archive}: {name}: its checksum is not the one")
+    assert said.startswith(f"{archive}: {name}: its checksum differs")
     assert "cut short" in refusal(finished, out, changed(lambda files: files.update({name: files[name][:-1]})))
     assert "missing" in refusal(finished, out, changed(lambda files: files.pop(name) and None))
     archive = changed(lambda files: files.pop("MANIFEST.json") and None)
@@ -224,10 +224,10 @@ def test_other_settings_or_data_are_refused(finished: Path, tmp_path: Path, chan
 
         return changed(change)
 
-    assert "not the train CSV" in refusal(finished, out, other("tables", {"train": "0", "test": "0"}))
-    assert "of recipe gold on competition drawn" in refusal(finished, out, other("recipe", "gold"))
+    assert "not the images and CSVs" in refusal(finished, out, other("images_key", "0"))
+    assert "recipe gold on competition drawn" in refusal(finished, out, other("recipe", "gold"))
     assert "made with other settings" in refusal(finished, out, other("sources", ["foreign"]))
-    assert "tables" in refusal(finished, out, other("tables", ["train"]))
+    assert "sources" in refusal(finished, out, other("sources", "foreign"))
 
 
 def test_weights_of_another_version_are_not_trained_anew(
@@ -292,14 +292,14 @@ def test_from_the_command_line(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["-c", "drawn.yaml", "-r", "recipe.yaml", "-w", "work"]
     packed = tmp_path / "packed.zip"
-    assert f"archive: {packed}: " in run(monkeypatch, capsys, ["archive", *options, "--archive", str(packed)])
+    assert f"archive: {packed}: " in run(monkeypatch, capsys, ["archive", *options, "--output", str(packed)])
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "predictions", "--archive", str(packed)])
     assert said.startswith("equal to the archive's, byte for byte\nsubmission: work/drawn/rebuilt/recipe-predictions/")
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "train", "--jobs", "2", "--archive", str(packed)])
     assert said.startswith("equal to the archive's, byte for byte\n")  # its processes trained in the rebuild's folder
     assert (finished / "work" / "drawn" / "rebuilt" / "recipe-train" / "drawn" / "runs" / "tiny" / "fold1").is_dir()
     said = refused(monkeypatch, capsys, ["rebuild", *options, "--from", "weights", "--archive", "none.zip"])
-    assert said == "error: none.zip: archive not found; make archive writes one from a finished project"
+    assert said == "error: none.zip: archive not found; whaleid archive writes one from a finished project"
     shutil.rmtree(finished / "work" / "drawn" / "rebuilt")
 
 

@@ -100,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for source in ("alien", "other"):
             (folder / source).mkdir()  # folds are dealt before features are there
-        assert run(patch, folder, "folds") == 0
+        assert run(patch, folder, "data", "folds") == 0
         images = pd.read_parquet(folder / "work" / "drawn" / "images.parquet")
         for number, source in enumerate(("alien", "other")):
             write_features(folder / source, images, number)
@@ -218,7 +218,11 @@ def test_bad_features_are_one_line_and_change_no_answer(
         ("combine:", "conbine:", "unknown key 'conbine'"),
         ("concat: {whiten: 8}", "concat: {wihten: 8}", "unknown key 'combine.concat.wihten'"),
         ("concat: {whiten: 8}", "stack: {round: 3}", "unknown key 'combine.stack.round'"),
-        ("concat: {whiten: 8}", "local: {learned: {pair: null}}", "unknown key 'combine.local.learned.pair'"),
+        (
+            "concat: {whiten: 8}",
+            "local_matching: {learned: {pair: null}}",
+            "unknown key 'combine.local_matching.learned.pair'",
+        ),
         ("concat: {whiten: 8}", "concat: {weights: {alienn: 2}}", "combine.concat.weights: 'alienn' is no source"),
         ("folds: 3", "folds: 2", "alien/fold"),
         ("folds: 3", "folds: 3\ntrain_folds: [0, 3]", "train_folds [3] are outside 0..2"),
@@ -240,10 +244,10 @@ def test_a_bad_recipe_is_one_line(
 def test_learned_matches_of_two_folds_are_refused_before_anything_is_made(
     place: Path, folds: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learned = RECIPE.replace("folds: 3", folds).replace("concat:", "local: {learned: {}}, concat:")
+    learned = RECIPE.replace("folds: 3", folds).replace("concat:", "local_matching: {learned: {}}, concat:")
     (place / "recipe.yaml").write_text(learned)
     line = refused(monkeypatch, capsys, place, "ensemble")
-    assert "recipe.yaml: combine.local.learned needs 3 folds, and the recipe trains 2" in line
+    assert "recipe.yaml: combine.local_matching.learned needs 3 folds, and the recipe trains 2" in line
     assert not (place / "work" / "drawn" / "local").exists()
 
 

@@ -165,7 +165,7 @@ def test_broken_images_are_named_all_at_once(pictures, tmp_path, form):
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []
     for number in range(12):
         (root / f"{number}.jpg").write_bytes(b"")
-    with pytest.raises(WhaleidError, match=r"15 of 100 .*; and 5 more"):
+    with pytest.raises(WhaleidError, match=r"15 of 100 .* and 5 more"):
         build(pictures, tmp_path, form)
 
 
@@ -177,7 +177,7 @@ def test_too_little_space_is_refused_before_starting(pictures, tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_disk_that_gets_full_is_said_and_cleared(pictures, tmp_path, form, monkeypatch):
-    appender = module._RawFile if form == "raw" else module._PackedFile
+    appender = module._RawFile if form == "raw" else module._JpegFile
     append = appender.append
 
     def full(self, images):

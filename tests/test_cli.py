@@ -98,7 +98,7 @@ def test_leaderboard_then_up_to_date_then_killed_and_resumed(drawn: Path) -> Non
     for said in ("MAP@5 (out of fold): 0.", "MAP@5 (solution): 0.", "submission: submissions/drawn_recipe_"):
         assert said in first.stdout
     submission = Path(first.stdout.strip().splitlines()[-1].removeprefix("submission: "))
-    checked = command(drawn, "submission", "check", str(submission), "--competition", str(drawn / "drawn.yaml"))
+    checked = command(drawn, "submission", "--check", str(submission), "--competition", str(drawn / "drawn.yaml"))
     assert checked.returncode == 0, checked.stderr
 
     again = command(drawn, *arguments(drawn, "leaderboard"))
@@ -224,7 +224,7 @@ def _too_many_folds(folder: Path) -> None:
         (_wrong_column, "'Id'"),
         (_absent_image, ".jpg"),
         (_twice, "row"),
-        (_empty_identity, "line 2"),
+        (_empty_identity, "row 2"),
         (_truncated, ".jpg"),
         (_empty_file, ".jpg"),
         (_climbing, "outside.jpg"),
@@ -247,7 +247,7 @@ def test_six_guesses_are_refused(
     rows = _lines(drawn / "data" / "sample_submission.csv")
     path = tmp_path / "six.csv"
     path.write_text("\n".join([rows[0], rows[1] + " w_sixth", *rows[2:]]) + "\n")
-    words = ["submission", "check", str(path), "--competition", str(drawn / "drawn.yaml"), "--work", str(tmp_path)]
+    words = ["submission", "--check", str(path), "--competition", str(drawn / "drawn.yaml"), "--work", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["whaleid", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -57,12 +57,12 @@ def test_suffix_subfolders_and_byte_order_mark(tmp_path):
     assert read_rows(given)["path"].tolist() == ["train/x/a.jpg", "train/b.jpg", "test/q.jpg"]
 
 
-def test_extra_columns_are_kept_and_mended(tmp_path):
+def test_extra_columns_are_kept_and_renamed(tmp_path):
     given = competition(
         tmp_path,
         "Image,Id,kind\na.jpg,1,globis\nb.jpg,2,\n",
         table={"extra": {"species": "kind"}},
-        mend={"species": {"globis": "pilot"}, "identity": {"2": "two"}},
+        rename_values={"species": {"globis": "pilot"}, "identity": {"2": "two"}},
     )
     rows = read_rows(given)
     assert rows["species"].iloc[0] == "pilot"
@@ -71,24 +71,24 @@ def test_extra_columns_are_kept_and_mended(tmp_path):
 
 
 BAD_TABLES = {
-    "empty identity": ("Image,Id\na.jpg,1\nb.jpg, \n", ["train.csv", "empty 'Id'", "line 3"]),
-    "empty image": ("Image,Id\n,1\n", ["empty 'Image'", "line 2"]),
-    "line after a blank": ("Image,Id\n\na.jpg,1\nb.jpg,\n", ["line 4"]),
-    "line after a quoted break": ('Image,Id\na.jpg,1\n"z\nz.jpg",2\nb.jpg,\n', ["empty 'Id'", "line 5"]),
-    "duplicate": ("Image,Id\na.jpg,1\nb.jpg,2\na.jpg,1\n", ["duplicate row", "a.jpg", "lines 2 and 4"]),
-    "contradictory": ("Image,Id\na.jpg,1\na.jpg,2\n", ["contradictory", "'1' in line 2", "'2' in line 3"]),
-    "space": ("Image,Id\na.jpg,Old Tom\n", ["'Old Tom'", "line 2", "space"]),
+    "empty identity": ("Image,Id\na.jpg,1\nb.jpg, \n", ["train.csv", "empty 'Id'", "row 3"]),
+    "empty image": ("Image,Id\n,1\n", ["empty 'Image'", "row 2"]),
+    "row after a blank": ("Image,Id\n\na.jpg,1\nb.jpg,\n", ["row 4"]),
+    "row after a quoted break": ('Image,Id\na.jpg,1\n"z\nz.jpg",2\nb.jpg,\n', ["empty 'Id'", "row 5"]),
+    "duplicate": ("Image,Id\na.jpg,1\nb.jpg,2\na.jpg,1\n", ["duplicate row", "a.jpg", "rows 2 and 4"]),
+    "contradictory": ("Image,Id\na.jpg,1\na.jpg,2\n", ["contradictory", "'1' in row 2", "'2' in row 3"]),
+    "space": ("Image,Id\na.jpg,Old Tom\n", ["'Old Tom'", "row 2", "space"]),
     "missing column": ("image,Id\na.jpg,1\n", ["'Image' is missing", "did you mean 'image'"]),
     "similar column": ("Image,Idd\na.jpg,1\n", ["'Id' is missing", "did you mean 'Idd'"]),
     "semicolons": ("Image;Id\na.jpg;1\n", ["not separated by commas"]),
-    "column twice": ("Image,Id,Id\na.jpg,1,2\n", ["'Id' stands twice"]),
-    "cells": ("Image,Id\na.jpg,1\nb.jpg,2,3\n", ["line 3 has 3 cells"]),
-    "quotes": ('Image,Id\na.jpg,1\n"b"x,2\n', ["line 3", "not readable as CSV"]),
+    "column twice": ("Image,Id,Id\na.jpg,1,2\n", ["'Id' stands in the header twice"]),
+    "cells": ("Image,Id\na.jpg,1\nb.jpg,2,3\n", ["row 3 has 3 cells"]),
+    "quotes": ('Image,Id\na.jpg,1\n"b"x,2\n', ["row 3", "not readable as CSV"]),
     "no rows": ("Image,Id\n", ["lists no image"]),
     "nothing": ("", ["file is empty"]),
-    "absolute": ("Image,Id\n/etc/passwd,1\n", ["outside", "line 2"]),
-    "climbing": ("Image,Id\na.jpg,1\n../../x.jpg,1\n", ["outside", "line 3", "../../x.jpg"]),
-    "climbing and back": ("Image,Id\n../../{root}/train/a.jpg,1\n", ["outside", "line 2"]),
+    "absolute": ("Image,Id\n/etc/passwd,1\n", ["outside", "row 2"]),
+    "climbing": ("Image,Id\na.jpg,1\n../../x.jpg,1\n", ["outside", "row 3", "../../x.jpg"]),
+    "climbing and back": ("Image,Id\n../../{root}/train/a.jpg,1\n", ["outside", "row 2"]),
 }
 
 
@@ -130,7 +130,7 @@ def test_absent_images_are_counted_and_named(tmp_path):
     names = [f"n{i}.jpg" for i in range(12)]
     message = refused(competition(tmp_path, "Image,Id\na.jpg,1\n" + "".join(f"{n},1\n" for n in names)))
     assert "12 of 13 listed images" in message
-    assert "train/n0.jpg (line 3)" in message
+    assert "train/n0.jpg (row 3)" in message
     assert "n11.jpg" not in message and "7 more" in message
 
 
@@ -148,12 +148,12 @@ def test_missing_files_and_folders(tmp_path):
 def test_image_in_train_and_test(tmp_path):
     given = competition(tmp_path, "Image,Id\na.jpg,1\n", "Image,Id\nq.jpg,\na.jpg,\n")
     write(tmp_path / "test/a.jpg", "")
-    assert "1 images are in train and in test: a.jpg (line 3)" in refused(given)
+    assert "1 images are in train and in test: a.jpg (row 3)" in refused(given)
 
 
 def test_unfit_settings(tmp_path):
     text = "Image,Id,kind\na.jpg,1,x\n"
-    assert "mend.specie" in refused(competition(tmp_path, text, mend={"specie": {"a": "b"}}))
+    assert "rename_values.specie" in refused(competition(tmp_path, text, rename_values={"specie": {"a": "b"}}))
     assert "train.extra.path" in refused(competition(tmp_path, text, table={"extra": {"path": "kind"}}))
     assert "test.identity" in refused(competition(tmp_path, text, asked={"identity": "Id"}))
 

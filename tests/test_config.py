@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.config import files as configfiles
-from whaleid.config.files import load_competition, load_experiment, load_recipe, load_recipe_with, parse_overrides
+from whaleid.config.files import load_competition, load_experiment, load_recipe, parse_overrides
+from whaleid.config.settings import config_root
 from whaleid.utils.errors import WhaleidError
 
-CONFIGS = configfiles.repository_root() / "configs"
+CONFIGS = config_root()
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "competitions").glob("*.yaml")), ids=lambda path: path.stem)
@@ -43,9 +43,15 @@ def test_gold_has_the_29_networks() -> None:
 @pytest.mark.parametrize(
     ("pair", "said"),
     [
-        ("image.widht=3", "unknown key 'image.widht'"),
+        ("image.widht=3", "unknown key 'image.widht'; did you mean 'image.width'"),
+        ("head.margn=1", "unknown key 'head.margn'; did you mean 'head.margin'"),
+        ("combine.stak=null", "unknown key 'combine.stak'; did you mean 'combine.stack'"),
+        ("fold=4", "neither experiments nor recipes have 'fold'; did you mean 'folds'"),
+        ("epochs=4", "neither experiments nor recipes have 'epochs'; did you mean 'train.epochs'"),
+        ("folds.x=4", "'folds' is a value, not a group"),
+        ("folds=[1]", "folds: "),
         ("head.margin=9", "less than or equal to 2.33"),
-        ("foo.bar=1", "'foo' is not a group of settings"),
+        ("foo.bar=1", "neither experiments nor recipes have 'foo'; known keys: .*combine"),
         ("train", "expected key=value"),
         ("train.batch=1", "greater than or equal to 2"),
         ("train.images_seen=10", "train.epochs or train.images_seen"),
@@ -54,19 +60,52 @@ def test_gold_has_the_29_networks() -> None:
 )
 def test_a_wrong_override_is_one_clear_line(pair: str, said: str) -> None:
     with pytest.raises(WhaleidError, match=said) as caught:
-        load_recipe_with("sample", parse_overrides([pair]))
+        load_recipe("sample", parse_overrides([pair]))
     assert "\n" not in str(caught.value)
 
 
 def test_overrides_reach_every_experiment() -> None:
-    _, experiments = load_recipe_with("sample", parse_overrides(["train.epochs=3", "image.width=64"]))
+    _, experiments = load_recipe("sample", parse_overrides(["train.epochs=3", "image.width=64"]))
     assert {(experiment.train.epochs, experiment.image.width) for experiment in experiments} == {(3, 64)}
+
+
+def test_overrides_reach_the_recipe() -> None:
+    pairs = [
+        "combine.stack=null",
+        "combine.concat.whiten=99",
+        "folds=4",
+        "train.epochs=3",
+        "combine.classifier.epochs=7",
+    ]
+    recipe, experiments = load_recipe("sample", parse_overrides(pairs))
+    assert (recipe.combine.stack, recipe.combine.concat.whiten, recipe.folds) == (None, 99, 4)
+    assert recipe.combine.classifier is not None
+    assert recipe.combine.classifier.epochs == 7
+    assert {experiment.train.epochs for experiment in experiments} == {3}
+    assert recipe.set == {"train.epochs": 3}
+    opened, _ = load_recipe("sample", parse_overrides(["combine.rerank.expansion=null"]))
+    assert opened.combine.rerank is not None  # was null: an override inside of it opens it
+    assert opened.combine.rerank.expansion is None
+
+
+def test_recipes_extend_one_another(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "net.yaml").write_text("extends: default\nhead: {name: softmax}\n")
+    text = "folds: 4\nexperiments: [net]\nsources: {other: features}\ncombine: {concat: {whiten: 8}, stack: {}}\n"
+    (tmp_path / "base" / "parent.yaml").write_text(text)
+    (tmp_path / "child.yaml").write_text("extends: base/parent.yaml\nfolds: 5\ncombine: {stack: null}\n")
+    recipe, experiments = load_recipe(str(tmp_path / "child.yaml"))
+    assert (recipe.name, recipe.folds, recipe.combine.concat.whiten, recipe.combine.stack) == ("child", 5, 8, None)
+    assert [experiment.name for experiment in experiments] == ["net"]
+    assert recipe.sources == {"other": str(tmp_path / "base" / "features")}
+    (tmp_path / "named.yaml").write_text("extends: sample\nfolds: 2\n")
+    assert load_recipe(str(tmp_path / "named.yaml"))[0].experiments == load_recipe("sample")[0].experiments
 
 
 def test_another_head_brings_its_own_settings_alone(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("extends: default\nhead: {name: arcface, margin: 0.5}\n")
     (tmp_path / "child.yaml").write_text("extends: base\nhead: {name: softmax}\n")
-    assert load_experiment("child", near=tmp_path).head.model_dump() == {
+    assert load_experiment("child", {}, tmp_path).head.model_dump() == {
         "name": "softmax",
         "smoothing": 0.0,
         "focal": 0.0,
@@ -84,7 +123,7 @@ def test_a_circle_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b\n")
     (tmp_path / "b.yaml").write_text("extends: a\n")
     with pytest.raises(WhaleidError, match="extends itself"):
-        load_experiment("a", near=tmp_path)
+        load_experiment("a", {}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def unit_vectors(n: int, length: int, spread: float, seed: int) -> np.ndarray:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([64, 128]), st.floats(0.2, 5), st.integers(0, 10_000))
+@given(st.sampled_from([64, 128]), st.floats(0.3, 5), st.integers(0, 10_000))
 def test_distances_of_bytes_are_those_of_floats(length, spread, seed):
     """A step of 1 / 128 adds length / 6 / 128 ** 2 to a squared distance in the mean, and moves it a little."""
     vectors = unit_vectors(40, length, spread, seed)
@@ -100,16 +100,16 @@ def test_keys_of_rootsift_are_what_they_were(tmp_path: Path):
     assert project.detector_key == project.networks_key == "" and project.local_weights == []
 
     def settings_of(**local):
-        combine = recipe(local=local).combine
+        combine = recipe(local_matching=local).combine
         return replace(project, recipe=project.recipe.model_copy(update={"combine": combine})).combine_settings()
 
-    before = settings_of(verify={})["combine"]["local"]
+    before = settings_of(verify={})["combine"]["local_matching"]
     assert "features" not in before and "matcher" not in before["verify"]
     assert set(before) == set(LocalConfig.model_fields) - {"features"}
     assert set(before["verify"]) == set(VerifyConfig.model_fields) - {"matcher"}
-    other = settings_of(verify={"matcher": "lightglue"}, features="aliked")["combine"]["local"]
+    other = settings_of(verify={"matcher": "lightglue"}, features="aliked")["combine"]["local_matching"]
     assert other["features"] == "aliked" and other["verify"]["matcher"] == "lightglue"
-    assert settings_of()["combine"]["local"]["verify"] is None
+    assert settings_of()["combine"]["local_matching"]["verify"] is None
 
 
 def test_lightglue_goes_with_aliked_alone():

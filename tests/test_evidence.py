@@ -34,7 +34,7 @@ from whaleid.local_matching.votes import nearest_descriptors
 from whaleid.utils.errors import WhaleidError
 
 NAMES = ["local learned", "local supported", "local image", "local pairs"]
-FEW = {"neighbours": 4, "trees": 8, "least": 2}
+FEW = {"neighbours": 4, "num_iterations": 8, "min_data_in_leaf": 2}
 
 
 def described_at_random(rng: np.random.Generator, counts: list[int]) -> tuple[Described, np.ndarray]:
@@ -151,12 +151,14 @@ def test_evidence_is_the_likelihood_ratio_of_what_was_taught():
     values = np.zeros((4000, len(FEATURES)), np.float32)
     values[:, 2] = rng.random(4000)
     same = rng.random(4000) < np.where(values[:, 2] < 0.5, 0.9, 0.1)
-    evidence = learn([Lesson(values[:1500], same[:1500]), Lesson(values[1500:], same[1500:])], LearnedConfig(leaves=2))
+    evidence = learn(
+        [Lesson(values[:1500], same[:1500]), Lesson(values[1500:], same[1500:])], LearnedConfig(num_leaves=2)
+    )
     assert evidence is not None
     strong, weak = values[values[:, 2] < 0.5], values[values[:, 2] >= 0.5]
     assert np.median(evidence.of(strong)) == pytest.approx(np.log(0.9 / 0.1), abs=0.4)  # prior odds are even
     assert (evidence.of(weak) == 0).mean() > 0.9
-    again = learn([Lesson(values, same)], LearnedConfig(leaves=2))
+    again = learn([Lesson(values, same)], LearnedConfig(num_leaves=2))
     assert again is not None and np.array_equal(again.of(values), evidence.of(values))
 
 
@@ -200,7 +202,7 @@ def local_world(folder, identities=20):
 def test_ladder_has_its_rungs(tmp_path):
     world = local_world(tmp_path / "local")
     sources = write_sources(world, tmp_path / "features", count=1)
-    config = recipe(local={"learned": FEW})
+    config = recipe(local_matching={"learned": FEW})
     result = combine(
         world.images, world.folds, sources, config, world.competition, tmp_path / "out", tmp_path / "local"
     )
@@ -214,17 +216,20 @@ def test_the_ablation_takes_its_parts_off(tmp_path):
     world = local_world(tmp_path / "local")
     sources = write_sources(world, tmp_path / "features", count=1)
     tables = world.images, world.folds, sources
-    plan = recipe(local={"learned": FEW}, classifier=None)
+    plan = recipe(local_matching={"learned": FEW}, classifier=None)
     table = ablate(*tables, plan, world.competition, tmp_path / "local")
     rows = {row.name: row.score for row in table.rows}
     assert list(rows)[3:] == ["local matching", "learned match score", "pair score"]
     smaller = {
-        "local matching": {"local": None},
-        "learned match score": {"local": {}},
-        "pair score": {"local": {"learned": {**FEW, "pairs": None}}},
+        "local matching": {"local_matching": None},
+        "learned match score": {"local_matching": {}},
+        "pair score": {"local_matching": {"learned": {**FEW, "pairs": None}}},
     }
     for name, changes in smaller.items():
-        less, folder = recipe(classifier=None, **changes), None if changes["local"] is None else tmp_path / "local"
+        less, folder = (
+            recipe(classifier=None, **changes),
+            None if changes["local_matching"] is None else tmp_path / "local",
+        )
         result = combine(*tables, less, world.competition, tmp_path / "out", folder)
         assert rows[name] == result.final.score
 
@@ -232,7 +237,7 @@ def test_the_ablation_takes_its_parts_off(tmp_path):
 def test_what_teaches_a_fold_never_saw_it(tmp_path):
     """A fold's own labels move neither its own lists nor any list that is learnt from for it, but those of others."""
     world = local_world(tmp_path / "local")
-    config = recipe(local={"learned": FEW}).combine
+    config = recipe(local_matching={"learned": FEW}).combine
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
     names = world.images["identity"].to_numpy(dtype=object).copy()
     own = protocol.parts[1].rows
@@ -273,7 +278,7 @@ def test_two_folds_are_too_few(tmp_path):
     world = local_world(tmp_path / "local", identities=12)
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1])
     with pytest.raises(WhaleidError, match="2 folds with features; it needs 3"):
-        rankings(tmp_path / "local", world.images, protocol, recipe(local={"learned": FEW}).combine)
+        rankings(tmp_path / "local", world.images, protocol, recipe(local_matching={"learned": FEW}).combine)
 
 
 def test_settings_are_checked():
@@ -283,5 +288,7 @@ def test_settings_are_checked():
 
 
 def test_no_evidence_of_no_matches():
-    empty = learn([Lesson(np.zeros((10, len(FEATURES)), np.float32), np.arange(10) < 5)], LearnedConfig(least=1))
+    empty = learn(
+        [Lesson(np.zeros((10, len(FEATURES)), np.float32), np.arange(10) < 5)], LearnedConfig(min_data_in_leaf=1)
+    )
     assert empty is not None and empty.of(np.empty((0, len(FEATURES)), np.float32)).shape == (0,)

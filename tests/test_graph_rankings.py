@@ -23,7 +23,7 @@ from whaleid.retrieval.candidates import Candidates, nearest_identities
 SMALL = {
     "expansion": {"neighbours": [2], "alpha": [3]},
     "augmentation": {"neighbours": [1], "alpha": [3]},
-    "reciprocal": {"k1": [6], "k2": [2], "own": [0.3, 0.8]},
+    "reciprocal": {"k1": [6], "k2": [2], "lambda_value": [0.3, 0.8]},
     "diffusion": {"neighbours": [6], "alpha": [0.8]},
     "labels": {"neighbours": [6], "alpha": [0.7], "steps": [1, 3]},
 }

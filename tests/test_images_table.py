@@ -25,7 +25,6 @@ from whaleid.data.duplicates import (
     HASH_DISTANCE,
     duplicate_components,
     duplicate_pairs,
-    renumbered,
     standardised_detail,
 )
 from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
@@ -171,7 +170,7 @@ def test_no_more_than_ten_are_named(tmp_path):
     competition = make(tmp_path, {f"{i:02d}.jpg": b"" for i in range(13)}, {"00.jpg": "1"})
     with pytest.raises(WhaleidError, match=r"13 of 13 .*09\.jpg \(0 bytes\) and 3 more"):
         build(competition)
-    with pytest.raises(WhaleidError, match="none is left"):
+    with pytest.raises(WhaleidError, match="no image is left"):
         build(competition, skip_unreadable=True)
 
 
@@ -181,7 +180,7 @@ def test_unreadable_are_left_out_on_request(tmp_path, files, capsys):
     left = build(make(tmp_path, {**damaged(), **files}, labels), skip_unreadable=True)
     pd.testing.assert_frame_equal(left, clean)
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: ") and "6 of 12" in warning and "5 of them to be answered" in warning
+    assert warning.startswith("warning: ") and "6 of 12" in warning and "5 of them need guesses" in warning
 
 
 # ------------------------------------------------------------------------------------------------ duplicates
@@ -217,7 +216,7 @@ def naive_components(found: Fingerprints) -> np.ndarray:
                 details.append(grid.ravel())
             alike = np.corrcoef(*details)[0, 1] >= CORRELATION
             joined[i, j] = found.digest[i] == found.digest[j] or (distance <= HASH_DISTANCE and alike)
-    return renumbered(connected_components(joined, directed=False)[1])
+    return pd.factorize(connected_components(joined, directed=False)[1])[0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -320,11 +319,11 @@ def test_boxes_are_clipped_and_the_rest_is_whole(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("a,0,0,10,10\nb,30,5,30,20\n", r"box \(30, 5, 30, 20\) of b in line 3 is empty or outside"),
-        ("a,100,0,140,10\n", "of a in line 2 is empty or outside of its image of 100 x 50"),
-        ("a,0,0,ten,10\n", "not a number in line 2"),
-        ("a,0,0,inf,10\n", "not a number in line 2"),
-        ("a,0,0,10,10\na,0,0,9,9\n", "second box in line 3"),
+        ("a,0,0,10,10\nb,30,5,30,20\n", r"box \(30, 5, 30, 20\) of b in row 3 is empty or outside"),
+        ("a,100,0,140,10\n", "of a in row 2 is empty or outside of its image of 100 x 50"),
+        ("a,0,0,ten,10\n", "not a number in row 2"),
+        ("a,0,0,inf,10\n", "not a number in row 2"),
+        ("a,0,0,10,10\na,0,0,9,9\n", "second box in row 3"),
         ("A.jpg,0,0,10,10\n", r"none of its images \(A.jpg, ...\)"),
     ],
 )
@@ -356,7 +355,7 @@ def test_key_changes_with_what_the_table_depends_on_alone(tmp_path, files):
     assert images_key(competition.model_copy(update={"solution": "x.csv", "k": 3, "name": "other"})) == key
     (tmp_path / "images/unlisted.jpg").write_bytes(b"")
     assert images_key(competition) == key
-    assert images_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
+    assert images_key(competition.model_copy(update={"rename_values": {"identity": {"1": "2"}}})) != key
     os.utime(tmp_path / "images/a.jpg", (1, 1))
     assert images_key(competition) == key
     (tmp_path / "images/a.jpg").write_bytes(files["a.jpg"] + b"0")
@@ -380,7 +379,7 @@ def test_another_test_set_leaves_the_labelled_key_as_it_is(tmp_path, files):
     assert images_key(competition) != every
     assert labelled_key(competition.model_copy(update={"test": None})) == key
     assert labelled_key(competition.model_copy(update={"boxes": None})) != key
-    assert labelled_key(competition.model_copy(update={"mend": {"identity": {"1": "2"}}})) != key
+    assert labelled_key(competition.model_copy(update={"rename_values": {"identity": {"1": "2"}}})) != key
     boxes.write_text("image,x0,y0,x1,y1\nb.jpg,10,20,50,61\n")
     changed = labelled_key(competition)
     assert changed != key

@@ -32,12 +32,12 @@ def leftovers(world: World) -> list[str]:
 
 def test_download_unpack_count_and_again_nothing(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents())
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
     assert f"{TRAIN} train images, {TEST} test images" in done.stdout
     assert sorted(path.name for path in world.root.iterdir()) == ["sample_submission.csv", "test", "train", "train.csv"]
     assert (world.root / "train" / "a3.jpg").read_bytes() == contents()["train/a3.jpg"]
-    again = world.run("fetch")
+    again = world.run("data", "download")
     assert again.returncode == 0
     assert world.state.methods() == ["DownloadDataFiles"]
     assert not world.holds(KEY)
@@ -48,7 +48,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = archive
     world.state.break_at.append(("stall", 2_500_000))
     process = subprocess.Popen(
-        world.words("fetch"),
+        world.words("data", "download"),
         cwd=world.folder,
         env=world.environment(),
         stdout=subprocess.DEVNULL,
@@ -59,7 +59,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
     end = time.monotonic() + 20
     while (not part.is_file() or part.stat().st_size < 2_000_000) and time.monotonic() < end:
         time.sleep(0.05)
-    locked = world.refused("fetch")
+    locked = world.refused("data", "download")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "under way" in locked
@@ -67,9 +67,9 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
     assert 2_000_000 <= have < len(archive)
     assert leftovers(world) == []
 
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
-    assert "carrying on after" in done.stdout
+    assert "continued after" in done.stdout
     assert world.state.ranges[-1] == f"bytes={have}-"
     assert (world.root / "test" / "b1.jpg").read_bytes() == contents(200_000)["test/b1.jpg"]
 
@@ -77,7 +77,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
 def test_a_connection_dropped_on_the_way_is_taken_up_by_itself(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(150_000))
     world.state.break_at.append(("drop", 1_500_000))
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
     assert [asked is not None for asked in world.state.ranges] == [False, True]
     assert len(world.pauses()) == 1
@@ -86,8 +86,8 @@ def test_a_connection_dropped_on_the_way_is_taken_up_by_itself(world: World) -> 
 def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(150_000))
     world.state.break_at.extend([("drop", 1_500_000), *[("drop", 1000)] * 5])
-    line = world.refused("fetch")
-    assert "the connection to Kaggle broke" in line and "it carries on" in line
+    line = world.refused("data", "download")
+    assert "the connection to Kaggle broke" in line and "it continues" in line
     pauses = world.pauses()  # the client's own: five tries more, each after twice the time
     assert len(pauses) == 5
     assert all(2**turn <= pause <= 2**turn + 1 for turn, pause in enumerate(pauses, start=1))
@@ -96,9 +96,9 @@ def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with
     have = (world.root / f"{SLUG}.zip").stat().st_size
     assert have >= 1_000_000
 
-    done = world.run("fetch")
+    done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
-    assert "carrying on after" in done.stdout
+    assert "continued after" in done.stdout
     assert world.state.ranges[-1] == f"bytes={have}-"
     assert (world.root / "train" / "a2.jpg").read_bytes() == contents(150_000)["train/a2.jpg"]
 
@@ -128,7 +128,7 @@ def test_each_failure_is_one_clear_line(
     if fault is not None:
         world.state.archives[f"{SLUG}.zip"] = zipped(contents())
         world.state.fail("DownloadDataFiles", fault, 12)
-    line = world.refused("fetch", **environment)
+    line = world.refused("data", "download", **environment)
     assert said in line
     assert not world.root.exists()
     for secret in (KEY, *environment.values()):
@@ -136,7 +136,7 @@ def test_each_failure_is_one_clear_line(
 
 
 def test_without_credentials_the_line_says_how_to_get_some(world: World) -> None:
-    line = world.refused("fetch", KAGGLE_KEY="")
+    line = world.refused("data", "download", KAGGLE_KEY="")
     assert "no Kaggle credentials are found: run `kaggle auth login`" in line
     assert f"put the zip there as {SLUG}.zip" in line
     assert world.state.methods() == []
@@ -145,7 +145,7 @@ def test_without_credentials_the_line_says_how_to_get_some(world: World) -> None
 
 def test_a_token_serves_too(world: World) -> None:
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(100))
-    done = world.run("fetch", KAGGLE_API_TOKEN=TOKEN, KAGGLE_KEY="")
+    done = world.run("data", "download", KAGGLE_API_TOKEN=TOKEN, KAGGLE_KEY="")
     assert done.returncode == 0, done.stderr
     assert not world.holds(TOKEN)
 
@@ -155,7 +155,7 @@ def test_an_archive_that_lies_there_is_taken_without_asking(world: World) -> Non
     images = {name.removeprefix("train/"): content for name, content in files.items() if name.startswith("train/")}
     rest = {name: content for name, content in files.items() if not name.startswith("train/")}
     write_files(world.root, {f"{SLUG}.zip": zipped({**rest, "train.zip": zipped(images)}), "boxes.csv": b"mine"})
-    done = world.run("fetch", "--keep-archive", KAGGLE_KEY="")
+    done = world.run("data", "download", "--keep-archive", KAGGLE_KEY="")
     assert done.returncode == 0, done.stderr
     assert world.state.methods() == []
     assert (world.root / "boxes.csv").read_bytes() == b"mine"
@@ -167,13 +167,13 @@ def test_images_that_are_not_in_the_archive_are_told_and_nothing_stays(world: Wo
     files = contents(100)
     del files["test/b2.jpg"]
     world.state.archives[f"{SLUG}.zip"] = zipped(files)
-    assert "1 of 6 listed images" in world.refused("fetch")
+    assert "1 of 6 listed images" in world.refused("data", "download")
     assert leftovers(world) == []
 
 
 def test_an_unpacking_that_was_killed_leaves_nothing_that_looks_done(world: World) -> None:
     write_files(world.root, {f"{SLUG}.zip": zipped(contents(100)), ".unpacking/train.csv": b"half"})
-    assert world.run("fetch").returncode == 0
+    assert world.run("data", "download").returncode == 0
     assert not (world.root / ".unpacking").exists()
     assert (world.root / "train.csv").read_bytes() == contents()["train.csv"]
 
@@ -213,7 +213,7 @@ def test_doctor_looks_at_data_credentials_and_rules(world: World, monkeypatch: p
 def test_packages_that_are_absent_or_of_another_version_are_named(tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("numpy==0.0.1  # old\n\nno-such-package==1; python_version < '3'\n")
-    assert "numpy" in doctor.packages(requirements).said
+    assert "numpy" in doctor.packages(requirements).message
     assert doctor.packages(requirements).state == "note"
     requirements.write_text("no-such-package==1\n")
     assert doctor.packages(requirements).state == "missing"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kaggle_server import KEY, USER, FakeKaggle, Fault
+from kaggle_server import USER, FakeKaggle, Fault
 from kaggle_world import (
     SLUG,
     answered,
@@ -21,6 +21,7 @@ from kaggle_world import (
 )
 
 from whaleid.evaluation.log import read_log
+from whaleid.utils.manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,11 @@ def test_a_submission_and_its_score(
 ) -> None:
     shutil.copytree(drawn, tmp_path / "data")
     path = answered(tmp_path)
-    assert whaleid(monkeypatch, tmp_path, "submit") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle submit") == 0
     assert "nothing was sent" in said(capsys)
     assert server.state.asked == []  # a dry run asks nothing
 
-    assert whaleid(monkeypatch, tmp_path, "submit", "--confirm") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle submit", "--confirm") == 0
     assert f"{path.name}: public 0.91234, private 0.90123" in said(capsys)
     sent = server.state.submissions[0]
     assert (sent["fileName"], sent["description"]) == (path.name, "recipe | 0.90000 | 1a2b3c4")
@@ -65,11 +66,11 @@ def test_a_submission_and_its_score(
     row = read_log(tmp_path / "submissions" / "log.csv")[-1]
     assert (row.file, row.cv, row.public, row.private) == (path.name, 0.9, 0.91234, 0.90123)
 
-    assert whaleid(monkeypatch, tmp_path, "submit", "--confirm") == 0  # not twice
+    assert whaleid(monkeypatch, tmp_path, "kaggle submit", "--confirm") == 0  # not twice
     assert "at Kaggle already" in said(capsys)
     assert server.state.methods().count("CreateSubmission") == 1
 
-    assert whaleid(monkeypatch, tmp_path, "scores") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle scores") == 0
     assert "1 of 1 listed submissions" in said(capsys)
     assert (tmp_path / "work" / "drawn" / "report" / "cv_lb.png").read_bytes().startswith(b"\x89PNG")
 
@@ -99,7 +100,7 @@ def test_a_submission_refused_is_one_line(
     shutil.copytree(drawn, tmp_path / "data")
     answered(tmp_path)
     server.state.fail(method, fault, 20)
-    assert whaleid(monkeypatch, tmp_path, "submit", "--confirm") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle submit", "--confirm") == 2
     assert re.search(message, one_line(capsys))
     assert server.state.submissions == []
     assert all(row.public is None for row in read_log(tmp_path / "submissions" / "log.csv"))
@@ -111,7 +112,7 @@ def test_a_file_that_would_be_refused_is_not_sent(
     shutil.copytree(drawn, tmp_path / "data")
     path = answered(tmp_path)
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    assert whaleid(monkeypatch, tmp_path, "submit", "--confirm") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle submit", "--confirm") == 2
     assert "not submitted: " in one_line(capsys)
     assert server.state.asked == []
 
@@ -123,11 +124,11 @@ def test_data_set_and_kernel_are_pushed_once_and_again_when_changed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
 ) -> None:
     home = bundle(tmp_path)
-    assert whaleid(monkeypatch, tmp_path, "kernel-push") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle push") == 0
     assert "nothing was sent" in said(capsys)
     assert server.state.asked == []
 
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--confirm") == 0
     out = said(capsys)
     assert "whale-code: ready" in out
     assert "version 1 pushed" in out
@@ -142,14 +143,15 @@ def test_data_set_and_kernel_are_pushed_once_and_again_when_changed(
     assert kernel.get("enableInternet", False) is False
     assert kernel["machineShape"] == "NvidiaTeslaT4"
 
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 0  # nothing has changed
-    assert "as it was pushed" in said(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--confirm") == 0  # nothing has changed
+    assert "unchanged since it was pushed" in said(capsys)
     assert (len(versions), len(server.state.kernels)) == (1, 1)
-    assert whaleid(monkeypatch, tmp_path, "kernel-push") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle push") == 0
     assert said(capsys).count("unchanged since it was pushed") == 2
 
     (home / "datasets" / "whale-code" / "package" / "code.py").write_text("print('blue whale')\n")
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 0
+    write_manifest(home / "datasets" / "whale-code", "code")
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--confirm") == 0
     assert "sending version 2" in said(capsys)
     assert (len(versions), len(server.state.kernels)) == (2, 2)
 
@@ -185,51 +187,27 @@ def test_a_push_refused_is_one_line_and_carries_on(
 ) -> None:
     home = bundle(tmp_path)
     server.state.fail(method, fault, 20 if fault.drop else 1)
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--confirm") == 2
     assert re.search(message, one_line(capsys))
     server.state.faults.clear()
     record = home.with_name("recipe.pushed.json")
     assert f"{USER}/whale-kernel" not in (json.loads(record.read_text()) if record.is_file() else {})
 
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 0  # what arrived is not sent again
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--confirm") == 0  # what arrived is not sent again
     assert len(server.state.data_sets[f"{USER}/whale-code"].versions) == 1
     assert len(server.state.kernels) == 1
 
 
-def test_a_bundle_that_holds_the_key_is_not_sent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
-) -> None:
-    leak = bundle(tmp_path) / "datasets" / "whale-code" / "package" / "code.py"
-    leak.write_text(f"key = '{KEY}'\n")
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 2
-    assert "holds your Kaggle key" in one_line(capsys)
-    assert server.state.asked == []
-    leak.unlink()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"title": "another title"}, "becomes the slug"),
-        ({"enable_internet": None}, "enable_internet is missing"),
-        ({"code_file": "none.py"}, "is not beside it"),
-        ({"id": "nobody"}, "is not owner/slug"),
-        ({"dataset_sources": []}, "dataset_sources lacks"),
-        ({"id": "another/whale-kernel"}, "the credentials are of whalefan"),
-    ],
-)
-def test_metadata_that_kaggle_would_misread(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    server: FakeKaggle,
-    change: dict[str, object],
-    message: str,
+@pytest.mark.parametrize("owner", ["another", "OWNER"])
+def test_a_bundle_of_another_owner_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle, owner: str
 ) -> None:
     path = bundle(tmp_path) / "kernel" / "kernel-metadata.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--confirm") == 2
-    assert message in one_line(capsys)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id": f"{owner}/whale-kernel"}))
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--confirm") == 2
+    assert f"its owner is {owner}, the credentials are of whalefan: run whaleid kernel --owner whalefan" in one_line(
+        capsys
+    )
     assert server.state.asked == []
 
 
@@ -238,30 +216,30 @@ def test_status_and_output(
 ) -> None:
     shutil.copytree(drawn, tmp_path / "data")
     bundle(tmp_path)
-    assert whaleid(monkeypatch, tmp_path, "kernel-status") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle status") == 2
     assert "404" in one_line(capsys)
     server.state.kernels.append({})
 
     server.state.kernel_status = "RUNNING"
-    assert whaleid(monkeypatch, tmp_path, "kernel-status") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle status") == 0
     assert said(capsys) == f"kernel {USER}/whale-kernel: running\n"
-    assert whaleid(monkeypatch, tmp_path, "kernel-output") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle output") == 2
     assert "not done yet" in one_line(capsys)
 
     server.state.kernel_status, server.state.failure = "ERROR", "out of memory"
-    assert whaleid(monkeypatch, tmp_path, "kernel-status") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle status") == 2
     assert "error (out of memory)" in said(capsys)
 
     server.state.kernel_status, server.state.failure = "COMPLETE", ""
     server.state.outputs = {"submission.csv": answered(tmp_path).read_bytes()}
     server.state.log = "[]"
-    assert whaleid(monkeypatch, tmp_path, "kernel-output") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle output") == 0
     assert "submission.csv: a valid submission" in said(capsys)
     folder = tmp_path / "work" / "drawn" / "kernel" / "recipe.output"
     assert sorted(path.name for path in folder.iterdir()) == ["submission.csv", "whale-kernel.log"]
 
     server.state.fail("ListKernelSessionOutput", Fault(status=500, message="broken"), 20)
-    assert whaleid(monkeypatch, tmp_path, "kernel-output") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle output") == 2
     one_line(capsys)
     assert sorted(path.name for path in folder.iterdir()) == ["submission.csv", "whale-kernel.log"]
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
@@ -271,24 +249,24 @@ def test_the_kernel_that_trains_a_run_is_found_by_its_experiment_and_fold(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, server: FakeKaggle
 ) -> None:
     home = bundle(tmp_path, "recipe-tiny-fold1")
-    assert whaleid(monkeypatch, tmp_path, "kernel-push") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle push") == 2
     assert "recipe-tiny-fold1 beside it" in one_line(capsys)
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--experiment", "tiny") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--experiment", "tiny") == 2
     assert "--experiment and --fold go together" in one_line(capsys)
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", "--experiment", "large", "--fold", "1") == 2
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", "--experiment", "large", "--fold", "1") == 2
     assert "no experiment 'large'" in one_line(capsys)
     run = ("--experiment", "tiny", "--fold", "1")
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", *run) == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", *run) == 0
     assert f"from {home}" in said(capsys)
-    assert whaleid(monkeypatch, tmp_path, "kernel-push", *run, "--confirm") == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle push", *run, "--confirm") == 0
     assert "version 1 pushed" in said(capsys)
     assert home.with_name("recipe-tiny-fold1.pushed.json").is_file()
-    assert whaleid(monkeypatch, tmp_path, "kernel-status", *run) == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle status", *run) == 0
     assert said(capsys) == f"kernel {USER}/whale-kernel: complete\n"
 
     server.state.outputs, server.state.log = {"kernel.json": b"{}"}, "[]"
-    assert whaleid(monkeypatch, tmp_path, "kernel-output", *run) == 2
-    assert "checkpoint.safetensors: not among them" in one_line(capsys)
+    assert whaleid(monkeypatch, tmp_path, "kaggle output", *run) == 2
+    assert "checkpoint.safetensors: not in the output" in one_line(capsys)
     server.state.outputs = {"runs/tiny/fold1/checkpoint.safetensors": b"weights"}
-    assert whaleid(monkeypatch, tmp_path, "kernel-output", *run) == 0
+    assert whaleid(monkeypatch, tmp_path, "kaggle output", *run) == 0
     assert "tiny fold 1 is trained: copy runs/" in said(capsys)

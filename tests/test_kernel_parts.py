@@ -16,10 +16,10 @@ from kernel_world import MODULE, write_wheel
 
 import whaleid
 from whaleid.kaggle.kernel.budget import CAUTION, Budget, Cost, make_plan
+from whaleid.kaggle.kernel.bundle import kernel_notebook, kernel_script
+from whaleid.kaggle.kernel.local_run import Comparison, KernelRun, compare_submissions, require_equal
 from whaleid.kaggle.kernel.rows import join_rows, keep_rows
-from whaleid.kaggle.kernel.run import Comparison, KernelRun, compare_submissions, require_equal
-from whaleid.kaggle.kernel.script import notebook, script
-from whaleid.kaggle.kernel.size import KernelSize, source_size, sum_sizes
+from whaleid.kaggle.kernel.size import KernelSize, experiment_size
 from whaleid.kaggle.kernel.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
 from whaleid.kaggle.metadata import (
     LARGEST_DATA_SET,
@@ -66,9 +66,9 @@ def test_metadata_says_offline_and_which_gpu() -> None:
 
 def test_script_and_notebook_hold_the_same_code() -> None:
     settings = {"mode": "inference", "datasets": {"code": "whaleid-code"}, "name": "a 'quoted' \\ \"name\""}
-    text = script("Whaleid x", settings)
+    text = kernel_script("Whaleid x", settings)
     compile(text, "kernel", "exec")
-    book = nbformat.reads(notebook("Whaleid x", settings), as_version=4)
+    book = nbformat.reads(kernel_notebook("Whaleid x", settings), as_version=4)
     assert book.metadata["kernelspec"]["name"] == "python3"
     assert book.cells[1].source.strip() == text.split('"""', 2)[2].strip()
     held = text.split('r"""\n', 1)[1].split('\n"""', 1)[0]
@@ -101,7 +101,7 @@ def test_wheels_that_cannot_be_installed_are_one_line(tmp_path: Path, monkeypatc
     module = "whaleid_no_such_module"
     collect_wheels({module: f"{MODULE}==1.0"}, tmp_path / "cache", tmp_path / "wheels")
     wheel = next((tmp_path / "wheels").glob("*.whl"))
-    with pytest.raises(WhaleidError, match=f"module '{module}' still cannot be found") as error:
+    with pytest.raises(WhaleidError, match=f"module '{module}' is still not found") as error:
         install_wheels(tmp_path / "wheels", tmp_path / "one")
     assert "\n" not in str(error.value)
     wheel.write_bytes(b"half a wheel")
@@ -144,7 +144,7 @@ COSTS = [Cost("weak", 0.1, 10, 40), Cost("strong", 0.9, 10, 40), Cost("middle", 
 )
 def test_views_go_before_sources_and_the_weak_before_the_strong(left: float, kept: str, plain: str) -> None:
     plan = make_plan(COSTS, left)
-    assert (" ".join(plan.kept), set(plan.plain)) == (kept, set(plain.split()))
+    assert (" ".join(plan.kept), set(plan.one_view)) == (kept, set(plain.split()))
     assert set(plan.kept) | set(plan.dropped) == {"weak", "middle", "strong"}
 
 
@@ -156,9 +156,9 @@ def test_a_plan_fits_unless_only_the_strongest_is_left(items, left: float) -> No
     plan = make_plan(costs, left)
     assert plan.seconds <= left or len(plan.kept) == 1
     if plan.dropped and left > 0:
-        weakest_kept = min(cost.score for cost in costs if cost.source in plan.kept)
-        assert all(cost.score <= weakest_kept for cost in costs if cost.source in plan.dropped)
-    assert not make_plan(costs, -1, must=False).kept
+        weakest_kept = min(cost.score for cost in costs if cost.experiment in plan.kept)
+        assert all(cost.score <= weakest_kept for cost in costs if cost.experiment in plan.dropped)
+    assert not make_plan(costs, -1, keep_one=False).kept
 
 
 def test_the_budget_keeps_a_reserve() -> None:
@@ -254,29 +254,27 @@ def test_submissions_are_compared_by_bytes_then_by_image(tmp_path: Path) -> None
 # --------------------------------------------------------------------------------------------------------- its size
 
 
-def test_the_size_of_a_source_is_that_of_its_arrays() -> None:
-    found = source_size(1000.0, dim=8, classes=6, bytes_each=2, folds=5, labelled=100, test=40)
+def test_the_size_of_an_experiment_is_that_of_its_arrays() -> None:
+    found = experiment_size(1000.0, dim=8, classes=6, itemsize=2, runs=5, labelled=100)
     assert found.weights == 5000
     assert found.embeddings == 5 * np.zeros((100, 8), np.float16).nbytes
-    assert found.logits == np.zeros((100, 6), np.float16).nbytes  # each image once: by its own fold's model
-    assert found.whole_logits == 5 * found.logits
-    assert found.scratch == 5 * 140 * 8 * 2 + (100 + 5 * 40) * 6 * 2
+    assert found.logits == np.zeros((100, 6), np.float16).nbytes  # each image once: by its own fold's run
     assert found.total == found.weights + found.embeddings + found.logits
-    both = sum_sizes([found, source_size(1.0, 1, 0, 4, 1, 10, 0, covered=0.2)])
+    both = found + experiment_size(1.0, 1, 0, 4, 1, 10, covered=0.2)
     assert (both.weights, both.embeddings, both.logits) == (5001, found.embeddings + 40, found.logits)
-    assert sum_sizes([]).total == 0
+    assert KernelSize().total == 0
 
 
 def test_a_recipe_too_large_for_a_data_set_is_refused_in_one_line() -> None:
-    fits = KernelSize(LARGEST_DATA_SET / 2, 0.0, 0.0, 1e12, LARGEST_DATA_SET / 2, 1e12)
+    fits = KernelSize(LARGEST_DATA_SET / 2, other=LARGEST_DATA_SET / 2)
     fits.require_fit("gold")
     with pytest.raises(WhaleidError, match=r"recipe gold: .* 200\.1 GB.* at most 200\.0 GB") as error:
         replace(fits, logits=1e8).require_fit("gold")
     assert "\n" not in str(error.value)
 
 
-def test_a_project_is_carried_whole() -> None:
-    """A new field of Project must be carried too (carried.py)."""
+def test_a_project_is_transferred_completely() -> None:
+    """A new field of Project must be transferred too (transfer.py)."""
     known = {"competition", "recipe", "experiments", "workspace", "skip_unreadable", "pretext", "settings"}
-    as_files = {"orders"}  # a folder of the assets, `carried.ordered_by`
+    as_files = {"orders"}  # a folder of the assets
     assert {field.name for field in fields(Project)} == known | as_files

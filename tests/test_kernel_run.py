@@ -14,9 +14,17 @@ import secret_search
 from kernel_world import MODULE, TEST, World, shared_world
 
 from whaleid.kaggle.kernel import size as size_module
-from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, kernel_settings, make_bundle
+from whaleid.kaggle.kernel.assets import inference_size
+from whaleid.kaggle.kernel.bundle import KernelOptions, kernel_settings, make_bundle
+from whaleid.kaggle.kernel.local_run import (
+    KEPT,
+    RunOptions,
+    compare_submissions,
+    mount_inputs,
+    run_bundle,
+    submission_of,
+)
 from whaleid.kaggle.kernel.main import run_kernel
-from whaleid.kaggle.kernel.run import KEPT, RunOptions, compare_submissions, mount_inputs, run_bundle, submission_of
 from whaleid.kaggle.kernel.sandbox import make_sandbox
 from whaleid.utils.errors import WhaleidError
 
@@ -186,8 +194,8 @@ def test_corrupt_test_images_are_answered_by_the_prior(
     bad = [path.name for path in (cut, empty, text, gone)]
     assert run(world, mounted) == 0
     said = capsys.readouterr().out
-    assert said.count("filled by the prior") == 2
-    assert f"1 of {TEST} listed test images are not there: {gone.name}" in said
+    assert said.count("they get the most frequent labels") == 2
+    assert f"1 of {TEST} listed test images are missing: {gone.name}" in said
     assert f"3 of {TEST - 1} images cannot be read" in said and cut.name in said
     working = mounted.parent / "working"
     rows = {row[0]: row[1] for row in csv.reader((working / "submission.csv").open())}
@@ -205,8 +213,8 @@ def test_a_spent_budget_drops_views_and_sources_and_still_answers(
     monkeypatch.setenv("WHALEID_HOURS", "0.000001")
     assert run(world, mounted) == 0
     notes = json.loads((mounted.parent / "working" / "kernel.json").read_text())
-    assert len(notes["sources"]) == len(notes["dropped"]) == 1
-    assert notes["without_views"] == notes["sources"]
+    assert len(notes["experiments"]) == len(notes["dropped"]) == 1
+    assert notes["without_views"] == notes["experiments"]
     assert "dropped, the weakest first" in capsys.readouterr().out
     assert len((mounted.parent / "working" / "submission.csv").read_text().splitlines()) == TEST + 1
 

@@ -269,7 +269,7 @@ def write_described(folder: Path, images: pd.DataFrame, truth: np.ndarray, seed:
 
 def test_ladder_with_local_matching(drawn, tmp_path):
     world, sources, folder = drawn
-    config = recipe(local={"neighbours": 5})
+    config = recipe(local_matching={"neighbours": 5})
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path, folder)
     assert [rung.name for rung in result.rungs][-3:] == ["classifier", "local matching", "blend"]
     rung = result.rung("local matching")
@@ -286,7 +286,7 @@ def test_ladder_with_local_matching(drawn, tmp_path):
 def test_own_fold_never_matters(drawn, tmp_path):
     """Other labels and other descriptors for the rest of a fold leave its queries' candidates as they are."""
     world, sources, folder = drawn
-    config = recipe(local={"neighbours": 5}).combine
+    config = recipe(local_matching={"neighbours": 5}).combine
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
 
     def of(where: Path, given=protocol):
@@ -334,7 +334,7 @@ def test_test_set_is_matched_once_against_all(drawn, monkeypatch):
         ),
     )
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
-    ranking = rank_all(sources, world.images, protocol, recipe(local={}).combine, 0, folder)[-1]
+    ranking = rank_all(sources, world.images, protocol, recipe(local_matching={}).combine, 0, folder)[-1]
     assert len(asked) == 4 and len(ranking.test) == 3 and ranking.test[0] is ranking.test[2]
     assert np.array_equal(asked[-1][0], protocol.test_rows) and np.array_equal(asked[-1][1], protocol.gallery)
     for part, (queries, gallery) in zip(protocol.parts, asked[:3], strict=True):
@@ -343,7 +343,7 @@ def test_test_set_is_matched_once_against_all(drawn, monkeypatch):
 
 def test_recipe_and_folder_go_together(drawn, tmp_path):
     world, sources, folder = drawn
-    for config, where in ((recipe(local={}), None), (recipe(), folder)):
+    for config, where in ((recipe(local_matching={}), None), (recipe(), folder)):
         with pytest.raises(WhaleidError, match="go together"):
             combine(world.images, world.folds, sources, config, world.competition, tmp_path, where)
 
@@ -354,7 +354,9 @@ def test_no_labelled_keypoints_at_all(drawn, tmp_path):
     np.save(tmp_path / "offsets.npy", np.zeros(len(world.images) + 1, np.int64))
     world.images[["image"]].to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(WhaleidError, match="no labelled image has a keypoint"):
-        combine(world.images, world.folds, sources, recipe(local={}), world.competition, tmp_path / "out", tmp_path)
+        combine(
+            world.images, world.folds, sources, recipe(local_matching={}), world.competition, tmp_path / "out", tmp_path
+        )
 
 
 def test_ladder_without_unknown(drawn, tmp_path):
@@ -366,7 +368,7 @@ def test_ladder_without_unknown(drawn, tmp_path):
     write_described(tmp_path / "local", world.images, truth)
     competition = world.competition.model_copy(update={"unknown": None, "unknown_share": None})
     result = combine(
-        world.images, world.folds, sources, recipe(local={}), competition, tmp_path / "out", tmp_path / "local"
+        world.images, world.folds, sources, recipe(local_matching={}), competition, tmp_path / "out", tmp_path / "local"
     )
     assert (result.test_guesses[:, 0] != "").all() and result.rung("local matching").weight > 0
 
@@ -383,7 +385,7 @@ def test_stage_describes_once(tmp_path, monkeypatch):
     competition = Competition.model_validate({"name": "small", "root": tmp_path, "train": table})
 
     def stage(settings: dict | None) -> Path | None:
-        return local_stage(Project(competition, recipe(local=settings), (), Workspace(tmp_path / "work")))
+        return local_stage(Project(competition, recipe(local_matching=settings), (), Workspace(tmp_path / "work")))
 
     folder = stage({"keypoints": 30, "size": 64})
     assert folder == tmp_path / "work" / "local" / "64-30"

@@ -15,13 +15,13 @@ from test_local import texture, turned, write_images
 from whaleid.config import Competition, LocalConfig
 from whaleid.config.settings import Settings
 from whaleid.data.check import check_data
-from whaleid.data.masks import Mask, brought_to, mask_name, masks_key, masks_of, read_mask
+from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, resize_mask
 from whaleid.local_matching.detectors import root_sift
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
-from whaleid.pipeline.carried import copy_masks, open_carried, project_content
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage, local_stage
+from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
@@ -67,7 +67,7 @@ def project_at(root: Path, masks: str | None = "masks", local: bool = True) -> P
             "masks": masks,
         }
     )
-    made = recipe(local={"size": 128, "keypoints": 60} if local else None)
+    made = recipe(local_matching={"size": 128, "keypoints": 60} if local else None)
     return Project(competition, made, (), Workspace(root / "work" / "masked"))
 
 
@@ -151,10 +151,10 @@ def test_a_shared_background_does_not_match(tmp_path: Path) -> None:
     assert counts[False][1] >= 8
 
 
-def test_brought_to_another_size() -> None:
+def test_resized_mask() -> None:
     mask = disc(64, 48)
-    assert brought_to(mask, (64, 48)) is mask
-    small, large = brought_to(mask, (32, 24)), brought_to(mask, (128, 96))
+    assert resize_mask(mask, (64, 48)) is mask
+    small, large = resize_mask(mask, (32, 24)), resize_mask(mask, (128, 96))
     assert small.shape == (24, 32) and large.shape == (96, 128)
     for other, factor in ((small, 4), (large, 1 / 4)):
         assert set(np.unique(other)) == {0, 255}
@@ -174,7 +174,7 @@ def test_each_bad_mask_is_one_line(tmp_path: Path) -> None:
     assert not read_mask(Mask(tmp_path / "black.png", (20, 10))).any()
     for name, size, said in (
         ("none.png", (20, 10), r"none\.png: mask not found; every image needs one"),
-        ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its picture 10 x 20"),
+        ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its image 10 x 20"),
         ("grey.png", (20, 10), r"grey\.png: its brightest pixel is 1 of 255"),
         ("broken.png", (20, 10), r"broken\.png: not a readable image"),
     ):
@@ -261,7 +261,7 @@ def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> N
     copy_masks(project.competition, images[images["split"] == "test"], tmp_path / "carried")
     assert sorted(path.name for path in (tmp_path / "carried").rglob("*.png")) == ["8.png", "9.png"]
     settings = Settings(work=tmp_path / "there")
-    there = open_carried(project_content(project), tmp_path / "home", settings, masks=tmp_path / "carried")
+    there = project_from_json(project_to_json(project), tmp_path / "home", settings, masks=tmp_path / "carried")
     assert there.masks_key == project.masks_key and there.local_key("n") == project.local_key("n")
     test = images[images["split"] == "test"]
     masks = masks_of(there.competition, test)

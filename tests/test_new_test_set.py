@@ -9,7 +9,7 @@ import pytest
 from test_cli import COMPETITION, EXPERIMENT, RECIPE
 
 from whaleid.data.sample import make_sample
-from whaleid.evaluation.submissions import read_guesses
+from whaleid.evaluation.topk import read_guesses
 from whaleid.pipeline import stages as pipeline
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.submission import submission_stage

@@ -18,8 +18,8 @@ from secret_search import LOOKS_SECRET
 from whaleid.data.images import prepare
 from whaleid.data.sample import make_sample
 from whaleid.notebooks import notebook_project
-from whaleid.report.grid import draw_grid, views
-from whaleid.report.pictures import MARGIN, VIEW
+from whaleid.report.grid import draw_grid
+from whaleid.report.thumbnails import MARGIN, SIZE, thumbnails
 from whaleid.utils.errors import WhaleidError
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
@@ -144,7 +144,7 @@ def test_all_four_run_one_after_the_other(place: Path) -> None:
         assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
         assert any("image/png" in output.get("data", {}) for output in outputs)
         told[script.stem] = "".join(output.get("text", "") for output in outputs)
-    assert "the data is fit to run on" in told["01_explore"]
+    assert "the data can be used" in told["01_explore"]
     assert "2 images in 1 groups" in told["01_explore"]
     assert "trained now" in told["02_train_one"] and "MAP@5 (one, " in told["02_train_one"]
     figures = json.loads((place / "work" / "drawn" / "metrics.json").read_text())["recipe"]
@@ -201,10 +201,10 @@ def test_views_are_the_boxes_with_their_margin(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     table = pd.DataFrame({"path": [f"{number}.png" for number in range(4)]})
     table[["x0", "y0", "x1", "y1"]] = [10.0, 5.0, 110.0, 65.0]
-    seen = views(table, np.array([3, 0]), tmp_path)
+    seen = thumbnails(table, np.array([3, 0]), tmp_path)
     box = np.array([10.0, 5.0, 110.0, 65.0])
     for picture, row in zip(seen, (3, 0), strict=True):
-        assert picture.shape == (132, 220, 3) and picture.shape[1] <= VIEW[0]
+        assert picture.shape == (132, 220, 3) and picture.shape[1] <= SIZE[0]
         np.testing.assert_array_equal(picture, prepare(tmp_path / table["path"][row], box, MARGIN, (220, 132)))
     assert not np.array_equal(*seen)
 
@@ -225,10 +225,10 @@ def test_a_grid_shows_every_picture_under_its_title_and_mark() -> None:
 
 @pytest.mark.parametrize(("titles", "right"), [(["a"], None), (["a", "b"], [True]), ([], None)])
 def test_a_grid_refuses_numbers_that_differ(titles: list[str], right: list[bool | None] | None) -> None:
-    with pytest.raises(WhaleidError, match=r"2 pictures, \d titles, \d marks"):
+    with pytest.raises(WhaleidError, match=r"2 images, \d titles, \d marks"):
         draw_grid([np.zeros((2, 2, 3), np.uint8)] * 2, titles, right=right)
 
 
 def test_a_grid_of_nothing_is_refused() -> None:
-    with pytest.raises(WhaleidError, match="0 pictures"):
+    with pytest.raises(WhaleidError, match="0 images"):
         draw_grid([], [])

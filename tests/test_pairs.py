@@ -127,7 +127,7 @@ def test_marks_in_one_arrangement_find_their_picture():
         points.append(np.column_stack([places[animal] + rng.normal(0, 1, (20, 2)), np.full(20, 4.0), np.zeros(20)]))
     offsets = np.arange(0, 24 * 20 + 1, 20)
     described = Described(np.concatenate(vectors).astype(np.uint8), offsets, np.concatenate(points).astype(np.float32))
-    frames, config = np.full((24, 2), 80.0), PairsConfig(least=5, trees=20)
+    frames, config = np.full((24, 2), 80.0), PairsConfig(min_data_in_leaf=5, num_iterations=20)
     codes = np.where(np.arange(24) < 8, np.arange(24) % 8, -1)
     every = np.tile(np.arange(8), (8, 1))
     taught = match_pairs(described, frames, np.arange(8, 16), every, config)

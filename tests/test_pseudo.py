@@ -36,10 +36,10 @@ from whaleid.ensemble.summary import ladder_lines
 from whaleid.pipeline import pseudo_labels as rounds
 from whaleid.pipeline import stages as pipeline
 from whaleid.pipeline import submission as answers
-from whaleid.pipeline.carried import carried, open_carried, project_content
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.submission import ensemble_stage, submission_path, submission_stage
+from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.training import run as run_module
 from whaleid.utils.errors import WhaleidError
 
@@ -397,15 +397,15 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
     figures = ensemble_stage(opened(drawn), 1, [])
     project = rounds.answered(opened(drawn))
     assert (project.workspace.round, project.recipe.pseudo) == (1, None)
-    reads = carried(project)
+    reads = ensemble_inputs(project)
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]
     elsewhere = Settings(work=drawn / "elsewhere")
-    there = open_carried(project_content(project), drawn / "data", elsewhere)
+    there = project_from_json(project_to_json(project), drawn / "data", elsewhere)
     with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
         there.ensemble_key()
     assert project.pseudo_labels is not None
     write_pseudo_labels(project.pseudo_labels, there.workspace.pseudo_labels("recipe"))
-    again = open_carried(project_content(project), drawn / "data", elsewhere)
+    again = project_from_json(project_to_json(project), drawn / "data", elsewhere)
     assert again.ensemble_key() == figures["key"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from kernel_world import RECIPE, make_world
 
 from whaleid.ensemble.results import Gain
-from whaleid.kaggle.kernel.run import RunOptions, compare_submissions, run_bundle, submission_of
+from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.pipeline import pseudo_labels as rounds
 
 
@@ -26,4 +26,4 @@ def test_the_submission_is_the_local_one(tmp_path: Path, monkeypatch: pytest.Mon
     compared = compare_submissions(world.submission, submission_of(done))
     assert compared.same, compared.line()
     notes = json.loads((done.working / "kernel.json").read_text())
-    assert (sorted(notes["sources"]), notes["dropped"]) == (["one", "two"], [])
+    assert (sorted(notes["experiments"]), notes["dropped"]) == (["one", "two"], [])

@@ -1,4 +1,4 @@
-"""The report of a small work folder whose results were made by the real stages from foreign features."""
+"""The report of a small work folder whose results come from the real stages on features made by the test."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage
 from whaleid.pipeline.submission import ensemble_stage
 from whaleid.pipeline.workspace import Workspace
-from whaleid.report.examples import Example, Guess, choose, shown_rows, with_pictures
-from whaleid.report.markup import STYLE, Markup, table, tag, text
-from whaleid.report.material import Answers, read_material
-from whaleid.report.page import write_report
-from whaleid.report.pictures import VIEW, view_size
+from whaleid.report.examples import Example, Guess, add_gallery_images, choose_examples
+from whaleid.report.inputs import TopGuesses, read_results
+from whaleid.report.page import templates, write_report
+from whaleid.report.thumbnails import SIZE, fit_size
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 
@@ -104,12 +103,12 @@ def page(project: Project) -> str:
 
 
 class Page(HTMLParser):
-    """Collects the pictures and links of a page, and checks that every element that is opened is closed."""
+    """Collects the images and links of a page, and checks that every opened element is closed."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self.links: list[str] = []
         self.anchors: list[str] = []
         self.feed(content)
@@ -118,7 +117,7 @@ class Page(HTMLParser):
         given = dict(attrs)
         self.anchors += [given["id"] or ""] if "id" in given else []
         if tag == "img":
-            self.pictures.append(given["src"] or "")
+            self.images.append(given["src"] or "")
         if tag == "a":
             self.links.append(given["href"] or "")
         if tag not in ("img", "meta", "br"):
@@ -135,7 +134,7 @@ def test_page_stands_by_itself(project: Project, page: str) -> None:
     folder = project.workspace.report("own")
     parsed = Page(page)
     assert not parsed.open
-    assert set(parsed.pictures) == {path.name for path in folder.iterdir()} - {"index.html"}
+    assert set(parsed.images) == {path.name for path in folder.iterdir()} - {"index.html"}
     assert all(link.removeprefix("#") in parsed.anchors for link in parsed.links)
     assert all(path.stat().st_size < 300_000 for path in folder.glob("*.png"))
     assert "<script" not in page and "http" not in page
@@ -148,19 +147,19 @@ def test_labels_are_escaped(page: str) -> None:
 
 
 def test_figures_are_those_of_the_ladder(project: Project, page: str) -> None:
-    material = read_material(project)
-    for rung in material.rungs:
-        assert f"<td>{rung['map']:.5f}</td>" in page
-        assert f"<td>{material.solution[rung['name']].map:.5f}</td>" in page
-    final = material.rungs[-1]
+    results = read_results(project)
+    for ranker in results.rankers:
+        assert f"<td>{ranker['map']:.5f}</td>" in page
+        assert f"<td>{results.solution[ranker['name']].map:.5f}</td>" in page
+    final = results.rankers[-1]
     assert f"<b>{final['map']:.5f} ± {(final['high'] - final['low']) / 2:.5f}</b>MAP@5, out of fold" in page
     assert "<b>28</b>labelled images" in page and "<b>8</b>identities" in page and "<b>8</b>test images" in page
     assert f"<td>{final['unknown']['used']:.4f}</td>" in page
-    assert "bring them up to date" not in page
+    assert "out of date" not in page
 
 
 def test_foreign_features_have_no_runs(page: str) -> None:
-    assert "trained elsewhere: net" in page and "trains nothing here" in page
+    assert "trained elsewhere: net" in page and "trains nothing" in page
 
 
 def test_runs_are_shown_with_their_curves(project: Project, tmp_path: Path) -> None:
@@ -211,7 +210,7 @@ def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
 
 def test_other_settings_are_noticed(project: Project) -> None:
     other = replace(project, recipe=project.recipe.model_copy(update={"seed": 5}))
-    assert "bring them up to date" in write_report(other).read_text()
+    assert "out of date" in write_report(other).read_text()
 
 
 def test_other_folds_are_refused(project: Project, tmp_path: Path) -> None:
@@ -250,18 +249,18 @@ def test_without_test_images_and_expected_share_nothing_is_told_of_them(tmp_path
     ensemble_stage(project, 1, [])
     page = write_report(project).read_text()
     assert not any(part in page for part in told) and "The competition has no test images." in page
-    assert "unknown queries called unknown, out of fold" in page and "threshold tuned on all folds" in page
+    assert "unknown queries called unknown, out of fold" in page and "threshold fitted on all folds" in page
 
 
 # ---------------------------------------------------------------------------------------------------- examples
 
 
-def answers(first: list[str], truth: list[str], best: list[float], known: list[bool]) -> Answers:
+def top_guesses(first: list[str], truth: list[str], best: list[float], known: list[bool]) -> TopGuesses:
     count = len(first)
     guesses = np.array([[name, "z", ""] for name in first])
     pairs = zip(first, best, strict=True)
     scores = np.array([[0.5 if name == UNKNOWN else score, 0.0, np.nan] for name, score in pairs])
-    return Answers(
+    return TopGuesses(
         rows=np.arange(count) + 10,
         folds=np.zeros(count, int),
         truth=np.array(truth),
@@ -273,68 +272,61 @@ def answers(first: list[str], truth: list[str], best: list[float], known: list[b
 
 
 def test_choose_takes_the_surest_of_each_kind() -> None:
-    given = answers(
+    given = top_guesses(
         first=["a", "a", "b", "b", UNKNOWN, UNKNOWN, UNKNOWN, "a"],
         truth=["a", "a", "a", UNKNOWN, "a", "b", UNKNOWN, "a"],
         best=[0.6, 0.9, 0.7, 0.8, 0.4, 0.1, 0.0, 0.7],
         known=[True, True, True, False, True, True, False, True],
     )
-    chosen = choose(given, UNKNOWN, count=2)
+    chosen = choose_examples(given, UNKNOWN, count=2)
     rows = {kind: [example.row for example in examples] for kind, examples in chosen.items()}
     assert rows == {"right": [11, 17], "wrong": [13, 12], "missed": [15, 14]}
-    assert [guess.identity for guess in chosen["right"][0].guesses] == ["a", "z"]  # no picture for an empty guess
+    assert [guess.identity for guess in chosen["right"][0].guesses] == ["a", "z"]  # no empty guess
     assert [guess.right for guess in chosen["right"][0].guesses] == [True, False]
 
 
 def test_unanswerable_queries_are_not_called_wrong() -> None:
-    given = answers(["a", "b"], ["", "a"], [0.9, 0.5], [False, True])
-    assert [example.row for example in choose(given, None)["wrong"]] == [11]
+    given = top_guesses(["a", "b"], ["", "a"], [0.9, 0.5], [False, True])
+    assert [example.row for example in choose_examples(given, None)["wrong"]] == [11]
 
 
 def test_nearest_gallery_image_is_shown(project: Project) -> None:
     """Against all cosines of the query with the identity's images, from the features' own files."""
-    material = read_material(project)
+    results = read_results(project)
     folders = {fold: Path(project.recipe.sources[SOURCE]) / f"fold{fold}" for fold in (0, 1)}
-    images, part = material.images, material.protocol.parts[1]
-    query, identity = int(part.rows[0]), str(material.protocol.classes[part.gallery_codes[0]])
+    images, part = results.images, results.protocol.parts[1]
+    query, identity = int(part.rows[0]), str(results.protocol.classes[part.gallery_codes[0]])
     example = Example(query, 1, identity, (Guess(identity, 1.0, True), Guess(UNKNOWN, 0.0, False)))
-    found = with_pictures([example], material.protocol, images, folders)[0]
+    found = add_gallery_images([example], results.protocol, images, folders)[0]
 
     names = pd.read_csv(folders[1] / "rows.csv")["image"].tolist()
     vectors = np.load(folders[1] / "embeddings.npy")[[names.index(name) for name in images["image"]]]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    fold_of = material.folds.set_index("image")["fold"]
+    fold_of = results.folds.set_index("image")["fold"]
     own = [row for row in range(len(images)) if images["identity"].iloc[row] == identity]
     gallery = [row for row in own if fold_of[images["image"].iloc[row]] != 1]
     assert found.guesses[0].row == max(gallery, key=lambda row: vectors[row] @ vectors[query])
     assert found.guesses[1].row is None
-    assert shown_rows([found]) == {query, found.guesses[0].row}
-    without = with_pictures([example], material.protocol, images, {})[0]
+    assert found.rows == {query, found.guesses[0].row}
+    without = add_gallery_images([example], results.protocol, images, {})[0]
     assert without.guesses[0].row in gallery
 
 
 def test_best_score_is_of_an_identity(project: Project) -> None:
     """From oof.parquet read plainly: the highest score of a query that is not that of unknown."""
-    material = read_material(project)
+    results = read_results(project)
     long = pd.read_parquet(project.workspace.candidates("own") / "oof.parquet")
     long = long[(long["source"] == "blend") & (long["identity"] != UNKNOWN)]
     best = long.groupby(long["query"].astype(str))["score"].max()
-    names = material.images["image"].iloc[material.final.rows]
-    assert np.allclose(material.final.best, best[names].to_numpy())
+    names = results.images["image"].iloc[results.final.rows]
+    assert np.allclose(results.final.best, best[names].to_numpy())
 
 
 # ------------------------------------------------------------------------------------------------ small pieces
 
 
-def test_text_escapes_all_but_markup() -> None:
-    assert text('<a> & "b"') == "&lt;a&gt; &amp; &quot;b&quot;"
-    assert text(Markup("<a>")) == "<a>" and text(None) == ""
-    assert tag("p", "<", class_='"') == '<p class="&quot;">&lt;</p>'
-    assert re.search(r'<tr class="strong"><td>y</td>', table(["h"], [["x"], ["y"]], strong=1))
-
-
 def test_text_is_readable_on_light_and_on_dark() -> None:
-    """Contrast of every text with every ground it stands on, as WCAG 2 reckons it: 4.5 is its level AA."""
+    """Contrast of text and background by WCAG 2: at least 4.5, its level AA."""
 
     def light(colour: str) -> float:
         short = colour.lstrip("#")
@@ -343,7 +335,8 @@ def test_text_is_readable_on_light_and_on_dark() -> None:
         linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
-    themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", part)) for part in STYLE.split("prefers-color-scheme: dark")]
+    style = templates().get_template("style.css").render()
+    themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", part)) for part in style.split("prefers-color-scheme: dark")]
     assert len(themes) == 2 and themes[0].keys() == themes[1].keys()
     for theme in themes:
         for ink, grounds in (("ink", ("paper", "soft", "note")), ("quiet", ("paper", "soft")), ("link", ("paper",))):
@@ -351,10 +344,10 @@ def test_text_is_readable_on_light_and_on_dark() -> None:
                 low, high = sorted((light(theme[ink]), light(theme[ground])))
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
     assert light(themes[0]["paper"]) > 0.9 and light(themes[1]["paper"]) < 0.05
-    assert set(re.findall(r"var\(--(\w+)\)", STYLE)) == themes[0].keys()
+    assert set(re.findall(r"var\(--(\w+)\)", style)) == themes[0].keys()
 
 
-def test_views_keep_the_aspect_and_fit() -> None:
-    assert view_size(np.array([0, 0, 440, 100])) == (220, 50)
-    assert view_size(np.array([10, 0, 20, 100])) == (18, 180)
-    assert VIEW[0] * VIEW[1] * 3 < 300_000  # so that no PNG of one is larger
+def test_thumbnails_keep_the_aspect_and_fit() -> None:
+    assert fit_size(np.array([0, 0, 440, 100])) == (220, 50)
+    assert fit_size(np.array([10, 0, 20, 100])) == (18, 180)
+    assert SIZE[0] * SIZE[1] * 3 < 300_000  # so that no PNG of one is larger

@@ -87,11 +87,11 @@ def test_a_wrong_file_ends_a_command_with_one_line(
     file.write_text('{"WORKDIR": "x"}')
     for words in (
         ["data", "build"],
-        ["sample"],
+        ["data", "sample"],
         ["weights"],
         ["data", "check"],
         ["plan"],
-        ["submission", "check", "x"],
+        ["submission", "--check", "x"],
     ):
         assert "unknown key 'WORKDIR'" in refused(monkeypatch, capsys, words)
 
@@ -141,7 +141,7 @@ def test_every_stage_keeps_to_the_folders_and_the_command_line_wins(
     assert [path.name for path in submissions.glob("*.csv")].count("log.csv") == 1
     assert len(list(submissions.glob("drawn_recipe_*.csv"))) == 1
     assert (Path(folders["WORK_DIR"]) / "drawn" / "metrics.json").is_file()
-    run(monkeypatch, ["folds", *options, "--work", str(tmp_path / "given")])
+    run(monkeypatch, ["data", "folds", *options, "--work", str(tmp_path / "given")])
     assert (tmp_path / "given" / "drawn" / "folds.csv").is_file()
     assert list(here.iterdir()) == []
 
@@ -164,11 +164,11 @@ def test_make_follows_the_file_and_cleans_its_own_folders_alone(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["kept"]
     for outside in ("../outside", str(tmp_path.parent / "outside"), ".", "work/../../outside"):
         (tmp_path / SETTINGS).write_text(json.dumps({"WORK_DIR": outside}))
-        assert f"left alone, for it is not a folder in here: {outside}" in made(tmp_path, "clean")
+        assert f"left alone, because it is not a folder in here: {outside}" in made(tmp_path, "clean")
     assert (tmp_path.parent / "outside").is_dir()
     assert (tmp_path / "work").is_dir()
-    assert "--work" not in made(tmp_path, "-n", "plan", "setup=", "-o", "setup")
-    assert '--work "other"' in made(tmp_path, "-n", "plan", "WORK=other", "-o", "setup")
+    assert "--work" not in made(tmp_path, "-n", "score", "setup=", "-o", "setup")
+    assert '--work "other"' in made(tmp_path, "-n", "score", "WORK=other", "-o", "setup")
 
 
 def made(folder: Path, *words: str) -> str:

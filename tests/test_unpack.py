@@ -97,7 +97,7 @@ def test_a_damaged_file_and_a_cut_archive_are_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_a_folder_too_is_refused(tmp_path: Path) -> None:
     archive = written(tmp_path / "x.zip", zipped({"a": b"1", "a/b": b"2"}))
-    assert "a file and a folder" in refused(archive, tmp_path / "out")
+    assert "is a file and a folder" in refused(archive, tmp_path / "out")
 
 
 def test_a_disk_too_small_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

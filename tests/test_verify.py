@@ -162,7 +162,7 @@ def test_ladder_has_a_rung_for_it_and_own_fold_never_matters(tmp_path):
     write_described(folder, world.images, truth)
     total = len(np.load(folder / "descriptors.npy"))
     np.save(folder / "points.npy", np.tile(np.array([9, 9, 3, 0], np.float32), (total, 1)))
-    config = recipe(local={"verify": {}})
+    config = recipe(local_matching={"verify": {}})
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "out", folder)
     assert [rung.name for rung in result.rungs][-3:] == ["local matching", "local verified", "blend"]
     assert result.rung("local verified").score.map >= result.rung("local matching").score.map - 0.02

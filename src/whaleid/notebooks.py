@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from whaleid.cli.options import recipe_name
-from whaleid.config.files import repository_root
-from whaleid.config.settings import read_settings
+from whaleid.config.files import default_recipe
+from whaleid.config.settings import read_settings, repository_root
 from whaleid.pipeline.project import Project, open_project
 
 FOLDER = "notebooks"
@@ -34,4 +33,4 @@ def notebook_project(
     pairs = shlex.split(environment.get("SET", ""))
     settings = read_settings()
     folder = Path(environment.get("WORK") or work or settings.work)
-    return open_project(contest, recipe_name(contest, wanted), folder, pairs, settings=settings)
+    return open_project(contest, wanted or default_recipe(contest), folder, pairs, settings=settings)

@@ -1,4 +1,4 @@
-"""The commands that speak to Kaggle, and `doctor`. No logic; nothing is published without --confirm."""
+"""`whaleid kaggle` and `whaleid doctor`. Nothing is published without --confirm."""
 
 from __future__ import annotations
 
@@ -7,167 +7,131 @@ from typing import Annotated
 
 import typer
 
-from whaleid.cli.options import (
-    CompetitionOption,
-    ExperimentOption,
-    FoldOption,
-    RecipeOption,
-    SetOption,
-    WorkOption,
-    project_of,
+from whaleid.cli.context import PROJECT, ConfirmOption, Context, ExperimentOption, FoldOption, command
+
+group = typer.Typer(
+    help="Push the kernel, submit, read scores. Nothing is published without --confirm.\n\n"
+    "Example: whaleid kaggle submit -c humpback --confirm",
+    no_args_is_help=True,
 )
-
-kaggle_app = typer.Typer()
-
-ConfirmOption = Annotated[bool, typer.Option("--confirm", help="do it; without, only what would be done is shown")]
 FolderOption = Annotated[
-    Path | None, typer.Option("--folder", help="the kernel's folder; default: work/<competition>/kernel/<recipe>")
+    Path | None, typer.Option("--folder", help="of the kernel; default: work/<competition>/kernel/<recipe>")
 ]
 
 
-@kaggle_app.command()
-def fetch(
-    competition: CompetitionOption = "sample",
-    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="keep the zip once it is unpacked")] = False,
-) -> None:
-    """Download and unpack a Kaggle competition's data, where its root has no CSVs yet; carries on where it stopped."""
-    from whaleid.config.files import load_competition
-    from whaleid.kaggle.download import fetch_data
-
-    for line in fetch_data(load_competition(competition), keep_archive):
-        print(line, flush=True)
+def register(app: typer.Typer) -> None:
+    """Add the group and `doctor` to the command line."""
+    app.add_typer(group, name="kaggle", rich_help_panel="Kaggle")
+    command(app, PROJECT, panel="Data")(doctor)
 
 
-@kaggle_app.command()
-def doctor(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-) -> None:
-    """Say what is here of what the recipe needs: Python, packages, GPU, disk, memory, data, Kaggle. One line each."""
+def doctor(context: Context) -> None:
+    """Check what a recipe needs: Python, packages, GPU, disk, memory, data, Kaggle. Exit code 2 if it would fail.
+
+    Example: whaleid doctor -c humpback -r gold
+    """
     from whaleid.kaggle.doctor import examine, verdict
 
-    project = project_of(competition, recipe, work, set_, False)
     findings = []
-    for finding in examine(project):
+    for finding in examine(context.project):
         print(finding.line(), flush=True)
         findings.append(finding)
-    print(verdict(project, findings))
+    print(verdict(context.project, findings))
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(2)
 
 
-@kaggle_app.command("kernel-push")
-def kernel_push(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
+def _kernel_folder(context: Context, folder: Path | None, experiment: str | None, fold: int | None) -> Path:
+    from whaleid.kaggle.kernel.bundle import bundle_folder
+
+    return folder or bundle_folder(context.project, experiment, fold)
+
+
+@command(group, PROJECT)
+def push(
+    context: Context,
     folder: FolderOption = None,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
     confirm: ConfirmOption = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="push the kernel though it has not changed: it runs anew")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="push a kernel that has not changed, to run it again")] = False,
 ) -> None:
-    """Send the folder that `make kernel` made: its data sets, then the kernel. Shows what it would send; --confirm.
+    """Send the kernel that `whaleid kernel` made, after its data sets.
 
-    With --experiment and --fold: the kernel that trains this run.
+    Example: whaleid kaggle push -c humpback --confirm
     """
-    from whaleid.kaggle.kernel.bundle import bundle_folder
     from whaleid.kaggle.push import plan_lines, push, read_bundle
     from whaleid.pipeline.metrics import commit
 
-    place = folder or bundle_folder(project_of(competition, recipe, work, set_, False), experiment, fold)
-    bundle = read_bundle(place)
+    bundle = read_bundle(_kernel_folder(context, folder, experiment, fold))
     if confirm:
         for line in push(bundle, f"whaleid {commit()}".strip(), again):
             print(line, flush=True)
         return
     print("\n".join(plan_lines(bundle)))
-    print("nothing was sent: CONFIRM=1 (--confirm) does it")
+    print("nothing was sent: --confirm sends it")
 
 
-@kaggle_app.command("kernel-status")
-def kernel_status(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    folder: FolderOption = None,
-    experiment: ExperimentOption = None,
-    fold: FoldOption = None,
+@command(group, PROJECT)
+def status(
+    context: Context, folder: FolderOption = None, experiment: ExperimentOption = None, fold: FoldOption = None
 ) -> None:
-    """Ask Kaggle how far the recipe's kernel is (--experiment, --fold: the one that trains this run)."""
-    from whaleid.kaggle.kernel.bundle import bundle_folder
+    """Show whether the kernel is queued, running, complete or failed.
+
+    Example: whaleid kaggle status -c humpback
+    """
     from whaleid.kaggle.push import kernel_status, read_bundle
 
-    place = folder or bundle_folder(project_of(competition, recipe, work, set_, False), experiment, fold)
-    status = kernel_status(read_bundle(place).kernel.id)
-    print(status.line())
-    if status.failed:
+    found = kernel_status(read_bundle(_kernel_folder(context, folder, experiment, fold)).kernel.id)
+    print(found.line())
+    if found.failed:
         raise typer.Exit(2)
 
 
-@kaggle_app.command("kernel-output")
-def kernel_output(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    folder: FolderOption = None,
-    experiment: ExperimentOption = None,
-    fold: FoldOption = None,
+@command(group, PROJECT)
+def output(
+    context: Context, folder: FolderOption = None, experiment: ExperimentOption = None, fold: FoldOption = None
 ) -> None:
-    """Fetch what the recipe's kernel left at Kaggle, its log too, and check its submission.csv (or, with --experiment
-    and --fold, the run that it trained).
+    """Download the kernel's output and log, and check its submission.csv (or the run that it trained).
+
+    Example: whaleid kaggle output -c humpback
     """
-    from whaleid.kaggle.kernel.bundle import bundle_folder
     from whaleid.kaggle.push import fetch_output
 
-    project = project_of(competition, recipe, work, set_, False)
-    place = folder or bundle_folder(project, experiment, fold)
     run = None if experiment is None or fold is None else (experiment, fold)
-    for line in fetch_output(project, place, run):
+    for line in fetch_output(context.project, _kernel_folder(context, folder, experiment, fold), run):
         print(line, flush=True)
 
 
-@kaggle_app.command()
-def submit(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    confirm: ConfirmOption = False,
-) -> None:
-    """Submit the recipe's latest submission to Kaggle, and read its score back. Shows what it would do; --confirm."""
+@command(group, PROJECT)
+def submit(context: Context, confirm: ConfirmOption = False) -> None:
+    """Submit the recipe's latest submission, and read its score.
+
+    Example: whaleid kaggle submit -c humpback --confirm
+    """
     from whaleid.kaggle.submit import prepare, submit
 
-    project = project_of(competition, recipe, work, set_, False)
-    outgoing = prepare(project)
+    outgoing = prepare(context.project)
     if not confirm:
-        print(f"would submit {outgoing.line()}\nnothing was sent: CONFIRM=1 (--confirm) does it")
+        print(f"would submit {outgoing.line()}\nnothing was sent: --confirm sends it")
         return
-    for line in submit(project, outgoing):
+    for line in submit(context.project, outgoing):
         print(line, flush=True)
 
 
-@kaggle_app.command()
+@command(group, PROJECT)
 def scores(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    offline: Annotated[bool, typer.Option("--offline", help="draw what the log holds, without asking Kaggle")] = False,
+    context: Context,
+    offline: Annotated[bool, typer.Option("--offline", help="do not ask Kaggle; use the log as it is")] = False,
 ) -> None:
-    """Read leaderboard scores back into submissions/log.csv, and draw them against the out-of-fold scores."""
+    """Read leaderboard scores into submissions/log.csv, and plot them against the out-of-fold scores.
+
+    Example: whaleid kaggle scores -c humpback
+    """
     from whaleid.kaggle.submit import draw_scores, read_back
 
-    project = project_of(competition, recipe, work, set_, False)
     if not offline:
-        for line in read_back(project):
+        for line in read_back(context.project):
             print(line, flush=True)
-    for line in draw_scores(project):
+    for line in draw_scores(context.project):
         print(line)

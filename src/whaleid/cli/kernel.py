@@ -1,4 +1,4 @@
-"""Commands of the Kaggle kernel: make its bundle, and run it here as Kaggle would."""
+"""Commands that make the Kaggle kernel, and run it here as Kaggle would."""
 
 from __future__ import annotations
 
@@ -8,49 +8,26 @@ from typing import Annotated
 
 import typer
 
-from whaleid.cli.options import (
-    CompetitionOption,
-    ExperimentOption,
-    FoldOption,
-    JobsOption,
-    RecipeOption,
-    SetOption,
-    SkipOption,
-    WorkOption,
-    options_of,
-    project_of,
-)
+from whaleid.cli.context import PROJECT, RUNS, Context, ExperimentOption, FoldOption, command
 from whaleid.utils.errors import WhaleidError
 
-
-class Mode(StrEnum):
-    inference = "inference"
-    training = "training"
+PANEL = "Kaggle"
 
 
-class LayoutChoice(StrEnum):
+class Layout(StrEnum):
     new = "new"
     old = "old"
     both = "both"
 
 
-ModeOption = Annotated[Mode, typer.Option("--mode", help="answer the test set, or train one run there")]
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command("kernel")(kernel)
-    app.command("kernel-run")(kernel_run)
+    command(app, RUNS, panel=PANEL)(kernel)
+    command(app, PROJECT, panel=PANEL)(kernel_run)
 
 
 def kernel(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    jobs: JobsOption = 0,
-    skip_unreadable: SkipOption = False,
-    mode: ModeOption = Mode.inference,
+    context: Context,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
     owner: Annotated[str | None, typer.Option(help="Kaggle user name; default: KAGGLE_USERNAME")] = None,
@@ -58,20 +35,24 @@ def kernel(
     gpu: Annotated[bool | None, typer.Option(help="ask for GPUs; default: by the size of the images")] = None,
     notebook: Annotated[bool, typer.Option("--notebook", help="push the notebook instead of the script")] = False,
 ) -> None:
-    """Make the Kaggle kernel of a recipe, with its data sets: work/<competition>/kernel/<recipe>/."""
-    from whaleid.kaggle.kernel.bundle import KernelOptions, inference_size, make_bundle
+    """Make the Kaggle kernel of a recipe: one that identifies the test set, or (with both options) trains one run.
+
+    It is written to work/<competition>/kernel/<recipe>/, with its data sets.
+
+    Example: whaleid kernel -c humpback --owner your-kaggle-name
+    """
+    from whaleid.kaggle.kernel.assets import inference_size
+    from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
     from whaleid.pipeline.stages import folds_stage
 
-    if (mode is Mode.training) != (experiment is not None and fold is not None):
-        raise WhaleidError("--mode training goes with --experiment and --fold, and these with --mode training")
-    project = project_of(competition, recipe, work, set_, skip_unreadable)
-    if mode is Mode.training:
+    project = context.project
+    if _trains(experiment, fold):
         folds_stage(project)
     else:
         from whaleid.pipeline.submission import submission_stage
 
-        submission_stage(project, jobs, options_of(competition, recipe, work, set_, skip_unreadable))
+        submission_stage(project, context.jobs, context.options)
         print(f"the kernel carries {inference_size(project).line()}", flush=True)
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)
@@ -80,26 +61,22 @@ def kernel(
         print(f"data set {role}: {size / 1e6:,.1f} MB")
     print(f"kernel: {bundle.kernel} in {bundle.folder}")
     if name == PLACEHOLDER:
-        print(f"its owner is the placeholder {PLACEHOLDER}: to push it, make it again with OWNER= (or KAGGLE_USERNAME)")
+        print(f"its owner is the placeholder {PLACEHOLDER}: to push it, make it again with --owner or KAGGLE_USERNAME")
 
 
 def kernel_run(
-    competition: CompetitionOption = "sample",
-    recipe: RecipeOption = None,
-    work: WorkOption = None,
-    set_: SetOption = None,
-    skip_unreadable: SkipOption = False,
-    layout: Annotated[LayoutChoice, typer.Option(help="of /kaggle/input: that of 2026, the one before")] = (
-        LayoutChoice.both
-    ),
-    hours: Annotated[float | None, typer.Option(min=0.0, help="another time budget than the kernel's")] = None,
-    mode: ModeOption = Mode.inference,
+    context: Context,
     experiment: ExperimentOption = None,
     fold: FoldOption = None,
+    layout: Annotated[Layout, typer.Option(help="of /kaggle/input: that of 2026, or the one before")] = Layout.both,
+    hours: Annotated[float | None, typer.Option(min=0.0, help="another time limit than the kernel's")] = None,
 ) -> None:
-    """Run the kernel here as Kaggle would (offline, read-only inputs) and compare its submission with the local one."""
+    """Run the kernel here as Kaggle would (offline, read-only inputs), and compare its submission with the local one.
+
+    Example: whaleid kernel-run -c sample --layout new
+    """
     from whaleid.kaggle.kernel.bundle import bundle_folder
-    from whaleid.kaggle.kernel.run import (
+    from whaleid.kaggle.kernel.local_run import (
         RunOptions,
         compare_submissions,
         require_equal,
@@ -109,20 +86,27 @@ def kernel_run(
     from whaleid.pipeline.metrics import read_figures
     from whaleid.pipeline.submission import submission_path
 
-    project = project_of(competition, recipe, work, set_, skip_unreadable)
+    project = context.project
     bundle = bundle_folder(project, experiment, fold)
     if not (bundle / "kernel").is_dir():
-        raise WhaleidError(f"{bundle}: no kernel here yet: make kernel first")
+        raise WhaleidError(f"{bundle}: there is no kernel yet: run whaleid kernel first")
     figures = read_figures(project)
-    for one in ("new", "old") if layout is LayoutChoice.both else (layout.value,):
+    for one in ("new", "old") if layout is Layout.both else (layout.value,):
         base = project.workspace.root / "kernel-run" / bundle.name
         print(f"layout {one}", flush=True)
         run = run_bundle(bundle, project.competition, base, RunOptions(one, hours))
-        print(f"{run.seconds:.0f} s; {run.words}")
-        if mode is Mode.training:
+        print(f"{run.seconds:.0f} s; {run.isolation}")
+        if _trains(experiment, fold):
             print(f"output: {run.working}")
             continue
         assert figures is not None  # a bundle of inference is made after its ensemble
         compared = compare_submissions(submission_path(project, figures["key"]), submission_of(run))
         print(compared.line())
         require_equal(run, compared)
+
+
+def _trains(experiment: str | None, fold: int | None) -> bool:
+    """Whether the kernel trains a run; raises WhaleidError where only one of both options is given."""
+    if (experiment is None) != (fold is None):
+        raise WhaleidError("--experiment and --fold go together: they name the run that the kernel trains")
+    return experiment is not None

@@ -1,4 +1,4 @@
-"""A competition: where images, labels and the submission's form come from."""
+"""A competition: where its images, labels and the form of its submission come from."""
 
 from __future__ import annotations
 
@@ -10,53 +10,64 @@ from whaleid.config.base import Model, Positive, Share
 
 
 class Table(Model):
-    """A CSV of images: which columns hold what, and the folder that holds the pictures."""
+    """A CSV of images: which columns hold what, and the folder of the image files."""
 
     csv: str
+    """Path of the file, relative to the root."""
     images: str
+    """Folder of the image files, relative to the root."""
     image: str
+    """Column of the images' names."""
     identity: str | None = None
+    """Column of the identities; null for a table of test images."""
     extra: dict[str, str] = {}
-    """Further columns to keep: name in images.parquet -> column of the CSV (happywhale: species)."""
+    """More columns to keep: name in images.parquet -> column of the CSV (happywhale: species)."""
     suffix: str = ""
-    """Appended to the image's name to get its file, where the CSV leaves out `.jpg`."""
+    """Appended to an image's name to get its file, for example `.jpg` where the CSV leaves it out."""
 
 
 class Submission(Model):
-    """The submission's columns: the image, and its guesses joined by spaces."""
+    """The submission's columns: the image, and its guesses separated by spaces."""
 
     image: str
     identities: str
 
 
 class Competition(Model):
-    """Where images, labels and the submission's form come from (design: *A competition*)."""
+    """One competition. Paths are relative to `root`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     root: Path
+    """Folder of the data."""
     train: Table
     test: Table | None = None
     submission: Submission = Submission(image="Image", identities="Id")
     unknown: str | None = None
+    """Label of identities that the training data does not hold (`new_whale`); null: there are none."""
     unknown_share: Share | None = None
+    """Share of unknown queries expected in the test set; null: as in the training data."""
     k: Positive = 5
+    """Number of guesses that count."""
     boxes: str | None = None
+    """CSV of boxes around the animals: `image, x0, y0, x1, y1` in pixels."""
     masks: str | None = None
-    """Folder of masks: for `x/a.jpg` of a table's images a PNG `x/a.png` of the same size, white where the animal is.
-    Local matching looks for keypoints nowhere else."""
+    """Folder of masks: `x/a.png` for the image `x/a.jpg`, of the same size, white where the animal is. Local matching
+    takes keypoints from the white part only."""
     solution: str | None = None
-    mend: dict[str, dict[str, str]] = {}
-    """Spelling mistakes of the data: column of images.parquet -> wrong value -> right value."""
+    """CSV of the test images' identities; read by `score` and `report` only."""
+    rename_values: dict[str, dict[str, str]] = {}
+    """Corrections of the data: column of images.parquet -> wrong value -> right value."""
     group: str | None = None
-    """Name in `train.extra` of a column whose equal values must share a fold (an encounter, a burst)."""
+    """Name in `train.extra` of a column whose equal values must share a fold (an encounter, a burst of photographs)."""
     kaggle: str | None = None
+    """Name of the competition on Kaggle, from which `make data` downloads it."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Competition:
+    def _check(self) -> Competition:
         if self.train.identity is None:
             raise ValueError("train.identity is missing: name the CSV column that holds the identity")
         if self.group is not None and self.group not in self.train.extra:
             raise ValueError(f"group '{self.group}' is not among train.extra: {sorted(self.train.extra)}")
         if self.unknown is None and self.unknown_share:
-            raise ValueError("unknown_share is set but unknown is null: name the unknown label or drop the share")
+            raise ValueError("unknown_share is set but unknown is null: name the unknown label or remove the share")
         return self

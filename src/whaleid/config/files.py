@@ -1,6 +1,6 @@
-"""Configuration files: found by name or path, merged over what they extend, checked, or refused in one line.
+"""Configuration files: found by name or path, merged over the file that they extend, checked by the typed models.
 
-Experiments extend one another (`extends: default`): omegaconf merges, pydantic checks.
+Experiments and recipes extend one another (`extends: default`). An error is one line with the file and the key.
 """
 
 from __future__ import annotations
@@ -15,32 +15,51 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from whaleid.config import Competition, Experiment, Model, PretextExperiment, Recipe, renamed
-from whaleid.config.settings import Settings, read_settings, repository_root
+from whaleid.config.keys import known_keys, suggestion
+from whaleid.config.settings import Settings, config_root, read_settings
 from whaleid.utils.errors import WhaleidError
 
 Checked = TypeVar("Checked", bound=Model)
+Kind = Literal["competitions", "experiments", "recipes"]
 
 
-def config_path(kind: Literal["competitions", "experiments", "recipes"], name: str, near: Path | None = None) -> Path:
-    """Path of a YAML given by name (`configs/<kind>/<name>.yaml`) or by path.
+def config_path(kind: Kind, name: str, *near: Path) -> Path:
+    """Path of a YAML file that is given by name (`configs/<kind>/<name>.yaml`) or by path.
 
-    near: folder searched first, so that a recipe finds experiments lying beside it.
+    Parameters
+    ----------
+    kind : {"competitions", "experiments", "recipes"}
+        Folder of `configs/`.
+    name : str
+        A name, or a path that ends in .yaml or .yml.
+    *near : Path
+        Folders that are searched first, so that a recipe finds the experiments beside it.
+
+    Raises
+    ------
+    WhaleidError
+        If there is no such file; the message suggests a name.
     """
-    folder = repository_root() / "configs" / kind
+    folder = config_root() / kind
     if name.endswith((".yaml", ".yml")):
         given = Path(name).expanduser()
-        tries = [given] if given.is_absolute() else [(near or Path.cwd()) / given, Path.cwd() / given]
+        tries = [given] if given.is_absolute() else [place / given for place in (*near, Path.cwd())]
     else:
-        tries = [parent / f"{name}.yaml" for parent in ([near] if near else []) + [folder]]
+        tries = [place / f"{name}.yaml" for place in (*near, folder)]
     for path in tries:
         if path.is_file():
             return path.resolve()
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
     guess = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{guess[0]}'?" if guess else f"known: {', '.join(known)}"
     raise WhaleidError(
         f"{kind[:-1]} '{name}' not found (looked for {tries[0]}); {hint}, or give the path of a YAML file"
     )
+
+
+def default_recipe(competition: str) -> str:
+    """Recipe of a competition for which none was named."""
+    return "sample" if competition == "sample" else "cpu"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,130 +74,171 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_competition(name: str, settings: Settings | None = None) -> Competition:
-    """Competition by name or path; its `root` is made absolute.
+    """Competition by name or path, its `root` made absolute.
 
-    A relative root is looked for from the repository (`data/...` in RAW_DATA_DIR) where the YAML is one of its own,
-    else from the YAML's folder first. settings: None: those of SETTINGS.json.
+    A relative root of one of the package's own competitions counts from the repository (`data/...` from
+    RAW_DATA_DIR), that of any other YAML from the YAML's folder first. settings: None reads SETTINGS.json.
     """
     path = config_path("competitions", name)
     competition = _checked(Competition, read_yaml(path), path)
     root = competition.root.expanduser()
     if not root.is_absolute():
         places = [(settings or read_settings()).data_root(root), path.parent / root]
-        if not path.is_relative_to(repository_root() / "configs"):
+        if not path.is_relative_to(config_root()):
             places.reverse()
         root = next((place for place in places if place.exists()), places[0])
     return competition.model_copy(update={"root": root.resolve()})
 
 
-def load_experiment(name: str, overrides: dict[str, Any] | None = None, near: Path | None = None) -> Experiment:
-    """Experiment by name or path, merged over what it extends, then over dotted `overrides`."""
-    path = config_path("experiments", name, near)
-    return _checked(Experiment, _merged(path, overrides or {}), path)
+def load_experiment(name: str, overrides: dict[str, Any] | None = None, *near: Path) -> Experiment:
+    """Experiment by name or path, merged over the file that it extends, then under the dotted `overrides`."""
+    path = config_path("experiments", name, *near)
+    return _checked(Experiment, _merged("experiments", path, overrides or {})[0], path)
 
 
-def load_recipe(name: str) -> tuple[Recipe, list[Experiment]]:
-    """Recipe by name or path, with its experiments (the recipe's `set` applied)."""
-    return load_recipe_with(name, {})
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, list[Experiment]]:
+    """Recipe by name or path, with its experiments.
 
+    Parameters
+    ----------
+    name : str
+        Name in configs/recipes, or path.
+    overrides : dict, optional
+        Dotted key -> value (`parse_overrides`). Keys of recipes override the recipe; the others override all
+        experiments, after the recipe's own `set`.
 
-def load_recipe_with(name: str, overrides: dict[str, Any]) -> tuple[Recipe, list[Experiment]]:
-    """As `load_recipe`, with further overrides (SET) laid over the recipe's own."""
+    Raises
+    ------
+    WhaleidError
+        For a file that is missing or wrong, an unknown key, or two sources of one name.
+    """
     path = config_path("recipes", name)
-    content = read_yaml(path)
-    content["name"] = path.stem
+    of_recipe, of_experiments = _split(overrides or {})
+    content, folders = _merged("recipes", path, of_recipe)
     recipe = _checked(Recipe, content, path)
     for message in renamed.old_key_messages(recipe.set, renamed.EXPERIMENT):
         raise WhaleidError(f"{path}: set: {message}")
-    merged = {**recipe.set, **overrides}
-    experiments = [load_experiment(item, merged, near=path.parent) for item in recipe.experiments]
+    merged = {**recipe.set, **of_experiments}
+    experiments = [load_experiment(item, merged, *folders) for item in recipe.experiments]
     names = [experiment.name for experiment in experiments]
     if len(set(names) | set(recipe.sources)) < len(names) + len(recipe.sources):
-        raise WhaleidError(f"{path}: two sources of the recipe have one name: {names + list(recipe.sources)}")
-    sources = {key: str((path.parent / Path(value).expanduser()).resolve()) for key, value in recipe.sources.items()}
-    return recipe.model_copy(update={"set": merged, "sources": sources}), experiments
+        raise WhaleidError(f"{path}: two sources of the recipe have the same name: {names + list(recipe.sources)}")
+    return recipe.model_copy(update={"set": merged}), experiments
 
 
 def load_pretext(name: str, recipe: Recipe, experiments: list[Experiment]) -> PretextExperiment | None:
-    """The experiment of the recipe's `pretrain`, None where it has none.
+    """The experiment of the recipe's `pretrain`; None for a recipe without.
 
-    name: the recipe's; recipe, experiments: as `load_recipe_with` gives them. Overrides reach the pretraining too, but
-    for those of `head` and `sampler`, which are about labels. Raises WhaleidError where an experiment that would
-    start from its backbone has another one, and where there is no such experiment.
+    Parameters
+    ----------
+    name : str
+        Of the recipe.
+    recipe, experiments
+        As `load_recipe` returns them. The recipe's overrides also apply to pretraining, except those of `head` and
+        `sampler`, which concern labels.
+
+    Raises
+    ------
+    WhaleidError
+        If no experiment would start from the pretrained backbone, or one that would has another backbone.
     """
     if recipe.pretrain is None:
         return None
     path = config_path("recipes", name)
     place = config_path("experiments", recipe.pretrain.experiment, path.parent)
     overrides = {key: value for key, value in recipe.set.items() if key.split(".")[0] not in ("head", "sampler")}
-    pretext = _checked(PretextExperiment, _merged(place, overrides), place)
+    pretext = _checked(PretextExperiment, _merged("experiments", place, overrides)[0], place)
     followers = [experiment for experiment in experiments if not experiment.model.names_file]
     if not followers:
-        raise WhaleidError(f"{path}: no experiment starts from what `pretrain` trains: each names a file of its own")
+        raise WhaleidError(
+            f"{path}: `pretrain` would be of no use: the model.weights of each experiment names a file of its own"
+        )
     for experiment in followers:
         if experiment.model.backbone != pretext.model.backbone:
             raise WhaleidError(
-                f"{path}: experiment {experiment.name} is a {experiment.model.backbone}, but `pretrain` trains a "
-                f"{pretext.model.backbone}: give them one model.backbone, or the experiment model.weights of its own"
+                f"{path}: experiment {experiment.name} has backbone {experiment.model.backbone}, but `pretrain` trains "
+                f"{pretext.model.backbone}: use the same model.backbone, or give the experiment model.weights"
             )
     return pretext
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["image.width=128", ...]` as a mapping of dotted keys to values read as YAML."""
+    """`["image.width=128", ...]` as a mapping of dotted keys to values, each value read as YAML."""
     overrides: dict[str, Any] = {}
     for pair in pairs:
         key, separator, _ = pair.partition("=")
         if not separator or not key.strip():
             raise WhaleidError(f"SET '{pair}': expected key=value, for example image.width=128")
         try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([pair]))
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([pair]))
         except (YAMLError, OmegaConfBaseException) as error:
             raise WhaleidError(f"SET '{pair}': {' '.join(str(error).split())}") from error
-        overrides[key] = _leaf(parsed, key)
+        for part in key.split("."):
+            parsed = parsed[part]
+        overrides[key] = parsed
     for message in renamed.old_key_messages(overrides, {**renamed.EXPERIMENT, **renamed.RECIPE}):
         raise WhaleidError(f"SET: {message}")
     return overrides
 
 
 def override(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Copy of nested `content` with the dotted `key` set to `value`."""
+    """Copy of nested `content` with the dotted `key` set to `value`; groups on the way that are null are opened."""
     head, _, rest = key.partition(".")
     if not rest:
         return {**content, head: value}
     inner = content.get(head)
-    if not isinstance(inner, dict):
-        raise WhaleidError(f"SET {key}: '{head}' is not a group of settings; groups: {', '.join(sorted(content))}")
-    return {**content, head: override(inner, rest, value)}
+    if not isinstance(inner, dict | None):
+        raise WhaleidError(f"SET {key}: '{head}' is a value, not a group of settings")
+    return {**content, head: override(inner or {}, rest, value)}
 
 
-def _leaf(parsed: Any, key: str) -> Any:
-    for part in key.split("."):
-        parsed = parsed[part]
-    return parsed
+_OF_RECIPE = set(Recipe.model_fields) - {"name", "set"}
+_OF_EXPERIMENT = (set(Experiment.model_fields) | set(PretextExperiment.model_fields)) - {"name"}
 
 
-def _merged(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Content of an experiment's YAML over what it extends, under dotted `overrides`."""
-    merged = _extended(path, ())
+def _split(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Overrides of the recipe, and those of its experiments."""
+    of_recipe, of_experiments = {}, {}
+    for key, value in overrides.items():
+        first = key.split(".")[0]
+        if first in _OF_RECIPE:
+            of_recipe[key] = value
+        elif first in _OF_EXPERIMENT:
+            of_experiments[key] = value
+        else:
+            known = [
+                item for item in known_keys(Recipe, Experiment) if item.split(".")[0] in _OF_RECIPE | _OF_EXPERIMENT
+            ]
+            raise WhaleidError(f"SET {key}: neither experiments nor recipes have '{first}'; {suggestion(key, known)}")
+    return of_recipe, of_experiments
+
+
+def _merged(kind: Kind, path: Path, overrides: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+    """Content of a YAML file over the file that it extends, under `overrides`; and the folders of these files."""
+    merged, files = _extended(kind, path, ())
     for key, value in overrides.items():
         merged = override(merged, key, value)
-    return {**merged, "name": path.stem}
+    return {**merged, "name": path.stem}, [file.parent for file in files]
 
 
-def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _extended(kind: Kind, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
     if path in seen:
         raise WhaleidError(f"{path}: extends itself through {' -> '.join(item.stem for item in seen)}")
     content = read_yaml(path)
+    if kind == "recipes" and isinstance(
+        content.get("sources"), dict
+    ):  # its folders count from the file that names them
+        sources = content["sources"].items()
+        content["sources"] = {key: str((path.parent / Path(value).expanduser()).resolve()) for key, value in sources}
     parent = content.pop("extends", None)
     if parent is None:
-        return content
-    base = _extended(config_path("experiments", str(parent), path.parent), (*seen, path))
-    if "head" in content:  # another head brings its own settings: nothing of the parent's may linger
+        return content, [path]
+    base, files = _extended(kind, config_path(kind, str(parent), path.parent), (*seen, path))
+    if "head" in content:  # another head brings its own settings: none of the parent's may remain
         base = {key: value for key, value in base.items() if key != "head"}
     merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(content)))
     assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+    return {str(key): value for key, value in merged.items()}, [path, *files]
 
 
 _OLD_KEYS: dict[type[Model], dict[str, str]] = {
@@ -195,16 +255,27 @@ def _checked(kind: type[Checked], content: dict[str, Any], path: Path) -> Checke
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise WhaleidError(f"{path}: {_first_problem(error)}") from error
+        raise WhaleidError(f"{path}: {_first_problem(error, kind, content)}") from error
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, kind: type[Model], content: dict[str, Any]) -> str:
     problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
+    place = _dotted(problem["loc"], content)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{place}'; remove it or mend its spelling"
+        return f"unknown key '{place}'; {suggestion(place, known_keys(kind))}"
     if problem["type"] == "missing":
         return f"key '{place}' is missing"
     message = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem.get("input"), dict) else f" (found {problem.get('input')!r})"
-    return f"{place}: {message}{shown}" if place else message
+    found = "" if isinstance(problem.get("input"), dict) else f" (found {problem.get('input')!r})"
+    return f"{place}: {message}{found}" if place else message
+
+
+def _dotted(location: tuple[int | str, ...], content: Any) -> str:
+    """Pydantic's location as a key of the file: without the names of a union's members, such as a head's."""
+    parts = []
+    for number, part in enumerate(location, start=1):
+        if isinstance(content, dict) and part not in content and number < len(location):
+            continue
+        parts.append(str(part))
+        content = content.get(part) if isinstance(content, dict) else None if isinstance(part, str) else content[part]
+    return ".".join(parts)

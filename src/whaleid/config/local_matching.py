@@ -39,10 +39,10 @@ class VerifyConfig(Model):
 class TreesConfig(Model):
     """Trees that tell matches of one identity from others."""
 
-    trees: Positive = 120
-    leaves: Annotated[int, Field(ge=2)] = 31
-    rate: Annotated[float, Field(gt=0)] = 0.1
-    least: Positive = 200
+    num_iterations: Positive = 120
+    num_leaves: Annotated[int, Field(ge=2)] = 31
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    min_data_in_leaf: Positive = 200
     """Matches in a leaf at least."""
     others: Positive = 10
     """False matches that teach, for each true one."""
@@ -61,8 +61,8 @@ class PairsConfig(TreesConfig):
     not better: MAP@5 of nyala's pairs alone, out of fold, 0.422 with 50, 0.408 with 100."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """A match is this much nearer than the second nearest keypoint of the same picture (Lowe 2004), and mutual."""
-    trees: Positive = 100
-    leaves: Annotated[int, Field(ge=2)] = 15
+    num_iterations: Positive = 100
+    num_leaves: Annotated[int, Field(ge=2)] = 15
     rest: Annotated[float, Field(ge=0)] = 0.3
 
 
@@ -88,7 +88,7 @@ class LocalConfig(Model):
 
     Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities), with RootSIFT.
     Networks instead, their weights put into WEIGHTS_DIR by hand:
-    `local: {features: aliked, size: 512, verify: {matcher: lightglue, images: 20, magsac: 4}}`
+    `local_matching: {features: aliked, size: 512, verify: {matcher: lightglue, images: 20, magsac: 4}}`
     """
 
     features: Literal["rootsift", "kaze", "aliked"] = "rootsift"

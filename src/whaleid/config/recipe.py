@@ -12,7 +12,7 @@ from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
 
 FEWEST_FOLDS = 3
-"""Of a recipe with `combine.local.learned`: with two, nobody is left to teach what both had no part in."""
+"""Of a recipe with `combine.local_matching.learned`: with two, nobody is left to teach what both had no part in."""
 
 
 class PretrainConfig(Model):
@@ -70,7 +70,7 @@ class CombineConfig(Model):
     classifier: ClassifierConfig | None = ClassifierConfig()
     logits: Annotated[int, Field(ge=0)] = 3
     """Class probabilities of this many best single experiments join the blend."""
-    local: LocalConfig | None = None
+    local_matching: LocalConfig | None = None
     """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
     rerank: RerankConfig | None = None
     """Re-ranking joins the blend; `{}` takes it as config/retrieval.py sets it, null leaves it out."""
@@ -138,10 +138,14 @@ class Recipe(Model):
         if self.pseudo is not None and self.train_folds is not None and len(set(self.train_folds)) < 2:
             raise ValueError("pseudo needs two folds or more in train_folds: what is sure for one, the others say")
         used = len(set(self.train_folds or range(self.folds)))
-        if self.combine.local is not None and self.combine.local.learned is not None and used < FEWEST_FOLDS:
+        if (
+            self.combine.local_matching is not None
+            and self.combine.local_matching.learned is not None
+            and used < FEWEST_FOLDS
+        ):
             raise ValueError(
-                f"combine.local.learned needs {FEWEST_FOLDS} folds, and the recipe trains {used}: what is learnt for a "
-                "fold is shown by folds that had no part in it; take more, or leave it out"
+                f"combine.local_matching.learned needs {FEWEST_FOLDS} folds, and the recipe trains {used}: what is "
+                "learnt for a fold is shown by folds that had no part in it; take more, or leave it out"
             )
         outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
         if outside:

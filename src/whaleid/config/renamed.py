@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-COMPETITION: dict[str, str] = {}
+COMPETITION: dict[str, str] = {"mend": "rename_values"}
 
 EXPERIMENT: dict[str, str] = {}
 
@@ -34,6 +34,16 @@ RECIPE: dict[str, str] = {
     "combine.stack.start": "the trees always correct the blend's scores; leave it out",
     "combine.stack.embeddings": "the stack always uses the embedding features; leave it out",
     "combine.stack.unknown": "the unknown identity is always ranked by its own score; leave it out",
+    "combine.local": "combine.local_matching",
+    "combine.rerank.reciprocal.own": "combine.rerank.reciprocal.lambda_value",
+    "combine.local_matching.learned.trees": "combine.local_matching.learned.num_iterations",
+    "combine.local_matching.learned.rate": "combine.local_matching.learned.learning_rate",
+    "combine.local_matching.learned.leaves": "combine.local_matching.learned.num_leaves",
+    "combine.local_matching.learned.least": "combine.local_matching.learned.min_data_in_leaf",
+    "combine.local_matching.learned.pairs.trees": "combine.local_matching.learned.pairs.num_iterations",
+    "combine.local_matching.learned.pairs.rate": "combine.local_matching.learned.pairs.learning_rate",
+    "combine.local_matching.learned.pairs.leaves": "combine.local_matching.learned.pairs.num_leaves",
+    "combine.local_matching.learned.pairs.least": "combine.local_matching.learned.pairs.min_data_in_leaf",
 }
 
 

@@ -50,7 +50,7 @@ class ReciprocalConfig(Model):
     """Nearest images among which both must find each other."""
     k2: Neighbours = [1, 4]
     """Nearest images whose codes are averaged, the image itself among them."""
-    own: Annotated[list[Share], Field(min_length=1)] = [0.3, 0.8]
+    lambda_value: Annotated[list[Share], Field(min_length=1)] = [0.3, 0.8]
     """Share of the plain cosine in the score (lambda in the paper)."""
 
 

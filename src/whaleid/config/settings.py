@@ -1,8 +1,9 @@
-"""SETTINGS.json: the one place where folders are named (the convention of Kaggle's winners).
+"""SETTINGS.json: the folders, in the convention of Kaggle's winners; and where the package's own files are.
 
-A command reads it once and passes the `Settings` on; what the command line says (--work, a path) wins. A relative
-folder that is read (RAW_DATA_DIR, WEIGHTS_DIR) counts from the repository; one that is written (WORK_DIR,
-SUBMISSION_DIR) from where the command runs, as --work does. `make` runs in the repository, where both are the same.
+A command reads the file once and passes the `Settings` on. The command line (--work, a path) overrides it. A relative
+folder of inputs (RAW_DATA_DIR, WEIGHTS_DIR) counts from the repository; a relative folder of outputs (WORK_DIR,
+SUBMISSION_DIR) counts from the current folder, as --work does. An installed package has no repository: all count from
+the current folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import json
 import os
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 from whaleid.utils.errors import WhaleidError
@@ -24,17 +26,36 @@ WEIGHTS = "weights"
 """First folder of an experiment's relative `model.weights` that stands for WEIGHTS_DIR."""
 
 
+def _checkout() -> Path | None:
+    folder = Path(__file__).resolve().parents[3]
+    return folder if (folder / "configs").is_dir() else None
+
+
 def repository_root() -> Path:
-    """Folder that holds `configs/`: the checkout this package runs from, else the current folder."""
-    checkout = Path(__file__).resolve().parents[3]
-    return checkout if (checkout / "configs").is_dir() else Path.cwd()
+    """The checkout that this package runs from; for an installed package, the current folder."""
+    return _checkout() or Path.cwd()
+
+
+def config_root() -> Path:
+    """Folder of the package's own YAML files: `configs/` of the checkout, or of the installed package."""
+    checkout = _checkout()
+    return Path(str(files("whaleid"))) / "configs" if checkout is None else checkout / "configs"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Folders. raw: competitions' data. work: all that is made on the way, checkpoints too. submissions: with log.csv.
+    """Folders of inputs and outputs.
 
-    weights: pretrained backbones, to start from.
+    Attributes
+    ----------
+    raw : Path
+        The competitions' data.
+    work : Path
+        All intermediate results, checkpoints included.
+    weights : Path
+        Pretrained backbones.
+    submissions : Path
+        Submission files and log.csv.
     """
 
     raw: Path = field(default_factory=lambda: repository_root() / RAW)
@@ -43,12 +64,12 @@ class Settings:
     submissions: Path = Path("submissions")
 
     def data_root(self, root: Path) -> Path:
-        """Place of a relative `root` of a competition of the repository: `data/...` lies in RAW_DATA_DIR."""
+        """Folder of a relative `root` of one of the repository's competitions; `data/...` is in RAW_DATA_DIR."""
         return self.raw.joinpath(*root.parts[1:]) if root.parts[:1] == (RAW,) else repository_root() / root
 
     def as_json(self) -> dict[str, str]:
-        """As SETTINGS.json holds them; what lies in the repository without its path."""
-        return {key: _shown(getattr(self, name)) for key, (name, _) in _KEYS.items()}
+        """Content of SETTINGS.json; folders of the repository without its path."""
+        return {key: _relative(getattr(self, name)) for key, (name, _) in _KEYS.items()}
 
 
 _KEYS = {
@@ -67,20 +88,27 @@ def settings_path() -> Path:
 
 
 def read_settings(path: Path | None = None) -> Settings:
-    """Settings of SETTINGS.json (path: another file); a key that it leaves out has its default, as has no file at all.
+    """Settings of a file; a missing key, or a missing file, means the default.
 
-    Raises WhaleidError for a file that is named but not there, for what is no JSON object of folders, and for
-    unknown keys.
+    Parameters
+    ----------
+    path : Path, optional
+        Default: `settings_path()`.
+
+    Raises
+    ------
+    WhaleidError
+        If a file that was named is missing, is not a JSON object of folders, or has an unknown key.
     """
     place = path or settings_path()
     if not place.is_file():
         if path is not None or os.environ.get(VARIABLE):
-            raise WhaleidError(f"{place}: settings file not found; mend {VARIABLE}, or unset it for the repository's")
+            raise WhaleidError(f"{place}: settings file not found; correct {VARIABLE}, or unset it")
         return Settings()
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WhaleidError(f"{place}: not readable as JSON ({error}); mend or remove it") from error
+        raise WhaleidError(f"{place}: not readable as JSON ({error}); correct or remove it") from error
     if not isinstance(content, dict):
         raise WhaleidError(f"{place}: an object of folders is expected, with the keys {', '.join(_KEYS)}")
     for key in content:
@@ -100,6 +128,6 @@ def _folder(place: Path, key: str, value: object) -> Path:
     return repository_root() / folder if _KEYS[key][1] else folder
 
 
-def _shown(folder: Path) -> str:
+def _relative(folder: Path) -> str:
     root = repository_root()
     return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()

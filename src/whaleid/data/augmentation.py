@@ -1,7 +1,11 @@
-"""Augmentation of training images with albumentations (Buslaev et al. 2020), reproducible image by image.
+"""Augmentation of training images with albumentations, reproducible image by image.
 
-The result depends on the image and a seed alone: not on what was augmented before, nor in which process. That
-is what lets a killed training carry on to the same result, with any number of workers.
+The result depends on the image and a seed, not on what was augmented before nor in which process. So an interrupted
+training is resumed to the same result, with any number of workers.
+
+References
+----------
+Buslaev et al., "Albumentations: fast and flexible image augmentations", 2020.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import os
 import random
 from typing import Any
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else importing it asks the network for newer versions
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would look for newer versions online
 
 import albumentations
 import cv2
@@ -22,37 +26,42 @@ from whaleid.config import AugmentConfig
 
 TransformType = BasicTransform | BaseCompose
 
-cv2.setNumThreads(0)  # as in data/images.py; a forked worker would wait for threads it lacks
+cv2.setNumThreads(0)  # as in data/images.py; a forked worker would wait for threads that it lacks
 
-# Warping looks past the edge. Black there would be a shape that no test image has; a mirrored edge continues
-# sea and skin with their own texture, where a replicated one draws streaks.
+# Warping reads beyond the edge. Black would be a shape that no test image has and a replicated edge draws streaks; a
+# mirrored edge continues sea and skin with their own texture.
 BORDER = cv2.BORDER_REFLECT_101
 NOISE = (0.01, 0.05)  # standard deviation, share of the full range
 ERASE = (0.1, 0.35)  # sides of the erased rectangle, share of the image's
 
 
 class Augmentation:
-    """Callable `(image uint8 (h, w, 3), seed >= 0) -> uint8 (h, w, 3)`.
+    """Random augmentation of one image, a function `(image, seed) -> image`.
 
-    size: (width, height) of the images, which blur is relative to.
-    Not for several threads at once: the pipeline holds the generator of the image at hand.
+    Not thread-safe: the transforms share the generator of the current image.
+
+    Parameters
+    ----------
+    config : AugmentConfig
+        Strength of each transform.
+    size : (int, int)
+        Width and height of the images, which blur is relative to.
     """
 
     def __init__(self, config: AugmentConfig, size: tuple[int, int]):
         self._pipeline = albumentations.Compose(transforms(config, size))
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
-        # Compose.set_random_seed would give every transform the same seed, so that a certain rotation always
-        # came with a certain brightness, and takes ten times as long; one generator for all does neither.
+        # Compose.set_random_seed gives every transform the same seed, so that rotation and brightness would be
+        # correlated, and takes ten times as long.
         self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self._pipeline(image=image)["image"]
 
 
 class Warp(albumentations.ImageOnlyTransform):
-    """Rotation, scale, shift, shear and perspective as one transform.
+    """Rotation, scale, shift, shear and perspective in one transform.
 
-    albumentations' Affine and Perspective one after the other interpolate twice, which blurs, and take three
-    times as long: together they would be most of the time that an image takes.
+    albumentations' Affine followed by Perspective interpolates twice, which blurs, and takes three times as long.
     """
 
     def __init__(self, config: AugmentConfig):
@@ -71,10 +80,10 @@ class Warp(albumentations.ImageOnlyTransform):
 
 
 def warp_matrix(config: AugmentConfig, width: int, height: int, draw: random.Random) -> np.ndarray:
-    """A random homography, float64 (3, 3), from pixels of the image to pixels of the result.
+    """Random homography from pixels of the image to pixels of the result, float64 (3, 3).
 
-    About the image's centre: scale (each axis its own: foreshortening), shear, turn; then shift; then every
-    corner moves on its own by up to `perspective` of the sides.
+    About the image's centre: scale (of each axis separately, as foreshortening does), shear, rotation; then shift;
+    then each corner moves independently by up to `perspective` of the sides.
     """
 
     def between(reach: float) -> float:
@@ -102,8 +111,8 @@ def warp_matrix(config: AugmentConfig, width: int, height: int, draw: random.Ran
 
 
 def transforms(config: AugmentConfig, size: tuple[int, int]) -> list[TransformType]:
-    """Those whose strength is not 0: first where the animal is, then light, then what spoils the picture."""
-    return _geometry(config) + _light(config) + _damage(config, size)
+    """Transforms whose strength is not 0: geometry, then light, then degradations."""
+    return _geometry(config) + _light(config) + _degradation(config, size)
 
 
 def _geometry(config: AugmentConfig) -> list[TransformType]:
@@ -119,7 +128,7 @@ def _light(config: AugmentConfig) -> list[TransformType]:
     chosen: list[TransformType] = []
     if config.brightness or config.contrast or config.hue:
         chosen.append(
-            albumentations.ColorJitter(  # factors, as exposure is: adding would wash pale animals out
+            albumentations.ColorJitter(  # factors, as exposure is; adding would wash out pale animals
                 brightness=config.brightness, contrast=config.contrast, saturation=0, hue=config.hue, p=1.0
             )
         )
@@ -128,15 +137,15 @@ def _light(config: AugmentConfig) -> list[TransformType]:
     return chosen
 
 
-def _damage(config: AugmentConfig, size: tuple[int, int]) -> list[TransformType]:
+def _degradation(config: AugmentConfig, size: tuple[int, int]) -> list[TransformType]:
     chosen: list[TransformType] = []
     if config.blur:
-        reach = max(1.0, min(size) / 128)  # a photograph out of focus is so at any resolution
+        reach = max(1.0, min(size) / 128)  # out of focus means the same share of the image at any resolution
         chosen.append(albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.4 * reach, 1.2 * reach), p=config.blur))
     if config.noise:
         chosen.append(albumentations.GaussNoise(std_range=NOISE, p=config.noise))
     if config.erase:
-        chosen.append(  # random erasing, Zhong et al. 2017: an animal must be known by any part of it
+        chosen.append(  # random erasing (Zhong et al. 2017): every part must identify the animal
             albumentations.CoarseDropout(
                 num_holes_range=(1, 1),
                 hole_height_range=ERASE,

@@ -1,9 +1,8 @@
-"""Which images are the same photograph: equal files, and recompressed or resized copies.
+"""Images that show the same photograph: equal files, and recompressed or resized copies.
 
-Two signs must agree. A perceptual hash is quick to compare, but takes two seas under two skies for one
-picture. So thumbnails of near hashes are compared by what is left of them without the mean of each row and
-column: that takes away sky, horizon and vignette, which correlate at 0.99 between photographs that have
-nothing else in common, and leaves the animal.
+Two criteria must agree. A perceptual hash is fast, but confuses photographs that share a composition, such as sea
+under sky. So thumbnails of images with similar hashes are compared after the mean of each row and column is removed:
+this takes away sky, horizon and vignette, which correlate at 0.99 between unrelated photographs, and keeps the animal.
 """
 
 from __future__ import annotations
@@ -12,61 +11,62 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
 from whaleid.data.fingerprints import Fingerprints
 
 HASH_DISTANCE = 6
-"""Bits of 64 in which the hashes of one photograph's copies may differ. Unrelated pictures lie around 32.
-Copies at a third to four times the size, at JPEG quality 20, in grey, 20 % brighter or cropped by 1 % a side
-stay within 6, save one in twenty."""
+"""Greatest Hamming distance of the 64-bit hashes of copies; unrelated images are about 32 apart. 95 % of the copies at
+a third to four times the size, at JPEG quality 20, in grey, 20 % brighter or cropped by 1 % a side are within 6."""
 CORRELATION = 0.95
-"""Least correlation of the detail of two thumbnails that show one photograph. Those copies reach 0.97 and
-more (sea without a feature at quality 20: 0.93). Of 1,942 real, 1,400 drawn and 400 sea pictures, no two
-others with near hashes passed 0.90."""
+"""Least correlation of the detail of two thumbnails of one photograph. Those copies reach 0.97 (featureless sea at
+quality 20: 0.93); of 1,942 real, 1,400 drawn and 400 sea images, no unrelated pair with similar hashes passed 0.90."""
 FLAT = 0.5
 """Standard deviation of a thumbnail's detail, in grey levels, below which there is nothing to compare."""
 TILE = (64, 4096)
-"""Hashes compared at a time: their 2 MB of differences stay in the processor's cache."""
+"""Hashes compared at once: their 2 MB of differences stay in the processor's cache."""
 CONFIRM = 65_536
-"""Pairs whose thumbnails are compared at a time: 128 MB."""
+"""Pairs whose thumbnails are compared at once: 128 MB."""
 
 
 def duplicate_components(found: Fingerprints) -> np.ndarray:
-    """Number of the photograph that each image is a copy of, int64 (n,), from 0 in order of first appearance.
+    """Photograph of each image: connected components of `duplicate_pairs`.
 
-    Images of one connected component of `duplicate_pairs` have the same number; most images have their own.
+    Returns
+    -------
+    int64 array, shape (n,)
+        Number of the photograph, from 0 in order of first appearance.
     """
+    return connected(len(found.phash), duplicate_pairs(found))
+
+
+def connected(n: int, pairs: np.ndarray) -> np.ndarray:
+    """Connected component of each of n nodes, int64 (n,), numbered by first appearance. pairs: int (m, 2)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n = len(found.phash)
-    pairs = duplicate_pairs(found)
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return renumbered(connected_components(graph, directed=False)[1])
+    return pd.factorize(connected_components(graph, directed=False)[1])[0]
 
 
 def duplicate_pairs(found: Fingerprints) -> np.ndarray:
-    """Pairs of rows that show the same photograph, int64 (m, 2): enough of them to connect every copy.
+    """Pairs of images that show the same photograph.
 
-    Equal files are chained, without comparing pictures. Among the rest, near in hash and alike in thumbnail.
+    Returns
+    -------
+    int64 array, shape (m, 2)
+        Rows: each repeated file with its first occurrence, and among distinct files all pairs with similar hash and
+        thumbnail.
     """
-    chained, firsts = _equal_files(found.digest)
+    repeated, firsts = _equal_files(found.digest)
     detail = standardised_detail(found.thumbnail[firsts])
-    parts = [chained]
-    for left, right in _near_hashes(found.phash[firsts]):
+    parts = [repeated]
+    for left, right in _similar_hashes(found.phash[firsts]):
         for start in range(0, len(left), CONFIRM):
-            one, other = left[start : start + CONFIRM], right[start : start + CONFIRM]
-            alike = np.einsum("nd,nd->n", detail[one], detail[other]) >= CORRELATION
-            parts.append(firsts[np.column_stack([one[alike], other[alike]])])
+            i, j = left[start : start + CONFIRM], right[start : start + CONFIRM]
+            alike = np.einsum("nd,nd->n", detail[i], detail[j]) >= CORRELATION
+            parts.append(firsts[np.column_stack([i[alike], j[alike]])])
     return np.concatenate(parts)
-
-
-def renumbered(labels: np.ndarray) -> np.ndarray:
-    """The same parts numbered from 0 in the order in which they first appear, int64 (n,)."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]
 
 
 def _equal_files(digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,29 +77,34 @@ def _equal_files(digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([first[inverse[repeated]], rows[repeated]]), np.sort(first)
 
 
-def _near_hashes(phash: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _similar_hashes(phash: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Row pairs (i < j) within HASH_DISTANCE, in portions.
 
-    All pairs by XOR and bit count in tiles that stay in cache, about 10^9 pairs a second: 33,000 images take
-    under a second and 100,000 about 5, exactly. Bands of bits (pigeonhole) would need seven of nine bits for
-    this distance, with over a hundred images in every bucket; faiss's binary index is not lighter to load.
+    Brute force in tiles, about 10^9 pairs a second: 100,000 images take 5 s. faiss's binary index is not faster.
     """
     height, width = TILE
     for top in range(0, len(phash), height):
         block = phash[top : top + height, None]
         for start in range(top, len(phash), width):
             near = np.bitwise_count(block ^ phash[None, start : start + width]) <= HASH_DISTANCE
-            flat = np.flatnonzero(near)
-            left, right = top + flat // near.shape[1], start + flat % near.shape[1]
-            above = left < right
+            i, j = np.nonzero(near)
+            i, j = top + i, start + j
+            above = i < j
             if above.any():
-                yield left[above], right[above]
+                yield i[above], j[above]
 
 
 def standardised_detail(thumbnail: np.ndarray) -> np.ndarray:
-    """What thumbnails show beyond each row's and column's mean, with norm 1: dot products are correlations.
+    """Thumbnails without the mean of each row and column, with norm 1, so that dot products are correlations.
 
-    thumbnail: uint8 (n, side * side). Returns float32 (n, side * side); flat ones are 0 and so like nothing.
+    Parameters
+    ----------
+    thumbnail : uint8 array, shape (n, side ** 2)
+
+    Returns
+    -------
+    float32 array, shape (n, side ** 2)
+        Flat thumbnails are 0 and thus similar to nothing.
     """
     side = math.isqrt(thumbnail.shape[1])
     detail = thumbnail.reshape(-1, side, side).astype(np.float32)

@@ -1,7 +1,7 @@
-"""What is to be known of every picture before training, found by opening each once, in parallel.
+"""Size, perceptual hash and thumbnail of every image, in one parallel pass over the files.
 
-JPEGs are decoded at 1/2, 1/4 or 1/8 of their size (libjpeg scales inside its transform), which is several
-times faster than a full decode and reads the file to its end all the same: a truncated one does not pass.
+JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, which is several times faster than a full decode and still reads
+the file to its end, so that a truncated one is noticed.
 """
 
 from __future__ import annotations
@@ -21,34 +21,57 @@ from PIL import Image, ImageOps
 from whaleid.data.digests import content_digest
 from whaleid.utils.progress import progress_bar
 
-THUMBNAIL = 16  # pixels: side of the small grey picture by which near-duplicates are confirmed
+THUMBNAIL = 16  # pixels: side of the grey thumbnail that confirms near-duplicates
 REDUCED = 128  # pixels: a JPEG is decoded at a scale that leaves its shorter side at least this long
-CHUNK = 64  # images a task of a worker
+CHUNK = 64  # images in one task of a worker
 WORTH_PROCESSES = 1000  # images: with fewer, starting processes takes longer than they save
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 are turned by a quarter
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What was found of n pictures, in the order they were asked for. Rows of unreadable ones are zero."""
+    """Facts about n images; zero for images that cannot be read.
+
+    Attributes
+    ----------
+    size : int32 array, shape (n, 2)
+        Width and height in pixels of the upright image (EXIF orientation applied).
+    phash : uint64 array, shape (n,)
+        Perceptual hash: 8 x 8 signs of the low frequencies of a cosine transform.
+    thumbnail : uint8 array, shape (n, THUMBNAIL ** 2)
+        Grey levels.
+    digest : str array, shape (n,)
+        Digest of the file's content.
+    problem : object array, shape (n,)
+        Why an image cannot be read; '' for a good one.
+    """
 
     size: np.ndarray
-    """int32 (n, 2): width and height in pixels as the picture is seen (EXIF orientation honoured)."""
     phash: np.ndarray
-    """uint64 (n,): perceptual hash, 8 x 8 signs of the low frequencies of a cosine transform."""
     thumbnail: np.ndarray
-    """uint8 (n, THUMBNAIL ** 2): grey."""
     digest: np.ndarray
-    """str U20 (n,): digest of the file's content."""
     problem: np.ndarray
-    """object (n,): why a picture cannot be read; '' for a good one."""
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Whether each image can be read, bool (n,)."""
+        return self.problem == ""
+
+    def subset(self, kept: np.ndarray) -> Fingerprints:
+        """Fingerprints of some of the images. kept: bool (n,)."""
+        return Fingerprints(*(values[kept] for values in vars(self).values()))
 
 
 def fingerprint_images(root: Path, paths: Sequence[str], workers: int | None = None) -> Fingerprints:
-    """Open every picture once and say what it is; a picture that cannot be read is noted, not raised.
+    """Fingerprints of image files; an image that cannot be read is noted, not raised.
 
-    paths: relative to `root`. workers: processes (default: all cores; 1 works in this process); any number
-    gives the same result.
+    Parameters
+    ----------
+    root : Path
+    paths : sequence of str, length n
+        Relative to `root`.
+    workers : int, optional
+        Number of processes, by default one for each core; 1 works in this process. The result is always the same.
     """
     chunks = [list(paths[start : start + CHUNK]) for start in range(0, len(paths), CHUNK)]
     done: list[Fingerprints] = []
@@ -56,30 +79,27 @@ def fingerprint_images(root: Path, paths: Sequence[str], workers: int | None = N
         for part in _each_chunk(root, chunks, _processes(workers, len(paths))):
             done.append(part)
             bar.advance(len(part.problem))
-    return _joined(done)
+    columns = zip(*(vars(part).values() for part in [_empty(0), *done]), strict=True)
+    return Fingerprints(*(np.concatenate(parts) for parts in columns))
 
 
 def hash_text(phash: np.ndarray) -> list[str]:
-    """The hashes as 16 hexadecimal digits each, the form of the images table."""
+    """Hashes as 16 hexadecimal digits, the form of images.parquet."""
     return [f"{value:016x}" for value in phash.tolist()]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, which in a container are often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processes(workers: int | None, images: int) -> int:
     if workers is None and images < WORTH_PROCESSES:
         return 1
-    return max(1, min(workers or usable_cores(), -(-images // CHUNK)))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(workers or usable, -(-images // CHUNK)))
 
 
 def _each_chunk(root: Path, chunks: list[list[str]], workers: int) -> Iterator[Fingerprints]:
     if workers == 1:
         yield from (_fingerprint_chunk(root, chunk) for chunk in chunks)
         return
-    # Spawned, not forked: a fork of a process that has threads (torch, OpenCV) can hang.
+    # spawn: a fork of a process that has threads (torch, OpenCV) can hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:
             yield from pool.map(_fingerprint_chunk, [root] * len(chunks), chunks)
@@ -89,43 +109,43 @@ def _each_chunk(root: Path, chunks: list[list[str]], workers: int) -> Iterator[F
 
 
 def _fingerprint_chunk(root: Path, paths: list[str]) -> Fingerprints:
-    found = _blank(len(paths))
+    found = _empty(len(paths))
     for row, path in enumerate(paths):
         try:
-            data = (root / path).read_bytes()
-            found.digest[row] = content_digest(data)
-            found.size[row], found.phash[row], found.thumbnail[row] = _fingerprint(data)
-        except Exception as error:  # damaged files make decoders raise nearly anything
+            content = (root / path).read_bytes()
+            found.digest[row] = content_digest(content)
+            found.size[row], found.phash[row], found.thumbnail[row] = _fingerprint(content)
+        except Exception as error:  # decoders raise nearly anything for damaged files
             found.problem[row] = _reason(error, root / path)
     return found
 
 
-def _fingerprint(data: bytes) -> tuple[tuple[int, int], int, np.ndarray]:
-    """Size, perceptual hash and thumbnail of one file's bytes."""
-    import imagehash  # a second to import, and only those who look at pictures need it
+def _fingerprint(content: bytes) -> tuple[tuple[int, int], int, np.ndarray]:
+    """Size, perceptual hash and thumbnail of one file."""
+    import imagehash  # takes a second
 
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
-        warnings.simplefilter("ignore")  # large pictures and odd metadata are no trouble here
-        size = _seen_size(picture)
-        picture.draft(picture.mode, (REDUCED, REDUCED))
-        picture.load()
-        grey = ImageOps.exif_transpose(_grey(picture))
+    with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
+        warnings.simplefilter("ignore")  # large images and odd metadata do no harm here
+        size = _upright_size(image)
+        image.draft(image.mode, (REDUCED, REDUCED))
+        image.load()
+        grey = ImageOps.exif_transpose(_grey(image))
     small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     bits = imagehash.phash(grey).hash.ravel()
     return size, int.from_bytes(np.packbits(bits).tobytes(), "big"), np.asarray(small).ravel()
 
 
-def _seen_size(picture: Image.Image) -> tuple[int, int]:
-    width, height = picture.size
-    turned = picture.getexif().get(ORIENTATION, 1) >= 5 and picture.format != "TIFF"  # Pillow turns TIFF itself
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    turned = image.getexif().get(ORIENTATION, 1) >= 5 and image.format != "TIFF"  # Pillow turns TIFF itself
     return (height, width) if turned else (width, height)
 
 
-def _grey(picture: Image.Image) -> Image.Image:
-    """The picture in 8-bit grey; deeper ones are scaled by their own range, which `convert` would clip."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture.convert("L")
-    values = np.asarray(picture, np.float64)
+def _grey(image: Image.Image) -> Image.Image:
+    """The image in 8-bit grey; deeper ones are scaled to their own range, which `convert` would clip."""
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("L")
+    values = np.asarray(image, np.float64)
     low, high = values.min(), values.max()
     return Image.fromarray(((values - low) * (255 / max(high - low, 1))).astype(np.uint8))
 
@@ -142,7 +162,7 @@ def _reason(error: Exception, path: Path) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _blank(n: int) -> Fingerprints:
+def _empty(n: int) -> Fingerprints:
     return Fingerprints(
         size=np.zeros((n, 2), np.int32),
         phash=np.zeros(n, np.uint64),
@@ -150,10 +170,3 @@ def _blank(n: int) -> Fingerprints:
         digest=np.full(n, "", "U20"),
         problem=np.full(n, "", object),
     )
-
-
-def _joined(parts: list[Fingerprints]) -> Fingerprints:
-    if not parts:
-        return _blank(0)
-    names = ("size", "phash", "thumbnail", "digest", "problem")
-    return Fingerprints(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -1,4 +1,4 @@
-"""Pixels of one image: decode, crop to the box, resize, and the size that all images are brought to.
+"""From an image file to the pixels that a network sees: decoding, cropping to the box, resizing.
 
 Images are uint8 (height, width, 3) arrays in RGB order; sizes are (width, height), as in OpenCV and PIL.
 """
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from whaleid.config import ImageConfig
 from whaleid.utils.errors import WhaleidError
 
-cv2.setNumThreads(0)  # the work is spread over images; threads inside one small image only cost
+cv2.setNumThreads(0)  # the work is parallel over images; threads within a small image only cost
 
 REDUCTIONS = {
     1: cv2.IMREAD_COLOR,
@@ -29,12 +29,26 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 def decode(path: Path, reduce: int = 1) -> np.ndarray:
-    """Pixels of an image file: uint8 (h, w, 3), RGB, turned upright as its EXIF orientation says.
+    """Pixels of an image file, turned upright as its EXIF orientation says.
 
     Grey images get three equal channels, 16 bits become 8, transparency is dropped, CMYK is converted.
-    reduce: 1, 2, 4 or 8: a JPEG comes out smaller by this factor (sides rounded up), which saves most of the
-        work where it is shrunk further anyway; other formats come out smaller through `resize`.
-    Raises WhaleidError when the file cannot be read, is empty, truncated, or not an image.
+
+    Parameters
+    ----------
+    path : Path
+    reduce : {1, 2, 4, 8}
+        Factor by which both sides get smaller (rounded up). JPEGs are decoded at that size, which saves most of the
+        work where they are resized further anyway.
+
+    Returns
+    -------
+    uint8 array, shape (height, width, 3)
+        RGB.
+
+    Raises
+    ------
+    WhaleidError
+        If the file cannot be read, is empty, truncated, or not an image.
     """
     try:
         content = path.read_bytes()
@@ -42,18 +56,28 @@ def decode(path: Path, reduce: int = 1) -> np.ndarray:
         raise WhaleidError(f"{path}: cannot be read ({error.strerror}); restore the image") from error
     if not content:
         raise WhaleidError(f"{path}: empty file (0 bytes); restore the image")
-    whole = _is_whole(content)
-    if not whole and content.startswith(_JPEG_START) and _jpeg_is_cut(content):
+    complete = _is_complete(content)
+    if not complete and content.startswith(_JPEG_START) and _lacks_end(content):
         raise WhaleidError(f"{path}: truncated JPEG ({len(content)} bytes, no end marker); restore the image")
-    image = _decode_fast(content, reduce) if whole else None
-    return _decode_any(path, content, reduce) if image is None else image
+    image = _decode_opencv(content, reduce) if complete else None
+    return _decode_pil(path, content, reduce) if image is None else image
 
 
 def crop_box(image: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
-    """View of the part of `image` inside `box` (x0, y0, x1, y1 in pixels), widened, clipped to the image.
+    """Part of an image inside a box, as a view.
 
-    margin: share of the box's width and height added on each of its sides.
-    Raises WhaleidError for a box that holds no pixel of the image.
+    Parameters
+    ----------
+    image : array, shape (height, width, ...)
+    box : float array, shape (4,)
+        x0, y0, x1, y1 in pixels.
+    margin : float
+        Share of the box's width and height that is added on each side, up to the image's edge.
+
+    Raises
+    ------
+    WhaleidError
+        If the box holds no pixel of the image.
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (float(side) for side in box)
@@ -68,10 +92,9 @@ def crop_box(image: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`image` brought to `size` (width, height); its aspect is squeezed rather than padded.
+    """An image at `size` (width, height), stretched rather than padded, so that every pixel shows the animal.
 
-    Squeezing keeps every input pixel for the animal, and all images of a kind are squeezed alike. A side that
-    shrinks is averaged over areas (no aliasing), a side that grows is interpolated.
+    A side that shrinks is averaged over areas (no aliasing), a side that grows is interpolated.
     """
     width, height = size
     shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
@@ -83,7 +106,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def prepare(path: Path, box: np.ndarray, margin: float, size: tuple[int, int]) -> np.ndarray:
-    """Decode, crop and resize one file: uint8 (h, w, 3) of `size`. Errors name the file."""
+    """Decode, crop and resize one file: uint8 (h, w, 3) of `size` (width, height). Errors name the file."""
     reduce = reduction(box, size)
     image = decode(path, reduce)
     try:
@@ -93,7 +116,7 @@ def prepare(path: Path, box: np.ndarray, margin: float, size: tuple[int, int]) -
 
 
 def reduction(box: np.ndarray, size: tuple[int, int]) -> int:
-    """Largest factor by which a JPEG may be decoded smaller: its box keeps twice `size` on each side."""
+    """Largest factor for `decode` that leaves the box at least twice `size` (width, height) on each side."""
     room = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
     return max([1, *(factor for factor in REDUCTIONS if room / factor >= 2)])
 
@@ -101,9 +124,14 @@ def reduction(box: np.ndarray, size: tuple[int, int]) -> int:
 def input_size(config: ImageConfig, boxes: np.ndarray) -> tuple[int, int]:
     """Width and height of the network's input.
 
-    boxes: float (n, 4), x0, y0, x1, y1 in pixels. Read only where the configuration gives a budget of pixels:
-        their median width / height is the aspect, and the sides are the multiples of 32 (of 16 where a side
-        would be under 96) that come closest to budget and aspect; networks halve their input five times.
+    Parameters
+    ----------
+    config : ImageConfig
+        Fixes width and height, or only their product `pixels`.
+    boxes : float array, shape (n, 4)
+        x0, y0, x1, y1 in pixels. With `pixels`, their median width / height is the aspect, and the sides are the
+        multiples of 32 (of 16 where a side would be under 96) that come closest to both: networks halve their input
+        five times.
     """
     if config.width is not None and config.height is not None:
         return config.width, config.height
@@ -126,22 +154,20 @@ def _median_aspect(boxes: np.ndarray) -> float:
     width, height = sides[:, 2] - sides[:, 0], sides[:, 3] - sides[:, 1]
     usable = (width > 0) & (height > 0)
     if not usable.any():
-        raise WhaleidError(
-            "image.pixels needs the images' boxes and found none that is not empty; give width and height"
-        )
+        raise WhaleidError("image.pixels needs boxes and all are empty; give image.width and image.height")
     return float(np.median(width[usable] / height[usable]))
 
 
-def _jpeg_is_cut(content: bytes) -> bool:
-    """Whether a JPEG certainly lacks its end: compressed pixels never contain the end marker by chance."""
+def _lacks_end(content: bytes) -> bool:
+    """Whether a JPEG certainly lacks its end: compressed pixels never hold the end marker by chance."""
     return content.find(_JPEG_END, max(0, content.find(_JPEG_SCAN))) < 0
 
 
-def _is_whole(content: bytes) -> bool:
-    """Whether a file is one that OpenCV decodes for sure in full.
+def _is_complete(content: bytes) -> bool:
+    """Whether OpenCV certainly decodes a file to its end.
 
-    OpenCV 4 returns what there is of a truncated file, the rest grey, without a word; so files whose end is
-    not where it belongs (and all rarer formats) are left to PIL, which checks as it decodes.
+    OpenCV 4 silently fills what is missing of a truncated file with grey; so files without a proper end (and all
+    rarer formats) are left to PIL, which checks as it decodes.
     """
     end = content[-64:].rstrip(b"\0\r\n")
     return (content.startswith(_JPEG_START) and end.endswith(_JPEG_END)) or (
@@ -149,17 +175,16 @@ def _is_whole(content: bytes) -> bool:
     )
 
 
-def _decode_fast(content: bytes, reduce: int) -> np.ndarray | None:
+def _decode_opencv(content: bytes, reduce: int) -> np.ndarray | None:
     image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), REDUCTIONS[reduce])
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _decode_any(path: Path, content: bytes, reduce: int) -> np.ndarray:
+def _decode_pil(path: Path, content: bytes, reduce: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            pixels = _eight_bits(upright)
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            pixels = _eight_bits(ImageOps.exif_transpose(image))
     except Exception as error:  # PIL's plugins raise whatever their format's parser stumbles over
         reason = " ".join(str(error).split())
         raise WhaleidError(f"{path}: not a readable image ({type(error).__name__}: {reason}); restore it") from error
@@ -169,11 +194,11 @@ def _decode_any(path: Path, content: bytes, reduce: int) -> np.ndarray:
     return resize(pixels, (-(-width // reduce), -(-height // reduce)))
 
 
-def _eight_bits(picture: Image.Image) -> np.ndarray:
+def _eight_bits(image: Image.Image) -> np.ndarray:
     """RGB pixels; PIL's own conversion would clip 16 bits to white instead of scaling them."""
-    if picture.mode.startswith("I"):
-        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.mode == "F":
-        raise ValueError("floating point pixels have no agreed range")
-    return np.array(picture.convert("RGB"))
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no standard range")
+    return np.array(image.convert("RGB"))

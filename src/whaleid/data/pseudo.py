@@ -1,8 +1,8 @@
-"""Pseudo-labels as a table, and the tables that a run trains on with them.
+"""Pseudo-labels: the table, and the images and folds that a run trains on with them.
 
-A row says: for the models of `fold`, the test image `image` counts as one of `identity`, because the ensemble of the
-round before gave it that name with the probability `confidence`. What is trained on is only ever put together in
-memory: images.parquet and folds.csv, which galleries, queries and scores are made of, never hold a pseudo-label.
+A row means: for the models of `fold`, the test image `image` is labelled `identity`, because the previous round's
+ensemble gave it that label with probability `confidence`. The tables for training are built in memory only:
+images.parquet and folds.csv, from which galleries, queries and scores are made, never hold a pseudo-label.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
 FULL = -1
-"""In column `fold`: labels for the models that all labelled images taught."""
+"""Value of column `fold` for the models that are trained on all labelled images."""
 
 COLUMNS = {"image": str, "identity": str, "fold": int, "round": int, "confidence": float}
 
 
 def read_pseudo_labels(path: Path) -> pd.DataFrame:
-    """`round<r>.csv`, checked. Columns as `COLUMNS`."""
+    """Table `round<r>.csv` with the columns of `COLUMNS`; WhaleidError if it is missing or damaged."""
     if not path.is_file():
-        raise WhaleidError(f"{path}: not there; the round before gives these labels: run `make ensemble`")
+        raise WhaleidError(f"{path}: file not found; the previous round writes it: run `make ensemble`")
     try:
         return pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, usecols=list(COLUMNS))
     except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
@@ -32,36 +32,48 @@ def read_pseudo_labels(path: Path) -> pd.DataFrame:
 
 
 def write_pseudo_labels(labels: pd.DataFrame, path: Path) -> None:
+    """Write the columns of `COLUMNS`."""
     with atomic_path(path) as temporary:
         labels[list(COLUMNS)].to_csv(temporary, index=False)
 
 
 def labels_of(labels: pd.DataFrame, fold: int | None) -> pd.DataFrame:
-    """The rows for the run of `fold`; None: for that on all labelled images."""
+    """Rows for the run of a fold, or for the run on all labelled images where `fold` is None."""
     return labels[labels["fold"] == (FULL if fold is None else fold)].reset_index(drop=True)
 
 
 def with_pseudo_labels(
     images: pd.DataFrame, folds: pd.DataFrame, labels: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The two tables as one run trains on them: its pseudo-labelled test images among the labelled ones.
+    """Images and folds in which pseudo-labelled test images are labelled training images.
 
-    images, folds: images.parquet and folds.csv. labels: `image, identity`, each image once, of this run alone. Rows
-    keep their places; the added images have the fold -1, which no run leaves out.
+    Parameters
+    ----------
+    images, folds : DataFrame
+        images.parquet and folds.csv.
+    labels : DataFrame
+        image, identity: pseudo-labels of one run, one row an image.
+
+    Returns
+    -------
+    images, folds : DataFrame
+        Rows keep their order; the added images have fold -1, which no run leaves out.
     """
-    named = labels.set_index("image")["identity"]
+    identity = labels.set_index("image")["identity"]
     joined = images.copy()
-    added = joined["image"].isin(named.index).to_numpy()
+    added = joined["image"].isin(identity.index).to_numpy()
     if added.sum() != len(labels) or (joined.loc[added, "split"] != "test").any():
-        raise WhaleidError("pseudo-labels: not of these test images; remove the work folder's `pseudo` and run again")
-    joined.loc[added, "identity"] = joined.loc[added, "image"].map(named)
+        raise WhaleidError(
+            "pseudo-labels: their images are not the test images; remove the work folder's `pseudo` and run again"
+        )
+    joined.loc[added, "identity"] = joined.loc[added, "image"].map(identity)
     joined.loc[added, "split"] = "train"
     extra = pd.DataFrame({"image": labels["image"], "identity": labels["identity"], "fold": FULL})
     return joined, pd.concat([folds, extra], ignore_index=True)
 
 
 def describe_pseudo_labels(labels: pd.DataFrame, test_images: int) -> Iterator[str]:
-    """What a round adds, a line for each fold."""
+    """One line for each fold: how many test images a round adds to its training."""
     for fold, rows in labels.groupby("fold", sort=True):
         name = "all labelled images" if fold == FULL else f"fold {fold}"
         yield f"{name}: {len(rows):,} of {test_images:,} test images, {rows['identity'].nunique():,} identities"

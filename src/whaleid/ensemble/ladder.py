@@ -63,7 +63,7 @@ def combine(
     out : Path
         Folder of the files.
     local : Path, optional
-        Folder of the keypoints' descriptors, where the recipe has `combine.local`.
+        Folder of the keypoints' descriptors, where the recipe has `combine.local_matching`.
     stack_models : StackModels, optional
         What ranks the test set where it was trained on another machine.
     weights_folder : Path, optional
@@ -139,8 +139,8 @@ def rank_all(
     sources, images, protocol, config, seed, local, weights_folder
         As in `combine`.
     """
-    if (config.local is None) != (local is None):
-        raise WhaleidError("combine.local and the folder of descriptors go together; give both or neither")
+    if (config.local_matching is None) != (local is None):
+        raise WhaleidError("combine.local_matching and the folder of descriptors go together; give both or neither")
     unknown_names = sorted(set(config.concat.weights) - {source.name for source in sources})
     if unknown_names:
         raise WhaleidError(

@@ -130,9 +130,9 @@ def _kaze_create() -> Callable[..., cv2.Feature2D]:
         if create is not None:
             return create
     raise WhaleidError(
-        f"combine.local.features: kaze: OpenCV {cv2.__version__} of the wheel opencv-python-headless has no KAZE; put "
-        "opencv-contrib-python-headless of the same version in its place (two wheels overwrite each other: remove the "
-        "first), or take other features"
+        f"combine.local_matching.features: kaze: OpenCV {cv2.__version__} of the wheel opencv-python-headless has no "
+        "KAZE; put opencv-contrib-python-headless of the same version in its place (two wheels overwrite each other: "
+        "remove the first), or take other features"
     )
 
 

@@ -27,7 +27,7 @@ import pandas as pd
 from whaleid.config import LocalConfig
 from whaleid.config.settings import read_settings
 from whaleid.data.images import crop_box, decode, reduction, resize
-from whaleid.data.masks import Mask, brought_to, read_mask
+from whaleid.data.masks import Mask, read_mask, resize_mask
 from whaleid.local_matching.detectors import KINDS, UNIT, Detector, Found, detector_of
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
@@ -59,8 +59,8 @@ def describe(
         raise WhaleidError(f"{path}: {error}") from error
     white = None
     if mask is not None:  # the very pixels that are described
-        whole = brought_to(read_mask(mask), (image.shape[1], image.shape[0]))
-        white = brought_to(crop_box(whole, inside, 0.0), size)
+        whole = resize_mask(read_mask(mask), (image.shape[1], image.shape[0]))
+        white = resize_mask(crop_box(whole, inside, 0.0), size)
     return detector(resize(cropped, size), config.keypoints, white)
 
 

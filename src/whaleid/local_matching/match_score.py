@@ -212,9 +212,9 @@ def learn(lessons: list[Lesson], config: TreesConfig) -> Evidence | None:
         return None
     settings = {
         "objective": "binary",
-        "learning_rate": config.rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": config.least,
+        "learning_rate": config.learning_rate,
+        "num_leaves": config.num_leaves,
+        "min_data_in_leaf": config.min_data_in_leaf,
         "deterministic": True,
         "force_row_wise": True,
         "num_threads": 1,  # models learn beside one another instead: trees of this size wait for their threads
@@ -223,7 +223,9 @@ def learn(lessons: list[Lesson], config: TreesConfig) -> Evidence | None:
     }
     share = same.mean()
     data = lgb.Dataset(values, same.astype(np.float32), params={"verbosity": -1})
-    return Evidence(lgb.train(settings, data, num_boost_round=config.trees), float(np.log(share / (1 - share))))
+    return Evidence(
+        lgb.train(settings, data, num_boost_round=config.num_iterations), float(np.log(share / (1 - share)))
+    )
 
 
 def in_chunks(described: Described, queries: np.ndarray) -> Iterator[tuple[slice, slice]]:

@@ -34,12 +34,12 @@ class Published:
 
 ALIKED = Published(
     "aliked-n16",
-    "combine.local.features: aliked",
+    "combine.local_matching.features: aliked",
     "https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-n16.pth",
 )
 LIGHTGLUE = Published(
     "aliked_lightglue",
-    "combine.local.verify.matcher: lightglue",
+    "combine.local_matching.verify.matcher: lightglue",
     "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/aliked_lightglue.pth",
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config import Competition, Experiment, ExperimentBase, PretextExperiment, Recipe
-from whaleid.config.files import load_competition, load_pretext, load_recipe_with, parse_overrides
+from whaleid.config.files import load_competition, load_pretext, load_recipe, parse_overrides
 from whaleid.config.settings import WEIGHTS, Settings, read_settings
 from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import masks_key
@@ -68,7 +68,7 @@ class Project:
         """The same project under a recipe changed in other things than its experiments."""
         found = replace(self, recipe=recipe, workspace=workspace or self.workspace)
         for name in ("images_key", "labelled_key", "masks_key"):
-            if name in vars(self):  # found before, or given (kaggle/kernel/carried.py)
+            if name in vars(self):  # found before, or given (pipeline/transfer.py)
                 vars(found)[name] = vars(self)[name]
         return found
 
@@ -110,25 +110,25 @@ class Project:
     @cached_property
     def masks_key(self) -> str:
         """Of the masks, which keypoints alone depend on; empty where the recipe or the competition does without."""
-        return "" if self.recipe.combine.local is None else masks_key(self.competition, self.workspace.digests)
+        return "" if self.recipe.combine.local_matching is None else masks_key(self.competition, self.workspace.digests)
 
     @cached_property
     def detector_key(self) -> str:
         """Of the weights of the network that describes keypoints; empty where none does."""
-        local = self.recipe.combine.local
+        local = self.recipe.combine.local_matching
         alone = None if local is None else local.model_copy(update={"verify": None})
         return "" if alone is None else weights_key(alone, self.settings.weights)
 
     @cached_property
     def networks_key(self) -> str:
         """Of the weights of all networks of local matching; empty where there is none."""
-        local = self.recipe.combine.local
+        local = self.recipe.combine.local_matching
         return "" if local is None else weights_key(local, self.settings.weights)
 
     @property
     def local_weights(self) -> list[Path]:
         """The weights' files of the networks of local matching. Raises WhaleidError where one is missing."""
-        local = self.recipe.combine.local
+        local = self.recipe.combine.local_matching
         return [] if local is None else weights_files(local, self.settings.weights)
 
     def local_key(self, name: str) -> str:
@@ -208,7 +208,7 @@ def open_project(
     """Project from what the command line says; nothing is read but YAML, and SETTINGS.json where settings is None."""
     settings = settings or read_settings()
     contest = load_competition(competition, settings)
-    loaded, experiments = load_recipe_with(recipe, parse_overrides(pairs or []))
+    loaded, experiments = load_recipe(recipe, parse_overrides(pairs or []))
     pretext = load_pretext(recipe, loaded, experiments)
     workspace = Workspace(work / contest.name)
     return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)
@@ -229,14 +229,14 @@ def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
 
 def _without_later(combine: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that came later, where they say what was so before: what is there is not made again."""
-    local = combine["local"]
+    local = combine["local_matching"]
     if local is not None:
         local = {key: value for key, value in local.items() if (key, value) != ("features", "rootsift")}
         verify = local["verify"]
         if verify is not None:
             verify = {key: value for key, value in verify.items() if (key, value) != ("matcher", "mutual")}
         local["verify"] = verify
-    return {**combine, "local": local}
+    return {**combine, "local_matching": local}
 
 
 def scores_pairs(experiment: Experiment) -> bool:

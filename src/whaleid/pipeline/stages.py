@@ -92,7 +92,7 @@ def cache_place(project: Project, experiment: ExperimentBase) -> tuple[str, tupl
 
 def local_stage(project: Project) -> Path | None:
     """The keypoints' descriptors of all images; None where the recipe does without local matching."""
-    local = project.recipe.combine.local
+    local = project.recipe.combine.local_matching
     if local is None:
         return None
     from whaleid.local_matching.keypoints import describe_images, local_name
@@ -110,7 +110,7 @@ def local_stage(project: Project) -> Path | None:
 
 def require_local(project: Project) -> None:
     """Raise WhaleidError where local matching needs weights, or a part of OpenCV, that are not here."""
-    local = project.recipe.combine.local
+    local = project.recipe.combine.local_matching
     if local is None or (local.features == "rootsift" and not local.uses_lightglue):
         return
     from whaleid.local_matching.detectors import require_parts

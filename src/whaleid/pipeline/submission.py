@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.data.competition import inspect_rows, read_table
+from whaleid.data.competition import inspect_rows
+from whaleid.data.tables import read_table
 from whaleid.ensemble.summary import Figures, ablation_lines, ladder_lines, slice_lines
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
-from whaleid.evaluation.submissions import check_submission, read_guesses, score_submission, write_submission
+from whaleid.evaluation.topk import check_submission, read_guesses, score_submission, write_submission
 from whaleid.pipeline.metrics import combine_sources, read_figures, write_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import (

@@ -42,7 +42,7 @@ def submission_note(project: Project) -> Path:
 
 def _outputs(project: Project) -> Iterator[tuple[str, Path]]:
     """Stage and output of everything that the recipe makes, some of it perhaps not made yet."""
-    workspace, local = project.workspace, project.recipe.combine.local
+    workspace, local = project.workspace, project.recipe.combine.local_matching
     yield "images", workspace.images
     yield "folds", workspace.folds
     if workspace.is_current(workspace.images, project.images_key):  # else its sizes are not those of now

@@ -1,4 +1,4 @@
-"""Out-of-fold score against leaderboard score: does what is better here rank higher there?"""
+"""Out-of-fold scores against leaderboard scores: does what is better here rank higher there?"""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from whaleid.utils.files import atomic_path
 
 DPI = 110
 FEWEST = 3
-"""Submissions from which a rank correlation is told."""
+"""Submissions from which on the rank correlation is given."""
 _BLUE, _ORANGE, _GREY = "#1f77a4", "#d95f02", "#8a979f"
 
 
 def scored(records: list[SubmissionRecord], competition: str) -> list[SubmissionRecord]:
-    """The competition's submissions that have an out-of-fold score and one of the leaderboard."""
-    own = [record for record in records if record.competition == competition and record.cv is not None]
-    return [record for record in own if record.public is not None or record.private is not None]
+    """The competition's submissions that have both an out-of-fold score and a leaderboard score."""
+    complete = [record for record in records if record.competition == competition and record.cv is not None]
+    return [record for record in complete if record.public is not None or record.private is not None]
 
 
 def gap_lines(records: list[SubmissionRecord]) -> list[str]:
-    """For each leaderboard: how far it lies from the out-of-fold scores on average, and whether it orders alike."""
+    """For each leaderboard: the mean difference from the out-of-fold scores, and the rank correlation."""
     lines = []
     for board in ("public", "private"):
         cv, scores = _pairs(records, board)
@@ -36,32 +36,33 @@ def gap_lines(records: list[SubmissionRecord]) -> list[str]:
 
 
 def rank_correlation(left: np.ndarray, right: np.ndarray) -> float:
-    """Spearman's coefficient, ties sharing their mean rank; nan where one side is all alike. Both float (n,)."""
-    a, b = _ranks(left), _ranks(right)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    """Spearman's coefficient of two float arrays (n,); NaN where one of them is constant."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
         return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(spearmanr(left, right).statistic)
 
 
 def draw_cv_lb(records: list[SubmissionRecord], path: Path) -> None:
-    """Scatter of the leaderboard against the out-of-fold score, with its interval, as a PNG.
+    """Draw leaderboard scores against out-of-fold scores with their intervals, as a PNG.
 
-    records: as `scored` gives them, at least one. Dots: public; rings: private; the line: where both are equal.
+    records: as `scored` gives them, at least one. Dots: public; rings: private; dotted line: where both are equal.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    marks: dict[str, dict[str, Any]] = {
+    styles: dict[str, dict[str, Any]] = {
         "public": {"color": _BLUE},
         "private": {"color": _ORANGE, "markerfacecolor": "none"},
     }
-    for board, look in marks.items():
-        own = [record for record in records if getattr(record, board) is not None]
-        cv, scores = _pairs(own, board)
-        half = [record.cv_interval or 0.0 for record in own]
-        if own:
-            axes.errorbar(cv, scores, xerr=half, fmt="o", markersize=6, elinewidth=1.2, label=board, **look)
+    for board, style in styles.items():
+        on_board = [record for record in records if getattr(record, board) is not None]
+        cv, scores = _pairs(on_board, board)
+        half = [record.cv_interval or 0.0 for record in on_board]
+        if on_board:
+            axes.errorbar(cv, scores, xerr=half, fmt="o", markersize=6, elinewidth=1.2, label=board, **style)
     for record in records:
         score = record.private if record.public is None else record.public
         assert record.cv is not None
@@ -85,10 +86,3 @@ def _pairs(records: list[SubmissionRecord], board: str) -> tuple[np.ndarray, np.
     both = [(record.cv, getattr(record, board)) for record in records if getattr(record, board) is not None]
     table = np.array(both, dtype=float).reshape(-1, 2)
     return table[:, 0], table[:, 1]
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value, 1 for the least; equal ones share the mean of their places."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]

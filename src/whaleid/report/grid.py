@@ -1,72 +1,70 @@
-"""Photographs beside one another with a line of text over each: what notebooks show."""
+"""A figure of several images with a line of text over each, for notebooks and the documentation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from whaleid.data.images import prepare
-from whaleid.report.pictures import MARGIN, view_size
 from whaleid.utils.errors import WhaleidError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = (1.9, 1.5)
-"""Inches of a picture with its line of text."""
+"""Width and height of an image with its title, in inches."""
 DPI = 70
-"""A dozen photographs stay under 200 kB as a PNG."""
-_TEXT = 7  # points
-_LONGEST = 28  # characters of a line that fit over a picture
-_RIGHT, _WRONG = "#2a7f3f", "#b3261e"  # a mark is read without its colour too: see `_said`
-
-
-def views(images: pd.DataFrame, rows: Iterable[int], root: Path) -> list[np.ndarray]:
-    """Small pictures of images, cut to their boxes: uint8 (h, w, 3), RGB, as large as a page shows them.
-
-    images: images.parquet. rows: int, of it. root: folder that its paths start from.
-    """
-    corners = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
-    paths = images["path"].to_numpy()
-    return [prepare(root / paths[row], corners[row], MARGIN, view_size(corners[row])) for row in rows]
+"""A dozen photographs stay below 200 kB as a PNG."""
+_FONT_SIZE = 7
+_LONGEST = 28  # characters of a title's line that fit over an image
+_COLOURS = {None: "black", True: "#2a7f3f", False: "#b3261e"}
+_SIGNS = {None: "", True: "✓ ", False: "✗ "}  # so that the mark can be read without its colour
 
 
 def draw_grid(
-    pictures: Sequence[np.ndarray],
+    pixels: Sequence[np.ndarray],
     titles: Sequence[str],
     columns: int = 6,
     right: Sequence[bool | None] | None = None,
 ) -> Figure:
-    """A figure of pictures, row by row, each under its title.
+    """Draw images row by row, each under its title.
 
-    pictures: uint8 (h, w, 3), RGB, of any sizes. titles: one each; lines may be broken by a newline.
-    right: True writes a title green with a tick, False red with a cross, None leaves it; None: all are left.
-    Raises WhaleidError where there is no picture, or the numbers differ.
+    Parameters
+    ----------
+    pixels : sequence of uint8 arrays, shape (h, w, 3)
+        RGB images of any sizes.
+    titles : sequence of str
+        One for each image; may hold line breaks.
+    columns : int
+        Images in a row of the grid.
+    right : sequence of bool or None, optional
+        True: green title with a tick; False: red title with a cross; None: neither.
+
+    Raises
+    ------
+    WhaleidError
+        If there is no image, or the numbers of images, titles and marks differ.
     """
     from matplotlib.figure import Figure
 
-    marks = [None] * len(pictures) if right is None else list(right)
-    if not len(pictures) == len(titles) == len(marks) or not len(pictures):
+    marks = [None] * len(pixels) if right is None else list(right)
+    if not len(pixels) == len(titles) == len(marks) or not len(pixels):
         raise WhaleidError(
-            f"grid: {len(pictures)} pictures, {len(titles)} titles, {len(marks)} marks; one each is needed"
+            f"grid: {len(pixels)} images, {len(titles)} titles, {len(marks)} marks; one of each is needed"
         )
     lines = max(title.count("\n") for title in titles)
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(CELL[0] * columns, (CELL[1] + 0.13 * lines) * rows), dpi=DPI, layout="constrained")
-    for number, (picture, title, mark) in enumerate(zip(pictures, titles, marks, strict=True)):
+    for number, (image, title, mark) in enumerate(zip(pixels, titles, marks, strict=True)):
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.imshow(picture)
+        axes.imshow(image)
         axes.set_axis_off()
-        axes.set_title(_said(title, mark), fontsize=_TEXT, color={None: "black", True: _RIGHT, False: _WRONG}[mark])
+        axes.set_title(_SIGNS[mark] + _shorten(title), fontsize=_FONT_SIZE, color=_COLOURS[mark])
     return figure
 
 
-def _said(title: str, mark: bool | None) -> str:
-    """The title with its mark, no line too long, and nothing that matplotlib takes for a formula."""
+def _shorten(title: str) -> str:
+    """The title with long lines cut, and with dollar signs that matplotlib does not take for a formula."""
     lines = [line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…" for line in title.split("\n")]
-    sign = {None: "", True: "✓ ", False: "✗ "}[mark]
-    return sign + "\n".join(lines).replace("$", r"\$")
+    return "\n".join(lines).replace("$", r"\$")

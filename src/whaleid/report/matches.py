@@ -1,8 +1,9 @@
-"""A pair of photographs side by side, with lines between the keypoints that were matched."""
+"""Two images side by side, with lines between the keypoints that were matched."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,95 +18,137 @@ from whaleid.local_matching.geometric_verification import Matcher, matched_keypo
 from whaleid.local_matching.keypoints import Described, describe, described_size, described_together
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import images_stage
-from whaleid.report.pictures import box_of, view_size
+from whaleid.report.examples import Example, gallery_rows
+from whaleid.report.inputs import Results
+from whaleid.report.thumbnails import box_of, fit_size
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
-VIEW = (470, 360)
-"""Largest width and height of either photograph, in pixels: two of them fill the width of a page."""
+SIZE = (470, 360)
+"""Largest width and height of either image, in pixels: two of them fill the width of a page."""
 Matches = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Points float (n, 2) in the query, (n, 2) in the gallery image, and which of them count, bool (n,)."""
+"""Points float (n, 2) in the query, (n, 2) in the gallery image, and which matches are verified, bool (n,)."""
 
-_USED, _REFUSED = (60, 200, 60), (170, 170, 170)  # RGB
-_DOT = 2  # pixels
-_GAP = 6  # pixels between the two photographs
+_VERIFIED, _REJECTED = (60, 200, 60), (170, 170, 170)  # RGB
+_RADIUS = 2  # pixels of a keypoint's dot
+_GAP = 6  # pixels between the two images
+
+
+@dataclass(frozen=True)
+class MatchedPair:
+    """A query beside the image of an identity that matches it best. query, row: rows of images.parquet."""
+
+    query: int
+    row: int
+    identity: str
+    right: bool
+    matches: Matches
 
 
 def draw_matches(
-    query: np.ndarray, gallery: np.ndarray, query_points: np.ndarray, gallery_points: np.ndarray, used: np.ndarray
+    query: np.ndarray, gallery: np.ndarray, query_points: np.ndarray, gallery_points: np.ndarray, verified: np.ndarray
 ) -> np.ndarray:
-    """Picture of two photographs and their matches: those that count green, on top; the refused grey.
+    """Draw two images and their matches: verified ones green and on top, rejected ones grey.
 
-    query, gallery: uint8 (h, w, 3), RGB; they are not changed. query_points, gallery_points: float (n, 2), x and y
-    in pixels of each. used: bool (n,).
-    Returns uint8 (larger h, w + gap + other w, 3), RGB, black where there is no photograph.
-    Raises WhaleidError where points and `used` differ in number.
+    Parameters
+    ----------
+    query, gallery : uint8 arrays, shape (h, w, 3)
+        RGB; they are not changed.
+    query_points, gallery_points : float arrays, shape (n, 2)
+        x and y in pixels of each image.
+    verified : bool array, shape (n,)
+
+    Returns
+    -------
+    uint8 array, shape (larger h, both w and a gap, 3)
+        RGB; black where there is no image.
+
+    Raises
+    ------
+    WhaleidError
+        If the numbers of points and of `verified` differ.
     """
-    if not len(query_points) == len(gallery_points) == len(used):
+    if not len(query_points) == len(gallery_points) == len(verified):
         raise WhaleidError(
-            f"matches: {len(query_points)} and {len(gallery_points)} points, {len(used)} marks; one each is needed"
+            f"matches: {len(query_points)} and {len(gallery_points)} points, {len(verified)} marks; "
+            "one of each is needed"
         )
     left = query.shape[1] + _GAP
     canvas = np.zeros((max(len(query), len(gallery)), left + gallery.shape[1], 3), dtype=np.uint8)
     canvas[: len(query), : query.shape[1]] = query
     canvas[: len(gallery), left:] = gallery
-    for place in np.argsort(used, kind="stable"):  # those that count come last, over the others
-        colour = _USED if used[place] else _REFUSED
-        start = tuple(int(value) for value in np.rint(query_points[place]))
-        end = tuple(int(value) for value in np.rint(gallery_points[place] + [left, 0]))
+    for match in np.argsort(verified, kind="stable"):  # verified matches last, so that they lie on top
+        colour = _VERIFIED if verified[match] else _REJECTED
+        start = tuple(int(value) for value in np.rint(query_points[match]))
+        end = tuple(int(value) for value in np.rint(gallery_points[match] + [left, 0]))
         cv2.line(canvas, start, end, colour, 1, cv2.LINE_AA)
         for point in (start, end):
-            cv2.circle(canvas, point, _DOT, colour, -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, _RADIUS, colour, -1, cv2.LINE_AA)
     return canvas
 
 
-def matches_picture(images: pd.DataFrame, root: Path, rows: tuple[int, int], matches: Matches, size: int) -> np.ndarray:
-    """Picture of two images, cut to their boxes as they were described, and their matches: uint8 (h, w, 3), RGB.
+def draw_image_pair(images: pd.DataFrame, root: Path, rows: tuple[int, int], matches: Matches, size: int) -> np.ndarray:
+    """Draw two images, cut to their boxes, and their matches: uint8 (h, w, 3), RGB.
 
-    images: images.parquet, `path` relative to `root`. rows: of the query and of the gallery image. matches: as
-    `matched_keypoints` gives them. size: `LocalConfig.size`, in whose pixels the points are.
+    images: images.parquet, whose paths start from `root`. rows: of the query and of the gallery image.
+    size: the local matching's image size; the points are in its pixels.
     """
     views, points = [], []
     for row, found in zip(rows, matches[:2], strict=True):
         box = box_of(images, row)
-        described, shown = np.array(described_size(box, size)), view_size(box, VIEW)
+        described, shown = np.array(described_size(box, size)), fit_size(box, SIZE)
         views.append(prepare(root / images["path"].iloc[row], box, 0.0, shown))
-        points.append((found + 0.5) * np.array(shown) / described - 0.5)  # a whole number is the middle of a pixel
+        points.append((found + 0.5) * np.array(shown) / described - 0.5)  # integers are the centres of pixels
     return draw_matches(views[0], views[1], points[0], points[1], matches[2])
 
 
 def best_match(
     described: Described, query: int, rows: np.ndarray, config: LocalConfig, matcher: Matcher | None = None
 ) -> tuple[int, Matches]:
-    """Of some images the one with most matches that count, the first of equals, and these matches.
+    """Of several images the one with most verified matches (the first of equals), and these matches.
 
-    query: row of images.parquet. rows: int64 (m,), likewise, at least one; the query is none of them. matcher: as
-    `matched_keypoints` takes it.
+    query: row of images.parquet. rows: int64 (m,), at least one, without the query.
     """
     found = [matched_keypoints(described, query, int(row), config, matcher) for row in rows]
-    best = int(np.argmax([used.sum() for _, _, used in found]))
+    best = int(np.argmax([verified.sum() for _, _, verified in found]))
     return int(rows[best]), found[best]
 
 
+def match_example(
+    example: Example, results: Results, described: Described, local: LocalConfig, matcher: Matcher | None = None
+) -> list[MatchedPair]:
+    """Match a query with its first guess and, where that is wrong, with its true identity.
+
+    An identity without an image in the gallery gives no pair.
+    """
+    part = next(part for part in results.protocol.parts if part.fold == example.fold)
+    gallery = gallery_rows(part, results.protocol.classes)
+    pairs = []
+    for identity in dict.fromkeys([example.guesses[0].identity, example.truth]):
+        if identity in gallery:
+            row, matches = best_match(described, example.row, gallery[identity], local, matcher)
+            pairs.append(MatchedPair(example.row, row, identity, identity == example.truth, matches))
+    return pairs
+
+
 def matches_line(matches: Matches) -> str:
-    used = int(matches[2].sum())
-    return f"{used} of {len(matches[2])} mutual matches agree"
+    """How many of the matches are verified, in words."""
+    return f"{int(matches[2].sum())} of {len(matches[2])} mutual matches agree in geometry"
 
 
 def write_matches(project: Project, names: tuple[str, str], path: Path) -> Matches:
-    """Describe two images of a competition, match them, and draw the matches to `path`, a PNG; returns the matches.
+    """Match two images of a competition and draw the matches to `path`, a PNG.
 
-    names: of images, as in the CSV. By the recipe's local matching, or its defaults where the recipe has none.
+    names: of the images, as in the CSV. Settings: the recipe's local matching, or the defaults if it has none.
     """
     from PIL import Image
 
     if path.suffix.lower() != ".png":
-        raise WhaleidError(f"{path}: the picture is a PNG; give it a name that ends in .png")
-    images, local = images_stage(project), project.recipe.combine.local or LocalConfig()
+        raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
+    images, local = images_stage(project), project.recipe.combine.local_matching or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
-    weights = project.settings.weights
-    detector = detector_of(local, weights)
-    root, masks = project.competition.root, masks_of(project.competition, images.iloc[list(rows)]) or (None, None)
+    pair, weights, root = images.iloc[list(rows)], project.settings.weights, project.competition.root
+    detector, masks = detector_of(local, weights), masks_of(project.competition, pair) or (None, None)
     described = described_together(
         [
             describe(root / images["path"].iloc[row], box_of(images, row), local, mask, detector)
@@ -113,9 +156,8 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
         ],
         local.features,
     )
-    matcher = matcher_of(described, images.iloc[list(rows)], local, weights)
-    matches = matched_keypoints(described, 0, 1, local, matcher)
-    drawn = matches_picture(images, root, rows, matches, local.size)
+    matches = matched_keypoints(described, 0, 1, local, matcher_of(described, pair, local, weights))
+    drawn = draw_image_pair(images, root, rows, matches, local.size)
     with atomic_path(path) as temporary:
         Image.fromarray(drawn).save(temporary, format="PNG", optimize=True)
     return matches
@@ -128,5 +170,5 @@ def _row_of(images: pd.DataFrame, name: str) -> int:
     if not len(found):
         near = difflib.get_close_matches(name, names.tolist(), n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise WhaleidError(f"no image '{name}' in the competition{hint} (names stand in its CSV)")
+        raise WhaleidError(f"no image '{name}' in the competition{hint} (names as in its CSV)")
     return int(found[0])

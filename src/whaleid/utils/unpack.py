@@ -1,4 +1,7 @@
-"""Unpacking an archive that somebody else made: nothing leaves the folder, nothing grows beyond what it declares."""
+"""Unpacking zip archives from elsewhere: no file leaves the target folder, and a zip bomb is refused.
+
+`zipfile` itself checks each file's checksum and never writes more bytes than the archive declares for it.
+"""
 
 from __future__ import annotations
 
@@ -6,163 +9,122 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import require_space
 
-LARGEST_GROWTH = 20
-"""Bytes that a byte of an archive may become. Photographs hardly shrink, CSVs shrink to a tenth; a bomb's thousand."""
+LARGEST_RATIO = 20
+"""Unpacked bytes for each byte of an archive. Photographs hardly shrink, CSVs to a tenth; a bomb to a thousandth."""
 SMALL = 1 << 28
-"""Bytes that any archive may grow to, however small it is (a few CSVs that shrink well)."""
-MOST_FILES = 1_000_000
-INNER = 2
-"""Archives inside the archive are unpacked too, to this depth."""
-CHUNK = 1 << 20
-ANOTHER_ROOT = "give the competition's YAML another root"
-"""What to do where the disk is too small for a competition's data."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What an archive says that it holds, checked."""
-
-    files: tuple[zipfile.ZipInfo, ...]
-    size: int
-    """Bytes of all files together."""
-
-    def only(self, wanted: Callable[[str], bool]) -> Contents:
-        files = tuple(info for info in self.files if wanted(info.filename))
-        return Contents(files, sum(info.file_size for info in files))
+"""Unpacked bytes that every archive may have, however small it is."""
+OTHER_FOLDER = "choose another folder (root in the competition's YAML, or WORK=)"
+DEPTH = 2
+"""Levels of archives inside archives that are unpacked too."""
 
 
 def unpack(
     archive: Path,
     folder: Path,
     progress: Callable[[int], None] | None = None,
-    depth: int = INNER,
-    budget: int | None = None,
-    only: Callable[[str], bool] = lambda _: True,
+    depth: int = DEPTH,
+    names: Collection[str] | None = None,
 ) -> int:
-    """Unpack a zip and the zips in it into an empty or new folder; returns the number of files that lie there then.
+    """Unpack a zip, and the zips inside it, into an empty or new folder.
 
-    A zip named `train.zip` becomes the folder `train`, and `train.csv.zip` the file `train.csv`, however its own
-    paths are given. progress: told the bytes of each part written. budget: bytes that may come out at the most,
-    inner archives included; None: as many as the archive's size allows. only: by their names, which files are wanted
-    (all are looked at, and an archive with a bad one is refused). Raises WhaleidError for a path that leads
-    out of the folder, a link, a size that is not as declared or out of proportion, a damaged file, a disk too small.
+    An inner ``train.zip`` becomes the folder ``train``, and ``train.csv.zip`` the file ``train.csv``.
+
+    Parameters
+    ----------
+    archive, folder : Path
+    progress : callable, optional
+        Called with the number of bytes of each file that was written.
+    depth : int
+        Levels of inner archives to unpack; 0 leaves them as files.
+    names : collection of str, optional
+        The entries to unpack; all by default. All are checked in any case.
+
+    Returns
+    -------
+    int
+        Number of files written.
+
+    Raises
+    ------
+    WhaleidError
+        For an entry that would lie outside of the folder, a link, an encrypted or damaged file, an unpacked size out
+        of proportion to the archive's, or too small a disk.
     """
-    allowed = allowance(archive) if budget is None else budget
     with _opened(archive) as opened:
-        contents = inspect(opened, archive, allowed).only(only)
-        inner = [info for info in contents.files if depth > 0 and info.filename.lower().endswith(".zip")]
-        # an inner archive lies beside what comes out of it, until that is complete
-        needed = contents.size + sum(info.file_size for info in inner)
-        require_space(folder, needed, f"unpacking {archive.name}", ANOTHER_ROOT)
-        for info in contents.files:
-            _write(opened, info, folder / info.filename, archive, progress)
-    count = len(contents.files) - len(inner)
-    rest = allowed - contents.size
-    for info in inner:
-        path = folder / info.filename
-        found, used = _unpack_inner(path, progress, depth - 1, rest)
-        count, rest = count + found, rest - used
-    return count
-
-
-def allowance(archive: Path) -> int:
-    """Bytes that may come out of an archive."""
-    return max(SMALL, LARGEST_GROWTH * archive.stat().st_size)
-
-
-def inspect(opened: zipfile.ZipFile, archive: Path, allowed: int) -> Contents:
-    """The archive's files; raises WhaleidError where one must not be unpacked. allowed: bytes of all together."""
-    files: dict[str, zipfile.ZipInfo] = {}
-    folders: set[str] = set()
-    size = 0
-    for info in opened.infolist():
-        _check_entry(info, archive)
-        name = info.filename
-        folders.update(parent.as_posix() for parent in PurePosixPath(name).parents)
-        if info.is_dir():
-            continue
-        if name in files:
-            raise WhaleidError(f"{archive}: {name} is in it twice; get the archive anew")
-        files[name] = info
-        size += info.file_size
-        if size > allowed or len(files) > MOST_FILES:
-            raise WhaleidError(
-                f"{archive}: declares more than {len(files) - 1:,} files of {allowed / 1e6:,.0f} MB, out of proportion "
-                f"to its {archive.stat().st_size / 1e6:,.1f} MB; it is not unpacked"
-            )
-    both = sorted(files.keys() & folders)
-    if both:
-        raise WhaleidError(f"{archive}: {both[0]} is a file and a folder in it; get the archive anew")
-    return Contents(tuple(files.values()), size)
-
-
-def _check_entry(info: zipfile.ZipInfo, archive: Path) -> None:
-    name = info.filename
-    path = PurePosixPath(name)
-    # zipfile cuts a name at its NUL: orig_filename is what the archive says
-    climbs = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in info.orig_filename
-    if climbs or not path.parts:
-        raise WhaleidError(f"{archive}: entry {name!r} would lie outside of the folder; the archive is not unpacked")
-    mode = info.external_attr >> 16
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise WhaleidError(f"{archive}: entry {name!r} is a link or a device; the archive is not unpacked")
-    if info.flag_bits & 0x1:
-        raise WhaleidError(f"{archive}: entry {name!r} is encrypted; the archive is not unpacked")
-
-
-def _write(
-    opened: zipfile.ZipFile,
-    info: zipfile.ZipInfo,
-    path: Path,
-    archive: Path,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """One file, with its checksum looked at, and never more bytes than it declares."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    try:
-        with opened.open(info) as source, path.open("xb") as target:
-            while chunk := source.read(CHUNK):
-                written += len(chunk)
-                if written > info.file_size:
-                    break
-                target.write(chunk)
-                if progress is not None:
-                    progress(len(chunk))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error) as error:
-        raise WhaleidError(
-            f"{archive}: {info.filename} is damaged ({error}); remove the archive and get it anew"
-        ) from error
-    if written != info.file_size:
-        raise WhaleidError(f"{archive}: {info.filename} is not as long as declared; remove the archive and get it anew")
-
-
-def _unpack_inner(path: Path, progress: Callable[[int], None] | None, depth: int, budget: int) -> tuple[int, int]:
-    """Unpack an archive that came out of another, and remove it. Returns the files that came out, and their bytes."""
-    stem = path.with_suffix("")
-    place = path.with_name(f".{path.name}.unpacked")
-    count = unpack(path, place, progress, depth, min(budget, allowance(path)))
-    used = sum(item.stat().st_size for item in place.rglob("*") if item.is_file())
-    path.unlink()
-    tops = list(place.iterdir())
-    content = tops[0] if len(tops) == 1 and tops[0].name == stem.name else place
-    if stem.exists():
-        raise WhaleidError(f"{path.name}: {stem.name} is in the archive twice, unpacked and packed; get it anew")
-    content.rename(stem)
-    if place.exists():
-        shutil.rmtree(place)
-    return count, used
+        entries = [info for info in _checked(opened, archive) if names is None or info.filename in names]
+        inner = [info for info in entries if depth > 0 and info.filename.lower().endswith(".zip")]
+        # an inner archive takes space beside its content until that is complete
+        require_space(
+            folder, sum(info.file_size for info in [*entries, *inner]), f"unpacking {archive.name}", OTHER_FOLDER
+        )
+        for info in entries:
+            _extract(opened, info, folder, archive)
+            if progress is not None:
+                progress(info.file_size)
+    count = len(entries) - len(inner)
+    return count + sum(_unpack_inner(folder / info.filename, progress, depth - 1) for info in inner)
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
-        raise WhaleidError(f"{archive}: not a whole zip archive ({error}); remove it and get it anew") from error
+        raise WhaleidError(f"{archive}: not a whole zip archive ({error}); remove it and download it again") from error
+
+
+def _checked(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
+    """The files of an archive; refused as a whole if one of them must not be unpacked."""
+    entries = opened.infolist()
+    for info in entries:
+        _check_entry(info, archive)
+    size, packed = sum(info.file_size for info in entries), archive.stat().st_size
+    if size > max(SMALL, LARGEST_RATIO * packed):
+        raise WhaleidError(
+            f"{archive}: {packed / 1e6:,.1f} MB would become {size / 1e6:,.0f} MB, which is out of proportion; "
+            "it is not unpacked"
+        )
+    return [info for info in entries if not info.is_dir()]
+
+
+def _check_entry(info: zipfile.ZipInfo, archive: Path) -> None:
+    name = info.filename
+    path = PurePosixPath(name)
+    # zipfile cuts a name at a NUL byte; orig_filename is the whole name
+    outside = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in info.orig_filename
+    if outside or not path.parts:
+        raise WhaleidError(f"{archive}: entry {name!r} would lie outside of the folder; the archive is not unpacked")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise WhaleidError(f"{archive}: entry {name!r} is a link or a device; the archive is not unpacked")
+    if info.flag_bits & 0x1:
+        raise WhaleidError(f"{archive}: entry {name!r} is encrypted; the archive is not unpacked")
+
+
+def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path, archive: Path) -> None:
+    try:
+        opened.extract(info, folder)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error) as error:
+        raise WhaleidError(
+            f"{archive}: {info.filename} is damaged ({error}); remove the archive and download it again"
+        ) from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise WhaleidError(f"{archive}: {info.filename} is a file and a folder; download the archive again") from error
+
+
+def _unpack_inner(path: Path, progress: Callable[[int], None] | None, depth: int) -> int:
+    """Replace an inner archive by its content; returns the number of files."""
+    target, place = path.with_suffix(""), path.with_name(f".{path.name}.unpacked")
+    count = unpack(path, place, progress, depth)
+    path.unlink()
+    if target.exists():
+        raise WhaleidError(f"{path}: the archive holds {target.name} twice, packed and unpacked; download it again")
+    entries = list(place.iterdir())
+    own_folder = len(entries) == 1 and entries[0].name == target.name
+    (entries[0] if own_folder else place).rename(target)
+    shutil.rmtree(place, ignore_errors=True)
+    return count

@@ -91,7 +91,7 @@ def read_local(context: RankerContext) -> LocalInputs:
     described = read_described(context.descriptors, context.images, config.features)
     if not described.counts(protocol.gallery).any():
         raise WhaleidError(
-            f"{context.descriptors}: no labelled image has a keypoint; leave combine.local out of the recipe"
+            f"{context.descriptors}: no labelled image has a keypoint; leave combine.local_matching out of the recipe"
         )
     matcher = None if config.verify is None else matcher_of(described, context.images, config, context.weights_folder)
     folds = []
@@ -115,7 +115,7 @@ class VotesRanker(Ranker):
     kind, level, blend = "votes", "local", "member"
 
     def is_on(self, config: CombineConfig) -> bool:
-        return config.local is not None
+        return config.local_matching is not None
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         local, config = local_inputs(context), _config(context)
@@ -128,7 +128,7 @@ class VotesRanker(Ranker):
         return [_ranking(context, LOCAL, self.kind, rank)]
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
-        yield Without("local matching", config.model_copy(update={"local": None}), KINDS)
+        yield Without("local matching", config.model_copy(update={"local_matching": None}), KINDS)
 
 
 class VerificationRanker(Ranker):
@@ -137,7 +137,7 @@ class VerificationRanker(Ranker):
     kind, level, blend = "verification", "local", "member"
 
     def is_on(self, config: CombineConfig) -> bool:
-        return config.local is not None and config.local.verify is not None
+        return config.local_matching is not None and config.local_matching.verify is not None
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         local, config = local_inputs(context), _config(context)
@@ -152,9 +152,9 @@ class VerificationRanker(Ranker):
         return [_ranking(context, VERIFIED, self.kind, rank)]
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
-        assert config.local is not None
-        votes = config.local.model_copy(update={"verify": None})
-        yield Without("geometric verification", config.model_copy(update={"local": votes}), (self.kind,))
+        assert config.local_matching is not None
+        votes = config.local_matching.model_copy(update={"verify": None})
+        yield Without("geometric verification", config.model_copy(update={"local_matching": votes}), (self.kind,))
 
 
 def local_inputs(context: RankerContext) -> LocalInputs:
@@ -169,8 +169,8 @@ def test_lists(protocol: Protocol, lists: Candidates | None) -> tuple[Candidates
 
 
 def _config(context: RankerContext) -> LocalConfig:
-    assert context.config.local is not None
-    return context.config.local
+    assert context.config.local_matching is not None
+    return context.config.local_matching
 
 
 def _local_queries(described: Described, queries: QuerySet, truth: np.ndarray, config: LocalConfig) -> LocalQueries:

@@ -41,14 +41,14 @@ class MatchScoreRanker(Ranker):
     kind, level, blend = "match_score", "local", "member"
 
     def is_on(self, config: CombineConfig) -> bool:
-        return config.local is not None and config.local.learned is not None
+        return config.local_matching is not None and config.local_matching.learned is not None
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
         if len(local.folds) < FEWEST_FOLDS:
             raise WhaleidError(
-                f"combine.local.learned: {len(local.folds)} folds with features; it needs {FEWEST_FOLDS}: what is "
-                "fitted for a fold must be checked on folds that had no part in it. Take more, or leave it out"
+                f"combine.local_matching.learned: {len(local.folds)} folds with features; it needs {FEWEST_FOLDS}: "
+                "what is fitted for a fold must be checked on folds that had no part in it. Take more, or leave it out"
             )
 
         def training_matches(place: int) -> Lesson:
@@ -66,10 +66,10 @@ class MatchScoreRanker(Ranker):
         return _cross_fitted(context, self.kind, LEARNED, tables, rank, config)
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
-        assert config.local is not None
-        votes = config.local.model_copy(update={"learned": None})
+        assert config.local_matching is not None
+        votes = config.local_matching.model_copy(update={"learned": None})
         kinds = (self.kind, PairScoreRanker.kind)
-        yield Without("learned match score", config.model_copy(update={"local": votes}), kinds)
+        yield Without("learned match score", config.model_copy(update={"local_matching": votes}), kinds)
 
 
 class PairScoreRanker(Ranker):
@@ -78,7 +78,11 @@ class PairScoreRanker(Ranker):
     kind, level, blend = "pair_score", "local", "member"
 
     def is_on(self, config: CombineConfig) -> bool:
-        return config.local is not None and config.local.learned is not None and config.local.learned.pairs is not None
+        return (
+            config.local_matching is not None
+            and config.local_matching.learned is not None
+            and config.local_matching.learned.pairs is not None
+        )
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
@@ -100,15 +104,15 @@ class PairScoreRanker(Ranker):
         return _cross_fitted(context, self.kind, {_PAIRS: BY_PAIRS}, tables, rank, pairs)
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
-        assert config.local is not None and config.local.learned is not None
-        learned = config.local.learned.model_copy(update={"pairs": None})
-        local = config.local.model_copy(update={"learned": learned})
-        yield Without("pair score", config.model_copy(update={"local": local}), (self.kind,))
+        assert config.local_matching is not None and config.local_matching.learned is not None
+        learned = config.local_matching.learned.model_copy(update={"pairs": None})
+        local = config.local_matching.model_copy(update={"learned": learned})
+        yield Without("pair score", config.model_copy(update={"local_matching": local}), (self.kind,))
 
 
 def _config(context: RankerContext) -> LearnedConfig:
-    assert context.config.local is not None and context.config.local.learned is not None
-    return context.config.local.learned
+    assert context.config.local_matching is not None and context.config.local_matching.learned is not None
+    return context.config.local_matching.learned
 
 
 def _cross_fitted(

@@ -204,15 +204,15 @@ def _by_reciprocal(graph: _Graph, nearest: Neighbours, config: RerankConfig, knn
     for k1, k2 in product(given.k1, given.k2):
         codes = reciprocal_codes(graph.nodes, nearest, k1, k2)
         queries, lists = codes[graph.query_rows], codes[: len(graph.gallery)].tocsc()
-        parts: list[list[Lists]] = [[] for _ in given.own]
+        parts: list[list[Lists]] = [[] for _ in given.lambda_value]
         for start in range(0, len(graph.queries), _QUERIES):
             part = slice(start, start + _QUERIES)
             alike = jaccard(queries[part], lists)
             cosine = graph.queries[part] @ graph.gallery.T
-            for own, found in zip(given.own, parts, strict=True):
-                found.append(_identities(reciprocal_scores(alike, cosine, own), graph.codes, knn, keep))
-        for own, found in zip(given.own, parts, strict=True):
-            yield (RECIPROCAL, f"k1 {k1}, k2 {k2}, own {own:g}"), _joined(found)
+            for value, found in zip(given.lambda_value, parts, strict=True):
+                found.append(_identities(reciprocal_scores(alike, cosine, value), graph.codes, knn, keep))
+        for value, found in zip(given.lambda_value, parts, strict=True):
+            yield (RECIPROCAL, f"k1 {k1}, k2 {k2}, lambda {value:g}"), _joined(found)
 
 
 def _by_diffusion(

@@ -1,7 +1,7 @@
-"""The kernel's time: what is left of it, what the sources cost at the speed measured so far, and what has to go.
+"""The kernel's time limit: how much is left, and what to leave out if it is not enough.
 
-Too slow for the limit, the views of test-time augmentation go first, of the weakest source first; then whole
-sources, the weakest first. The strongest stays, in its plainest form, whatever the clock says: an answer is due.
+First the weakest experiments lose their test-time augmentation, then the weakest are dropped. The strongest always
+stays, with one view if need be: the kernel must write a submission.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 RESERVE_SHARE = 0.15
-"""Part of the limit kept for what follows the embedding (blending, writing); at most an hour of it."""
+"""Share of the limit that is kept for ranking and writing, ..."""
 RESERVE_MOST = 3600.0
+"""... but at most these seconds."""
 CAUTION = 1.15
-"""Costs are taken this much higher than measured: a speed found on a few images is a guess."""
+"""Factor on measured costs: a speed found on a few images is an estimate."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """seconds: the whole limit. started: when it began to run, by `clock`."""
+    """A time limit.
+
+    Attributes
+    ----------
+    seconds : float
+        The whole limit.
+    started : float
+        When the kernel started, by `clock`.
+    """
 
     seconds: float
     started: float
@@ -29,55 +38,75 @@ class Budget:
     def reserve(self) -> float:
         return min(RESERVE_MOST, RESERVE_SHARE * self.seconds)
 
+    def elapsed(self) -> float:
+        return self.clock() - self.started
+
     def left(self) -> float:
-        """Seconds left for embedding; negative when the reserve is being used up."""
-        return self.seconds - self.reserve - (self.clock() - self.started)
+        """Seconds left for feature extraction; negative once the reserve is in use."""
+        return self.seconds - self.reserve - self.elapsed()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a source still costs. score: out of fold, larger is stronger. Seconds, measured on a few images.
+    """Seconds that one experiment's feature extraction takes.
 
-    plain: one view of every image by every fold's model. views: all its views (equal where it has one).
+    Attributes
+    ----------
+    experiment : str
+    score : float
+        Its out-of-fold MAP@k.
+    one_view, all_views : float
+        Seconds for all test images by all its runs, without and with test-time augmentation.
     """
 
-    source: str
+    experiment: str
     score: float
-    plain: float
-    views: float
+    one_view: float
+    all_views: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """In the order of the sources' strength. plain: those embedded without further views. dropped: those left out."""
+    """Which experiments are used.
+
+    Attributes
+    ----------
+    kept, dropped : tuple of str
+        Experiments, strongest first.
+    one_view : frozenset of str
+        Kept experiments without test-time augmentation.
+    seconds : float
+        What the kept ones are expected to take.
+    """
 
     kept: tuple[str, ...]
-    plain: frozenset[str]
+    one_view: frozenset[str]
     dropped: tuple[str, ...]
     seconds: float
 
-    def full(self, source: str) -> bool:
-        return source not in self.plain
 
+def make_plan(costs: list[Cost], left: float, keep_one: bool = True) -> Plan:
+    """The most that can be extracted in `left` seconds.
 
-def make_plan(costs: list[Cost], left: float, must: bool = True) -> Plan:
-    """The most that can be done in `left` seconds.
-
-    must: at least one source stays; False where others are done already.
+    Parameters
+    ----------
+    costs : list of Cost
+    left : float
+        Seconds.
+    keep_one : bool
+        Keep the strongest experiment even if the time is too short for it.
     """
     order = sorted(costs, key=lambda cost: -cost.score)
-    plain: set[str] = set()
-    kept = list(order)
+    kept, one_view = list(order), set[str]()
 
     def total() -> float:
-        return CAUTION * sum(cost.plain if cost.source in plain else cost.views for cost in kept)
+        return CAUTION * sum(cost.one_view if cost.experiment in one_view else cost.all_views for cost in kept)
 
     for cost in reversed(order):
-        if total() <= left:
-            break
-        if cost.views > cost.plain:
-            plain.add(cost.source)
-    while total() > left and len(kept) > int(must):
+        if total() > left and cost.all_views > cost.one_view:
+            one_view.add(cost.experiment)
+    while total() > left and len(kept) > int(keep_one):
         kept.pop()
-    names = tuple(cost.source for cost in kept)
-    return Plan(names, frozenset(plain & set(names)), tuple(c.source for c in order if c.source not in names), total())
+    names = tuple(cost.experiment for cost in kept)
+    dropped = tuple(cost.experiment for cost in order if cost.experiment not in names)
+    return Plan(names, frozenset(one_view & set(names)), dropped, total())

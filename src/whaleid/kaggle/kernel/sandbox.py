@@ -1,19 +1,18 @@
-"""What keeps a kernel that runs here from seeing more than it would on Kaggle: no network, no repository, no packages
-that the image lacks, inputs that cannot be written to.
+"""What a kernel that runs here must not see: the network, the repository, packages that Kaggle's image lacks, and
+inputs that it could write to.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from whaleid.utils.errors import WhaleidError
 
-_CUSTOMIZE = '''"""Read by Python as it starts: modules found in the kernel's own folders alone, and no network."""
+_SITECUSTOMIZE = '''"""Read by Python when it starts: hides modules outside the kernel's folders, cuts the network."""
 
 import importlib.machinery
 import sys
@@ -23,7 +22,7 @@ ALLOWED = {allowed}
 
 
 class Hidden:
-    """Finds the hidden modules below ALLOWED and nowhere else."""
+    """Finds the hidden modules below ALLOWED only."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -51,16 +50,24 @@ if {blocked}:
     socket.create_connection = refuse
     socket.getaddrinfo = refuse
 '''
-_MOUNTED = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-_NAMESPACES = (["unshare", "-rnm", "sh", "-c", _MOUNTED], ["unshare", "-rn"])
+_MOUNT = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """prefix: words before the command. site: folder for PYTHONPATH.
+    """How a kernel is isolated.
 
-    isolated: the network is cut by a namespace, else by a blocked socket. mounted: the inputs are a read-only mount,
-    else their folders are closed by their modes (which do not bind root; a comparison afterwards does).
+    Attributes
+    ----------
+    prefix : tuple of str
+        Words before the command.
+    site : Path
+        Folder for PYTHONPATH.
+    isolated : bool
+        The network is cut by a namespace, else by a patched socket.
+    mounted : bool
+        The inputs are a read-only mount, else their folders have no write permission (which does not stop root; the
+        comparison afterwards does).
     """
 
     prefix: tuple[str, ...]
@@ -68,29 +75,41 @@ class Sandbox:
     isolated: bool
     mounted: bool
 
-    def words(self) -> str:
-        network = "a network namespace" if self.isolated else "a blocked socket"
-        inputs = "a read-only mount" if self.mounted else "closed by their modes"
-        return f"network cut by {network}, inputs {inputs}"
+    def description(self) -> str:
+        network = "a network namespace" if self.isolated else "a patched socket"
+        inputs = "a read-only mount" if self.mounted else "file permissions"
+        return f"network cut by {network}, inputs protected by {inputs}"
 
 
 def make_sandbox(readonly: Path, site: Path, allowed: Path, hidden: set[str], namespaces: bool = True) -> Sandbox:
-    """The strictest that this machine allows.
+    """The strictest isolation that this machine allows.
 
-    readonly: folder that the kernel may only read. hidden: modules to be found below `allowed` alone. namespaces:
-    False blocks the sockets of the process instead.
+    Parameters
+    ----------
+    readonly : Path
+        Folder that the kernel may only read.
+    site : Path
+        Folder to write a sitecustomize.py to.
+    allowed, hidden : Path and set of str
+        The hidden modules are found below `allowed` only.
+    namespaces : bool
+        Try Linux namespaces; without them, sockets are patched.
     """
+    options = [
+        Sandbox(("unshare", "-rnm", "sh", "-c", _MOUNT, str(readonly)), site, True, True),
+        Sandbox(("unshare", "-rn"), site, True, False),
+    ]
+    working = (option for option in options if namespaces and _works(option.prefix, readonly))
+    sandbox = next(working, Sandbox((), site, False, False))
+    text = _SITECUSTOMIZE.format(
+        hidden=sorted(hidden), allowed=json.dumps(f"{allowed}{os.sep}"), blocked=not sandbox.isolated
+    )
     site.mkdir(parents=True, exist_ok=True)
-    for number, words in enumerate(_NAMESPACES if namespaces else ()):
-        mounted = number == 0
-        prefix = [*words, str(readonly)] if mounted else words
-        if _works(prefix, readonly):
-            return _written(Sandbox(tuple(prefix), site, True, mounted), allowed, hidden)
-    return _written(Sandbox((), site, False, False), allowed, hidden)
+    (site / "sitecustomize.py").write_text(text)
+    return sandbox
 
 
-def _works(prefix: list[str], readonly: Path) -> bool:
-    """Whether a command can be run behind `prefix`, and sees what it must."""
+def _works(prefix: tuple[str, ...], readonly: Path) -> bool:
     try:
         done = subprocess.run([*prefix, "ls", str(readonly)], capture_output=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -98,42 +117,24 @@ def _works(prefix: list[str], readonly: Path) -> bool:
     return done.returncode == 0
 
 
-def _written(sandbox: Sandbox, allowed: Path, hidden: set[str]) -> Sandbox:
-    text = _CUSTOMIZE.format(
-        hidden=sorted(hidden), allowed=json.dumps(f"{allowed}{os.sep}"), blocked=not sandbox.isolated
-    )
-    (sandbox.site / "sitecustomize.py").write_text(text)
-    return sandbox
-
-
 # -------------------------------------------------------------------------------------------- read-only inputs
 
 
-def close_folders(root: Path) -> None:
-    """Take the right to write away from every folder below; files may be second names of others' and stay."""
+def set_writable(root: Path, writable: bool) -> None:
+    """Give or take the write permission of every folder below; files may be hard links to others' and stay."""
     for folder, _, _ in os.walk(root):
-        Path(folder).chmod(stat.S_IRUSR | stat.S_IXUSR | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
+        Path(folder).chmod(0o755 if writable else 0o555)
 
 
-def open_folders(root: Path) -> None:
-    """Undo `close_folders`, so that the tree can be removed."""
-    for folder, _, _ in os.walk(root):
-        Path(folder).chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP)
+def file_states(root: Path) -> dict[str, tuple[int, int]]:
+    """Every file below: path -> size and time of change."""
+    states = {str(path): path.lstat() for path in root.rglob("*") if not path.is_dir()}
+    return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
-def listing(root: Path) -> dict[str, tuple[int, int]]:
-    """Every file below: path -> bytes and time of change."""
-    found = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            state = (Path(folder) / name).lstat()
-            found[f"{folder}/{name}"] = (state.st_size, state.st_mtime_ns)
-    return found
-
-
-def require_untouched(root: Path, before: dict[str, tuple[int, int]]) -> None:
-    """Raise WhaleidError when a file below came, went or changed."""
-    after = listing(root)
+def require_unchanged(root: Path, before: dict[str, tuple[int, int]]) -> None:
+    """Raise WhaleidError if a file below was added, removed or changed."""
+    after = file_states(root)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         raise WhaleidError(f"{changed[0]}: the kernel wrote to its inputs ({len(changed)} files); Kaggle would refuse")

@@ -1,4 +1,4 @@
-"""Pictures of the report: plots of the figures, and small views of the images."""
+"""Plots of the report, as PNG files."""
 
 from __future__ import annotations
 
@@ -11,45 +11,43 @@ import numpy as np
 from whaleid.ensemble.protocol import FULL_DATA
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from whaleid.evaluation.metrics import MapScore
 
-VIEW = (220, 180)
-"""Largest width and height of a view of an image, in pixels: uncompressed 119 kB, as PNG never much more."""
-MARGIN = 0.05
-"""Share of the box's sides shown around it."""
 DPI = 110
 _BLUE, _ORANGE, _GREY = "#1f77a4", "#d95f02", "#8a979f"
 _COLUMNS = 4
-_BARS = 24  # features whose bars are drawn one by one
+_BARS = 24
 _LONGEST = 30  # characters of a name that fit over a small plot
 
 
-def draw_ladder(rungs: list[dict[str, Any]], solution: dict[str, MapScore], path: Path) -> None:
-    """Out-of-fold MAP@k of every rung as a dot with its interval, and its score against the solution as a cross."""
-    figure = _figure(8.0, 0.9 + 0.27 * len(rungs))
+def draw_ladder(rankers: list[dict[str, Any]], solution: dict[str, MapScore], path: Path) -> None:
+    """Draw each ranker's out-of-fold MAP@k as a dot with its interval, and its solution score as a cross.
+
+    rankers: the ladder's rows. solution: ranker -> score; may be empty.
+    """
+    figure = _figure(8.0, 0.9 + 0.27 * len(rankers))
     axes = figure.add_subplot()
-    heights = np.arange(len(rungs))[::-1]
-    for height, rung in zip(heights, rungs, strict=True):
-        color = _ORANGE if rung["optimistic"] else _BLUE
-        axes.plot([rung["low"], rung["high"]], [height, height], color=color, linewidth=2.5, alpha=0.45)
-        axes.plot(rung["map"], height, "o", color=color, markersize=6)
-        if rung["name"] in solution:
-            axes.plot(solution[rung["name"]].map, height, "x", color="#1c2730", markersize=6, markeredgewidth=1.6)
-    axes.set_yticks(heights, [_plain(rung["name"]) for rung in rungs])
-    axes.set_ylim(-0.7, len(rungs) - 0.3)
-    axes.set_xlabel(f"MAP@{rungs[0]['k']}")
+    heights = np.arange(len(rankers))[::-1]
+    for height, ranker in zip(heights, rankers, strict=True):
+        color = _ORANGE if ranker["optimistic"] else _BLUE
+        axes.plot([ranker["low"], ranker["high"]], [height, height], color=color, linewidth=2.5, alpha=0.45)
+        axes.plot(ranker["map"], height, "o", color=color, markersize=6)
+        if ranker["name"] in solution:
+            axes.plot(solution[ranker["name"]].map, height, "x", color="#1c2730", markersize=6, markeredgewidth=1.6)
+    axes.set_yticks(heights, [_plain(ranker["name"]) for ranker in rankers])
+    axes.set_ylim(-0.7, len(rankers) - 0.3)
+    axes.set_xlabel(f"MAP@{rankers[0]['k']}")
     axes.grid(axis="both", color="#e6ecef")
-    _legend(axes, rungs, bool(solution))
+    _legend(axes, rankers, bool(solution))
     _save(figure, path)
 
 
-def draw_scores(known: np.ndarray, unknown: np.ndarray, limits: list[float], tuned: float, path: Path) -> None:
-    """Histogram of the best scores of known and of unknown queries, with the thresholds.
+def draw_scores(known: np.ndarray, unknown: np.ndarray, thresholds: list[float], tuned: float, path: Path) -> None:
+    """Draw histograms of the best scores of known and of unknown queries, with the thresholds.
 
-    known, unknown: float (n,), either may be empty. limits: of each fold; tuned: on all folds.
+    known, unknown: float (n,), either may be empty. thresholds: of each fold; tuned: on all folds.
     """
     figure = _figure(8.0, 3.0)
     axes = figure.add_subplot()
@@ -60,8 +58,8 @@ def draw_scores(known: np.ndarray, unknown: np.ndarray, limits: list[float], tun
             weights = np.full(len(values), 1.0 / len(values))
             axes.hist(values, edges, weights=weights, color=color, alpha=0.55, label=f"{name} ({len(values):,})")
     axes.set_xlim(edges[0], edges[-1])
-    for limit in limits:
-        axes.axvline(np.clip(limit, edges[0], edges[-1]), color=_GREY, linestyle=":", linewidth=1.2)
+    for threshold in thresholds:
+        axes.axvline(np.clip(threshold, edges[0], edges[-1]), color=_GREY, linestyle=":", linewidth=1.2)
     axes.axvline(np.clip(tuned, edges[0], edges[-1]), color="#1c2730", label=f"threshold, all folds ({tuned:.3f})")
     axes.plot([], [], ":", color=_GREY, label="thresholds of the folds")
     axes.set_xlabel("best score of a query")
@@ -71,17 +69,17 @@ def draw_scores(known: np.ndarray, unknown: np.ndarray, limits: list[float], tun
 
 
 def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, path: Path) -> None:
-    """Out-of-fold MAP@k against the share of unknown queries, with the tuned thresholds and with the best ones.
+    """Draw out-of-fold MAP@k against the share of unknown queries.
 
-    shares: share, kept and best of each point (`ensemble.unknown.ShareMap`), at least one. expected: share for which
-    the thresholds were tuned.
+    shares: `share`, `kept` (MAP@k with the thresholds in use) and `best` (with thresholds fitted to that share) of
+    each point, at least one. expected: the share for which the thresholds in use were fitted.
     """
     figure = _figure(8.0, 3.0)
     axes = figure.add_subplot()
     share, kept, best = (np.array([point[name] for point in shares]) for name in ("share", "kept", "best"))
     axes.fill_between(share, kept, best, where=best >= kept, interpolate=True, color=_ORANGE, alpha=0.15, linewidth=0)
-    axes.plot(share, best, "o-", color=_BLUE, markersize=4, label="thresholds tuned for that share")
-    axes.plot(share, kept, "o-", color=_ORANGE, markersize=4, label="thresholds as they are used")
+    axes.plot(share, best, "o-", color=_BLUE, markersize=4, label="thresholds fitted to that share")
+    axes.plot(share, kept, "o-", color=_ORANGE, markersize=4, label="thresholds in use")
     if expected is not None:
         axes.axvline(expected, color=_GREY, linestyle=":", linewidth=1.4, label=f"expected share ({expected:.3f})")
     axes.set_xlabel("share of unknown among the queries")
@@ -92,16 +90,16 @@ def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, 
 
 
 def draw_importance(importance: dict[str, float], path: Path) -> None:
-    """Horizontal bars of the features that the learned order splits by, the largest on top.
+    """Draw the importance of the stack's features as horizontal bars, the largest on top.
 
-    importance: feature -> share of the gain, at least one; the first _BARS by share are drawn, the others as one. Those
-    that no tree splits by are left out.
+    importance: feature -> share of the gain of all splits, at least one. The _BARS largest have a bar each, the others
+    share one; features that no tree uses are left out.
     """
     largest = sorted(importance.items(), key=lambda item: -item[1])
     largest = [item for item in largest if item[1] > 0] or largest[:1]
     bars = largest[:_BARS]
     if len(largest) > _BARS:
-        bars.append((f"{len(largest) - _BARS} others together", sum(share for _, share in largest[_BARS:])))
+        bars.append((f"{len(largest) - _BARS} more", sum(share for _, share in largest[_BARS:])))
     figure = _figure(8.0, 0.8 + 0.22 * len(bars))
     axes = figure.add_subplot()
     heights = np.arange(len(bars))[::-1]
@@ -115,7 +113,10 @@ def draw_importance(importance: dict[str, float], path: Path) -> None:
 
 
 def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Path) -> None:
-    """Small multiples: for each experiment the loss by epoch, a line a fold. curves: experiment -> fold -> points."""
+    """Draw the loss by epoch, a plot for each experiment and a line for each fold.
+
+    curves: experiment -> fold -> points (epoch, loss).
+    """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
@@ -144,48 +145,16 @@ def draw_losses(curves: dict[str, dict[int, list[tuple[int, float]]]], path: Pat
     _save(figure, path)
 
 
-def write_views(images: pd.DataFrame, rows: set[int], root: Path, folder: Path) -> None:
-    """Small views of images, cut to their boxes: `<folder>/image-<row>.png`, at most VIEW large."""
-    for row in sorted(rows):
-        write_view(root / images["path"].iloc[row], box_of(images, row), folder / view_name(row))
-
-
-def view_name(row: int) -> str:
-    return f"image-{row}.png"
-
-
-def write_view(source: Path, box: np.ndarray, path: Path) -> None:
-    """One image's box with some margin, as a PNG. box: float (4,), x0, y0, x1, y1 in pixels."""
-    from PIL import Image
-
-    from whaleid.data.images import prepare
-
-    pixels = prepare(source, box, MARGIN, view_size(box))
-    Image.fromarray(pixels).save(path, optimize=True)
-
-
-def view_size(box: np.ndarray, largest: tuple[int, int] = VIEW) -> tuple[int, int]:
-    """Width and height of a view: the box's aspect, as large as `largest` allows."""
-    width, height = float(box[2] - box[0]), float(box[3] - box[1])
-    scale = min(largest[0] / width, largest[1] / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def box_of(images: pd.DataFrame, row: int) -> np.ndarray:
-    """The box of a row of images.parquet: float (4,), x0, y0, x1, y1 in pixels."""
-    return images[["x0", "y0", "x1", "y1"]].iloc[row].to_numpy(dtype=float)
-
-
 def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches; no window system, no global state."""
+    """An empty figure, sizes in inches, without a window system or global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _legend(axes: Any, rungs: list[dict[str, Any]], solution: bool) -> None:
+def _legend(axes: Any, rankers: list[dict[str, Any]], solution: bool) -> None:
     axes.plot([], [], "o-", color=_BLUE, label="out of fold, 95 % interval")
-    if any(rung["optimistic"] for rung in rungs):
+    if any(ranker["optimistic"] for ranker in rankers):
         axes.plot([], [], "o-", color=_ORANGE, label="optimistic")
     if solution:
         axes.plot([], [], "x", color="#1c2730", label="solution")
@@ -193,12 +162,12 @@ def _legend(axes: Any, rungs: list[dict[str, Any]], solution: bool) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name in which matplotlib sees no formula."""
+    """A name that matplotlib does not take for a formula."""
     return name.replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a plot as a PNG of 256 colours, as many as the eye sees in it: a third of the bytes."""
+    """Write a plot as a PNG of 256 colours: a third of the bytes, and no visible difference."""
     from PIL import Image
 
     for axes in figure.axes:

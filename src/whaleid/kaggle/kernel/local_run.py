@@ -1,7 +1,7 @@
-"""`make kernel-run`: the kernel executed here as Kaggle would, and its submission compared with the one made at home.
+"""`whaleid kernel-run`: run the kernel here as Kaggle would, and compare its submission with the local one.
 
-A tree like /kaggle/input in either layout, read-only; no network; a fresh process that sees neither the repository
-nor the packages that Kaggle's image lacks, so that the bundle's wheels are what it runs with.
+Inputs are mounted read-only in either of Kaggle's layouts and the network is cut. The kernel is a fresh process that
+sees neither the repository nor the packages that Kaggle's image lacks, so it runs with the bundle's code and wheels.
 """
 
 from __future__ import annotations
@@ -18,32 +18,34 @@ from pathlib import Path
 from typing import Literal
 
 from whaleid.config import Competition
-from whaleid.kaggle.kernel.bundle import ASSETS, WHEELS, link_file
+from whaleid.kaggle.kernel.assets import link_file
+from whaleid.kaggle.kernel.bundle import WHEELS
 from whaleid.kaggle.kernel.inference import NOTES, SUBMISSION
-from whaleid.kaggle.kernel.sandbox import (
-    Sandbox,
-    close_folders,
-    listing,
-    make_sandbox,
-    open_folders,
-    require_untouched,
-)
+from whaleid.kaggle.kernel.main import HOURS
+from whaleid.kaggle.kernel.sandbox import Sandbox, file_states, make_sandbox, require_unchanged, set_writable
 from whaleid.kaggle.kernel.wheels import LISTING
 from whaleid.utils.errors import WhaleidError
 
 Layout = Literal["new", "old"]
 KEPT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "TMPDIR")
-"""Environment variables that a kernel's process gets from this one; no credentials, no PYTHONPATH."""
+"""Environment variables that a kernel inherits: no credentials, no PYTHONPATH."""
 TOLERANCE = 0.01
-"""Share of rows that may differ: another version, device or number of threads rounds otherwise, and ties fall so."""
-_LIMIT = 13 * 3600.0  # seconds: Kaggle would have ended it
+"""Share of rows that may differ: other library versions, devices or thread counts round differently and break ties."""
+_LIMIT = 13 * 3600.0  # seconds: Kaggle would have stopped it
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """layout: of /kaggle/input. hours: None: the kernel's own limit.
+    """Options of a run.
 
-    namespaces: False blocks sockets although a network namespace could be had.
+    Attributes
+    ----------
+    layout : {'new', 'old'}
+        Of /kaggle/input: since 2026, or before.
+    hours : float, optional
+        Overrides the kernel's time limit.
+    namespaces : bool
+        Use Linux namespaces if the machine has them.
     """
 
     layout: Layout = "new"
@@ -53,18 +55,40 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class KernelRun:
-    """working: its output. seconds: how long it took. words: how it was shut in."""
+    """A finished run.
+
+    Attributes
+    ----------
+    working : Path
+        The kernel's output.
+    log : Path
+    seconds : float
+    isolation : str
+        How the network and the inputs were protected.
+    """
 
     working: Path
     log: Path
     seconds: float
-    words: str
+    isolation: str
 
 
 def run_bundle(bundle: Path, competition: Competition, base: Path, options: RunOptions) -> KernelRun:
-    """Execute the bundle's kernel in `base` (made anew); its log is shown as it comes, and kept.
+    """Run a bundle's kernel; its log is printed and kept.
 
-    Raises WhaleidError with the kernel's own line when it ends badly, and where it wrote to its inputs.
+    Parameters
+    ----------
+    bundle : Path
+        Folder that `make_bundle` wrote.
+    competition : Competition
+    base : Path
+        Folder of the run, emptied first.
+    options : RunOptions
+
+    Raises
+    ------
+    WhaleidError
+        If the kernel fails (its own error line) or wrote to its inputs.
     """
     base = base.resolve()
     remove_run(base)
@@ -75,46 +99,40 @@ def run_bundle(bundle: Path, competition: Competition, base: Path, options: RunO
     mount_inputs(bundle, competition, metadata, readonly / "input", options.layout)
     for folder in (working, scratch, base / "home"):
         folder.mkdir()
-    hidden = {"whaleid"} | pure_modules(bundle / "datasets" / WHEELS)
+    hidden = {"whaleid", *portable_modules(bundle / "datasets" / WHEELS)}
     sandbox = make_sandbox(readonly, base / "site", scratch, hidden, options.namespaces)
-    before = listing(readonly)
-    close_folders(readonly)
+    before = file_states(readonly)
+    set_writable(readonly, False)
     script = source / f"{metadata['id'].split('/')[1]}.py"
     began = time.monotonic()
     try:
         status, last = _execute(sandbox, options, base, script)
     finally:
-        open_folders(readonly)
+        set_writable(readonly, True)
     seconds = time.monotonic() - began
-    require_untouched(readonly, before)
+    require_unchanged(readonly, before)
     log = base / "kernel.log"
     if status:
         raise WhaleidError(f"{last} (the kernel ended with status {status}; log: {log})")
-    return KernelRun(working, log, seconds, sandbox.words())
+    return KernelRun(working, log, seconds, sandbox.description())
 
 
 def remove_run(base: Path) -> None:
-    """Remove what an earlier run left, closed folders too."""
+    """Remove the folder of an earlier run, write-protected or not."""
     if base.exists():
-        open_folders(base)
+        set_writable(base, True)
         shutil.rmtree(base)
 
 
-def pure_modules(wheels: Path) -> set[str]:
-    """Modules of the bundle's wheels that this interpreter, too, can install: compiled for none, or for any, Python."""
-    return {module for module, entry in _wheels(wheels).items() if _serves_any(entry["wheel"])}
-
-
-def _wheels(wheels: Path) -> dict[str, dict[str, str]]:
-    return json.loads((wheels / LISTING).read_text())
-
-
-def _serves_any(wheel: str) -> bool:
-    return wheel.endswith("-none-any.whl") or "-abi3-" in wheel
+def portable_modules(wheels: Path) -> set[str]:
+    """Modules of the bundle's wheels that this Python can install too, not only Kaggle's."""
+    listing: dict[str, dict[str, str]] = json.loads((wheels / LISTING).read_text())
+    names = {module: entry["wheel"] for module, entry in listing.items()}
+    return {module for module, wheel in names.items() if wheel.endswith("-none-any.whl") or "-abi3-" in wheel}
 
 
 def mount_inputs(bundle: Path, competition: Competition, metadata: dict, root: Path, layout: Layout) -> None:
-    """A tree like /kaggle/input. The competition's folder comes without its solution, as on Kaggle."""
+    """A tree like /kaggle/input, of links. The competition's folder comes without its solution, as on Kaggle."""
     owner = metadata["id"].split("/")[0]
     root.mkdir(parents=True)
     for folder in sorted((bundle / "datasets").iterdir()):
@@ -140,7 +158,7 @@ def _link_tree(source: Path, target: Path, left_out: set[str]) -> None:
 
 
 def _execute(sandbox: Sandbox, options: RunOptions, base: Path, script: Path) -> tuple[int, str]:
-    """Run the script; returns its status and the last line that it said, the log in `kernel.log`."""
+    """Run the script; returns its exit status and its last line."""
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment |= {
         "HOME": str(base / "home"),
@@ -152,12 +170,11 @@ def _execute(sandbox: Sandbox, options: RunOptions, base: Path, script: Path) ->
         "KAGGLE_SCRATCH": str(base / "scratch"),
     }
     if options.hours is not None:
-        environment["WHALEID_HOURS"] = str(options.hours)
-    command = [*sandbox.prefix, sys.executable, str(script)]
-    last = "the kernel said nothing"
+        environment[HOURS] = str(options.hours)
+    last = "the kernel printed nothing"
     with (base / "kernel.log").open("w") as log:
         process = subprocess.Popen(
-            command,
+            [*sandbox.prefix, sys.executable, str(script)],
             cwd=base / "working",
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -183,7 +200,17 @@ def _execute(sandbox: Sandbox, options: RunOptions, base: Path, script: Path) ->
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two submissions. same: byte for byte. rows: of the second. differing: rows (by image) that are not equal."""
+    """Two submissions compared.
+
+    Attributes
+    ----------
+    same : bool
+        Equal byte for byte.
+    rows : int
+        Rows of the second.
+    differing : tuple of str
+        Images whose rows differ.
+    """
 
     same: bool
     rows: int
@@ -197,40 +224,38 @@ class Comparison:
 
 
 def compare_submissions(one: Path, other: Path) -> Comparison:
-    """Compare by bytes, then row by row."""
-    first, second = _guesses(one), _guesses(other)
-    same = one.read_bytes() == other.read_bytes()
-    names = [*second, *(name for name in first if name not in second)]
-    return Comparison(same, len(second), tuple(name for name in names if first.get(name) != second.get(name)))
+    """Compare two submission files byte by byte and row by row."""
+    first, second = _rows(one), _rows(other)
+    images = [*second, *(name for name in first if name not in second)]
+    differing = tuple(name for name in images if first.get(name) != second.get(name))
+    return Comparison(one.read_bytes() == other.read_bytes(), len(second), differing)
 
 
 def require_equal(run: KernelRun, compared: Comparison) -> None:
-    """Raise WhaleidError where the kernel answers otherwise than the pipeline did, though nothing was left out."""
+    """Raise WhaleidError if the kernel's submission differs although its time limit made it leave nothing out."""
     notes = json.loads((run.working / NOTES).read_text())
     if notes["dropped"] or notes["without_views"]:
-        return  # the time budget said so, and another answer is what it costs
+        return
     if len(compared.differing) > TOLERANCE * compared.rows:
         raise WhaleidError(
-            f"{run.working / SUBMISSION}: {compared.line()}, more than {TOLERANCE:.0%}: make submission again if its "
-            f"weights have changed since; else the kernel is not to be trusted (log: {run.log})"
+            f"{run.working / SUBMISSION}: {compared.line()}, more than {TOLERANCE:.0%}: if the weights have changed "
+            f"since, run whaleid submission and whaleid kernel again; else do not trust the kernel (log: {run.log})"
         )
 
 
-def _guesses(path: Path) -> dict[str, list[str]]:
+def submission_of(run: KernelRun) -> Path:
+    """The submission that a run wrote; raises WhaleidError if there is none."""
+    path = run.working / SUBMISSION
+    if not path.is_file():
+        raise WhaleidError(f"{path}: the kernel ended without an error, but wrote no submission (log: {run.log})")
+    return path
+
+
+def _rows(path: Path) -> dict[str, list[str]]:
+    """Image -> the rest of its row."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
     except OSError as error:
         raise WhaleidError(f"{path}: cannot be read ({error.strerror}); run the kernel again") from error
     return {row[0]: row[1:] for row in rows[1:] if row}
-
-
-def submission_of(run: KernelRun) -> Path:
-    path = run.working / SUBMISSION
-    if not path.is_file():
-        raise WhaleidError(f"{path}: the kernel ended well, but wrote no submission (log: {run.log})")
-    return path
-
-
-def assets_folder(bundle: Path) -> Path:
-    return bundle / "datasets" / ASSETS

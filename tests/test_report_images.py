@@ -30,13 +30,12 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import ensemble_stage
 from whaleid.pipeline.workspace import Workspace
 from whaleid.report import matches
-from whaleid.report.examples import choose
-from whaleid.report.matches import best_match, matches_picture, write_matches
-from whaleid.report.material import StackInputs, read_material
+from whaleid.report.examples import choose_examples
+from whaleid.report.inputs import Results, read_results
+from whaleid.report.matches import best_match, draw_image_pair, match_example, write_matches
 from whaleid.report.page import write_report
-from whaleid.report.pairs import pairs_of
-from whaleid.report.paths import COUNT, find_trails
-from whaleid.report.pictures import draw_importance, draw_shares
+from whaleid.report.paths import COUNT, find_paths
+from whaleid.report.plots import draw_importance, draw_shares
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
@@ -55,7 +54,7 @@ def make_drawn(root: Path) -> Project:
             cv2.imwrite(str(root / "data" / ("train" if split == "train" else "test") / name), shown)
     for path in (root / "features").glob("fold*/embeddings.npy"):  # it errs often, so that there are paths to show
         np.save(path, np.load(path) + np.random.default_rng(0).normal(0, 2, (36, 12)))
-    combine = project.recipe.combine.model_copy(update={"local": LocalConfig.model_validate(LOCAL)})
+    combine = project.recipe.combine.model_copy(update={"local_matching": LocalConfig.model_validate(LOCAL)})
     return replace(project, recipe=project.recipe.model_copy(update={"combine": combine}))
 
 
@@ -72,12 +71,12 @@ def page(project: Project) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(project: Project) -> StackInputs:
-    return read_material(project)
+def results(project: Project) -> Results:
+    return read_results(project)
 
 
-def local_of(material: StackInputs) -> LocalConfig:
-    local = material.project.recipe.combine.local
+def local_of(results: Results) -> LocalConfig:
+    local = results.project.recipe.combine.local_matching
     assert local is not None
     return local
 
@@ -85,39 +84,39 @@ def local_of(material: StackInputs) -> LocalConfig:
 # --------------------------------------------------------------------------------------------- matched keypoints
 
 
-def test_page_shows_pairs_with_their_matches(project: Project, material: StackInputs, page: str) -> None:
-    folder, local = project.workspace.report("own"), local_of(material)
-    described = read_described(project.workspace.local("128-120"), material.images)
-    chosen = choose(material.final, project.competition.unknown, 3)
+def test_page_shows_pairs_with_their_matches(project: Project, results: Results, page: str) -> None:
+    folder, local = project.workspace.report("own"), local_of(results)
+    described = read_described(project.workspace.local("128-120"), results.images)
+    chosen = choose_examples(results.final, project.competition.unknown, 3)
     pairs = [
         pair
         for kind in ("right", "wrong")
         for one in chosen[kind]
-        for pair in pairs_of(one, material, described, local)
+        for pair in match_example(one, results, described, local)
     ]
     assert len(pairs) >= 3
     parsed = Page(page)
-    assert set(parsed.pictures) == {path.name for path in folder.iterdir()} - {"index.html"}
+    assert set(parsed.images) == {path.name for path in folder.iterdir()} - {"index.html"}
     for pair in pairs:
         used = matched_keypoints(described, pair.query, pair.row, local)[2]
-        assert f"{used.sum()} of {len(used)} mutual matches agree" in page
+        assert f"{used.sum()} of {len(used)} mutual matches agree in geometry" in page
         with Image.open(folder / f"matches-{pair.query}-{pair.row}.jpg") as drawn:
             assert drawn.width > drawn.height
     assert page.count('class="pair right"') == sum(pair.right for pair in pairs)
     assert page.count('class="pair wrong"') == sum(not pair.right for pair in pairs)
 
 
-def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, material: StackInputs) -> None:
+def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, results: Results) -> None:
     """By loops over all images of the identity outside of the query's fold."""
-    described = read_described(project.workspace.local("128-120"), material.images)
-    local, images = local_of(material), material.images
-    fold_of = material.folds.set_index("image")["fold"]
-    example = choose(material.final, project.competition.unknown, 1)["right"][0]
+    described = read_described(project.workspace.local("128-120"), results.images)
+    local, images = local_of(results), results.images
+    fold_of = results.folds.set_index("image")["fold"]
+    example = choose_examples(results.final, project.competition.unknown, 1)["right"][0]
     wrong = replace(
         example, guesses=(replace(example.guesses[0], identity="w&1" if example.truth != "w&1" else "w&2"),)
     )
     for asked, count in ((example, 1), (wrong, 2)):
-        pairs = pairs_of(asked, material, described, local)
+        pairs = match_example(asked, results, described, local)
         assert len(pairs) == count and pairs[-1].identity == example.truth
         for pair in pairs:
             own = np.flatnonzero((images["identity"] == pair.identity) & (images["split"] == "train"))
@@ -126,15 +125,15 @@ def test_a_pair_is_of_the_best_image_in_the_folds_gallery(project: Project, mate
             assert pair.row == gallery[int(np.argmax(counts))] and pair.matches[2].sum() == max(counts)
             assert pair.right == (pair.identity == example.truth)
     stranger = replace(example, truth="new<whale>")
-    assert len(pairs_of(stranger, material, described, local)) == 1  # the truth has no image to show
+    assert len(match_example(stranger, results, described, local)) == 1  # the truth has no image to show
 
 
-def test_best_match_is_another_photograph_of_it(project: Project, material: StackInputs) -> None:
-    described = read_described(project.workspace.local("128-120"), material.images)
-    labelled = np.flatnonzero(material.images["split"] == "train")
-    own = material.images["identity"].iloc[labelled[0]]
-    row, found = best_match(described, int(labelled[0]), labelled[1:], local_of(material))
-    assert material.images["identity"].iloc[row] == own and found[2].sum() >= 5
+def test_best_match_is_another_photograph_of_it(project: Project, results: Results) -> None:
+    described = read_described(project.workspace.local("128-120"), results.images)
+    labelled = np.flatnonzero(results.images["split"] == "train")
+    own = results.images["identity"].iloc[labelled[0]]
+    row, found = best_match(described, int(labelled[0]), labelled[1:], local_of(results))
+    assert results.images["identity"].iloc[row] == own and found[2].sum() >= 5
 
 
 def test_points_fall_where_they_are_in_the_view(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_points_fall_where_they_are_in_the_view(tmp_path: Path) -> None:
     )
     points = np.array([[39.5, 19.5], [0, 0]]), np.array([[39.5, 9.5], [0, 0]])
     assert described_size(np.array([20, 10, 220, 110]), 80) == (80, 40)
-    drawn = matches_picture(images, tmp_path, (0, 1), (*points, np.array([True, True])), 80)
+    drawn = draw_image_pair(images, tmp_path, (0, 1), (*points, np.array([True, True])), 80)
     assert drawn.shape == (235, 470 + 6 + 470, 3)
     for x, y in ((234, 117), (476 + 234, 58), (2, 2), (478, 2)):
         assert drawn[y, x].tolist() == [60, 200, 60]
@@ -160,33 +159,33 @@ def test_without_keypoints_the_page_says_so(project: Project, tmp_path: Path) ->
     finally:
         (tmp_path / "away").rename(kept)
     assert "The keypoints are not in the work folder" in page and "matches-" not in page
-    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local": None})
+    bare = CombineConfig.model_validate({**project.recipe.combine.model_dump(), "local_matching": None})
     without = replace(project, recipe=project.recipe.model_copy(update={"combine": bare}))
     assert "Matched keypoints" not in write_report(without).read_text()
 
 
-def test_one_pair_can_be_asked_for(project: Project, material: StackInputs, tmp_path: Path) -> None:
+def test_one_pair_can_be_asked_for(project: Project, results: Results, tmp_path: Path) -> None:
     """Described anew, two images have the very matches that the stage's keypoints give."""
-    names = material.images["image"].tolist()
+    names = results.images["image"].tolist()
     found = write_matches(project, (names[0], names[2]), tmp_path / "pair.png")
-    described = read_described(project.workspace.local("128-120"), material.images)
-    for one, other in zip(found, matched_keypoints(described, 0, 2, local_of(material)), strict=True):
+    described = read_described(project.workspace.local("128-120"), results.images)
+    for one, other in zip(found, matched_keypoints(described, 0, 2, local_of(results)), strict=True):
         assert np.array_equal(one, other)
     with Image.open(tmp_path / "pair.png") as drawn:
-        assert drawn.format == "PNG" and drawn.width > matches.VIEW[1]
+        assert drawn.format == "PNG" and drawn.width > matches.SIZE[1]
     same = write_matches(project, (names[0], names[0]), tmp_path / "same.PNG")
     assert same[2].all() and np.array_equal(same[0], same[1])
 
 
 def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
     """By the name of a YAML, as on the command line; a recipe without local matching takes its defaults."""
-    given = project.competition.model_dump(mode="json", exclude={"mend"})
+    given = project.competition.model_dump(mode="json", exclude={"rename_values"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"folds": 2, "sources": project.recipe.sources}))
     out = tmp_path / "deeper" / "pair.png"
     options = ["-c", str(tmp_path / "tiny.yaml"), "-r", str(tmp_path / "own.yaml"), "-w", str(tmp_path / "work")]
-    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--out", str(out), *options])
-    assert found.exit_code == 0 and re.fullmatch(rf"{out}: \d+ of \d+ mutual matches agree\n", found.output)
+    found = CliRunner().invoke(app, ["matches", "00&.png", "01&.png", "--output", str(out), *options])
+    assert found.exit_code == 0 and re.fullmatch(rf"{out}: \d+ of \d+ mutual matches agree in geometry\n", found.output)
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"
 
@@ -194,7 +193,7 @@ def test_the_command_draws_a_pair(project: Project, tmp_path: Path) -> None:
 def test_a_pair_that_cannot_be_drawn_is_one_line(project: Project, tmp_path: Path) -> None:
     for names, path, said in (
         (("00&.png", "01.png"), "x.png", r"no image '01\.png' in the competition; did you mean '\d1&\.png'\?"),
-        (("00&.png", "01&.png"), "x.jpg", r"x\.jpg: the picture is a PNG"),
+        (("00&.png", "01&.png"), "x.jpg", r"x\.jpg: the image is written as PNG"),
     ):
         with pytest.raises(WhaleidError, match=said) as caught:
             write_matches(project, names, tmp_path / path)
@@ -212,7 +211,7 @@ def test_described_size_is_that_of_what_is_described(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- paths
 
 
-def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
+def test_paths_are_the_strongest_of_misled_queries() -> None:
     """Against all cosines and the products of all paths, found by loops."""
     world = make_world(identities=40, seed=2, noise=1.3, dims=10)
     part = read_protocol(world.images, world.folds, world.competition, [0, 1, 2]).parts[1]
@@ -222,7 +221,7 @@ def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
     embeddings = world.latent[nodes].astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     graph = neighbour_graph(find_neighbours(embeddings, 4), 3.0)
-    trails = find_trails(embeddings, nodes, graph, part, classes)
+    paths = find_paths(embeddings, nodes, graph, part, classes)
 
     cosine = embeddings @ embeddings.T
     best = np.where(graph.toarray() > 0, cosine, 0) + np.eye(len(nodes))
@@ -238,14 +237,14 @@ def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
         own = [other for other in gallery if names[nodes[other]] == names[row]]
         if truth >= 0 and names[nodes[nearest]] != names[row] and best[query, own].max() > 0:
             expected[int(row)] = best[query, own].max(), cosine[query, own].max(), names[nodes[nearest]]
-    found = {trail.rows[0]: trail for trail in trails}
-    assert len(found) == len(trails) >= 5
-    for row, trail in found.items():
+    found = {path.rows[0]: path for path in paths}
+    assert len(found) == len(paths) >= 5
+    for row, path in found.items():
         strength, direct, nearest = expected[row]
-        assert trail.strength == pytest.approx(strength, rel=1e-4) and trail.direct == pytest.approx(direct, rel=1e-4)
-        assert trail.nearest == nearest and names[trail.rows[-1]] == names[row] and len(trail.rows) > 2
-        assert [cosine[place[a], place[b]] for a, b in pairwise(trail.rows)] == pytest.approx(trail.similarity)
-        assert trail.rows[-1] in part.gallery
+        assert path.strength == pytest.approx(strength, rel=1e-4) and path.direct == pytest.approx(direct, rel=1e-4)
+        assert path.nearest == nearest and names[path.rows[-1]] == names[row] and len(path.rows) > 2
+        assert [cosine[place[a], place[b]] for a, b in pairwise(path.rows)] == pytest.approx(path.similarity)
+        assert path.rows[-1] in part.gallery
     edges = graph.toarray() > 0
     stronger = {row for row, (strength, direct, _) in expected.items() if strength > direct + 1e-6}
     assert found.keys() <= stronger
@@ -254,23 +253,23 @@ def test_trails_are_the_strongest_paths_of_misled_queries() -> None:
         assert max(cosine[place[row], other] * edges[place[row], other] for other in own) == pytest.approx(
             expected[row][0], rel=1e-4
         )
-    strengths = [trail.strength for trail in trails]
+    strengths = [path.strength for path in paths]
     assert strengths == sorted(strengths, reverse=True)
 
 
-def test_page_draws_paths(project: Project, material: StackInputs) -> None:
+def test_page_draws_paths(project: Project, results: Results) -> None:
     """Every image knows two others, so that few are tied directly."""
     rerank = {"diffusion": {"neighbours": [2]}}
     settings = project.recipe.model_dump()
     settings["combine"]["rerank"] = rerank
     page = write_report(replace(project, recipe=Recipe.model_validate(settings))).read_text()
-    assert "knows its 2 nearest" in page
+    assert "linked to its\n2 nearest" in page
     shown = page[page.index('id="paths"') : page.index('id="folds"')]
     assert 1 <= shown.count('class="sheet path"') <= COUNT
     for strip in re.findall(r'<div class="sheet path">.*?</div>', shown, re.DOTALL):
         rows = [int(row) for row in re.findall(r"image-(\d+)\.png", strip)]
         assert len(rows) >= 3 and strip.count('class="step"') == len(rows) - 1
-        identity = material.images["identity"].iloc[rows].tolist()
+        identity = results.images["identity"].iloc[rows].tolist()
         assert identity[0] == identity[-1]
         assert strip.count('class="right"') == sum(one == identity[0] for one in identity[1:])
 
@@ -297,15 +296,15 @@ def test_page_tells_what_another_share_of_unknown_costs(project: Project, page: 
     assert "0.2000 at 0.0 % and nothing at 80.0 %" in shown
     for changes in ({"shares": []}, {"shares": None}):
         without = write_report(with_ladder(project, tmp_path / str(changes), **changes)).read_text()
-        assert "How to read it" not in without and "shares.png" not in without
+        assert "thresholds in use" not in without and "shares.png" not in without
 
 
 def test_page_shows_what_the_stack_looks_at(project: Project, page: str, tmp_path: Path) -> None:
-    assert "learned order" not in page
+    assert "The stack" not in page
     importance = {"<odds> of $x$": 0.75, "images": 0.25}
     moved = with_ladder(project, tmp_path, stack={"rounds": [1], "rows": 9, "importance": importance})
     parsed = Page(write_report(moved).read_text())
-    assert "importance.png" in parsed.pictures and "#stack" in parsed.links
+    assert "importance.png" in parsed.images and "#stack" in parsed.links
     assert (moved.workspace.report("own") / "importance.png").is_file()
 
 

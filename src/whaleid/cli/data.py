@@ -1,0 +1,114 @@
+"""`whaleid data`: get the images, check them, and assign them to folds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whaleid.cli.context import PROJECT, Context, command
+
+group = typer.Typer(
+    help="Get the images, check them, assign them to folds.\n\nExample: whaleid data check -c humpback",
+    no_args_is_help=True,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    app.add_typer(group, name="data", rich_help_panel="Data")
+
+
+@command(group)
+def sample(
+    context: Context,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder to write; default: RAW_DATA_DIR/sample")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="another seed draws another sample")] = 0,
+    identities: Annotated[int, typer.Option(min=2, help="number of whales")] = 150,
+    train_images: Annotated[int, typer.Option(min=20, help="labelled images, those of new_whale included")] = 1000,
+    test_images: Annotated[int, typer.Option(min=10, help="images of the test set")] = 400,
+    sheet: Annotated[Path | None, typer.Option(help="also write an overview of the images (PNG)")] = None,
+) -> None:
+    """Draw the sample: humpback flukes in the layout of the Kaggle competition, with a solution for scoring.
+
+    Example: whaleid data sample --identities 50 -o data/small
+    """
+    from whaleid.data.sample import contact_sheet, make_sample
+    from whaleid.utils.progress import progress_bar
+
+    folder = output or context.settings.raw / "sample"
+    with progress_bar("drawing flukes", train_images + test_images) as bar:
+        made = make_sample(
+            folder, seed, identities, train_images, test_images, progress=lambda done, total: bar.move_to(done)
+        )
+    print(
+        f"{folder}: {made.train:,} train images ({made.train_unknown:,} new_whale) of {made.identities} "
+        f"identities ({made.singletons} with one image), {made.test:,} test images "
+        f"({made.test_unknown:,} new_whale)" + ("" if made.made else "; up to date")
+    )
+    if sheet is not None:
+        contact_sheet(folder, sheet)
+        print(f"overview: {sheet}")
+
+
+@command(group, ("competition",))
+def download(
+    context: Context,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="keep the zip after unpacking")] = False,
+) -> None:
+    """Download and unpack a Kaggle competition, unless its CSVs are there. Continues where it stopped.
+
+    Example: whaleid data download -c humpback
+    """
+    from whaleid.kaggle.download import fetch_data
+
+    for line in fetch_data(context.load_competition(), keep_archive):
+        print(line, flush=True)
+
+
+@command(group, ("competition", "work", "skip_unreadable"))
+def build(context: Context) -> None:
+    """Write images.parquet: size, box, perceptual hash and duplicate group of every image.
+
+    Example: whaleid data build -c nyala
+    """
+    from whaleid.pipeline.project import images_key_of
+    from whaleid.pipeline.stages import images_table
+    from whaleid.pipeline.workspace import Workspace
+
+    competition, skip = context.load_competition(), context.skip_unreadable
+    workspace = Workspace(context.work_folder / competition.name)
+    images = images_table(competition, workspace, images_key_of(competition, workspace, skip), skip)
+    print(f"{workspace.images}: {len(images):,} images")
+
+
+@command(group, ("competition",))
+def check(context: Context) -> None:
+    """Report counts, and missing, unreadable, duplicate or contradictory rows. Exit code 2 if there are errors.
+
+    Example: whaleid data check -c nyala
+    """
+    from whaleid.data.check import check_data
+
+    report = check_data(context.load_competition())
+    print("\n".join(report.lines()))
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@command(group, PROJECT)
+def folds(context: Context) -> None:
+    """Assign the labelled images to folds, and show what each fold holds.
+
+    Example: whaleid data folds -c nyala -r cpu
+    """
+    from whaleid.data.folds import fold_table
+    from whaleid.pipeline.stages import folds_stage
+
+    project = context.project
+    table = folds_stage(project)
+    print(fold_table(table, project.competition.unknown).to_string(index=False))
+    print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")

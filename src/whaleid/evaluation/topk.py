@@ -1,0 +1,324 @@
+"""The form of answer `topk`: a CSV with a row for each image and its guesses, best first, scored by MAP@k.
+
+Columns are read by position: the image, then labels separated by spaces; more columns hold more labels.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute creates its functions at run time)
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from whaleid.data.tables import CsvTable
+from whaleid.evaluation import metrics
+from whaleid.evaluation.metrics import PADDING, MapScore
+from whaleid.evaluation.tables import (
+    blank,
+    difference,
+    encode,
+    joined,
+    not_in,
+    read_answers,
+    require_distinct,
+    require_images,
+    require_same_images,
+)
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
+
+_LISTED = 10  # problems of one kind that are listed
+_WRONG_SEPARATOR = r"[,;]|[^\S ]|  |^ | $"  # anything but one space between two labels
+_ANY_SEPARATOR = r"[,;\s]+"
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Guesses of a submission.
+
+    Attributes
+    ----------
+    images : str array, shape (n,)
+    codes : int32 array, shape (n, m)
+        Positions in `labels`, best first; PADDING at the end of a row.
+    labels : str array, shape (c,)
+        Distinct labels.
+    """
+
+    images: np.ndarray
+    codes: np.ndarray
+    labels: np.ndarray
+
+    def as_lists(self) -> list[list[str]]:
+        """Labels of each row, best first."""
+        names = self.labels.tolist()
+        return [[names[code] for code in row if code >= 0] for row in self.codes.tolist()]
+
+
+# ---------------------------------------------------------------------------------------------- reading, scoring
+
+
+def read_guesses(path: Path, k: int | None = None) -> Guesses:
+    """Guesses of every image, in the order of the file; rows without guesses are allowed.
+
+    Parameters
+    ----------
+    path : Path
+    k : int, optional
+        Keep only the first k distinct guesses of each row.
+
+    Raises
+    ------
+    WhaleidError
+        For a file that is missing or empty, a row with too few or too many cells, an empty or repeated image.
+    """
+    table = read_answers(path)
+    require_images(table)
+    require_distinct(table)
+    codes, labels = encode(table, joined(table.columns[1:]))
+    if k is not None:
+        codes = metrics.first_distinct(codes, k)
+    return Guesses(_objects(table.images), codes, _objects(labels))
+
+
+def score_submission(
+    submission: Path,
+    solution: Path,
+    k: int = 5,
+    seed: int = 0,
+    *,
+    unknown: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> MapScore:
+    """MAP@k of a submission; rows are matched by image, in any order.
+
+    Parameters
+    ----------
+    submission : Path
+        Image and guesses.
+    solution : Path
+        Image and identity in the first two columns; further ones (Kaggle's `Usage`) are ignored.
+    k : int
+        Number of guesses that count.
+    seed : int
+        Of the interval's random draws.
+    unknown : str, optional
+        Label of the unknown identity, for the slices.
+    sizes : mapping, optional
+        Identity -> number of labelled images; adds the score of each slice of `size_slices`.
+
+    Raises
+    ------
+    WhaleidError
+        As `read_guesses`; if the files hold different images or an identity is empty.
+    """
+    answers, truths = read_answers(submission), read_answers(solution)
+    for table in (answers, truths):
+        require_images(table)
+    order = _order(answers, truths)
+    codes, labels = encode(answers, joined(answers.columns[1:]))
+    truth = pc.ascii_trim_whitespace(truths.columns[1])
+    truth_codes = pc.index_in(truth, value_set=labels)
+    _require_identities(truths, truth, truth_codes.is_null())
+    truth_codes = truth_codes.fill_null(PADDING).to_numpy()
+    rank = metrics.rank_of_truth(codes[order], truth_codes)
+    slices = None if sizes is None else _slices(truth, sizes, unknown)
+    return metrics.score_ranks(rank, k, slices=slices, seed=seed)
+
+
+def _order(answers: CsvTable, truths: CsvTable) -> np.ndarray:
+    """Position in `answers` of each row of `truths`, int (n,); both must hold the same images, each once."""
+    places = pc.index_in(truths.images, value_set=answers.images)
+    taken = np.zeros(len(answers.rows), dtype=bool)
+    taken[places.drop_null().to_numpy()] = True
+    if len(answers.rows) != len(truths.rows) or not taken.all():  # else the match is one to one
+        require_distinct(truths)
+        require_distinct(answers)
+        require_same_images(answers, truths)
+    return places.to_numpy()
+
+
+def _objects(array: Any) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _slices(truth: Any, sizes: Mapping[str, int], unknown: str | None) -> np.ndarray:
+    """Slice of each true label, str (n,)."""
+    encoded = truth.dictionary_encode()
+    names, places = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    counts = np.array([sizes.get(name, 0) for name in names])
+    return metrics.size_slices(counts, np.array([name == unknown for name in names]))[places]
+
+
+# --------------------------------------------------------------------------------------------- checking, writing
+
+
+def check_submission(path: Path, sample: Path, known: Collection[str] | None = None, k: int = 5) -> list[str]:
+    """Everything that is wrong with a submission.
+
+    Parameters
+    ----------
+    path : Path
+        Submission.
+    sample : Path
+        Sample submission; header, images and their order must be its own.
+    known : collection of str, optional
+        Identities that may be guessed; None: any.
+    k : int
+        Each row must have 1 to k different labels, with one space between them.
+
+    Returns
+    -------
+    list of str
+        One line for each problem, empty for a valid submission. At most ten problems of a kind are listed, the
+        others counted.
+
+    Raises
+    ------
+    WhaleidError
+        If the sample cannot be read.
+    """
+    template = read_answers(sample)
+    require_images(template)
+    require_distinct(template)
+    try:
+        table = read_answers(path, allow_uneven=True)
+    except WhaleidError as error:
+        return [str(error)]
+    problems = []
+    if table.header != template.header:
+        found, wanted = ",".join(table.header), ",".join(template.header)
+        problems.append(f"row 1: the header is {found}; the sample's is {wanted}")
+    problems += _listed(list(table.uneven), table.uneven_row)
+    return problems + _image_problems(table, template) + _label_problems(table, known, k)
+
+
+def write_submission(
+    path: Path,
+    images: Sequence[str],
+    guesses: Sequence[Sequence[str]] | np.ndarray,
+    sample: Path,
+    known: Collection[str] | None = None,
+    k: int = 5,
+    columns: tuple[str, str] | None = None,
+    scores: np.ndarray | None = None,
+) -> None:
+    """Write a submission with the header and row order of the sample; nothing is written unless it is valid.
+
+    Parameters as in `forms.Form`; scores are not part of this form. Raises WhaleidError for whatever
+    `check_submission` would report.
+    """
+    template = read_answers(sample)
+    if len(template.header) != 2 or (columns is not None and list(columns) != template.header):
+        wanted = " and ".join(columns) if columns else "an image column and a label column"
+        raise WhaleidError(f"{sample}: the header is {','.join(template.header)}; expected {wanted}")
+    if len(images) != len(guesses):
+        raise WhaleidError(f"{path}: not written: {len(images)} images, but {len(guesses)} rows of guesses")
+    row_of = {str(image): row for row, image in enumerate(images)}
+    order = template.images.to_pylist()
+    if len(row_of) != len(images):
+        again = len(images) - len(row_of)
+        raise WhaleidError(f"{path}: not written: {again} surplus row(s); give each image once")
+    missing = [image for image in order if image not in row_of]
+    extra = sorted(row_of.keys() - set(order))
+    if missing or extra:
+        raise WhaleidError(f"{path}: not written: {difference(missing, extra, sample)}")
+    with atomic_path(path) as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(template.header)
+            for image in order:
+                labels = [str(label) for label in guesses[row_of[image]] if label is not None and label != ""]
+                writer.writerow([image, " ".join(labels)])
+        problems = check_submission(temporary, sample, known, k)
+        if problems:
+            raise WhaleidError(f"{path}: not written: {'; '.join(problems)}")
+
+
+def _image_problems(table: CsvTable, template: CsvTable) -> list[str]:
+    """Images that are empty, repeated, missing, not in the sample, or in another order."""
+    empty = blank(table.images)
+    problems = _listed(table.rows[empty], lambda row: f"row {row}: the image is empty")
+    encoded = table.images.dictionary_encode()
+    places = encoded.indices.to_numpy()
+    first = np.unique(places, return_index=True)[1]
+    again = np.flatnonzero((first[places] != np.arange(len(places))) & ~empty)
+    names = table.images
+    problems += _listed(
+        again,
+        lambda i: f"row {table.rows[i]}: image {names[i]} is already in row {table.rows[first[places[i]]]}",
+    )
+    absent = np.flatnonzero(not_in(template.images, table.images))
+    problems += _listed(absent, lambda i: f"image {template.images[i]} of the sample has no row")
+    foreign = np.flatnonzero(not_in(names, template.images) & ~empty)
+    problems += _listed(foreign, lambda i: f"row {table.rows[i]}: image {names[i]} is not in the sample")
+    if len(names) == len(template.images) and not len(absent) and not names.equals(template.images):
+        i = int(np.argmin(pc.equal(names, template.images).to_numpy(zero_copy_only=False)))
+        problems.append(
+            f"row {table.rows[i]}: not in the sample's order: image {names[i]} instead of {template.images[i]}"
+        )
+    return problems
+
+
+def _label_problems(table: CsvTable, known: Collection[str] | None, k: int) -> list[str]:
+    """Rows with wrong separators, and with no, too many, repeated or unknown labels."""
+    wrong = np.zeros(len(table.rows), dtype=bool)
+    for column in table.columns[1:]:
+        wrong |= pc.match_substring_regex(column, _WRONG_SEPARATOR).to_numpy(zero_copy_only=False)
+    cells = joined(table.columns[1:])
+    if wrong.any():  # the other checks then see the intended labels
+        cells = pc.replace_substring_regex(cells, _ANY_SEPARATOR, " ")
+    codes, labels = encode(table, cells)
+    count = (codes >= 0).sum(axis=1)
+    repeated = (codes >= 0) & ~metrics.distinct_mask(codes)
+
+    def at(i: int) -> str:
+        return f"row {table.rows[i]} ({table.images[i]})"
+
+    def label(i: int, column: int) -> str:
+        return repr(labels[int(codes[i, column])].as_py())
+
+    problems = _listed(np.flatnonzero(wrong), lambda i: f"{at(i)}: separate labels by one space, nothing else")
+    problems += _listed(np.flatnonzero(count == 0), lambda i: f"{at(i)}: no guesses")
+    problems += _listed(np.flatnonzero(count > k), lambda i: f"{at(i)}: {count[i]} guesses, at most {k} allowed")
+    problems += _listed(np.argwhere(repeated), lambda p: f"{at(p[0])}: {label(*p)} is guessed more than once")
+    if known is not None:
+        # PADDING is -1, the place of the last: never foreign
+        foreign = np.append(not_in(labels, pa.array(list(known), pa.string())), False)
+        unlisted = np.argwhere(foreign[codes])
+        problems += _listed(unlisted, lambda p: f"{at(p[0])}: {label(*p)} is not an identity of this competition")
+    return problems
+
+
+def _listed(items: Sequence[Any] | np.ndarray, describe: Callable[[Any], str]) -> list[str]:
+    """One line for each of the first problems of a kind, and one that counts the others."""
+    lines = [describe(item) for item in items[:_LISTED]]
+    if len(items) > _LISTED:
+        lines.append(f"... and {len(items) - _LISTED} more like the last")
+    return lines
+
+
+def _require_identities(table: CsvTable, truth: Any, unguessed: Any) -> None:
+    """Raise WhaleidError unless every row of a solution holds one identity.
+
+    unguessed: arrow bool (n,), rows to check; an identity that was guessed is one.
+    """
+    truth, rows = truth.filter(unguessed), table.rows[unguessed.to_numpy(zero_copy_only=False)]
+    empty = blank(truth)
+    if empty.any():
+        row = rows[empty.argmax()]
+        raise WhaleidError(f"{table.path}: row {row}: the identity is empty; a solution holds one for each image")
+    several = pc.match_substring_regex(truth, r"\s").to_numpy(zero_copy_only=False)
+    if several.any():
+        row, text = rows[several.argmax()], truth[int(several.argmax())].as_py()
+        raise WhaleidError(
+            f"{table.path}: row {row}: {text!r} is not one identity, as it holds a space; "
+            "were submission and solution swapped?"
+        )

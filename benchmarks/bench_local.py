@@ -23,10 +23,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
-from whaleid.local_matching.detectors import LENGTH, rooted
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import evidence_candidates, learn, lesson_of
 from whaleid.local_matching.pair_score import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.local_matching.rootsift import LENGTH, rooted
 from whaleid.local_matching.votes import EXACT, build_index, local_candidates, nearest_descriptors
 from whaleid.utils.files import write_json
 

@@ -1,7 +1,8 @@
-"""Kinds of keypoints: bytes keep distances, one face for all, and what was made by RootSIFT stays as it was."""
+"""Kinds of keypoints: bytes keep distances, one interface for all, and what was made by RootSIFT stays as it was."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,11 @@ from test_masks import disc, project_at
 from test_masks import make_project as make_masked
 
 from whaleid.config import LocalConfig, VerifyConfig
-from whaleid.local_matching import detectors
-from whaleid.local_matching.detectors import KINDS, SIGNED, detector_of, root_sift, signed_bytes, signed_floats
+from whaleid.local_matching.detectors import SIGNED, detector_of, signed_bytes, signed_floats
+from whaleid.local_matching.kaze import kaze
 from whaleid.local_matching.keypoints import Described, describe_images, described_together, local_name, read_described
+from whaleid.local_matching.registry import DETECTORS, MATCHERS, DetectorEntry, matcher_entry, require_parts
+from whaleid.local_matching.rootsift import root_sift
 from whaleid.local_matching.votes import build_index, local_candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -58,7 +61,7 @@ def test_numbers_at_the_ends_of_a_byte():
 
 def test_units_are_powers_of_two():
     """Votes divide by their square, which then rounds nothing."""
-    assert all(np.log2(kind.unit) % 1 == 0 for kind in KINDS.values()) and KINDS["rootsift"].unit == 512
+    assert all(np.log2(kind.unit) % 1 == 0 for kind in DETECTORS.values()) and DETECTORS["rootsift"].unit == 512
 
 
 def test_votes_do_not_depend_on_the_unit_or_on_a_shift():
@@ -113,11 +116,38 @@ def test_keys_of_rootsift_are_what_they_were(tmp_path: Path):
 
 
 def test_lightglue_goes_with_aliked_alone():
+    def entry(features: str, **verify: str):
+        return matcher_entry(LocalConfig.model_validate({"features": features, "verify": verify}))
+
     for features in ("rootsift", "kaze"):
-        with pytest.raises(ValueError, match="set features: aliked, or matcher: mutual"):
-            LocalConfig.model_validate({"features": features, "verify": {"matcher": "lightglue"}})
-    assert LocalConfig.model_validate({"features": "aliked", "verify": {"matcher": "lightglue"}}).uses_lightglue
-    assert not LocalConfig.model_validate({"features": "aliked", "verify": {}}).uses_lightglue
+        with pytest.raises(WhaleidError, match="set features: aliked, or matcher: mutual"):
+            entry(features, matcher="lightglue")
+    assert entry("aliked", matcher="lightglue") is MATCHERS["lightglue"]
+    assert entry("aliked") is MATCHERS["mutual"] and matcher_entry(LocalConfig()) is None
+
+
+def test_an_unknown_detector_or_matcher_is_one_line_with_the_known_ones(tmp_path: Path):
+    with pytest.raises(WhaleidError, match=r"local_matching\.features: 'orb' is not known; known: aliked, kaze"):
+        require_parts(LocalConfig(features="orb"), tmp_path)
+    with pytest.raises(WhaleidError, match=r"verify\.matcher: 'x' is not known; known: lightglue, mutual"):
+        require_parts(LocalConfig.model_validate({"verify": {"matcher": "x"}}), tmp_path)
+
+
+def test_a_detector_is_one_file_and_one_line(tmp_path: Path, monkeypatch):
+    """A toy: one keypoint, whose descriptor is the image's mean."""
+
+    def toy(image: np.ndarray, most: int, _white: np.ndarray | None):
+        return np.full((1, 4), image.mean(), np.uint8)[:most], np.array([[1, 2, 3, 4]], np.float32)[:most]
+
+    monkeypatch.setitem(sys.modules, "toy", SimpleNamespace(make_detector=lambda _weights: toy))
+    monkeypatch.setitem(DETECTORS, "toy", DetectorEntry("toy", length=4, unit=16.0))
+    images = write_images(tmp_path, [np.full((40, 40), shade, np.uint8) for shade in (9, 90, 10)])
+    config = LocalConfig(features="toy", neighbours=2)
+    describe_images(images, tmp_path, tmp_path / local_name(config), config, 1)
+    described = read_described(tmp_path / "toy-256-1000", images, "toy")
+    assert described.vectors.tolist() == [[9] * 4, [90] * 4, [10] * 4] and described.unit == 16
+    codes, _ = local_candidates(described, np.array([0]), np.array([1, 2]), np.array([0, 1]), config, 1)
+    assert codes.tolist() == [[1]]
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path):
@@ -129,7 +159,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path):
     assert described_together([], "kaze").vectors.shape == (0, 64)
 
 
-def test_rootsift_by_the_common_face():
+def test_rootsift_by_the_common_interface():
     picture = np.stack([texture(1), texture(2), texture(3)], axis=2)
     found = detector_of(LocalConfig(), Path("/nowhere"))(picture, 30, disc(128, 128))
     expected = root_sift(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 30, disc(128, 128))
@@ -146,7 +176,7 @@ def test_without_kaze_one_line_says_which_wheel(tmp_path: Path):
         describe_images(images, tmp_path, tmp_path / "out", KAZE, 1)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     with pytest.raises(WhaleidError, match="has no KAZE"):
-        detectors.require_parts(KAZE, tmp_path)
+        require_parts(KAZE, tmp_path)
 
 
 @pytest.fixture
@@ -185,8 +215,8 @@ def test_kaze_finds_a_turned_copy(tmp_path: Path):
 @pytest.mark.usefixtures("some_kaze")
 def test_kaze_keeps_the_strongest_inside_the_mask():
     white = disc(128, 128)
-    every, places = detectors.kaze(texture(4), 10_000, white)
-    few, few_places = detectors.kaze(texture(4), 7, white)
+    every, places = kaze(texture(4), 10_000, white)
+    few, few_places = kaze(texture(4), 7, white)
     assert np.array_equal(few, every[:7]) and np.array_equal(few_places, places[:7]) and len(every) > 7
     column, row = np.rint(places[:, :2]).astype(int).T
     assert white[row, column].mean() > 250

@@ -16,7 +16,6 @@ from whaleid.ensemble.ablation import ablate
 from whaleid.ensemble.ladder import combine, rank_locally
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.rankers.base import RankerContext
-from whaleid.local_matching.detectors import LENGTH, UNIT
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import (
     FEATURES,
@@ -30,6 +29,7 @@ from whaleid.local_matching.match_score import (
     sums_of,
     supported,
 )
+from whaleid.local_matching.rootsift import LENGTH, UNIT
 from whaleid.local_matching.votes import nearest_descriptors
 from whaleid.utils.errors import WhaleidError
 

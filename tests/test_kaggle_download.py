@@ -1,4 +1,4 @@
-"""`make data` of a Kaggle competition, by the real `kaggle` command against a server of our own."""
+"""`whaleid data download` of a Kaggle competition, by the real `kaggle` command against a server of our own."""
 
 import os
 import shutil

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from test_evidence import described_at_random
 
 from whaleid.config import LearnedConfig, PairsConfig
-from whaleid.local_matching.detectors import UNIT
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import FEATURES, learn, matches_of, supported
 from whaleid.local_matching.pair_score import (
@@ -20,6 +19,7 @@ from whaleid.local_matching.pair_score import (
     pair_candidates,
     pair_lesson,
 )
+from whaleid.local_matching.rootsift import UNIT
 from whaleid.local_matching.votes import nearest_descriptors
 
 

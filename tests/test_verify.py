@@ -14,16 +14,15 @@ from whaleid.config import LocalConfig, VerifyConfig
 from whaleid.ensemble.ladder import combine, rank_locally
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.rankers.base import RankerContext
-from whaleid.local_matching.detectors import LENGTH
 from whaleid.local_matching.geometric_verification import (
     affine_inliers,
     agreeing,
     matched_keypoints,
-    mutual_matches,
-    original_points,
     verified_candidates,
 )
 from whaleid.local_matching.keypoints import Described, describe_images, read_described
+from whaleid.local_matching.mutual import mutual_matches
+from whaleid.local_matching.rootsift import LENGTH
 from whaleid.local_matching.votes import local_candidates
 from whaleid.report.matches import draw_matches
 from whaleid.utils.errors import WhaleidError
@@ -111,12 +110,6 @@ def test_matches_of_a_turned_copy_lie_where_it_was_turned(pictures):
     with_map = config.model_copy(update={"verify": VerifyConfig(magsac=3.0)})
     inlier = matched_keypoints(described, 3, 15, with_map)[2]
     assert inlier.sum() >= 4 and not (inlier & ~used).any()
-
-
-def test_original_points_undo_crop_and_size():
-    box = np.array([30, 10, 530, 260])
-    assert original_points(np.array([[100.0, 50.0]]), box, 250) == pytest.approx(np.array([[230, 110]]))
-    assert original_points(np.array([[100.0, 50.0]]), box, 999) == pytest.approx(np.array([[130, 60]]))
 
 
 def test_verified_order_equals_loops_whatever_the_workers(pictures):

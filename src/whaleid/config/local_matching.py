@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from whaleid.config.base import Model, Positive, Share
 
@@ -16,7 +16,7 @@ class VerifyConfig(Model):
     disagrees is no match. Defaults are chosen on 169 queries of one fold of nyala.
     """
 
-    matcher: Literal["mutual", "lightglue"] = "mutual"
+    matcher: str = "mutual"
     """mutual: each other's nearest keypoints. lightglue: a network matches them (local_matching/lightglue.py), with
     features
     aliked alone; `ratio` then says nothing, all that follows holds for its matches too. A GPU's work."""
@@ -91,7 +91,7 @@ class LocalConfig(Model):
     `local_matching: {features: aliked, size: 512, verify: {matcher: lightglue, images: 20, magsac: 4}}`
     """
 
-    features: Literal["rootsift", "kaze", "aliked"] = "rootsift"
+    features: str = "rootsift"
     """What finds and describes keypoints (local_matching/detectors.py). kaze: where the installed OpenCV has it.
     aliked: a
     network, whose weights must lie in WEIGHTS_DIR."""
@@ -108,16 +108,3 @@ class LocalConfig(Model):
     """The best candidates' images are matched pair by pair; `{}` takes it as it is set above, null leaves it out."""
     learned: LearnedConfig | None = None
     """Matches weigh what the other folds' queries taught; `{}` takes it as it is set above, null leaves it out."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> LocalConfig:
-        if self.uses_lightglue and self.features != "aliked":
-            raise ValueError(
-                f"verify.matcher lightglue matches ALIKED's keypoints, not {self.features}'s: set features: aliked, or "
-                "matcher: mutual"
-            )
-        return self
-
-    @property
-    def uses_lightglue(self) -> bool:
-        return self.verify is not None and self.verify.matcher == "lightglue"

@@ -1,9 +1,11 @@
-"""ALIKED's keypoints and descriptors (Zhao et al., "ALIKED: a lighter keypoint and descriptor extraction network via
-deformable transformation", 2023), by kornia's network and the weights that its authors publish (aliked-n16). A picture
-of 256 x 128 pixels takes 70 ms of a core, five times RootSIFT's.
+"""ALIKED: keypoints and descriptors by a network.
 
-The network knows no size and no direction of a keypoint: SIZE and DIRECTION are stored for all. What compares two
-keypoints' sizes and directions then finds them equal, and what is learnt from matches finds nothing in them.
+Zhao et al., "ALIKED: a lighter keypoint and descriptor extraction network via deformable transformation", 2023;
+kornia's network with the authors' weights (aliked-n16). An image of 256 x 128 pixels takes 70 ms on one core, five
+times as long as RootSIFT.
+
+The network gives keypoints no size and no direction: SIZE and DIRECTION are stored for all. Comparisons of sizes and
+directions then always agree, and the learned match score finds nothing in them.
 """
 
 from __future__ import annotations
@@ -15,57 +17,61 @@ import numpy as np
 import torch
 from kornia.feature import ALIKED
 
+from whaleid.local_matching import weights as published
 from whaleid.local_matching.detectors import Detector, Found, signed_bytes
-from whaleid.local_matching.weights import load_published
 
 NETWORK = "aliked-n16"
 SIZE, DIRECTION = 1.0, 0.0
 """Pixels and degrees, of every keypoint."""
-_SMALLEST = 5  # pixels: a keypoint is the highest in a window of 5 x 5, and none is nearer to the edge than 2
+_SMALLEST = 5  # pixels: a keypoint is the maximum of a window of 5 x 5, at least 2 pixels from the edge
 _LENGTH = 128
-_ALL = 1 << 24  # more than any picture has maxima
+_ALL = 1 << 24  # more than any image has maxima
 
 
 def aliked_network() -> ALIKED:
-    """The network without weights. It finds every maximum of its score: who is strong enough is decided after the mask,
-    and dull pictures get their keypoints too, as with RootSIFT.
+    """The network without weights. It returns every maximum of its score: the strongest are chosen after the mask, and
+    dull images get keypoints too, as with RootSIFT.
     """
     return ALIKED(NETWORK, max_num_keypoints=_ALL, detection_threshold=0.0)
 
 
-def aliked_detector(weights: Path, device: str | None = None) -> Detector:
-    """The detector with these weights. device: of torch; None: a GPU where there is one.
+def make_detector(weights: Path) -> Detector:
+    """The detector of RGB images. Raises WhaleidError where its weights are not in the folder `weights`."""
+    return aliked_detector(published.find_published(published.ALIKED, weights))
 
-    Threads take turns: one picture fills the GPU, or the cores, and its maps are what takes memory.
+
+def aliked_detector(weights: Path, device: str | None = None) -> Detector:
+    """The detector with the weights of a file.
+
+    device: torch's name; None: the GPU if there is one. Threads take turns: one image fills the GPU or the cores.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, turn = load_published(aliked_network(), weights).to(place), Lock()
+    network, turn = published.load_published(aliked_network(), weights).to(place), Lock()
     assert isinstance(network, ALIKED)
 
-    def detect(picture: np.ndarray, most: int, white: np.ndarray | None = None) -> Found:
+    def detect(image: np.ndarray, most: int, white: np.ndarray | None = None) -> Found:
         with turn, torch.inference_mode():
-            return _detect(network, place, picture, most, white)
+            return _detect(network, place, image, most, white)
 
     return detect
 
 
-def _detect(network: ALIKED, device: torch.device, picture: np.ndarray, most: int, white: np.ndarray | None) -> Found:
+def _detect(network: ALIKED, device: torch.device, image: np.ndarray, most: int, white: np.ndarray | None) -> Found:
     """As `detectors.Detector`."""
     nothing = np.empty((0, _LENGTH), np.uint8), np.empty((0, 4), np.float32)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if min(height, width) < _SMALLEST:
         return nothing
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(device).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
     features, scores = network.extract_dense_map(pixels)
     found, strength, _ = network.dkd(scores)  # places between -1 and 1
     order = torch.argsort(strength[0], descending=True, stable=True)
     last = torch.tensor([width - 1, height - 1], device=device)
     places = (last * (found[0][order] + 1) / 2).cpu().numpy()
+    kept = np.arange(len(places))
     if white is not None:
         column, row = np.rint(places).astype(int).T
         kept = np.flatnonzero(white[row, column])
-    else:
-        kept = np.arange(len(places))
     kept = kept[:most]
     if not len(kept):
         return nothing

@@ -28,7 +28,8 @@ from whaleid.config import LocalConfig
 from whaleid.config.settings import read_settings
 from whaleid.data.images import crop_box, decode, reduction, resize
 from whaleid.data.masks import Mask, read_mask, resize_mask
-from whaleid.local_matching.detectors import KINDS, UNIT, Detector, Found, detector_of
+from whaleid.local_matching.detectors import Detector, Found, detector_of
+from whaleid.local_matching.registry import DETECTORS, detector_entry
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
 from whaleid.utils.progress import progress_bar
@@ -104,7 +105,7 @@ def describe_images(
     image. weights: folder of a network's weights, default WEIGHTS_DIR.
     Raises WhaleidError for broken images and masks (all of them counted, the first named, in one line).
     """
-    detector, length = detector_of(config, weights or read_settings().weights), KINDS[config.features].length
+    detector, length = detector_of(config, weights or read_settings().weights), detector_entry(config.features).length
     most = len(images) * config.keypoints
     require_space(out.parent, most * (length + 16), "the keypoints' descriptors")
     boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
@@ -189,13 +190,13 @@ class Described:
 
     vectors: uint8 (N, length), on disk. offsets: int64 (n + 1,): where each image's begin, and the last ones end.
     points: float32 (N, 4), on disk: x, y, size, direction (`detectors.Found`); None: not known, votes need none.
-    unit: what a descriptor of length 1 is stored as (`detectors.Kind`).
+    unit: what a descriptor of length 1 is stored as (`registry.DetectorEntry`).
     """
 
     vectors: np.ndarray
     offsets: np.ndarray
     points: np.ndarray | None = None
-    unit: float = UNIT
+    unit: float = DETECTORS["rootsift"].unit
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """How many descriptors each of these images has, int64."""
@@ -229,7 +230,7 @@ def described_together(found: list[Found], features: str = "rootsift") -> Descri
 
     features: their kind, as in `LocalConfig`.
     """
-    kind, counts = KINDS[features], [len(vectors) for vectors, _ in found]
+    kind, counts = detector_entry(features), [len(vectors) for vectors, _ in found]
     vectors = np.concatenate([np.empty((0, kind.length), np.uint8), *(vectors for vectors, _ in found)])
     points = np.concatenate([np.empty((0, 4), np.float32), *(points for _, points in found)])
     return Described(vectors, np.cumsum([0, *counts], dtype=np.int64), points, kind.unit)
@@ -237,7 +238,7 @@ def described_together(found: list[Found], features: str = "rootsift") -> Descri
 
 def read_described(folder: Path, images: pd.DataFrame, features: str = "rootsift") -> Described:
     """The descriptors in `folder`, which must be those of these images in this order, of this kind (`LocalConfig`)."""
-    kind = KINDS[features]
+    kind = detector_entry(features)
     try:
         vectors = np.load(folder / "descriptors.npy", mmap_mode="r", allow_pickle=False)
         offsets = np.load(folder / "offsets.npy", allow_pickle=False)

@@ -21,7 +21,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, PairsConfig
-from whaleid.local_matching.geometric_verification import measured_matches
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import (
     FARTHEST,
@@ -36,6 +35,7 @@ from whaleid.local_matching.match_score import (
     sums_of,
     supported,
 )
+from whaleid.local_matching.mutual import matches_with_distances
 from whaleid.local_matching.votes import Nearest, best_identities, scores_of
 from whaleid.retrieval.identities import PADDING
 
@@ -131,7 +131,7 @@ def match_pairs(
 def _match(described: Described, frames: np.ndarray, query: int, row: int, ratio: float) -> np.ndarray:
     """The matches of two pictures that agree roughly in size, direction and place, float32 (m, len(PAIR_FEATURES))."""
     (vectors, points), (other_vectors, other_points) = described.image(query), described.image(row)
-    own, other, first, second = measured_matches(vectors, other_vectors, ratio)
+    own, other, first, second = matches_with_distances(vectors, other_vectors, ratio)
     one, two = points[own], other_points[other]
     size = np.log(two[:, 2] / one[:, 2])
     turn = (two[:, 3] - one[:, 3] + 180) % 360 - 180

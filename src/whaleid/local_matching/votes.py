@@ -22,8 +22,8 @@ import faiss
 import numpy as np
 
 from whaleid.config import LocalConfig
-from whaleid.local_matching.detectors import UNIT
 from whaleid.local_matching.keypoints import Described
+from whaleid.local_matching.rootsift import UNIT
 from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 

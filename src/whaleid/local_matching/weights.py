@@ -1,7 +1,4 @@
-"""Weights of the networks of local matching: files that a person puts into WEIGHTS_DIR. Nothing is downloaded.
-
-torch is imported where tensors are read, so that keys can be made of the files alone.
-"""
+"""Weights of the networks of local matching: files that the user puts into WEIGHTS_DIR. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whaleid.config import LocalConfig
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest, file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +17,16 @@ SUFFIXES = (".safetensors", ".pth")
 
 @dataclass(frozen=True)
 class Published:
-    """A network's weights. name: of the file, without suffix. setting: key and value of a recipe that asks for them.
+    """A network's published weights.
 
-    source: where the authors publish them.
+    Attributes
+    ----------
+    name : str
+        Of the file, without suffix.
+    setting : str
+        Key and value of a recipe that needs them.
+    source : str
+        Where the authors publish them.
     """
 
     name: str
@@ -44,22 +46,6 @@ LIGHTGLUE = Published(
 )
 
 
-def networks_of(config: LocalConfig) -> list[Published]:
-    """The networks that local matching runs, if any."""
-    return [*([ALIKED] if config.features == "aliked" else []), *([LIGHTGLUE] if config.uses_lightglue else [])]
-
-
-def weights_files(config: LocalConfig, folder: Path) -> list[Path]:
-    """The files of these networks' weights. Raises WhaleidError where one is not in the folder."""
-    return [find_published(network, folder) for network in networks_of(config)]
-
-
-def weights_key(config: LocalConfig, folder: Path) -> str:
-    """Key of these networks' weights; empty where there is no network."""
-    files = weights_files(config, folder)
-    return digest("keypoint weights", *(file_digest(path) for path in files)) if files else ""
-
-
 def find_published(network: Published, folder: Path) -> Path:
     """The file of a network's weights. Raises WhaleidError where it is not in the folder."""
     for suffix in SUFFIXES:
@@ -75,12 +61,11 @@ def find_published(network: Published, folder: Path) -> Path:
 def load_published(network: torch.nn.Module, path: Path) -> torch.nn.Module:
     """The network with the weights of a file, ready to infer.
 
-    Raises WhaleidError for a file that cannot be read, or lacks some of the network's tensors, or has them in other
-    shapes: it is of another network then.
+    Raises WhaleidError for a file that cannot be read, or whose tensors are not the network's.
     """
     own = network.state_dict()
     learned = {name for name, _ in network.named_parameters()} | {name for name in own if "running_" in name}
-    given = {_today(name): tensor for name, tensor in _read(path).items()}
+    given = {_kornia_name(name): tensor for name, tensor in _read(path).items()}
     for name in sorted(learned):
         if name not in given or given[name].shape != own[name].shape:
             found = "missing" if name not in given else f"of shape {tuple(given[name].shape)}"
@@ -108,11 +93,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _today(name: str) -> str:
-    """Name of a tensor today: LightGlue's files say `self_attn.3.` for `transformers.3.self_attn.`, and cross likewise.
-
-    Other names stay as they are.
-    """
+def _kornia_name(name: str) -> str:
+    """kornia's name of a tensor: LightGlue's files say `self_attn.3.` (and cross) for `transformers.3.self_attn.`."""
     layer, *rest = name.split(".")
     if layer in ("self_attn", "cross_attn") and len(rest) > 1:
         return ".".join(["transformers", rest[0], layer, *rest[1:]])

@@ -16,8 +16,9 @@ from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.protocol import NONE, Protocol, QuerySet
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
 from whaleid.ensemble.rankings import Ranking
-from whaleid.local_matching.geometric_verification import Matcher, matcher_of, verified_candidates
+from whaleid.local_matching.geometric_verification import verified_candidates
 from whaleid.local_matching.keypoints import Described, frames_of, read_described
+from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.local_matching.votes import Nearest, local_candidates, nearest_descriptors
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError

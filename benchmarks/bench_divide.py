@@ -25,7 +25,7 @@ import torch
 from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
 from whaleid.data.samplers import TrainingItems
-from whaleid.divide.clustering import POINTS, kmeans_partition
+from whaleid.training.kmeans import POINTS, kmeans_partition
 from whaleid.training.run import Task, run_epoch, start
 from whaleid.training.session import Session, make_accelerator
 from whaleid.utils.files import write_json
@@ -43,7 +43,6 @@ DIVIDE = {
     "learner": MARGIN,
     "clusters": CLUSTERS,
     "every": EVERY,
-    "growth": "flat",
     "space": "features",
     "subspace": "slices",
     "warmup": 0,
@@ -139,7 +138,7 @@ def make_period(head: dict[str, Any], items: TrainingItems, cache: ImageCache, o
 
 def train_period(task: Task, session: Session) -> None:
     for _ in range(EVERY):
-        run_epoch(task, session, None, None)
+        run_epoch(task, session, None)
 
 
 # ----------------------------------------------------------------------------------------------- clustering

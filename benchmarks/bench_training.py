@@ -27,11 +27,10 @@ from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
 from whaleid.data.samplers import EpochPlan, TrainingItems
 from whaleid.training.ema import Ema
+from whaleid.training.log import recorder
 from whaleid.training.loop import train_epoch
-from whaleid.training.record import recorder
 from whaleid.training.run import Task, start
-from whaleid.training.session import Session, make_accelerator
-from whaleid.training.state import Progress
+from whaleid.training.session import Progress, Session, make_accelerator
 from whaleid.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "training.json"

@@ -27,10 +27,11 @@ from metric_report import Results, draw_distances, write_reports
 from metric_runs import Job, Parted, code_digest, machine, measure_all, part_data, progress_files
 
 from whaleid.config.settings import read_settings
+from whaleid.data.samplers import TrainingItems
 from whaleid.models.heads.registry import build_head
 from whaleid.models.weights import ensure_weights
 from whaleid.pipeline.executors import sensible, share_of_cores
-from whaleid.training.epochs import epoch_lengths
+from whaleid.training.epochs import make_planner
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 from whaleid.utils.progress import FollowedBars, follow_bars
@@ -132,13 +133,16 @@ def check_heads(bench: Bench, data: dict[str, Parted], methods: list[str]) -> No
     for name, parted in data.items():
         sizes = parted.train_sizes
         labels = np.repeat(np.arange(len(sizes)), sizes)
+        items = TrainingItems(
+            np.arange(len(labels)), np.zeros(len(labels), dtype=bool), labels, [str(c) for c in range(len(sizes))]
+        )
         for method in methods:
             experiment = make_experiment(bench, name, method, 0)
             try:
                 build_head(experiment.head, experiment.model.embedding, sizes)
             except WhaleidError as error:
                 raise WhaleidError(f"method {method} on {name}: {error}") from error
-            epoch_lengths(experiment, labels, f"method {method} on {name}")
+            make_planner(experiment, items, None, f"method {method} on {name}").lengths()
 
 
 def list_jobs(

@@ -7,6 +7,7 @@ A cosine finds images in a large gallery at the price of one multiplication a di
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from whaleid.utils.errors import WhaleidError
 def load_pairs(run: Path) -> SiamesePairs:
     """The head of a finished run with a siamese head, on the GPU if there is one; WhaleidError for another head."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head = load_run(run, device).head
-    if not isinstance(head, SiamesePairs):
+    trained = load_run(run, device)
+    if not trained.experiment.head.scores_pairs:
         raise WhaleidError(f"{run}: its head scores no pairs; re-scoring needs a run with head.name: siamese")
-    return head
+    return cast(SiamesePairs, trained.head)
 
 
 def rescored_identities(

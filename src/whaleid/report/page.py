@@ -110,7 +110,7 @@ def _notices(results: Results) -> list[str]:
     lines = []
     if results.stale:
         lines.append(
-            "These results are out of date: settings, data or the version have changed since. Run `make ensemble`."
+            "These results are out of date: settings, data or the version have changed since. Run make ensemble again."
         )
     if results.rankers[-1]["optimistic"]:
         lines.append("The score is optimistic: something was chosen by looking at the fold that is scored.")

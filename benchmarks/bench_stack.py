@@ -1,33 +1,32 @@
-"""The whole learned order: 8,000 queries x 50 candidates in five folds, features, every ranker and every order of them.
+"""The whole stack: 8,000 queries x 50 candidates in five folds, with features and all LambdaRank models.
 
     .venv/bin/python benchmarks/bench_stack.py [--queries 8000] [--tests 0] [--out benchmarks/results/stack.json]
 
-Rankings are synthetic: the truth stands above the rest, under noise of its own in each ranking, and is missing from
-some. What is timed is `stack_rankings`, from the rankings to the orders of all folds and of the test images, and beside
-it the features and one bare `lightgbm.train` on the whole table. Seconds are those of the processor (user and system,
-all threads), which other work on the machine hardly moves, and of the clock.
+Rankings are synthetic: the true identity scores above the others, with independent noise in each ranking, and is
+missing from some. Timed are `stack_rankings`, from the rankings to the stacked candidates of all folds and of the
+test images, and for comparison the features alone and one `lightgbm.train` on the whole table. Seconds are processor
+time (user and system, all threads), which other programs hardly change, and time by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+from measuring import cpu_seconds
 
 from whaleid.config import StackConfig
 from whaleid.ensemble.calibrate import fit_calibration
-from whaleid.ensemble.embedding_features import Sight
+from whaleid.ensemble.cross_fitting import OofLists
+from whaleid.ensemble.embedding_features import EmbeddingFeatures, EmbeddingTable
 from whaleid.ensemble.lists import concatenate_lists
 from whaleid.ensemble.protocol import FoldPart, Protocol, Targets
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack import StackInputs, stack_rankings
+from whaleid.ensemble.stack import stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
 from whaleid.ensemble.unknown import best_map, rank_stats
 from whaleid.retrieval.candidates import Candidates
@@ -66,24 +65,15 @@ def questions(
     return Protocol(classes, tuple(parts), asked, asked.astype(str), *gallery, "new", 0.3, 5), favoured
 
 
-def sight(rng: np.random.Generator, queries: int, identities: int, dims: int) -> Sight:
-    """Random embeddings as the models of a fold see them."""
+def embedding_table(rng: np.random.Generator, queries: int, identities: int, dims: int) -> EmbeddingTable:
+    """Random embeddings of a fold's models."""
 
     def unit(rows: int) -> np.ndarray:
         table = rng.normal(size=(rows, dims)).astype(np.float32)
         return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float16)
 
     near = rng.random((2, queries), dtype=np.float32)
-    return Sight(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What the work gives, its processor seconds and its seconds by the clock."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    found = work()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return found, used, time.perf_counter() - start
+    return EmbeddingTable(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
 
 
 def main() -> None:
@@ -103,20 +93,18 @@ def main() -> None:
     for place in range(given.rankings + 1):
         oof = tuple(candidates(rng, who, given.identities, f"q{fold}_") for fold, who in enumerate(favoured))
         test = tuple(candidates(rng, strangers, given.identities, "t") for _ in favoured) if given.tests else ()
-        rankings.append(Ranking(f"net{place}", "knn", oof, test, False))
+        rankings.append(Ranking(f"net{place}", "knn", OofLists.same(oof), test, False))
     places = list(range(given.folds))
     truth, weights = protocol.truth(places), protocol.weights(places)
     whole = [concatenate_lists(list(ranking.oof)) for ranking in rankings]
     limits = [float(_limit(one, truth, weights)) for one in whole]
     *members, blend = rankings
-    materials = [StackInputs(blend.oof, blend.test, tuple(limits)) for _ in [*places, None]]
     config = StackConfig()
-    extras = None
     if given.dims:
-        oof = tuple(sight(rng, len(who), given.identities, given.dims).extras() for who in favoured)
-        test = tuple(sight(rng, given.tests, given.identities, given.dims).extras() for _ in favoured)
-        extras = oof, test
-    stacked, stage_cpu, stage_s = timed(lambda: stack_rankings(protocol, members, materials, config, extras=extras))
+        oof = tuple(embedding_table(rng, len(who), given.identities, given.dims) for who in favoured)
+        test = tuple(embedding_table(rng, given.tests, given.identities, given.dims) for _ in favoured)
+        members[0] = replace(members[0], embedding_features=EmbeddingFeatures(oof, test if given.tests else ()))
+    stacked, stage_cpu, stage_s = cpu_seconds(lambda: stack_rankings(protocol, members, blend, config))
 
     def features():
         views = [
@@ -125,7 +113,7 @@ def main() -> None:
         ]
         return feature_table(views, np.ones(given.identities, dtype=int), 5, True, config)
 
-    table, features_cpu, features_s = timed(features)
+    table, features_cpu, features_s = cpu_seconds(features)
     own = truth[table.query]
     label = np.where(own >= 0, table.codes == own, table.codes == given.identities).astype(float)
     plain = {
@@ -139,7 +127,7 @@ def main() -> None:
         data = lgb.Dataset(table.values, label, group=np.bincount(table.query))
         lgb.train(plain, data, num_boost_round=config.num_iterations)
 
-    _, bare_cpu, bare_s = timed(bare)
+    _, bare_cpu, bare_s = cpu_seconds(bare)
     rankers = (given.folds + 1) * config.groups * config.seeds
     figures = {"queries": given.queries, "tests": given.tests, "folds": given.folds, "rankings": given.rankings}
     figures |= {"dims": given.dims}
@@ -150,7 +138,11 @@ def main() -> None:
         "rounds": config.num_iterations,
     }
     figures |= {"threads": config.num_threads, "cpus": os.cpu_count(), "lightgbm": lgb.__version__}
-    figures |= {"stage_cpu_s": stage_cpu, "stage_s": stage_s, "trees used": list(stacked.rounds)}
+    figures |= {
+        "stage_cpu_s": stage_cpu,
+        "stage_s": stage_s,
+        "trees used": [stack.models.trees for stack in (*stacked.fitted.by_fold, stacked.fitted.full)],
+    }
     figures |= {"features_cpu_s": features_cpu, "features_s": features_s, "bare_cpu_s": bare_cpu, "bare_s": bare_s}
     for name, value in figures.items():
         print(f"{name:14} {value:.3f}" if isinstance(value, float) else f"{name:14} {value}")

@@ -10,7 +10,7 @@ queries how much likelier such a match is between two pictures of one identity t
 An identity is given the sum over its matches, the sum over those that others of the same picture support (a vote for
 one arrangement: Jegou, Douze and Schmid, "Hamming embedding and weak geometric consistency", 2008), or the supported
 sum of its best picture. No feature names an identity or a picture. Who may teach whom is decided by the caller
-(`ensemble/learned_matches.py`).
+(`ensemble/rankers/match_scores.py`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Scores of any origin as probabilities, so that a cosine, a softmax and a foreign model's score can be
-added.
+"""Scores of any ranker as probabilities, so that a cosine, a softmax and a foreign model's score can be added.
 
 The probability that candidate i of a query is the true one, against the other candidates and against an
 unknown identity:
@@ -8,7 +7,7 @@ unknown identity:
 
 x is the score (its logarithm where it is a probability), centred and scaled. The slope a is an inverse
 temperature (Guo et al., "On calibration of modern neural networks", 2017); c keeps what the **height** of the
-best score says about unknown identities, which a softmax alone forgets. Where scores are probabilities over
+best score tells about unknown identities, which a softmax alone loses. Where scores are probabilities over
 all classes, those not listed compete as one more j: with a = 1 and no unknown the scores come back as they
 were. Two numbers, fitted by Newton's method on a convex loss.
 """
@@ -28,7 +27,19 @@ _STEPS = 50
 
 @dataclass(frozen=True)
 class Calibration:
-    """probability: scores are logarithmised first. center, spread: of x. slope: a > 0. none: c."""
+    """The fitted numbers.
+
+    Attributes
+    ----------
+    probability : bool
+        Whether the logarithm of the scores is taken first.
+    center, spread : float
+        By which x is centred and scaled.
+    slope : float
+        a, above 0.
+    none : float
+        c.
+    """
 
     probability: bool
     center: float
@@ -40,9 +51,16 @@ class Calibration:
 def fit_calibration(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, probability: bool) -> Calibration:
     """Calibration with the least weighted log-loss of the truth.
 
-    A true identity that is not listed counts among the classes not listed, or, of cosines, as unknown.
+    A true identity that is not listed counts among the classes not listed, or, of similarities, as unknown.
 
-    truth: int64 (n,), -1 = unknown. weights: float64 (n,).
+    Parameters
+    ----------
+    candidates : Candidates
+    truth : int64 array, shape (n,)
+        -1 = unknown.
+    weights : float64 array, shape (n,)
+    probability : bool
+        Whether scores are probabilities over all classes.
     """
     raw = _raw(candidates.scores, probability)
     first = raw[np.isfinite(raw[:, 0]), 0]
@@ -96,7 +114,7 @@ def _probabilities(x: np.ndarray, slope: float, none: float) -> tuple[np.ndarray
 
 
 def _newton(x: np.ndarray, hit: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Slope and none of the least loss. x: float64 (n, m), descending, -inf padded. hit: bool (n, m)."""
+    """Slope and none with the least loss. x: float64 (n, m), descending, -inf padded. hit: bool (n, m)."""
     finite = np.where(np.isfinite(x), x, 0.0)
     target = np.array([(weights * (finite * hit).sum(axis=1)).sum(), weights @ ~hit.any(axis=1)])
     point, scale = np.array([1.0, 0.0]), 1.0

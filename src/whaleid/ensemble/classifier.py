@@ -1,4 +1,4 @@
-"""Softmax classifier on the concatenated features: what kNN weighs alike, it learns to weigh.
+"""Softmax classifier on the concatenated features: it learns weights where kNN weights all dimensions alike.
 
 A linear layer on unit features with unit class vectors (a cosine softmax: Wang et al., "NormFace", 2017),
 started at the class centroids, so that it begins as good as the nearest centroid and can only learn from
@@ -7,7 +7,7 @@ al., "mixup", 2018; manifold mix-up, Verma et al. 2019) keep it from memorising 
 training images' features come from networks that saw those images: they are tidier than any query's, and this
 is why it is regularised this much and judged out of fold alone.
 
-Its length is fixed beforehand: stopping where the fold's own score is best would look at the fold. Time is
+The number of epochs is fixed beforehand: stopping where the fold's own score is best would look at the fold. Time is
 linear in images; features are read in mini-batches, and what is held is classes x dimensions and
 `_CELLS` logits.
 """

@@ -1,13 +1,13 @@
-"""Features of several networks side by side, then whitened by PCA, read a few thousand rows at a time.
+"""Concatenation of several networks' features, whitened by PCA, a few thousand rows at a time.
 
-Within one fold every network sees the same images, so their unit embeddings can stand side by side: the
-cosine of two such rows is the weighted mean of the networks' cosines. Networks repeat one another; principal
-components say the common part once, and dividing by (a power of) their spread lets weak but independent
-directions count (Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of
+Within one fold all networks embed the same images, so their unit embeddings can be concatenated: the cosine of two
+such rows is the weighted mean of the networks' cosines. The networks' embeddings are correlated; principal components
+hold the common part once, and dividing by (a power of) their standard deviation lets weak but independent directions
+count (Jegou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of
 PCA and whitening", ECCV 2012). Mean and directions come from the training part of the fold alone.
 
-29 networks of 2048 dimensions and 33,000 images are 7.8 GB in float32: the features stay in their files, and
-nothing of images x dimensions is ever held whole. What is held: one block of `_CELLS` numbers, the directions
+29 networks of 2048 dimensions and 33,000 images are 7.8 GB in float32: the features stay in their files, and no table
+of images x dimensions is ever in memory as a whole. In memory are: one block of `_CELLS` numbers, the directions
 (dimensions x wanted) and the whitened result (images x wanted). Time is linear in images.
 """
 

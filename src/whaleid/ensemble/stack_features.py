@@ -43,7 +43,7 @@ OF_QUERY = {
     "query: agreement": "share of the rankings whose first identity is the most frequent first one",
     "query: firsts": "different first identities, as a share of the rankings",
 }
-FEATURES = {**{f"<ranking>: {name}": said for name, said in OF_RANKING.items()}, **OF_CANDIDATE, **OF_QUERY}
+FEATURES = {**{f"<ranking>: {name}": text for name, text in OF_RANKING.items()}, **OF_CANDIDATE, **OF_QUERY}
 """Name of every feature and what it is; `<ranking>` stands for each ranking's name, the blend's among them."""
 
 _RISING = {"odds", "probability", "behind", "first in", "among first k in", "mean odds", "lowest odds"} | {
@@ -135,7 +135,7 @@ def feature_table(
         codes = _candidates([view.lists.codes[rows, : config.first] for view in views], config.candidates)
         real = np.column_stack([codes >= 0, np.full(len(codes), unknown)])
         block = np.full((*real.shape, len(names)), np.nan, dtype=np.float32)
-        base = _fill(block, [_look(view, rows) for view in views], codes, relative, k)
+        base = _fill(block, [_read(view, rows) for view in views], codes, relative, k)
         if embeddings is not None:
             block[:, :, len(names) - len(COLUMNS) :] = embeddings.columns(rows, codes)
         codes = np.column_stack([codes, np.full(len(codes), len(views[0].lists.classes))])
@@ -193,8 +193,8 @@ def positions(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A view's lists of a chunk of queries. codes, scores: (n, m). p, odds: float64 (n, m), calibrated probability, 0
+class _Calibrated:
+    """One ranking of a chunk of queries. codes, scores: (n, m). p, odds: float64 (n, m), calibrated probability, 0
     where padded, and log p_i - log p_none. none: float64 (n,), probability of none of them. limit: float32 or inf.
     """
 
@@ -206,81 +206,85 @@ class _Look:
     limit: float
 
 
-def _look(view: View, rows: slice) -> _Look:
+def _read(view: View, rows: slice) -> _Calibrated:
     """Padding, and the first of an empty list, is as improbable as can be."""
     codes, scores = view.lists.codes[rows], view.lists.scores[rows]
     p, none = calibrated_scores(scores, view.calibration)
     p, none = np.where(codes >= 0, p, 0.0).astype(np.float64), none.astype(np.float64)
     odds = np.log(np.maximum(p, _LEAST)) - np.log(np.maximum(none, _LEAST))[:, None]
-    return _Look(codes, scores, p, odds, none, np.inf if view.limit is None else float(np.float32(view.limit)))
+    return _Calibrated(codes, scores, p, odds, none, np.inf if view.limit is None else float(np.float32(view.limit)))
 
 
-def _fill(block: np.ndarray, looks: list[_Look], codes: np.ndarray, relative: np.ndarray, k: int) -> np.ndarray:
+def _fill(
+    block: np.ndarray, rankings: list[_Calibrated], codes: np.ndarray, relative: np.ndarray, k: int
+) -> np.ndarray:
     """Write the features of the candidates and, last, of unknown: block float32 (n, u + 1, f), the further columns
     excepted. Returns the blend's odds float64 (n, u + 1).
     """
     own = len(OF_RANKING)
     shape = block.shape[:2]
-    voices = max(len(looks) - 1, 1)  # the blend is made of the others: it is no voice of its own
-    heights, places = np.empty((voices, *shape), np.float32), np.empty((voices, *shape), np.float32)
+    members = max(len(rankings) - 1, 1)  # the blend is made of the others and is not counted beside them
+    member_odds, places = np.empty((members, *shape), np.float32), np.empty((members, *shape), np.float32)
     listed = np.zeros(shape, dtype=np.float32)
-    for number, look in enumerate(looks):
-        at = positions(look.codes, codes)
+    for number, ranking in enumerate(rankings):
+        at = positions(ranking.codes, codes)
         columns = block[:, :, own * number : own * (number + 1)]
-        odds = _of_ranking(columns, look, at)
-        if number < voices:
-            heights[number], places[number] = columns[:, :, 0], columns[:, :, 2]
+        odds = _of_ranking(columns, ranking, at)
+        if number < members:
+            member_odds[number], places[number] = columns[:, :, 0], columns[:, :, 2]
             listed[:, :-1] += at >= 0
             listed[:, -1] += 1
-    of_candidate = block[:, :, own * len(looks) :]
+    of_candidate = block[:, :, own * len(rankings) :]
     of_candidate[:, :, 0] = (places == 1).mean(axis=0)
     of_candidate[:, :, 1] = (places <= k).mean(axis=0)
-    of_candidate[:, :, 2] = listed / voices
-    of_candidate[:, :, 3] = heights.mean(axis=0)
-    of_candidate[:, :, 4] = heights.min(axis=0)
-    of_candidate[:, :, 5] = heights.std(axis=0)
+    of_candidate[:, :, 2] = listed / members
+    of_candidate[:, :, 3] = member_odds.mean(axis=0)
+    of_candidate[:, :, 4] = member_odds.min(axis=0)
+    of_candidate[:, :, 5] = member_odds.std(axis=0)
     of_candidate[:, :, 6] = (1.0 / places).mean(axis=0)
     of_candidate[:, :-1, 7] = np.where(codes >= 0, relative[np.maximum(codes, 0)], 0.0)
     of_candidate[:, -1, 7] = 0.0
     of_candidate[:, :, 8] = np.arange(shape[1]) == shape[1] - 1
     of_query = of_candidate[:, :, len(OF_CANDIDATE) :]
-    for number, value in enumerate(_of_query(looks)):
+    for number, value in enumerate(_of_query(rankings)):
         of_query[:, :, number] = value[:, None]
     return odds
 
 
-def _of_ranking(columns: np.ndarray, look: _Look, at: np.ndarray) -> np.ndarray:
+def _of_ranking(columns: np.ndarray, ranking: _Calibrated, at: np.ndarray) -> np.ndarray:
     """Write OF_RANKING, float32 (n, u + 1, 5), unknown last; returns its odds float64 (n, u + 1).
 
     at: int64 (n, u), column of each candidate in the list, -1 = none. A candidate that is not listed has the lowest
     odds of the list and stands after its end.
     """
     listed = at >= 0
-    width = (look.codes >= 0).sum(axis=1)
+    width = (ranking.codes >= 0).sum(axis=1)
     last = np.maximum(width - 1, 0)[:, None]
     at_or_last = np.where(listed, at, last)
-    odds = np.take_along_axis(look.odds, at_or_last, axis=1)
-    after = np.take_along_axis(look.odds, np.minimum(at_or_last + 1, last), axis=1)
+    odds = np.take_along_axis(ranking.odds, at_or_last, axis=1)
+    after = np.take_along_axis(ranking.odds, np.minimum(at_or_last + 1, last), axis=1)
     columns[:, :-1, 0] = odds
-    columns[:, :-1, 1] = np.take_along_axis(look.p, at_or_last, axis=1)
+    columns[:, :-1, 1] = np.take_along_axis(ranking.p, at_or_last, axis=1)
     columns[:, :-1, 2] = np.where(listed, at, width[:, None]) + 1
-    columns[:, :-1, 3] = odds - look.odds[:, :1]
+    columns[:, :-1, 3] = odds - ranking.odds[:, :1]
     columns[:, :-1, 4] = odds - after
-    over = (look.scores >= look.limit).sum(axis=1)
+    over = (ranking.scores >= ranking.limit).sum(axis=1)
     columns[:, -1, 0] = 0.0
-    columns[:, -1, 1] = look.none
+    columns[:, -1, 1] = ranking.none
     columns[:, -1, 2] = over + 1
-    columns[:, -1, 3] = -look.odds[:, 0]
-    columns[:, -1, 4] = -np.take_along_axis(look.odds, np.minimum(over[:, None], last), axis=1)[:, 0]
+    columns[:, -1, 3] = -ranking.odds[:, 0]
+    columns[:, -1, 4] = -np.take_along_axis(ranking.odds, np.minimum(over[:, None], last), axis=1)[:, 0]
     return np.column_stack([odds, np.zeros(len(odds))])
 
 
-def _of_query(looks: list[_Look]) -> list[np.ndarray]:
+def _of_query(rankings: list[_Calibrated]) -> list[np.ndarray]:
     """Columns OF_QUERY, each float64 (n,)."""
-    blend = looks[-1]
+    blend = rankings[-1]
     second = blend.odds[:, min(1, blend.odds.shape[1] - 1)]
     whole = np.maximum(np.column_stack([blend.p, blend.none]), 1e-300)
-    firsts = np.sort(np.stack([look.codes[:, 0] for look in looks[: max(len(looks) - 1, 1)]], axis=1), axis=1)
+    firsts = np.sort(
+        np.stack([ranking.codes[:, 0] for ranking in rankings[: max(len(rankings) - 1, 1)]], axis=1), axis=1
+    )
     same = (firsts[:, :, None] == firsts[:, None, :]).sum(axis=2)
     changes = (firsts[:, 1:] != firsts[:, :-1]).sum(axis=1) + 1
     return [

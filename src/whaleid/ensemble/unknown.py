@@ -1,8 +1,8 @@
 """The unknown identity as one more candidate: its score is a threshold.
 
-Guesses stand by score; `unknown` stands where the scores fall under the threshold t. MAP@k as a function of t
-is a staircase that changes only at the scores themselves, so the best t is found exactly: sort the steps, add
-them up.
+Guesses are ordered by score, and the unknown identity is placed before the first score below the threshold t. MAP@k as
+a function of t is a step function that changes only at the scores themselves, so the best t is found exactly: sort the
+steps, add them up.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ _EQUAL = 1e-12  # sums that differ less differ by rounding
 
 @dataclass(frozen=True)
 class RankStats:
-    """What MAP@k needs to know about ranked lists whose queries weigh something.
+    """What weighted MAP@k depends on.
 
-    rank: int (n,), place of the truth among the candidates, 1 = first; 0 where it is not among them.
-    truth_score: float32 (n,), its score (anything where rank is 0).
-    top: float32 (u, k), the k best scores of each **unknown** query, descending, -inf padded.
-    is_unknown: bool (n,), u of them. weights: float64 (n,).
+    Attributes
+    ----------
+    rank : int array, shape (n,)
+        Rank of the truth among the candidates, 1 = first; 0 where it is not among them.
+    truth_score : float32 array, shape (n,)
+        Score of the truth; any value where `rank` is 0.
+    top : float32 array, shape (u, k)
+        The k best scores of each **unknown** query, descending, -inf padded.
+    is_unknown : bool array, shape (n,)
+        Of which u are true.
+    weights : float64 array, shape (n,)
     """
 
     rank: np.ndarray
@@ -40,7 +47,7 @@ class RankStats:
 
 
 def rank_stats(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> RankStats:
-    """Where the truth stands in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
+    """Rank of the truth in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
     found = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]
     place = found.argmax(axis=1)
     rank = np.where(found.any(axis=1), place + 1, 0)
@@ -50,41 +57,41 @@ def rank_stats(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k
     return RankStats(rank, score, top, truth < 0, weights)
 
 
-def map_without_unknown(given: RankStats, k: int) -> float:
+def map_without_unknown(stats: RankStats, k: int) -> float:
     """Weighted MAP@k where `unknown` is never guessed."""
-    return float(given.weights @ reciprocal_rank_at_k(given.rank, k) / given.weights.sum())
+    return float(stats.weights @ reciprocal_rank_at_k(stats.rank, k) / stats.weights.sum())
 
 
-def map_at(given: RankStats, threshold: float, k: int) -> float:
-    """Weighted MAP@k where `unknown` stands before the first score under the threshold (a float32 value)."""
-    return float(given.weights @ _reciprocal(given, threshold, k) / given.weights.sum())
+def map_at(stats: RankStats, threshold: float, k: int) -> float:
+    """Weighted MAP@k where `unknown` is placed before the first score below the threshold (a float32 value)."""
+    return float(stats.weights @ _reciprocal(stats, threshold, k) / stats.weights.sum())
 
 
-def best_map(given: RankStats, targets: Targets) -> tuple[float | None, float]:
+def best_map(stats: RankStats, targets: Targets) -> tuple[float | None, float]:
     """The best threshold (None where the unknown identity may not be guessed) and its MAP@k."""
     if not targets.unknown:
-        return None, map_without_unknown(given, targets.k)
-    return best_threshold(given, targets.k)
+        return None, map_without_unknown(stats, targets.k)
+    return best_threshold(stats, targets.k)
 
 
-def _reciprocal(given: RankStats, threshold: float, k: int) -> np.ndarray:
+def _reciprocal(stats: RankStats, threshold: float, k: int) -> np.ndarray:
     """Score float64 (n,) of each query under a threshold."""
     limit = np.float32(threshold)
-    rank = np.where(given.rank > 0, given.rank + (given.truth_score < limit), 0)
-    rank[given.is_unknown] = (given.top >= limit).sum(axis=1) + 1
+    rank = np.where(stats.rank > 0, stats.rank + (stats.truth_score < limit), 0)
+    rank[stats.is_unknown] = (stats.top >= limit).sum(axis=1) + 1
     return reciprocal_rank_at_k(rank, k)
 
 
-def best_threshold(given: RankStats, k: int) -> tuple[float, float]:
+def best_threshold(stats: RankStats, k: int) -> tuple[float, float]:
     """The threshold with the largest weighted MAP@k, exactly, and that MAP@k.
 
     With rising t a known query loses 1/r - 1/(r + 1) when t passes its truth's score at rank r, and an
-    unknown one climbs from rank j + 1 to j when t passes its j-th score: n k steps, sorted once.
+    unknown one rises from rank j + 1 to j when t passes its j-th score: n k steps, sorted once.
     The threshold is a float32 value between two neighbouring steps: a candidate of exactly this score stands
     before `unknown`. Of equally good intervals the widest is taken; an end (always, never unknown first) only
     if better.
     """
-    steps, change, start = _staircase(given, k)
+    steps, change, start = _steps(stats, k)
     if not len(steps):
         return -_BEYOND, start
     order = np.argsort(steps, kind="stable")
@@ -105,7 +112,7 @@ def best_threshold(given: RankStats, k: int) -> tuple[float, float]:
 class ShareMap:
     """Expected MAP@k where this share of the queries is unknown.
 
-    kept: with the thresholds as they were tuned for the expected share. best: with those tuned for this share.
+    kept: with the thresholds fitted for the expected share. best: with those fitted for this share.
     """
 
     share: float
@@ -114,12 +121,18 @@ class ShareMap:
 
 
 def share_curve(
-    folds: list[tuple[Candidates, np.ndarray, float | None]], teachers: list[list[int]], k: int
+    folds: list[tuple[Candidates, np.ndarray, float | None]], training: list[list[int]], k: int
 ) -> list[ShareMap]:
-    """What a share of unknown that is not the expected one would cost, out of fold; empty where nothing is unknown.
+    """MAP@k out of fold for other shares of unknown queries than the expected one; empty where nothing is unknown.
 
-    folds: candidates without `unknown`, truth int64 (n,) (-1 = unknown) and threshold of each fold. teachers: for
-    each fold the places of those by which a threshold for another share may be tuned.
+    Parameters
+    ----------
+    folds : list of (Candidates, int64 array, float or None)
+        Candidates without `unknown`, truth (-1 = unknown) and threshold of each fold.
+    training : list of list of int
+        For each fold the places of the folds that a threshold for another share may be fitted on.
+    k : int
+        Number of guesses that count.
     """
     truths = [truth for _, truth, _ in folds]
     is_unknown = np.concatenate(truths) < 0
@@ -127,25 +140,25 @@ def share_curve(
         return []
     points = []
     for share in SHARES:
-        given = [rank_stats(lists, truth, expected_share_weights(truth < 0, share), k) for (lists, truth, _) in folds]
+        stats = [rank_stats(lists, truth, expected_share_weights(truth < 0, share), k) for (lists, truth, _) in folds]
         kept, best = [], []
         for place, (_, _, limit) in enumerate(folds):
-            taught = _joined([given[other] for other in teachers[place]], share)
-            tuned = best_threshold(taught, k)[0]
-            kept.append(_reciprocal(given[place], float(limit or 0.0), k))
-            best.append(_reciprocal(given[place], tuned, k))
+            joined = _joined([stats[other] for other in training[place]], share)
+            tuned = best_threshold(joined, k)[0]
+            kept.append(_reciprocal(stats[place], float(limit or 0.0), k))
+            best.append(_reciprocal(stats[place], tuned, k))
         weights = expected_share_weights(is_unknown, share)
         points.append(ShareMap(share, *(float(np.average(np.concatenate(v), weights=weights)) for v in (kept, best))))
     return points
 
 
-def _joined(given: list[RankStats], share: float) -> RankStats:
-    """Several folds' standings as one, weighted anew."""
-    is_unknown = np.concatenate([one.is_unknown for one in given])
+def _joined(stats: list[RankStats], share: float) -> RankStats:
+    """The statistics of several folds as one, weighted to the share."""
+    is_unknown = np.concatenate([one.is_unknown for one in stats])
     return RankStats(
-        np.concatenate([one.rank for one in given]),
-        np.concatenate([one.truth_score for one in given]),
-        np.concatenate([one.top for one in given]),
+        np.concatenate([one.rank for one in stats]),
+        np.concatenate([one.truth_score for one in stats]),
+        np.concatenate([one.top for one in stats]),
         is_unknown,
         expected_share_weights(is_unknown, share),
     )
@@ -154,8 +167,8 @@ def _joined(given: list[RankStats], share: float) -> RankStats:
 def share_threshold(top: np.ndarray, share: float) -> float:
     """The threshold that puts `unknown` first for a `share` of the queries.
 
-    top: float32 (n,), best score of each query. share: in [0, 1]. Equal scores at the border stay on the
-    known side.
+    top: float32 (n,), best score of each query. share: in [0, 1]. Of equal scores at the border
+    all count as known.
     """
     if not len(top):
         raise WhaleidError("combine.unknown: share needs test images; take threshold")
@@ -169,7 +182,7 @@ def share_threshold(top: np.ndarray, share: float) -> float:
 
 
 def with_unknown(candidates: Candidates, threshold: float | None, unknown: str | None) -> Candidates:
-    """The same lists with `unknown` placed among them, before the first score under the threshold.
+    """The same lists with `unknown` placed among them, before the first score below the threshold.
 
     Its code is len(candidates.classes), its score the threshold. Without unknown label or threshold:
     unchanged.
@@ -188,18 +201,18 @@ def with_unknown(candidates: Candidates, threshold: float | None, unknown: str |
     return Candidates(candidates.queries, classes, codes, scores.astype(np.float32))
 
 
-def _staircase(given: RankStats, k: int) -> tuple[np.ndarray, np.ndarray, float]:
+def _steps(stats: RankStats, k: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Steps float64 (s,), change of MAP@k on passing each, and MAP@k under all of them."""
-    weight = given.weights / given.weights.sum()
-    known = (given.rank >= 1) & (given.rank <= k) & (weight > 0)
-    rank = given.rank[known]
+    weight = stats.weights / stats.weights.sum()
+    known = (stats.rank >= 1) & (stats.rank <= k) & (weight > 0)
+    rank = stats.rank[known]
     fall = (reciprocal_rank_at_k(rank + 1, k) - reciprocal_rank_at_k(rank, k)) * weight[known]
-    evaluate_ladder = reciprocal_rank_at_k(np.arange(1, k + 1), k) - reciprocal_rank_at_k(np.arange(2, k + 2), k)
-    listed = np.isfinite(given.top)
-    rise = (evaluate_ladder * weight[given.is_unknown][:, None])[listed]
-    steps = np.concatenate([given.truth_score[known], given.top[listed]]).astype(np.float64)
+    climb = reciprocal_rank_at_k(np.arange(1, k + 1), k) - reciprocal_rank_at_k(np.arange(2, k + 2), k)
+    listed = np.isfinite(stats.top)
+    rise = (climb * weight[stats.is_unknown][:, None])[listed]
+    steps = np.concatenate([stats.truth_score[known], stats.top[listed]]).astype(np.float64)
     below = reciprocal_rank_at_k(listed.sum(axis=1) + 1, k)  # a list shorter than k has `unknown` at its end
-    start = float(weight @ reciprocal_rank_at_k(given.rank, k)) + float(weight[given.is_unknown] @ below)
+    start = float(weight @ reciprocal_rank_at_k(stats.rank, k)) + float(weight[stats.is_unknown] @ below)
     return steps, np.concatenate([fall, rise]), start
 
 

@@ -4,10 +4,9 @@
 
     .venv/bin/python benchmarks/metric_learning.py [--quick] [--data sample] [--methods 'margin,divide-*'] [--seeds 0]
 
-What is compared stands in metric_learning.yaml. Runs are done seed by seed, so that a bench that was stopped is a
-full table of fewer seeds. The results of finished runs stay in work/bench-metric/, and a bench that was killed goes
-on there. Out come metric_learning.json, metric_learning.md and metric_distances.png, of everything that is done,
-whatever this call was told to do.
+metric_learning.yaml lists what is compared. Runs are done seed by seed, so that an interrupted benchmark is a full
+table of fewer seeds. Results of finished runs stay in work/bench-metric/, and the benchmark continues from there. It
+writes metric_learning.json, metric_learning.md and metric_distances.png, always of all finished runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the metric-learning bench compares: metric_learning.yaml as a typed model, each method as an experiment."""
+"""What the metric-learning benchmark compares: metric_learning.yaml as a typed model, methods as experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs of the metric-learning bench: data sets parted by identity, one run measured, many at once."""
+"""The runs of the metric-learning benchmark: data sets split by identity, one run measured, many at once."""
 
 from __future__ import annotations
 

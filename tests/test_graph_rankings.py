@@ -16,7 +16,8 @@ from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import note_lines
-from whaleid.retrieval.candidates import Candidates, nearest_identities
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import nearest_identities
 
 SMALL = {
     "expansion": {"neighbours": [2], "alpha": [3]},

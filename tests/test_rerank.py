@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.retrieval import diffusion, reciprocal
-from whaleid.retrieval.diffusion import diffuse, from_rows, spread_labels, strongest_path
-from whaleid.retrieval.expansion import augment, expand
+from whaleid.retrieval.rerankers import diffusion, reciprocal
+from whaleid.retrieval.rerankers.diffusion import diffuse, from_rows, strongest_path
+from whaleid.retrieval.rerankers.label_diffusion import spread_labels
+from whaleid.retrieval.rerankers.expansion import augment, expand
 from whaleid.retrieval.graph import csr, find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.index import search
-from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
+from whaleid.retrieval.rerankers.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
 from whaleid.utils.errors import WhaleidError
 
 

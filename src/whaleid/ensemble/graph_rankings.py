@@ -19,13 +19,15 @@ from whaleid.config import KnnConfig, RerankConfig
 from whaleid.ensemble.lists import concatenate_lists
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.unknown import best_map, rank_stats
-from whaleid.retrieval.candidates import Candidates, nearest_identities
-from whaleid.retrieval.diffusion import columns_at_a_time, diffuse, from_rows, spread_labels
-from whaleid.retrieval.expansion import augment, expand
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import nearest_identities
+from whaleid.retrieval.rerankers.diffusion import columns_at_a_time, diffuse, from_rows
+from whaleid.retrieval.rerankers.label_diffusion import spread_labels
+from whaleid.retrieval.rerankers.expansion import augment, expand
 from whaleid.retrieval.graph import Neighbours, find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.identities import best_columns, identity_candidates
 from whaleid.retrieval.index import search
-from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
+from whaleid.retrieval.rerankers.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
 
 EXPANSION, AUGMENTATION, RECIPROCAL = "query expansion", "database augmentation", "k-reciprocal"
 DIFFUSION, LABELS = "diffusion", "label diffusion"

@@ -24,7 +24,8 @@ from whaleid.ensemble.embedding_features import EmbeddingFeatures, Sight, see_pa
 from whaleid.ensemble.graph_rankings import Both, Chosen, Setting, choose_settings, rerank_part
 from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol
 from whaleid.features.files import Features, SomeRows, open_embeddings, read_features
-from whaleid.retrieval.candidates import Candidates, nearest_identities
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import nearest_identities
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 from whaleid.utils.errors import WhaleidError
 

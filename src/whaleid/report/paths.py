@@ -11,7 +11,7 @@ from whaleid.config.retrieval import DiffusionConfig
 from whaleid.ensemble.protocol import FoldPart
 from whaleid.features.files import read_features
 from whaleid.report.inputs import Results, best_single_features
-from whaleid.retrieval.diffusion import strongest_path
+from whaleid.retrieval.rerankers.diffusion import strongest_path
 from whaleid.retrieval.graph import Graph, find_neighbours, neighbour_graph
 
 COUNT = 4

@@ -1,4 +1,6 @@
-"""Heads at equal budget and equal backbone on identities never seen in training, several seeds: `make bench-metric`.
+"""Heads at equal budget and backbone, on identities never seen in training, several seeds.
+
+`python benchmarks/metric_learning.py` (--quick: one seed, few methods).
 
     .venv/bin/python benchmarks/metric_learning.py [--quick] [--data sample] [--methods 'margin,divide-*'] [--seeds 0]
 

@@ -64,7 +64,7 @@ class Grid(Model):
 
 
 class Quick(Model):
-    """The small bench of QUICK=1."""
+    """The small bench of --quick."""
 
     seeds: Annotated[list[int], Field(min_length=1)]
     images_seen: dict[str, Positive]

@@ -106,7 +106,7 @@ def _preface(bench: Bench) -> str:
     model, train = bench.settings["model"], bench.settings["train"]
     return (
         "# Heads compared on identities never seen in training\n\n"
-        "Written by `make bench-metric`. Every run: "
+        "Written by `python benchmarks/metric_learning.py`. Every run: "
         f"{model['backbone']} from {model['weights']} weights, embedding of {model['embedding']}, batches of "
         f"{train['batch']}, the same number of images seen. Each test image is a query against all the other test "
         "images; an image without a mate is no query, but stays in the gallery. Figures in percent: mean ± standard "

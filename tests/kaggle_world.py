@@ -19,6 +19,7 @@ from whaleid.cli.context import Context
 from whaleid.data.sample import make_sample
 from whaleid.kaggle import client
 from whaleid.pipeline.project import Project
+from whaleid.utils.manifest import write_manifest
 
 SLUG = "whales-of-the-test"
 EXPERIMENT = """
@@ -97,7 +98,7 @@ def bundle(folder: Path, name: str = "recipe") -> Path:
     data_set, kernel = home / "datasets" / "whale-code", home / "kernel"
     (data_set / "package").mkdir(parents=True)
     (data_set / "package" / "code.py").write_text("print('whale')\n")
-    (data_set / "MANIFEST.json").write_text("{}\n")
+    write_manifest(data_set, "code")
     metadata = {"id": f"{USER}/whale-code", "title": "whale code", "licenses": [{"name": "CC0-1.0"}]}
     (data_set / "dataset-metadata.json").write_text(json.dumps(metadata))
     kernel.mkdir()
@@ -129,7 +130,7 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
     lay_out(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(client, "WAITS", (0.01,))
-    monkeypatch.setattr(client, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.02)
     with FakeKaggle() as server:
         wanted = server.environment(home, **more)
         for name in set(os.environ) - set(wanted):

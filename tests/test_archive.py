@@ -39,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "recipe.yaml").write_text(RECIPE)
     project = opened(folder)
-    with pytest.raises(WhaleidError, match="run make leaderboard first"):
+    with pytest.raises(WhaleidError, match="run whaleid leaderboard first"):
         write_archive(project, archive_path(project))
     shutil.copyfile(submission_stage(project, 1, []), folder / "submission.csv")
     write_archive(project, archive_path(project))
@@ -299,7 +299,7 @@ def test_from_the_command_line(
     assert said.startswith("equal to the archive's, byte for byte\n")  # its processes trained in the rebuild's folder
     assert (finished / "work" / "drawn" / "rebuilt" / "recipe-train" / "drawn" / "runs" / "tiny" / "fold1").is_dir()
     said = refused(monkeypatch, capsys, ["rebuild", *options, "--from", "weights", "--archive", "none.zip"])
-    assert said == "error: none.zip: archive not found; make archive writes one from a finished project"
+    assert said == "error: none.zip: archive not found; whaleid archive writes one from a finished project"
     shutil.rmtree(finished / "work" / "drawn" / "rebuilt")
 
 

@@ -2,15 +2,19 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 from whaleid.cli import main as cli
 from whaleid.data.sample import make_sample
@@ -150,6 +154,42 @@ def test_score_of_any_two_files(
     told = json.loads(capsys.readouterr().out)
     assert told["map"] == 0.75
     assert (told["k"], told["queries"]) == (5, 2)
+
+
+def _commands(group: Any, name: str = "whaleid") -> Iterator[tuple[str, Any]]:
+    for word, command in group.commands.items():
+        yield f"{name} {word}", command
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{name} {word}")
+
+
+COMMANDS = dict(_commands(get_command(cli.app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches_by_an_example_that_it_takes(name: str) -> None:
+    command = COMMANDS[name]
+    _, _, example = command.help.partition("\n\nExample: ")
+    words = shlex.split(" ".join(example.split()))
+    assert " ".join(words).startswith(name)
+    if hasattr(command, "commands"):
+        assert " ".join(words[:3]) in COMMANDS
+        return
+    command.make_context(name, words[len(name.split()) :])  # ends the test where an option or a value is wrong
+    assert all(option.help for option in command.params)
+
+
+def test_outputs_are_named_alike() -> None:
+    for name, command in COMMANDS.items():
+        spelt = [option.opts for option in command.params if "-o" in option.opts or "--output" in option.opts]
+        assert spelt in ([], [["--output", "-o"]]), name
+
+
+def test_commands_that_moved_say_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for old, new in cli.MOVED.items():
+        assert f"whaleid {new}" in COMMANDS
+        assert f"whaleid {old}" not in COMMANDS
+        assert refused(monkeypatch, capsys, [old, "-c", "sample"]) == f"error: 'whaleid {old}' is now 'whaleid {new}'"
 
 
 def test_help_answers_without_torch() -> None:

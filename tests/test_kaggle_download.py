@@ -1,4 +1,4 @@
-"""`make data` of a Kaggle competition, by the real `kaggle` command against a server of our own."""
+"""`whaleid data download` of a Kaggle competition, by the real `kaggle` command against a server of our own."""
 
 import os
 import shutil
@@ -69,7 +69,7 @@ def test_a_killed_download_is_carried_on_with(world: World) -> None:
 
     done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
-    assert "carrying on after" in done.stdout
+    assert "continued after" in done.stdout
     assert world.state.ranges[-1] == f"bytes={have}-"
     assert (world.root / "test" / "b1.jpg").read_bytes() == contents(200_000)["test/b1.jpg"]
 
@@ -87,7 +87,7 @@ def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with
     world.state.archives[f"{SLUG}.zip"] = zipped(contents(150_000))
     world.state.break_at.extend([("drop", 1_500_000), *[("drop", 1000)] * 5])
     line = world.refused("data", "download")
-    assert "the connection to Kaggle broke" in line and "it carries on" in line
+    assert "the connection to Kaggle broke" in line and "it continues" in line
     pauses = world.pauses()  # the client's own: five tries more, each after twice the time
     assert len(pauses) == 5
     assert all(2**turn <= pause <= 2**turn + 1 for turn, pause in enumerate(pauses, start=1))
@@ -98,7 +98,7 @@ def test_a_connection_that_keeps_dropping_is_given_up_and_can_be_carried_on_with
 
     done = world.run("data", "download")
     assert done.returncode == 0, done.stderr
-    assert "carrying on after" in done.stdout
+    assert "continued after" in done.stdout
     assert world.state.ranges[-1] == f"bytes={have}-"
     assert (world.root / "train" / "a2.jpg").read_bytes() == contents(150_000)["train/a2.jpg"]
 
@@ -213,7 +213,7 @@ def test_doctor_looks_at_data_credentials_and_rules(world: World, monkeypatch: p
 def test_packages_that_are_absent_or_of_another_version_are_named(tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("numpy==0.0.1  # old\n\nno-such-package==1; python_version < '3'\n")
-    assert "numpy" in doctor.packages(requirements).said
+    assert "numpy" in doctor.packages(requirements).message
     assert doctor.packages(requirements).state == "note"
     requirements.write_text("no-such-package==1\n")
     assert doctor.packages(requirements).state == "missing"

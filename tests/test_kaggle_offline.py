@@ -1,6 +1,5 @@
-"""What `doctor` says of a machine, what the client's words mean, metadata that is refused, CV against LB. No server."""
+"""What `doctor` says of a machine, what the client's words mean, CV against LB. No server."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,10 @@ from hypothesis import strategies as st
 
 from whaleid.cli.context import Context
 from whaleid.evaluation.log import SubmissionRecord
-from whaleid.kaggle import doctor, push
+from whaleid.kaggle import doctor
 from whaleid.kaggle.client import Output, explain, plain
-from whaleid.kaggle.push import read_bundle
 from whaleid.pipeline.plan import Census, Needs, recipe_needs
 from whaleid.report.cv_lb import draw_cv_lb, gap_lines, scored
-from whaleid.utils.errors import WhaleidError
 
 EXPERIMENT = (
     "extends: default\nmodel: {backbone: test_resnet, weights: random, embedding: 16}\nimage: {width: 64, height: 32}\n"
@@ -26,7 +23,7 @@ def test_packages_against_the_requirements(tmp_path: Path) -> None:
     path = tmp_path / "requirements.txt"
     path.write_text("# comment\nnumpy>=1\nnot-there-at-all==1.0  # why\nother==1; sys_platform == 'none'\n")
     assert doctor.packages(path).state == "missing"
-    assert "not-there-at-all not installed" in doctor.packages(path).said
+    assert "not-there-at-all not installed" in doctor.packages(path).message
     path.write_text("numpy==0.1\n")
     assert doctor.packages(path).state == "note"
     path.write_text("numpy>=1\n")
@@ -96,64 +93,6 @@ def test_a_shown_line_is_one_and_not_endless(text: str) -> None:
 def test_a_signed_address_is_not_shown() -> None:
     shown = plain("error at https://storage.example/a/b.zip?X-Signature=signed for url: http://x/y?token=1")
     assert shown == "error at https://storage.example/a/b.zip"
-
-
-# ------------------------------------------------------------------------------------------------- the metadata
-
-KERNEL = {
-    "id": "whalefan/whale-kernel",
-    "title": "whale kernel",
-    "code_file": "run.py",
-    "enable_internet": False,
-    "dataset_sources": ["whalefan/whale-code"],
-}
-DATA_SET = {"id": "whalefan/whale-code", "title": "whale code", "licenses": [{"name": "CC0-1.0"}]}
-
-
-def folder(place: Path, kernel: dict[str, object], data_set: dict[str, object]) -> Path:
-    (place / "kernel").mkdir()
-    (place / "kernel" / "run.py").write_text("print()\n")
-    (place / "kernel" / "kernel-metadata.json").write_text(json.dumps(kernel))
-    (place / "datasets" / "whale-code").mkdir(parents=True)
-    (place / "datasets" / "whale-code" / "dataset-metadata.json").write_text(json.dumps(data_set))
-    return place
-
-
-def test_metadata_in_order(tmp_path: Path) -> None:
-    bundle = read_bundle(folder(tmp_path, KERNEL, DATA_SET))
-    assert (bundle.kernel.id, [part.id for part in bundle.data_sets]) == (KERNEL["id"], [DATA_SET["id"]])
-
-
-def test_a_data_set_larger_than_kaggle_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = folder(tmp_path, KERNEL, DATA_SET)
-    (place / "datasets" / "whale-code" / "weights").write_bytes(bytes(2000))
-    monkeypatch.setattr(push, "LARGEST_DATA_SET", 2000.0)
-    with pytest.raises(WhaleidError, match="a data set of Kaggle holds at most") as error:
-        read_bundle(place)
-    assert str(place / "datasets" / "whale-code") in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "data_set", "message"),
-    [
-        ({"title": "another title"}, {}, "becomes the slug"),
-        ({"enable_internet": None}, {}, "enable_internet is missing"),
-        ({"code_file": "none.py"}, {}, "is not beside it"),
-        ({"id": "nobody"}, {}, "is not owner/slug"),
-        ({"id": "whalefan/abc", "title": "abc"}, {}, "slug of 5 to 50"),
-        ({"dataset_sources": []}, {}, "dataset_sources lacks"),
-        ({}, {"title": "short"}, "6 to 50 characters"),
-        ({}, {"id": "whalefan/whale"}, "slug of 6 to 50"),
-        ({}, {"licenses": []}, "exactly one"),
-    ],
-)
-def test_metadata_that_kaggle_would_misread(
-    tmp_path: Path, kernel: dict[str, object], data_set: dict[str, object], message: str
-) -> None:
-    with pytest.raises(WhaleidError, match=message) as error:
-        read_bundle(folder(tmp_path, KERNEL | kernel, DATA_SET | data_set))
-    assert "\n" not in str(error.value)
-    assert "metadata.json: " in str(error.value)
 
 
 # --------------------------------------------------------------------------------------------- CV against LB

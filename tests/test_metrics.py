@@ -15,7 +15,6 @@ from whaleid.evaluation.metrics import (
     SliceScore,
     distinct_mask,
     expected_share_weights,
-    first_distinct,
     rank_of_truth,
     reciprocal_rank_at_k,
     score_ranks,
@@ -65,18 +64,6 @@ def test_map_equals_naive_loop(table: list[tuple[list[int], int]], k: int) -> No
     score = score_ranks(rank, k, bootstraps=20)
     assert score.map == pytest.approx(expected, abs=1e-12)
     assert score.queries == len(table)
-
-
-@given(rows, st.integers(1, 8))
-def test_first_distinct_keeps_rank_within_k(table: list[tuple[list[int], int]], k: int) -> None:
-    guesses, truth = arrays(table)
-    packed = first_distinct(guesses, k)
-    assert packed.shape == (len(table), min(k, guesses.shape[1]))
-    for row, kept in zip(guesses.tolist(), packed.tolist(), strict=True):
-        distinct = list(dict.fromkeys(code for code in row if code >= 0))[:k]
-        assert kept == distinct + [-1] * (len(kept) - len(distinct))
-    full, cut = rank_of_truth(guesses, truth), rank_of_truth(packed, truth)
-    assert (cut == np.where(full <= k, full, 0)).all()
 
 
 def test_blocks_are_joined_seamlessly() -> None:

@@ -95,21 +95,21 @@ def test_shares_of_the_default_plan() -> None:
     sizes = Counter(photo.label for photo in train if photo.label != UNKNOWN)
     assert len(sizes) == 150
     assert sum(size == 1 for size in sizes.values()) / 150 == pytest.approx(SINGLETONS, abs=0.01)
-    asked = Counter(sizes[photo.label] == 1 for photo in test if photo.label != UNKNOWN)
-    assert 10 <= asked[True] < asked[False]  # singletons are asked, but less
+    queries = Counter(sizes[photo.label] == 1 for photo in test if photo.label != UNKNOWN)
+    assert 10 <= queries[True] < queries[False]  # singletons are queries, but fewer
     assert 3 <= sum(photo.copy_of is not None for photo in photos) <= 5
 
 
-def test_strangers_are_nobody_else() -> None:
-    """An individual without a label has none anywhere, and no stranger of the test set is in train."""
+def test_unlabelled_individuals_have_no_label_anywhere() -> None:
+    """An individual without a label has none anywhere, and none of the test set is in train."""
     photos = plan(seed=1, identities=20, train_images=200, test_images=100)
     labels: dict[int, set[str]] = {}
     for photo in photos:
         labels.setdefault(photo.individual, set()).add(photo.label)
     assert all(len(names) == 1 for names in labels.values())
-    strangers = [photo for photo in photos if photo.label == UNKNOWN]
-    in_train = Counter(photo.individual for photo in strangers if photo.path.startswith("train/"))
-    in_test = Counter(photo.individual for photo in strangers if photo.path.startswith("test/"))
+    unlabelled = [photo for photo in photos if photo.label == UNKNOWN]
+    in_train = Counter(photo.individual for photo in unlabelled if photo.path.startswith("train/"))
+    in_test = Counter(photo.individual for photo in unlabelled if photo.path.startswith("test/"))
     assert not in_train.keys() & in_test.keys()
     assert set(in_train.values()) == {1, 2}
     assert sum(count == 2 for count in in_train.values()) < 0.25 * len(in_train)
@@ -171,7 +171,7 @@ def test_drawing_is_a_function_of_its_generator() -> None:
     assert np.array_equal(*pictures) and pictures[0].dtype == np.uint8 and pictures[0].shape[2] == 3
 
 
-def test_contact_sheet_is_a_picture(sample: Path, tmp_path: Path) -> None:
+def test_contact_sheet_is_an_image(sample: Path, tmp_path: Path) -> None:
     contact_sheet(sample, tmp_path / "sheet.png", rows=3, columns=4)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 400

@@ -39,7 +39,6 @@ def test_read_guesses(tmp_path: Path) -> None:
     assert guesses.images.tolist() == ["a.jpg", "b.jpg", "c,1.jpg"]
     assert guesses.as_lists() == [["w_2", "w_1", "w_2"], [], ["ñ_3"]]
     assert guesses.codes.dtype == np.int32
-    assert read_guesses(tmp_path / "s.csv", k=2).as_lists() == [["w_2", "w_1"], [], ["ñ_3"]]
 
 
 def test_read_guesses_over_several_columns(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(tmp_path: Path, mon
         with pytest.raises(WhaleidError) as caught:
             build_backbone("resnet10t", "imagenet", folder=tmp_path)
         assert time.monotonic() - started < 5
-    for part in ("resnet10t", str(tmp_path / "resnet10t.safetensors"), "make weights"):
+    for part in ("resnet10t", str(tmp_path / "resnet10t.safetensors"), "whaleid weights"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -158,7 +158,7 @@ def test_a_network_without_pretrained_weights_says_so(tmp_path: Path) -> None:
         fetch_weights(without, tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------- make weights
+# ----------------------------------------------------------------------------------------------- whaleid weights
 
 
 def package_state(name: str) -> dict[str, torch.Tensor]:

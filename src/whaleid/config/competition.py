@@ -60,7 +60,7 @@ class Competition(Model):
     group: str | None = None
     """Name in `train.extra` of a column whose equal values must share a fold (an encounter, a burst of photographs)."""
     kaggle: str | None = None
-    """Name of the competition on Kaggle, from which `make data` downloads it."""
+    """Name of the competition on Kaggle, from which `whaleid data download` gets it."""
 
     @model_validator(mode="after")
     def _check(self) -> Competition:

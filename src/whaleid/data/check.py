@@ -236,7 +236,7 @@ def _solution_lines(competition: Competition) -> list[str]:
     return [f"{competition.root / competition.solution}: solution not found; put it there or set solution to null"]
 
 
-def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict[str, int], list[str]]:
+def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict[str, Any], list[str]]:
     """Counts of near-duplicates, and notes on those that deserve a look."""
     table = rows.assign(photograph=duplicate_components(found))
     sizes = table.groupby("photograph").size()

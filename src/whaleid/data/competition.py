@@ -93,7 +93,7 @@ def first_few(items: Iterable[str], limit: int = LISTED, separator: str = ", ") 
 def _require_root(competition: Competition) -> None:
     if competition.root.is_dir():
         return
-    fetch = f" (make data downloads {competition.kaggle})" if competition.kaggle else ""
+    fetch = f" (`whaleid data download` gets {competition.kaggle})" if competition.kaggle else ""
     what = f"put the data of '{competition.name}' there{fetch} or change root"
     raise WhaleidError(f"{competition.root}: folder not found; {what}")
 

@@ -1,10 +1,8 @@
 """One humpback whale's fluke: its outline, skin and relief, drawn from a random generator.
 
-All drawing is done on one canonical canvas that shows the underside of the fluke as a camera straight
-behind the animal would see it. Canvas units: x runs from -1 (left tip) to 1 (right tip), y points up, 0 is
-about the height of the trailing edge and negative values lie towards the peduncle, which leaves the canvas at
-its bottom.
-`photographs.py` turns this canvas into pictures; nothing here knows about light, water or cameras.
+The canvas shows the underside of the fluke as a camera straight behind the animal would. Canvas units: x runs from -1
+(left tip) to 1 (right tip), y points up, 0 is about the height of the trailing edge, and the peduncle leaves the canvas
+at its bottom. `photographs.py` adds light, water and camera.
 """
 
 from __future__ import annotations
@@ -20,22 +18,34 @@ UNIT = 280  # canvas pixels a unit: a span of 560 pixels, slightly finer than a 
 LEFT, RIGHT, TOP, BOTTOM = -1.12, 1.12, 0.42, -0.95  # what the canvas shows, in canvas units
 WIDTH, HEIGHT = round((RIGHT - LEFT) * UNIT), round((TOP - BOTTOM) * UNIT)
 SHAPE = (HEIGHT, WIDTH)
-PEDUNCLE = (0.0, -0.85)  # the skin's streaks fan out from here
+PEDUNCLE = (0.0, -0.85)  # the skin's streaks radiate from here
 _SUBPIXEL = 4  # bits of sub-pixel precision in OpenCV's drawing functions
 
 
 @dataclass(frozen=True)
 class Individual:
-    """What makes one whale itself; every photograph of it is drawn from these four arrays."""
+    """One whale; all its photographs are drawn from these arrays.
 
-    outline: np.ndarray  # float32 (n, 2), closed polygon in canvas units
-    mask: np.ndarray  # float32 (HEIGHT, WIDTH), share of the pixel that is whale, 0..1
-    skin: np.ndarray  # float32 (HEIGHT, WIDTH), albedo 0 (black) .. 1 (white)
-    relief: np.ndarray  # float32 (HEIGHT, WIDTH), thickness of the fluke; only its slope matters (shading)
+    Attributes
+    ----------
+    outline : float32 array, shape (n, 2)
+        Closed polygon in canvas units.
+    mask : float32 array, shape (HEIGHT, WIDTH)
+        Share of the pixel that is whale, 0 .. 1.
+    skin : float32 array, shape (HEIGHT, WIDTH)
+        Albedo, 0 (black) .. 1 (white).
+    relief : float32 array, shape (HEIGHT, WIDTH)
+        Thickness of the fluke; only its slope matters (shading).
+    """
+
+    outline: np.ndarray
+    mask: np.ndarray
+    skin: np.ndarray
+    relief: np.ndarray
 
 
 def draw_individual(rng: np.random.Generator) -> Individual:
-    """Draw one animal. The same generator state gives the same animal."""
+    """Draw one animal, which depends on the state of the generator only."""
     outline = _outline(rng)
     mask = _fill(outline)
     inside = cv2.distanceTransform((mask > 0.5).astype(np.uint8), cv2.DIST_L2, 5) / UNIT
@@ -60,7 +70,7 @@ def _rays() -> tuple[np.ndarray, np.ndarray]:
     angle = np.arctan2(x - PEDUNCLE[0], np.maximum(y - PEDUNCLE[1], 0.02))
     rays = angle / np.pi + 0.5, np.hypot(x - PEDUNCLE[0], y - PEDUNCLE[1])
     for axis in rays:
-        axis.flags.writeable = False  # shared by all callers: a constant that is slow to compute
+        axis.flags.writeable = False  # shared by all callers
     return rays
 
 
@@ -69,7 +79,7 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], cell: tuple[float, f
     coarse = [max(4, int(np.ceil(side / step)) + 3) for side, step in zip(shape, cell, strict=True)]
     grid = rng.standard_normal(coarse).astype(np.float32)
     field = cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-    some = field[::3, ::3]  # enough to know mean and deviation by
+    some = field[::3, ::3]  # enough for mean and deviation
     return (field - some.mean()) / (some.std() + 1e-6)
 
 
@@ -84,7 +94,7 @@ def sigmoid(value: np.ndarray) -> np.ndarray:
 def _outline(rng: np.random.Generator) -> np.ndarray:
     """Closed outline, float32 (n, 2): along the trailing edge from tip to tip, back along the leading edges.
 
-    Both lobes share a build; each then departs from it a little and carries its own serration and injuries.
+    Both lobes share a build, from which each deviates a little; serration and injuries are its own.
     """
     build = rng.standard_normal(9)
     notch = rng.uniform(0.02, 0.13)
@@ -133,7 +143,7 @@ def _trailing_edge(
 
 
 def _serration(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """Height of the small teeth along a trailing edge, float64 like x; they fade at notch and tip."""
+    """Height of the small teeth along a trailing edge, float64 like x; 0 at notch and tip."""
     fine, coarse = rng.integers(35, 70), rng.integers(9, 18)  # teeth a lobe
     where = np.linspace(0, 1, 90)
     strength = np.abs(np.interp(x, np.linspace(0, 1, 6), rng.uniform(0.1, 1.0, 6)))
@@ -180,20 +190,20 @@ def _fill(outline: np.ndarray) -> np.ndarray:
 
 
 def _pigmented(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
-    """Albedo without scars, float32 (HEIGHT, WIDTH): where a field is positive the skin is white, else black.
+    """Albedo without scars, float32 (HEIGHT, WIDTH): white where a field is positive, else black.
 
-    The field sums what biologists describe: white lobes, a dark middle, dark margins, patches that are partly
-    mirrored between the lobes, and streaks that fan out from the peduncle.
+    The field is a sum of the features that biologists describe: white lobes, a dark middle, dark margins, patches that
+    are partly symmetric, and streaks that radiate from the peduncle.
     """
     kind = rng.choice([-1.9, -0.7, 0.1, 0.7, 1.6], p=[0.2, 0.25, 0.2, 0.2, 0.15])  # nearly black .. nearly white
     level = kind + 0.3 * rng.standard_normal()
     cell = rng.uniform(0.2, 0.38) * UNIT
     patches = noise(rng, SHAPE, (0.8 * cell, cell))
     mirrored = patches + patches[:, ::-1]
-    own = noise(rng, SHAPE, (0.8 * cell, cell))
+    asymmetric = noise(rng, SHAPE, (0.8 * cell, cell))
     rays = _rays()
     streaks = _fan(rng, rays, angular=rng.uniform(14, 30), radial=3.0)
-    field = level + 0.55 * mirrored + rng.uniform(0.4, 0.9) * own + rng.uniform(0.2, 0.8) * streaks
+    field = level + 0.55 * mirrored + rng.uniform(0.4, 0.9) * asymmetric + rng.uniform(0.2, 0.8) * streaks
     field += 0.35 * noise(rng, SHAPE, (9, 9)) + _lobes_middle_margins(rng, outline)
     white = sigmoid(field / rng.uniform(0.12, 0.4))
     dark, light = rng.uniform(0.07, 0.15), rng.uniform(0.62, 0.92)
@@ -202,7 +212,7 @@ def _pigmented(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
 
 
 def _lobes_middle_margins(rng: np.random.Generator, outline: np.ndarray) -> np.ndarray:
-    """The regular part of the pigmentation field, float32 (HEIGHT, WIDTH): where skin tends to be white."""
+    """Regular part of the pigmentation field, float32 (HEIGHT, WIDTH): where skin tends to be white."""
     x, y = _axes()
     field = np.zeros(SHAPE, np.float32)
     for side in (-1, 1):
@@ -219,7 +229,7 @@ def _lobes_middle_margins(rng: np.random.Generator, outline: np.ndarray) -> np.n
 
 
 def _top_edge(outline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x (increasing) and y of the trailing edge of an outline, as np.interp wants them."""
+    """x (increasing) and y of the trailing edge of an outline, for np.interp."""
     edge = outline[np.abs(outline[:, 1]) < 0.45]
     columns = np.round(edge[:, 0], 2)
     x = np.unique(columns)
@@ -254,7 +264,7 @@ def _scarred(rng: np.random.Generator, skin: np.ndarray) -> np.ndarray:
 
 
 def _somewhere(rng: np.random.Generator) -> np.ndarray:
-    """A random place, float64 (2,) in canvas units, on a lobe or just beside it, where nothing is seen."""
+    """A random place on a lobe or just beside it, float64 (2,) in canvas units."""
     x = rng.uniform(-0.85, 0.85)
     return np.array([x, rng.uniform(-0.32 + 0.3 * abs(x), 0.03)])
 
@@ -285,7 +295,7 @@ def _draw_rake(layer: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _draw_ring(layer: np.ndarray, rng: np.random.Generator) -> None:
-    """Draw what a barnacle leaves, a more or less closed ring, into a uint8 layer, in place."""
+    """Draw the scar of a barnacle, a more or less closed ring, into a uint8 layer, in place."""
     turn = np.linspace(0, rng.uniform(1.1, 2.0) * np.pi, 40) + rng.uniform(0, 2 * np.pi)
     radii = rng.uniform(0.014, 0.05) * rng.uniform(0.75, 1.0, 2)
     points = _somewhere(rng) + radii * np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -299,7 +309,7 @@ def _draw_dot(layer: np.ndarray, centre: np.ndarray, radius: float) -> None:
 
 
 def _relief(rng: np.random.Generator, inside: np.ndarray) -> np.ndarray:
-    """Thickness, float32 (HEIGHT, WIDTH): rounded at the edges, thick along the middle, wrinkled like a fan.
+    """Thickness, float32 (HEIGHT, WIDTH): rounded at the edges, thick along the middle, with radial wrinkles.
 
     inside: float32 (HEIGHT, WIDTH), distance to the outline in canvas units, 0 outside.
     """

@@ -1,8 +1,7 @@
 """Photographs of a fluke at sea: pose, framing, water, light and camera, drawn from a random generator.
 
-`photograph` is the way in. The fluke is drawn at twice the final size and averaged down, so that its edge is
-smooth; water, foam and camera, which have no sharp edges, are made at the final size. Image coordinates are
-pixels, columns to the right and rows down.
+The fluke is drawn at twice the final size and averaged down, so that its edge is smooth; water, foam and camera, which
+have no sharp edges, are drawn at the final size. Image coordinates are pixels, columns to the right and rows down.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ DISTANCE = 4.0  # camera to fluke in canvas units: perspective shows, but it loo
 
 @dataclass(frozen=True)
 class Conditions:
-    """How hard the photographs are to tell apart. Angles in degrees; sd: standard deviation; share: 0..1.
+    """How difficult the photographs are. Angles in degrees; sd: standard deviation; share: 0 .. 1.
 
-    Pose is what defeats comparison of raw pixels; light and water are what a trained network has to ignore. Set so
-    that raw pixels stay far below 0.45 MAP@5 while networks that train for minutes on two cores get well above
-    (README has the figures). Harder settings were tried first, and eased by such trials.
+    Pose defeats the comparison of raw pixels; light and water are what a trained network has to ignore. The values are
+    chosen so that raw pixels stay far below 0.45 MAP@5 and networks trained for minutes on two cores get well above.
     """
 
     width: tuple[int, int] = (230, 290)  # pixels; the height follows from the fluke's own proportions
@@ -49,16 +47,34 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the fluke is: canvas -> image is a bend (upwards by `_lift(x)`), then a homography."""
+    """Mapping from canvas to image: a bend (upwards by `_lift(x)`), then a homography.
 
-    homography: np.ndarray  # float64 (3, 3), bent canvas units -> pixels of the drawing
-    droop: tuple[float, float]  # how far the left and the right tip are bent up, canvas units
-    size: tuple[int, int]  # rows and columns of the drawing
-    waterline: float  # canvas y
+    Attributes
+    ----------
+    homography : float64 array, shape (3, 3)
+        Bent canvas units -> pixels of the drawing.
+    droop : (float, float)
+        How far the left and the right tip are bent up, canvas units.
+    size : (int, int)
+        Rows and columns of the drawing.
+    waterline : float
+        Canvas y.
+    """
+
+    homography: np.ndarray
+    droop: tuple[float, float]
+    size: tuple[int, int]
+    waterline: float
 
 
 def photograph(individual: Individual, rng: np.random.Generator, conditions: Conditions | None = None) -> np.ndarray:
-    """One picture of an individual: uint8 (height, width, 3), RGB (all three equal for a grey one)."""
+    """Photograph of an individual.
+
+    Returns
+    -------
+    uint8 array, shape (height, width, 3)
+        RGB; the channels of a grey photograph are equal.
+    """
     conditions = conditions or Conditions()
     pose = _pose(individual, rng, conditions)
     skin, mask, slope_x, slope_y = _view(individual, pose)
@@ -67,7 +83,7 @@ def photograph(individual: Individual, rng: np.random.Generator, conditions: Con
     water = _waterline(rng, pose)
     visible = mask * sigmoid((water - _rows(pose.size)) / 1.2)
 
-    # From here on at the final size: averaging the fluke over its visible part alone keeps its edge clean.
+    # From here on at the final size; the fluke is averaged over its visible part only, which keeps its edge clean.
     fluke, visible, mask = (_averaged(layer) for layer in (brightness * visible, visible, mask))
     water = water[:, ::SUPERSAMPLING] / SUPERSAMPLING
     sea, waves = _sea(rng, mask.shape)
@@ -75,9 +91,9 @@ def photograph(individual: Individual, rng: np.random.Generator, conditions: Con
         sea = sea * rng.uniform(1.15, 1.6)
     sea = sea * (1 - 0.45 * _reflection(rng, mask, water))[..., None]
     tint = 1 + rng.uniform(-0.03, 0.03, 3).astype(np.float32)
-    picture = fluke[..., None] * tint + (1 - visible)[..., None] * sea
-    picture = _foamed(rng, picture, mask, water, waves, conditions)
-    return _exposed(rng, picture, conditions)
+    scene = fluke[..., None] * tint + (1 - visible)[..., None] * sea
+    scene = _foamed(rng, scene, mask, water, waves, conditions)
+    return _exposed(rng, scene, conditions)
 
 
 def _averaged(layer: np.ndarray) -> np.ndarray:
@@ -95,7 +111,7 @@ def _rows(size: tuple[int, int]) -> np.ndarray:
 
 
 def _pose(individual: Individual, rng: np.random.Generator, conditions: Conditions) -> Pose:
-    """Draw a pose and frame it the way a person crops: around what is seen of the fluke."""
+    """A random pose, framed as a person would crop it: around the visible part of the fluke."""
     yaw, pitch, roll = np.radians(rng.normal(0, (conditions.yaw_sd, conditions.pitch_sd, conditions.roll_sd)))
     yaw, pitch = np.clip(yaw, -0.95, 0.95), np.clip(pitch, -0.8, 0.8)
     common = rng.normal(0, conditions.droop_sd)
@@ -201,13 +217,13 @@ def _sea(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
     land = horizon - rows * _land(rng, columns)
     is_sky = sigmoid(2 * (horizon - _rows(size)))
     is_land = is_sky * sigmoid(1.5 * (_rows(size) - land[None, :]))
-    picture = water + is_sky[..., None] * (sky - water)
-    picture = picture + is_land[..., None] * (0.45 * sky - picture)
-    return np.clip(picture, 0, 1.3), waves
+    scene = water + is_sky[..., None] * (sky - water)
+    scene = scene + is_land[..., None] * (0.45 * sky - scene)
+    return np.clip(scene, 0, 1.3), waves
 
 
 def _land(rng: np.random.Generator, columns: int) -> np.ndarray:
-    """Height of a distant coast over the horizon, share of the picture's height, float32 (columns,)."""
+    """Height of a distant coast over the horizon, share of the image's height, float32 (columns,)."""
     if rng.random() < 0.5:
         return np.full(columns, -1.0, np.float32)  # under the horizon: none
     hills = np.interp(np.linspace(0, 1, columns), np.linspace(0, 1, 9), rng.uniform(0, 1, 9))
@@ -244,7 +260,7 @@ def _waterline(rng: np.random.Generator, pose: Pose) -> np.ndarray:
 
 
 def _reflection(rng: np.random.Generator, mask: np.ndarray, water: np.ndarray) -> np.ndarray:
-    """Dark mirror image of the fluke on the water before it: float32 (rows, columns), 0..1."""
+    """Dark reflection of the fluke on the water in front of it: float32 (rows, columns), 0..1."""
     rows, columns = mask.shape
     down = _rows(mask.shape)
     shake = 2.5 * noise(rng, mask.shape, (2.5, 20))
@@ -256,13 +272,13 @@ def _reflection(rng: np.random.Generator, mask: np.ndarray, water: np.ndarray) -
 
 def _foamed(
     rng: np.random.Generator,
-    picture: np.ndarray,
+    scene: np.ndarray,
     mask: np.ndarray,
     water: np.ndarray,
     waves: np.ndarray,
     conditions: Conditions,
 ) -> np.ndarray:
-    """The picture with white water around the tail and, in some, a splash: float32 (rows, columns, 3)."""
+    """The scene with white water around the tail and sometimes a splash: float32 (rows, columns, 3)."""
     rows, columns = mask.shape
     distance = _rows(mask.shape) - water
     at_water = mask[np.clip(water[0].astype(int), 0, rows - 1), np.arange(columns)][None, :]
@@ -280,26 +296,26 @@ def _foamed(
     drops = (noise(rng, mask.shape, (1.5, 1)) > 2.6) * np.clip(2 * presence, 0, 1) * splash
     white = np.maximum(white, 0.6 * cv2.GaussianBlur(drops.astype(np.float32), (0, 0), 0.5))
     shade = np.clip(0.85 + 0.08 * texture, 0.5, 1.05)[..., None]
-    return picture + white[..., None] * (shade - picture)
+    return scene + white[..., None] * (shade - scene)
 
 
 # ----------------------------------------------------------------------------------------------- camera
 
 
-def _exposed(rng: np.random.Generator, picture: np.ndarray, conditions: Conditions) -> np.ndarray:
-    """What the camera makes of a float32 (rows, columns, 3) scene: blur, exposure, colour, grain; uint8."""
-    picture = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), rng.uniform(*conditions.blur))
+def _exposed(rng: np.random.Generator, scene: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """The scene, float32 (rows, columns, 3), with blur, exposure, colour and grain of a camera: uint8."""
+    scene = cv2.GaussianBlur(scene.astype(np.float32), (0, 0), rng.uniform(*conditions.blur))
     if rng.random() < conditions.motion_share:
-        picture = cv2.filter2D(picture, -1, _motion(rng))
-    picture = np.clip(picture, 0.0, 1.0) ** np.exp(rng.normal(0, conditions.gamma_sd))
+        scene = cv2.filter2D(scene, -1, _motion(rng))
+    scene = np.clip(scene, 0.0, 1.0) ** np.exp(rng.normal(0, conditions.gamma_sd))
     cast = 1 + rng.normal(0, 0.03, 3).astype(np.float32)
-    picture = picture * cast
+    scene = scene * cast
     channels = 3
     if rng.random() < conditions.grey_share:
-        picture, channels = picture.mean(axis=2, keepdims=True), 1
-    grain = rng.standard_normal((*picture.shape[:2], channels), np.float32)
-    picture = np.clip(picture + rng.uniform(*conditions.noise) * grain, 0, 1)
-    return np.repeat(np.round(picture * 255).astype(np.uint8), 3 // channels, axis=2)
+        scene, channels = scene.mean(axis=2, keepdims=True), 1
+    grain = rng.standard_normal((*scene.shape[:2], channels), np.float32)
+    scene = np.clip(scene + rng.uniform(*conditions.noise) * grain, 0, 1)
+    return np.repeat(np.round(scene * 255).astype(np.uint8), 3 // channels, axis=2)
 
 
 def _motion(rng: np.random.Generator) -> np.ndarray:

@@ -4,12 +4,11 @@
     <root>/train/*.jpg
     <root>/test/*.jpg
     <root>/sample_submission.csv   Image, Id        (five labels each)
-    <root>/solution.csv            Image, Id        of the test images; for scoring alone
-    <root>/sample.json             what it was made from; a folder that has it is complete and ours
+    <root>/solution.csv            Image, Id        of the test images; for scoring only
+    <root>/sample.json             its settings; marks a complete sample
 
-First a plan is drawn (who is in which image), then every individual is drawn with all its photographs as one
-job. Each individual and each photograph has a generator of its own, so the result does not depend on how the
-jobs are spread over processes.
+First it is planned who is in which image, then every individual is drawn with all its photographs in one job. Each
+individual and each photograph has its own random generator, so the result does not depend on the processes.
 """
 
 from __future__ import annotations
@@ -32,49 +31,76 @@ from PIL import Image
 
 from whaleid.data.flukes import draw_individual
 from whaleid.data.photographs import Conditions, photograph
+from whaleid.data.tables import read_csv
 from whaleid.utils.errors import WhaleidError
 
 FORMAT = 1  # raise it when the drawing changes, so that older samples are made again
 UNKNOWN = "new_whale"
 K = 5  # labels a row of a submission
 
-# Shares of the real competition (reference/whale-solutions.md, "Data facts").
+# Shares of the humpback whale competition.
 UNKNOWN_TRAIN = 9_664 / 25_361
 UNKNOWN_TEST = 0.276
 SINGLETONS = 2_073 / 5_004
 TAIL = 1.0  # log-deviation of the number of images of an identity that has several: a long tail
-ASKED = 0.75  # test images of an identity ~ its train images to this power: singletons are asked, too
-SEEN_TWICE = 0.08  # of the individuals without a label, those that were photographed twice
+TEST_POWER = 0.75  # test images of an identity ~ its train images to this power, so that singletons occur, too
+SEEN_TWICE = 0.08  # share of unlabelled individuals with two photographs
 DUPLICATES = 0.004  # train images that are a recompressed copy of another one
 QUALITY = (55, 95)  # JPEG
 
-# Independent streams of random numbers that all come from one seed.
+# Independent streams of random numbers from one seed.
 _PLAN, _INDIVIDUAL, _PHOTOGRAPH = range(3)
 
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What a sample holds, in images unless said otherwise."""
+    """Content of a sample, in images unless stated otherwise.
+
+    Attributes
+    ----------
+    root : Path
+    identities : int
+        Number of labelled identities.
+    train, train_unknown, test, test_unknown : int
+    singletons : int
+        Number of identities with a single training image.
+    made : bool
+        False if it was there already.
+    """
 
     root: Path
-    identities: int  # number of identities that have a label
+    identities: int
     train: int
     train_unknown: int
-    singletons: int  # number of identities with a single training image
+    singletons: int
     test: int
     test_unknown: int
-    made: bool  # False: it was already there
+    made: bool
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One planned image."""
+    """One planned image.
 
-    number: int  # seeds its generator
-    path: str  # train/<name>.jpg or test/<name>.jpg
-    individual: int  # seeds the animal; known only here
-    label: str  # identity, or `new_whale`
-    copy_of: int | None = None  # number of the photograph of which this one is a recompressed copy
+    Attributes
+    ----------
+    number : int
+        Seeds its generator.
+    path : str
+        train/<name>.jpg or test/<name>.jpg.
+    individual : int
+        Seeds the animal; written nowhere.
+    label : str
+        Identity, or `new_whale`.
+    copy_of : int or None
+        Number of the photograph of which this one is a recompressed copy.
+    """
+
+    number: int
+    path: str
+    individual: int
+    label: str
+    copy_of: int | None = None
 
 
 def make_sample(
@@ -86,11 +112,19 @@ def make_sample(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SampleSummary:
-    """Write the sample into `root`, or return at once if this very sample is already there.
+    """Write the sample, unless it is there already.
 
-    workers: processes to draw with (default: all cores; 1 draws in this process); any number gives the same
-    bytes. progress: called with (images done, images in all). The folder appears in one step when it is
-    complete; an older sample is replaced, a folder that is not a sample is refused.
+    The folder appears in one step when it is complete. Another sample is replaced; a folder that is not a sample is
+    refused with WhaleidError.
+
+    Parameters
+    ----------
+    root : Path
+    seed, identities, train_images, test_images : int
+    workers : int, optional
+        Number of processes, by default one for each core; 1 draws in this process. The bytes are always the same.
+    progress : callable, optional
+        Called with (images done, images in all).
     """
     root = Path(root)
     made_from = {
@@ -99,7 +133,7 @@ def make_sample(
         "identities": identities,
         "train_images": train_images,
         "test_images": test_images,
-        "conditions": _plain(asdict(Conditions())),
+        "conditions": json.loads(json.dumps(asdict(Conditions()))),  # tuples as lists, as in the file
     }
     existing = _existing(root)
     if existing is not None and existing.get("made_from") == made_from and _is_complete(root, existing):
@@ -113,7 +147,8 @@ def make_sample(
         (partial_root / folder).mkdir(parents=True)
     _draw_all(photos, seed, partial_root, workers or os.cpu_count() or 1, progress)
     _write_tables(photos, partial_root)
-    _write_json(partial_root / "sample.json", {"made_from": made_from, "counts": counts})
+    content = {"made_from": made_from, "counts": counts}
+    (partial_root / "sample.json").write_text(json.dumps(content, indent=1) + "\n")
     if root.exists():
         shutil.rmtree(root)
     partial_root.replace(root)
@@ -121,7 +156,7 @@ def make_sample(
 
 
 def contact_sheet(root: Path, out: Path, rows: int = 8, columns: int = 6) -> None:
-    """Write a picture of the sample's train images to `out`: one identity a row, one image a column."""
+    """Write an overview of the sample's train images to `out`: one identity a row, one image a column."""
     by_identity: dict[str, list[str]] = {}
     for image, identity in read_pairs(Path(root) / "train.csv"):
         if identity != UNKNOWN:
@@ -132,32 +167,32 @@ def contact_sheet(root: Path, out: Path, rows: int = 8, columns: int = 6) -> Non
     sheet = Image.new("RGB", ((cell[0] + gap) * columns, (cell[1] + gap) * rows), "white")
     for row, images in enumerate((full + rest)[:rows]):
         for column, image in enumerate(images[:columns]):
-            with Image.open(Path(root) / "train" / image) as picture:
-                picture.thumbnail(cell)
-                sheet.paste(picture, (column * (cell[0] + gap), row * (cell[1] + gap)))
+            with Image.open(Path(root) / "train" / image) as photo:
+                photo.thumbnail(cell)
+                sheet.paste(photo, (column * (cell[0] + gap), row * (cell[1] + gap)))
     sheet.save(out)
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
     """Rows of a two-column CSV of the sample, without its header."""
-    with path.open(newline="") as file:
-        return [(row[0], row[1]) for row in list(csv.reader(file))[1:]]
+    images, labels = (column.to_pylist() for column in read_csv(path).columns)
+    return list(zip(images, labels, strict=True))
 
 
 # --------------------------------------------------------------------------------------------- the plan
 
 
 def plan(seed: int, identities: int, train_images: int, test_images: int) -> list[Photo]:
-    """Who is in which image. Individuals 0 .. identities-1 have labels, the others are strangers."""
+    """Who is in which image. Individuals 0 .. identities - 1 have labels, the others are unknown."""
     rng = _generator(seed, _PLAN)
-    strangers_train = round(UNKNOWN_TRAIN * train_images)
-    strangers_test = round(UNKNOWN_TEST * test_images)
-    sizes = class_sizes(rng, identities, train_images - strangers_train)
-    asked = sizes**ASKED / (sizes**ASKED).sum()
+    unlabelled_train = round(UNKNOWN_TRAIN * train_images)
+    unlabelled_test = round(UNKNOWN_TEST * test_images)
+    sizes = class_sizes(rng, identities, train_images - unlabelled_train)
+    share = sizes**TEST_POWER / (sizes**TEST_POWER).sum()
     known_train = np.repeat(np.arange(identities), sizes)
-    known_test = rng.choice(identities, test_images - strangers_test, p=asked)
-    unknown_train = identities + _strangers(rng, strangers_train)
-    unknown_test = identities + len(unknown_train) + _strangers(rng, strangers_test)
+    known_test = rng.choice(identities, test_images - unlabelled_test, p=share)
+    unknown_train = identities + _unknown_individuals(rng, unlabelled_train)
+    unknown_test = identities + len(unknown_train) + _unknown_individuals(rng, unlabelled_test)
 
     ids = _hex_names(rng, identities, 7)
     names = _hex_names(rng, train_images + test_images, 8)
@@ -178,7 +213,7 @@ def class_sizes(rng: np.random.Generator, identities: int, images: int) -> np.nd
     spare = images - singles - 2 * several
     if identities < K - 1 or spare < 0:
         raise WhaleidError(
-            f"sample: {identities} identities cannot share {images} labelled train images: ask for at least "
+            f"sample: {identities} identities cannot share {images} labelled train images; give at least "
             f"{K - 1} identities and about three train images for each"
         )
     weights = rng.lognormal(0, TAIL, several)
@@ -187,8 +222,8 @@ def class_sizes(rng: np.random.Generator, identities: int, images: int) -> np.nd
     return rng.permutation(sizes)
 
 
-def _strangers(rng: np.random.Generator, images: int) -> np.ndarray:
-    """Numbers of the individuals in images without a label, int64 (images,): most of them are seen once."""
+def _unknown_individuals(rng: np.random.Generator, images: int) -> np.ndarray:
+    """Individuals in images without a label, int64 (images,); most of them occur once."""
     is_new = rng.random(images) >= SEEN_TWICE
     is_new[:1] = True
     is_new[1:] |= ~is_new[:-1]  # twice, not three times
@@ -196,15 +231,15 @@ def _strangers(rng: np.random.Generator, images: int) -> np.ndarray:
 
 
 def _copies(rng: np.random.Generator, sizes: np.ndarray) -> dict[int, int]:
-    """Numbers of the images that are copies -> number of the image copied, both of one identity."""
+    """Number of an image that is a copy -> number of the image copied, both of one identity."""
     starts = np.cumsum(sizes) - sizes
-    large = np.flatnonzero(sizes >= 3)  # a copy never leaves an identity with one real photograph
+    large = np.flatnonzero(sizes >= 3)  # even without the copy two photographs are left
     wanted = min(max(1, round(DUPLICATES * sizes.sum() / (1 - UNKNOWN_TRAIN))), len(large))
     return {int(starts[i]) + 1: int(starts[i]) for i in rng.choice(large, wanted, replace=False)}
 
 
 def _hex_names(rng: np.random.Generator, count: int, digits: int) -> list[str]:
-    """Distinct random hexadecimal names; their order says nothing."""
+    """Distinct random hexadecimal names."""
     names: dict[str, None] = {}
     while len(names) < count:
         names[f"{int(rng.integers(16**digits)):0{digits}x}"] = None
@@ -230,7 +265,7 @@ def _counts(photos: list[Photo]) -> dict[str, int]:
 
 
 def _generator(seed: int, *stream: int) -> np.random.Generator:
-    """The generator of one stream of one sample; streams are independent of each other."""
+    """Random generator of one stream of a sample; streams are independent."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
@@ -241,7 +276,7 @@ def _draw_all(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Draw every photograph into `root`, one job an individual."""
+    """Draw every photograph into `root`, one job for each individual."""
     jobs: dict[int, list[Photo]] = {}
     for photo in photos:
         jobs.setdefault(photo.individual, []).append(photo)
@@ -253,13 +288,13 @@ def _draw_all(
 
 
 def _each(work: Callable[[list[Photo]], int], jobs: list[list[Photo]], workers: int) -> Iterator[int]:
-    """Results of `work` on every job, in the order in which they end."""
+    """Results of `work` on every job, in the order of completion."""
     if workers == 1:
         yield from map(work, jobs)
         return
-    # Started afresh ("spawn"): a fork of a process in which torch or OpenCV runs threads can hang.
+    # spawn: a fork of a process that has threads (torch, OpenCV) can hang
     context = multiprocessing.get_context("spawn")
-    # One thread of OpenCV a process: the images already keep all cores busy.
+    # one OpenCV thread for each process: the images keep all cores busy
     with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         for future in as_completed([pool.submit(work, job) for job in sorted(jobs, key=len, reverse=True)]):
             yield future.result()
@@ -271,20 +306,20 @@ def _draw_job(seed: int, root: Path, photos: list[Photo]) -> int:
     for photo in photos:
         rng = _generator(seed, _PHOTOGRAPH, photo.number)
         if photo.copy_of is None:
-            picture = photograph(individual, rng)
+            image = photograph(individual, rng)
         else:
-            picture = photograph(individual, _generator(seed, _PHOTOGRAPH, photo.copy_of))
+            image = photograph(individual, _generator(seed, _PHOTOGRAPH, photo.copy_of))
             scale = rng.uniform(0.8, 0.95)
-            picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        (root / photo.path).write_bytes(_jpeg(picture, int(rng.integers(*QUALITY))))
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        (root / photo.path).write_bytes(_jpeg(image, int(rng.integers(*QUALITY))))
     return len(photos)
 
 
-def _jpeg(picture: np.ndarray, quality: int) -> bytes:
-    """Encode uint8 (h, w, 3); a grey picture is stored with one channel, as some of the real ones are."""
-    is_grey = (picture == picture[..., :1]).all()
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
+    """JPEG of uint8 (h, w, 3); a grey image is stored with one channel, as some real ones are."""
+    is_grey = (image == image[..., :1]).all()
     buffer = io.BytesIO()
-    Image.fromarray(picture[..., 0] if is_grey else picture).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(image[..., 0] if is_grey else image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
@@ -292,7 +327,7 @@ def _jpeg(picture: np.ndarray, quality: int) -> bytes:
 
 
 def _write_tables(photos: list[Photo], root: Path) -> None:
-    """The three CSV files, sorted by image so that their order tells nothing."""
+    """Write the three CSV files, sorted by image so that their order reveals nothing."""
     rows = {
         folder: sorted((Path(p.path).name, p.label) for p in photos if p.path.startswith(folder))
         for folder in ("train", "test")
@@ -309,29 +344,20 @@ def _write_csv(path: Path, rows: list[tuple[str, str]]) -> None:
         writer.writerows([("Image", "Id"), *rows])
 
 
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _plain(content: dict) -> dict:
-    """The same as JSON gives it back (tuples become lists), so that old and new can be compared."""
-    return json.loads(json.dumps(content))
-
-
 def _existing(root: Path) -> dict | None:
-    """The `sample.json` of an older sample, None where nothing is; anything else in the way is refused."""
+    """`sample.json` of a sample in `root`, None if the folder is missing or empty; any other folder is refused."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     try:
         return json.loads((root / "sample.json").read_text())
     except (OSError, ValueError):
         raise WhaleidError(
-            f"{root}: is not a sample (no readable sample.json in it): choose another folder or remove it"
+            f"{root}: is not a sample (no readable sample.json in it); choose another folder or remove it"
         ) from None
 
 
 def _is_complete(root: Path, existing: dict) -> bool:
-    """Whether all files of an older sample are still there."""
+    """Whether all files of the sample are still there."""
     tables = all((root / name).is_file() for name in ("train.csv", "solution.csv", "sample_submission.csv"))
     return tables and all(
         len(list((root / folder).glob("*.jpg"))) == existing["counts"][folder] for folder in ("train", "test")

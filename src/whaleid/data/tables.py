@@ -5,6 +5,8 @@ text, so that an identity `007` or `NA` remains what it is. pyarrow reads plain 
 files with quotes, blank lines or uneven rows are read by Python's csv module.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute creates its functions at run time)
 from __future__ import annotations
 
 import csv

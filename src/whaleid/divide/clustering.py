@@ -177,7 +177,7 @@ def require_finite(features: np.ndarray) -> None:
         row = int(np.argmin(np.isfinite(squared)))
         raise WhaleidError(
             f"features to cluster: row {row} of {len(features)} holds NaN or infinity; the network has diverged or the "
-            "image is broken: lower train.lr, and run `make check`"
+            "image is broken: lower train.lr, and run `whaleid data check`"
         )
 
 

@@ -1,4 +1,4 @@
-"""submissions/log.csv: a row for every submission, to compare out-of-fold scores with the leaderboard."""
+"""submissions/log.csv: one row for every submission, to compare out-of-fold scores with the leaderboard."""
 
 from __future__ import annotations
 
@@ -9,32 +9,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from whaleid.data.tables import read_csv
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
 
-def utc_now() -> str:
-    """The time as the log holds it: `2024-05-31T12:00:00+00:00`."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SubmissionRecord:
-    """One submission, its fields the log's columns. Scores are in [0, 1], or None (blank) while not known."""
+    """One submission; its fields are the log's columns.
 
-    time: str = field(default_factory=utc_now)
+    Attributes
+    ----------
+    time : str
+        UTC: `2024-05-31T12:00:00+00:00`.
+    file : str
+        Name of the submission's file, which identifies the row.
+    commit, competition, recipe : str
+    cv : float or None
+        Out-of-fold score; scores are in [0, 1], None (blank) if not known.
+    cv_interval : float or None
+        Half the width of its 95 % interval.
+    solution : float or None
+        Score against the competition's solution file.
+    public, private : float or None
+        Leaderboard scores, filled in by hand or by `submit`.
+    """
+
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     file: str
-    """Name of the submission's file: what tells one row from another."""
     commit: str = ""
     competition: str
     recipe: str
     cv: float | None = None
-    """Out-of-fold score."""
     cv_interval: float | None = None
-    """Half the width of its 95 % interval."""
     solution: float | None = None
     public: float | None = None
-    """Leaderboard scores, filled in by hand or by `submit`."""
     private: float | None = None
 
 
@@ -43,26 +52,26 @@ _SCORES = ("cv", "cv_interval", "solution", "public", "private")
 
 
 def read_log(path: Path) -> list[SubmissionRecord]:
-    """Every row of the log, oldest first; none if there is no such file.
+    """Rows of the log, oldest first; none if there is no such file. Missing columns are blank.
 
-    Columns that are missing are blank. Raises WhaleidError for a column that rewriting the log would lose,
-    and for a score that is not a number.
+    Raises WhaleidError for a column that rewriting the log would lose, and for a score that is not a number.
     """
     if not path.exists() or not path.stat().st_size:
         return []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        foreign = [name for name in reader.fieldnames or [] if name not in COLUMNS]
-        if foreign:
-            raise WhaleidError(f"{path}: column {foreign[0]!r} is not one of {', '.join(COLUMNS)}; remove it")
-        return [_record(path, number, row) for number, row in enumerate(reader, start=2)]
+    table = read_csv(path)
+    foreign = [name for name in table.header if name not in COLUMNS]
+    if foreign:
+        raise WhaleidError(f"{path}: column {foreign[0]!r} is not one of {', '.join(COLUMNS)}; remove it")
+    cells = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    records = zip(table.rows.tolist(), cells, strict=True)
+    return [_record(path, row, dict(zip(table.header, values, strict=True))) for row, values in records]
 
 
 def append_log(path: Path, record: SubmissionRecord) -> None:
-    """Add a row, or replace the row of the same file; the log is replaced whole, never left half written.
+    """Add a row to the log, or replace the row of the same file.
 
-    Leaderboard scores that the new row leaves blank are kept from the replaced one if both have the same
-    recipe and out-of-fold score: it is then the same submission made again, and the scores are still its own.
+    A replaced row's leaderboard scores are kept where the new row has none and both have the same recipe and
+    out-of-fold score: it is then the same submission, made again.
     """
     records = read_log(path)
     places = [place for place, old in enumerate(records) if old.file == record.file]
@@ -78,8 +87,7 @@ def append_log(path: Path, record: SubmissionRecord) -> None:
 
 
 def _keep_leaderboard(old: SubmissionRecord, new: SubmissionRecord) -> SubmissionRecord:
-    same = (old.competition, old.recipe, _cell(old.cv)) == (new.competition, new.recipe, _cell(new.cv))
-    if not same:
+    if (old.competition, old.recipe, _cell(old.cv)) != (new.competition, new.recipe, _cell(new.cv)):
         return new
     return replace(
         new,
@@ -95,10 +103,9 @@ def _cell(value: str | float | None) -> str:
     return value if isinstance(value, str) else f"{value:.5f}"
 
 
-def _record(path: Path, number: int, row: dict[str, str | None]) -> SubmissionRecord:
-    """One row as a record; `row` may lack columns."""
-    values: dict[str, Any] = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    scores: dict[str, Any] = {name: _score(values[name], f"{path}: row {number}, column {name}") for name in _SCORES}
+def _record(path: Path, row: int, cells: dict[str, str]) -> SubmissionRecord:
+    values: dict[str, Any] = {name: cells.get(name, "").strip() for name in COLUMNS}
+    scores: dict[str, Any] = {name: _score(values[name], f"{path}: row {row}, column {name}") for name in _SCORES}
     return SubmissionRecord(**(values | scores))
 
 

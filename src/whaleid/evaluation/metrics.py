@@ -1,7 +1,6 @@
 """MAP@k: the mean over queries of 1 / rank of the true identity among at most k distinct guesses.
 
-Identities are int codes here, so that ten million guesses are a few array operations; `submissions.py` deals
-with names.
+Identities are int codes here, so that ten million guesses are a few array operations.
 """
 
 from __future__ import annotations
@@ -16,61 +15,71 @@ import numpy as np
 from whaleid.utils.errors import WhaleidError
 
 PADDING = -1
-"""Code of "no guess here"; every negative code is read as this one."""
+"""Code of a missing guess; every negative code is read as this one."""
 SLICES = ("1", "2-5", "6+", "unknown")
-"""Names of the slices, in the order they are shown: number of gallery images of the true identity."""
+"""Names of the slices in their order: number of gallery images of the true identity."""
 
-_BLOCK = 1 << 15  # rows at a time: five int32 columns of them and their masks stay in the CPU's cache
+_BLOCK = 1 << 15  # rows at once: a few int32 columns of them and their masks stay in the CPU's cache
 _MAX_GROUPS = 4096  # different (score, weight) pairs above which the interval is computed, not resampled
-_CELLS = 1 << 20  # counts drawn at a time by the bootstrap: 8 MB
+_CELLS = 1 << 20  # counts that the bootstrap draws at once: 8 MB
 _Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
-# ------------------------------------------------------------------------------------------------------ ranks
+# --------------------------------------------------------------------------------------------------------- ranks
 
 
 def reciprocal_rank_at_k(rank: np.ndarray, k: int = 5) -> np.ndarray:
-    """Score of each query when one identity is true: 1 / rank within the first k guesses, else 0.
+    """Reciprocal rank of the true identity within the first k guesses.
 
-    rank: int (n_query,), 1 for the first guess, 0 where the true identity was not guessed.
-    Returns float64 (n_query,); its mean is MAP@k.
+    Parameters
+    ----------
+    rank : int array, shape (n_query,)
+        Rank of the true identity, 1 for the first guess, 0 where it was not guessed.
+    k : int
+        Number of guesses that count.
+
+    Returns
+    -------
+    float64 array, shape (n_query,)
+        1 / rank where 1 <= rank <= k, else 0. Its mean is MAP@k.
     """
     return np.where((rank >= 1) & (rank <= k), 1.0 / np.maximum(rank, 1), 0.0)
 
 
 def distinct_mask(guesses: np.ndarray) -> np.ndarray:
-    """Where a guess is the first of its label in its row; padding and repeats are False.
+    """Where a guess is the first of its label in its row.
 
-    guesses: int (n, m), negative = padding. Returns bool (n, m).
+    Parameters
+    ----------
+    guesses : int array, shape (n, m)
+        Codes; negative: padding.
+
+    Returns
+    -------
+    bool array, shape (n, m)
+        False for repeats and padding.
     """
     _check_guesses(guesses)
     mask = np.empty(guesses.shape, dtype=bool)
     for start in range(0, len(guesses), _BLOCK):
-        mask[start : start + _BLOCK] = _first_seen(guesses[start : start + _BLOCK].T.copy()).T
+        mask[start : start + _BLOCK] = _first_occurrence(guesses[start : start + _BLOCK].T.copy()).T
     return mask
 
 
-def first_distinct(guesses: np.ndarray, k: int) -> np.ndarray:
-    """The first k distinct guesses of each row, repeats and padding closed up, the rest filled with PADDING.
-
-    guesses: int (n, m), negative = padding. Returns the same dtype, (n, min(k, m)).
-    """
-    _check_k(k)
-    mask = distinct_mask(guesses)
-    place = np.cumsum(mask, axis=1) - 1
-    mask &= place < k
-    packed = np.full((len(guesses), min(k, guesses.shape[1])), PADDING, dtype=guesses.dtype)
-    packed[np.nonzero(mask)[0], place[mask]] = guesses[mask]
-    return packed
-
-
 def rank_of_truth(guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Place of the true identity among each row's distinct guesses.
+    """Rank of the true identity among each row's distinct guesses.
 
-    A label's second occurrence neither counts nor takes a place, nor does padding.
+    Parameters
+    ----------
+    guesses : int array, shape (n, m)
+        Codes, best first; negative: padding. Neither repeats nor padding take a place.
+    truth : int array, shape (n,)
+        Codes; negative: an identity that no guess can name.
 
-    guesses: int (n, m), negative = padding. truth: int (n,), negative = an identity that no guess can name.
-    Returns int32 (n,): 1 for the first guess, 0 where the true identity was not guessed.
+    Returns
+    -------
+    int32 array, shape (n,)
+        1 for the first guess, 0 where the true identity was not guessed.
     """
     _check_guesses(guesses)
     if truth.shape != (len(guesses),):
@@ -78,24 +87,24 @@ def rank_of_truth(guesses: np.ndarray, truth: np.ndarray) -> np.ndarray:
     rank = np.zeros(len(guesses), dtype=np.int32)
     for start in range(0, len(guesses), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        columns = guesses[rows].T.copy()  # a column at a time is contiguous: several times as fast as by rows
+        columns = guesses[rows].T.copy()  # contiguous columns are several times as fast as rows
         place = np.zeros(columns.shape[1], dtype=np.int32)
-        for column, fresh in zip(columns, _first_seen(columns), strict=True):
-            place += fresh
-            rank[rows] += place * (fresh & (column == truth[rows]))  # fresh once in a row: never added twice
+        for column, first in zip(columns, _first_occurrence(columns), strict=True):
+            place += first
+            rank[rows] += place * (first & (column == truth[rows]))  # true at most once in a row
     return rank
 
 
-def _first_seen(columns: np.ndarray) -> np.ndarray:
+def _first_occurrence(columns: np.ndarray) -> np.ndarray:
     """`distinct_mask` of the transposed guesses, (m, n) -> bool (m, n)."""
-    fresh = columns >= 0
+    first = columns >= 0
     for later in range(1, len(columns)):
         for earlier in range(later):
-            fresh[later] &= columns[later] != columns[earlier]
-    return fresh
+            first[later] &= columns[later] != columns[earlier]
+    return first
 
 
-# ------------------------------------------------------------------------------------------------------ score
+# --------------------------------------------------------------------------------------------------------- score
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,17 @@ class SliceScore:
 
 @dataclass(frozen=True)
 class MapScore:
-    """MAP@k of a set of queries, with its 95 % interval; refuses to exist with figures that cannot be true.
+    """MAP@k of a set of queries with its 95 % interval; impossible values are refused.
 
-    map, low, high: in [0, 1], low <= map <= high. queries: how many were scored, at least 1.
-    slices: name -> score, over disjoint parts of the queries.
+    Attributes
+    ----------
+    map, low, high : float
+        In [0, 1], low <= map <= high.
+    k : int
+    queries : int
+        Number of queries, at least 1.
+    slices : mapping
+        Name -> score of disjoint parts of the queries.
     """
 
     map: float
@@ -128,20 +144,20 @@ class MapScore:
         if not 0.0 <= self.low <= self.map <= self.high <= 1.0:
             raise WhaleidError(f"MAP@{self.k}: not 0 <= {self.low} <= {self.map} <= {self.high} <= 1")
         if sum(part.queries for part in self.slices.values()) > self.queries:
-            raise WhaleidError(f"MAP@{self.k}: the slices hold more queries than the whole, {self.queries}")
+            raise WhaleidError(f"MAP@{self.k}: the slices hold more than the {self.queries} queries")
         for name, part in self.slices.items():
             if not 0.0 <= part.map <= 1.0 or part.queries < 1:
                 raise WhaleidError(f"MAP@{self.k}: slice {name!r} is impossible: {part}")
 
     def line(self, label: str, interval: bool = False) -> str:
-        """`MAP@5 (label): 0.91234`, with ` ± 0.00456` (half the interval's width) where asked for."""
+        """`MAP@5 (label): 0.91234`, and ` ± 0.00456` (half the interval's width) if `interval`."""
         spread = f" ± {(self.high - self.low) / 2:.5f}" if interval else ""
         return f"MAP@{self.k} ({label}): {self.map:.5f}{spread}"
 
     def as_json(self) -> dict[str, Any]:
-        """The same figures as plain types: map, k, queries, low, high, slices."""
-        figures = {"map": self.map, "k": self.k, "queries": self.queries, "low": self.low, "high": self.high}
-        return figures | {"slices": {name: asdict(part) for name, part in self.slices.items()}}
+        """The values as plain types: map, k, queries, low, high, slices."""
+        values = {"map": self.map, "k": self.k, "queries": self.queries, "low": self.low, "high": self.high}
+        return values | {"slices": {name: asdict(part) for name, part in self.slices.items()}}
 
 
 def score_ranks(
@@ -152,13 +168,26 @@ def score_ranks(
     seed: int = 0,
     bootstraps: int = 1000,
 ) -> MapScore:
-    """MAP@k with a 95 % percentile bootstrap interval over queries, and that of each slice.
+    """MAP@k with a 95 % percentile bootstrap interval over queries.
 
-    rank: int (n,), from `rank_of_truth`. slices: str (n,), from `size_slices`.
-    weights: float (n,), at least 0, from `expected_share_weights`; None for equal ones. They hold in the
-    slices too, but for a slice whose weights are all 0, which is averaged plainly.
-    The same arguments and seed give the same interval.
-    Raises WhaleidError where there are no queries, or weights are negative, not finite or all zero.
+    Parameters
+    ----------
+    rank : int array, shape (n,)
+        From `rank_of_truth`.
+    k : int
+        Number of guesses that count.
+    weights : float array, shape (n,), optional
+        At least 0, from `expected_share_weights`. They hold in the slices, too, except in a slice whose weights are
+        all 0, whose mean is unweighted.
+    slices : str array, shape (n,), optional
+        From `size_slices`.
+    seed, bootstraps : int
+        Of the interval.
+
+    Raises
+    ------
+    WhaleidError
+        If there are no queries, or weights are negative, not finite or all zero.
     """
     _check_k(k)
     if rank.ndim != 1 or not len(rank):
@@ -175,10 +204,10 @@ def score_ranks(
 
 
 def _mean(scores: np.ndarray, weights: np.ndarray | None) -> float:
-    """Weighted mean in [0, 1]; plain where there are no weights, or none above zero."""
+    """Weighted mean in [0, 1]; unweighted where there are no weights, or none above zero."""
     if weights is None or not weights.any():
         return float(scores.mean())
-    return min(float(np.average(scores, weights=weights)), 1.0)  # rounding may add up to 1.0000000000000002
+    return min(float(np.average(scores, weights=weights)), 1.0)  # rounding may give 1.0000000000000002
 
 
 def _interval(
@@ -191,8 +220,8 @@ def _interval(
 ) -> tuple[float, float]:
     """95 % interval of the weighted mean; it always holds the mean itself.
 
-    Scores take few values (0 and 1/1 to 1/k) and weights usually two, so that drawing n queries again is
-    drawing how often each (score, weight) pair comes: one multinomial over a dozen groups, whatever n is.
+    Scores have few values (0 and 1/1 to 1/k) and weights usually two. So to resample n queries is to draw the number
+    of each (score, weight) pair: one multinomial over a dozen groups, whatever n is.
     """
     place = np.where((rank >= 1) & (rank <= k), rank, 0)
     values = reciprocal_rank_at_k(np.arange(int(place.max()) + 1), k)
@@ -204,7 +233,7 @@ def _interval(
     counts = np.bincount(level_of * len(values) + place, minlength=len(levels) * len(values))
     weight_of_group = np.repeat(levels, len(values))
     sums = np.tile(values, len(levels)) * weight_of_group
-    used = (counts > 0) & (weight_of_group > 0)  # so that no draw weighs nothing in all
+    used = (counts > 0) & (weight_of_group > 0)  # so that no resample has zero weight
     counts, weight_of_group, sums = counts[used], weight_of_group[used], sums[used]
     queries = int(counts.sum())
     means = np.empty(bootstraps)
@@ -218,13 +247,13 @@ def _interval(
 
 
 def _normal_interval(scores: np.ndarray, weights: np.ndarray, mean: float) -> tuple[float, float]:
-    """Interval from the variance of a ratio of sums: with thousands of weights the means are normal."""
+    """Interval from the variance of a ratio of sums; with thousands of weights the means are normal."""
     deviation = math.sqrt(float(np.sum((weights * (scores - mean)) ** 2))) / float(weights.sum())
     return max(mean - _Z95 * deviation, 0.0), min(mean + _Z95 * deviation, 1.0)
 
 
 def _by_slice(scores: np.ndarray, weights: np.ndarray | None, slices: np.ndarray) -> dict[str, SliceScore]:
-    """The score of each slice that holds a query: SLICES in their order, then other names by alphabet."""
+    """Score of each slice that holds a query: those of SLICES in their order, then others by name."""
     if slices.shape != scores.shape:
         raise WhaleidError(f"slices: shape {slices.shape}, but there are {len(scores)} queries")
     names = [str(name) for name in np.unique(slices)]
@@ -236,14 +265,22 @@ def _by_slice(scores: np.ndarray, weights: np.ndarray | None, slices: np.ndarray
     return parts
 
 
-# ----------------------------------------------------------------------------------------- slices and weights
+# -------------------------------------------------------------------------------------------- slices and weights
 
 
 def size_slices(truth_sizes: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-    """Slice of each query by how many gallery images its true identity has.
+    """Slice of each query by the number of gallery images of its true identity.
 
-    truth_sizes: int (n,); 0, an identity with no gallery image, is an unknown one whatever `unknown` says.
-    unknown: bool (n,). Returns str (n,), each one of SLICES.
+    Parameters
+    ----------
+    truth_sizes : int array, shape (n,)
+        Without gallery images (0) an identity is unknown whatever `unknown` says.
+    unknown : bool array, shape (n,)
+
+    Returns
+    -------
+    str array, shape (n,)
+        Values of SLICES.
     """
     if truth_sizes.shape != unknown.shape:
         raise WhaleidError(f"sizes: shape {truth_sizes.shape}, but unknown has {unknown.shape}")
@@ -252,14 +289,21 @@ def size_slices(truth_sizes: np.ndarray, unknown: np.ndarray) -> np.ndarray:
 
 
 def expected_share_weights(is_unknown: np.ndarray, share: float | None) -> np.ndarray:
-    """Weight of each query so that the unknown ones weigh `share` of the whole, as expected of the test set.
+    """Weights of queries that give the unknown ones the share expected in the test set.
 
-    is_unknown: bool (n,). share: in [0, 1], where 0 gives unknown queries weight 0, and 1 the known ones;
-    None keeps the share that the queries have.
-    Returns float64 (n,), mean 1. All ones if share is None, and where every query is known or every one
-    unknown: there is then nothing to weigh them against.
+    Parameters
+    ----------
+    is_unknown : bool array, shape (n,)
+    share : float or None
+        In [0, 1]; None keeps the share that the queries have.
+
+    Returns
+    -------
+    float64 array, shape (n,)
+        Mean 1. All ones if `share` is None, and if all queries are known or all unknown: there is then nothing to
+        balance them with.
     """
-    if share is not None and not 0.0 <= share <= 1.0:  # NaN is refused too
+    if share is not None and not 0.0 <= share <= 1.0:  # NaN is refused, too
         raise WhaleidError(f"unknown_share: {share}; give a share from 0 to 1, or null")
     queries, unknown = len(is_unknown), int(np.count_nonzero(is_unknown))
     if share is None or unknown in (0, queries):
@@ -267,7 +311,7 @@ def expected_share_weights(is_unknown: np.ndarray, share: float | None) -> np.nd
     return np.where(is_unknown, share * queries / unknown, (1.0 - share) * queries / (queries - unknown))
 
 
-# ----------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------------- checks
 
 
 def _check_k(k: int) -> None:

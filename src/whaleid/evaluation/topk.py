@@ -65,14 +65,8 @@ class Guesses:
 # ---------------------------------------------------------------------------------------------- reading, scoring
 
 
-def read_guesses(path: Path, k: int | None = None) -> Guesses:
+def read_guesses(path: Path) -> Guesses:
     """Guesses of every image, in the order of the file; rows without guesses are allowed.
-
-    Parameters
-    ----------
-    path : Path
-    k : int, optional
-        Keep only the first k distinct guesses of each row.
 
     Raises
     ------
@@ -83,8 +77,6 @@ def read_guesses(path: Path, k: int | None = None) -> Guesses:
     require_images(table)
     require_distinct(table)
     codes, labels = encode(table, joined(table.columns[1:]))
-    if k is not None:
-        codes = metrics.first_distinct(codes, k)
     return Guesses(_objects(table.images), codes, _objects(labels))
 
 

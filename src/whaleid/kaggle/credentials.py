@@ -1,7 +1,6 @@
-"""Kaggle's credentials: which form of them is there, found without importing the client (that would authenticate).
+"""Kaggle's credentials, found without importing the client, which would connect to Kaggle.
 
-The client's order: an access token, then the older pair of user name and key, then what `kaggle auth login` left.
-A value never leaves this file but through `secret_values`, which is for finding secrets in what is about to be shown.
+In the client's order: an access token, a user name and key, what `kaggle auth login` saved.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from whaleid.utils.errors import WhaleidError
@@ -19,28 +19,45 @@ WHERE_TO_GET = (
     "~/.kaggle/access_token (or KAGGLE_API_TOKEN)"
 )
 SHORTEST_SECRET = 6
-"""Characters: a shorter value is no key, and masking it would spoil every text."""
+"""Characters: anything shorter is no key, and masking it would garble every text."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the client will use: the form and the user, never the value."""
+    """Credentials of one kind.
+
+    Attributes
+    ----------
+    form : str
+        Where they are: ``KAGGLE_API_TOKEN``, ``~/.kaggle/kaggle.json``, ...
+    user : str or None
+        User name; None if only Kaggle knows it (access tokens).
+    secret : str
+        The token or key. It is not shown.
+    path : Path, optional
+        File that holds it.
+    """
 
     form: str
-    """Where it is: `KAGGLE_API_TOKEN`, `~/.kaggle/kaggle.json`, ..."""
     user: str | None
-    """None where only Kaggle knows whose it is (an access token)."""
-    warning: str | None = None
-    """What is wrong with the way it is kept."""
+    secret: str = field(repr=False)
+    path: Path | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """A warning if others can read the file."""
+        if self.path is None or os.name == "nt" or not self.path.stat().st_mode & 0o077:
+            return None
+        return f"other users can read it: chmod 600 {_short(self.path)}"
 
 
 def find_credentials() -> Credentials | None:
-    """The first form that the client would take; None if there is none."""
-    return _access_token() or _legacy_key() or _login()
+    """The credentials that the client will use; None if there are none."""
+    return next((found for found in _candidates() if found.secret), None)
 
 
 def require_credentials() -> Credentials:
-    """The same, or the line that says how to get some."""
+    """The credentials that the client will use; raises WhaleidError if there are none."""
     found = find_credentials()
     if found is None:
         raise WhaleidError(f"no Kaggle credentials found: {WHERE_TO_GET}")
@@ -48,84 +65,54 @@ def require_credentials() -> Credentials:
 
 
 def secret_values() -> tuple[str, ...]:
-    """Every secret of every form that is here, to be looked for in texts and files. Never print them."""
-    token = os.environ.get("KAGGLE_API_TOKEN", "")
-    values = [_text(Path(token)) if _is_file(token) else token, os.environ.get("KAGGLE_KEY", "")]
-    values += [_text(path) for path in _token_files()]
-    for path in dict.fromkeys([_key_file(), Path.home() / ".kaggle" / "kaggle.json"]):
-        values.append(_json(path).get("key", ""))
-    login = _json(_login_file())
-    values += [login.get("refresh_token", ""), login.get("access_token", "")]
-    return tuple(dict.fromkeys(value for value in values if len(value) >= SHORTEST_SECRET))
+    """Every token and key on this machine, to mask them in texts. Never print them."""
+    return tuple(dict.fromkeys(found.secret for found in _candidates() if len(found.secret) >= SHORTEST_SECRET))
 
 
 def masked(text: str) -> str:
-    """The text with every secret of `secret_values` replaced by ***."""
+    """The text with *** in place of every secret."""
     for value in secret_values():
         text = text.replace(value, "***")
     return text
 
 
-# ------------------------------------------------------------------------------------------------ the forms
-
-
-def _access_token() -> Credentials | None:
-    token = os.environ.get("KAGGLE_API_TOKEN")
-    if token:
-        if not _is_file(token):
-            return Credentials("KAGGLE_API_TOKEN", None)
-        if _text(Path(token)):
-            return Credentials("the file that KAGGLE_API_TOKEN names", None, _open_to_others(Path(token)))
-        return None  # an empty file ends the client's search for a token
-    for path in _token_files():
-        if _text(path):
-            return Credentials(f"~/.kaggle/{path.name}", None, _open_to_others(path))
-    return None
-
-
-def _legacy_key() -> Credentials | None:
-    """User name and key: each from the environment, else from kaggle.json."""
+def _candidates() -> Iterator[Credentials]:
+    """All credentials, in the client's order; some with an empty secret."""
+    home = Path.home() / ".kaggle"
+    token = os.environ.get("KAGGLE_API_TOKEN", "")
+    if _is_file(token):
+        yield Credentials("the file that KAGGLE_API_TOKEN names", None, _text(Path(token)), Path(token))
+    else:
+        yield Credentials("KAGGLE_API_TOKEN", None, token)
+    for path in (home / "access_token", home / "access_token.txt"):
+        yield Credentials(_short(path), None, _text(path), path)
     path = _key_file()
-    kept = _json(path)
-    user = os.environ.get("KAGGLE_USERNAME", kept.get("username"))
-    if user is None or not os.environ.get("KAGGLE_KEY", kept.get("key")):
-        return None
-    if "KAGGLE_KEY" in os.environ:
-        return Credentials("KAGGLE_USERNAME and KAGGLE_KEY", user)
-    return Credentials(_short(path), user, _open_to_others(path))
-
-
-def _login() -> Credentials | None:
-    path = _login_file()
-    kept = _json(path)
-    if not kept.get("refresh_token"):
-        return None
-    return Credentials(f"kaggle auth login ({_short(path)})", kept.get("username"), _open_to_others(path))
-
-
-def _token_files() -> list[Path]:
-    return [Path.home() / ".kaggle" / name for name in ("access_token", "access_token.txt")]
+    saved = _json(path)
+    user = os.environ.get("KAGGLE_USERNAME", saved.get("username"))
+    if user is not None and "KAGGLE_KEY" in os.environ:
+        yield Credentials("KAGGLE_USERNAME and KAGGLE_KEY", user, os.environ["KAGGLE_KEY"])
+    elif user is not None:
+        yield Credentials(_short(path), user, saved.get("key", ""), path)
+    path = home / "credentials.json"
+    saved = _json(path)
+    for name in ("refresh_token", "access_token"):
+        yield Credentials(f"kaggle auth login ({_short(path)})", saved.get("username"), saved.get(name, ""), path)
 
 
 def _key_file() -> Path:
-    """kaggle.json where the client looks: a folder of the user's choice, ~/.kaggle, or the desktop's config folder."""
-    chosen = os.environ.get("KAGGLE_CONFIG_DIR")
+    """kaggle.json where the client looks: a chosen folder, ~/.kaggle, or the desktop's configuration folder."""
+    chosen, home = os.environ.get("KAGGLE_CONFIG_DIR"), Path.home() / ".kaggle"
     if chosen:
         return Path(chosen) / "kaggle.json"
-    home = Path.home() / ".kaggle"
     if sys.platform.startswith("linux") and not home.exists():
         return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle" / "kaggle.json"
     return home / "kaggle.json"
 
 
-def _login_file() -> Path:
-    return Path.home() / ".kaggle" / "credentials.json"
-
-
 def _is_file(value: str) -> bool:
     try:
         return bool(value) and Path(value).is_file()
-    except (OSError, ValueError):  # a token longer than a file name may be
+    except (OSError, ValueError):  # a token may be longer than a file name can be
         return False
 
 
@@ -137,21 +124,13 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, str]:
-    """The text values of a JSON file; empty where it cannot be read."""
+    """The text values of a JSON object; empty if it cannot be read."""
     try:
         content = json.loads(_text(path) or "{}")
     except json.JSONDecodeError:
         return {}
-    if not isinstance(content, dict):
-        return {}
-    return {key: value for key, value in content.items() if isinstance(value, str)}
-
-
-def _open_to_others(path: Path) -> str | None:
-    """A warning where others of this machine may read the file."""
-    if os.name == "nt" or not path.stat().st_mode & 0o077:
-        return None
-    return f"others may read it: chmod 600 {_short(path)}"
+    items = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in items if isinstance(value, str)}
 
 
 def _short(path: Path) -> str:

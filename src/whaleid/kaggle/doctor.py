@@ -1,4 +1,4 @@
-"""`make doctor`: is everything here that the chosen recipe and competition need? One line each, with what to do."""
+"""`whaleid doctor`: is everything here that a recipe and a competition need? One line each, with what to do."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from whaleid.utils.errors import WhaleidError
 OLDEST_PYTHON = (3, 11)
 NAMED = 3
 """Packages that a line names."""
-KNOWN_COUNTS = {
-    # train images with an identity, unknown ones, identities, test images (of the competitions' own pages)
-    "humpback-whale-identification": (15_697, 9_664, 5_004, 7_960),
-    "happy-whale-and-dolphin": (51_033, 0, 15_587, 27_956),
+COUNTS = {
+    "sample": Census(619, 381, 150, 400, DEFAULT_ASPECT, estimated=True),
+    "humpback-whale-identification": Census(15_697, 9_664, 5_004, 7_960, DEFAULT_ASPECT, estimated=True),
+    "happy-whale-and-dolphin": Census(51_033, 0, 15_587, 27_956, DEFAULT_ASPECT, estimated=True),
 }
-SAMPLE_COUNTS = (619, 381, 150, 400)
-"""The same of the embedded sample, which is drawn when it is first needed."""
+"""Known counts (from the competitions' pages), for data that is not here yet."""
 _GB = 1e9
 
 State = Literal["ok", "note", "missing", "skipped"]
@@ -38,30 +37,30 @@ State = Literal["ok", "note", "missing", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. `missing` is what the recipe cannot do without; a `note` is good to know."""
+    """One line. What is `missing` stops the recipe, a `note` does not."""
 
     state: State
-    what: str
-    said: str
+    name: str
+    message: str
 
     def line(self) -> str:
-        return f"{self.state:<8} {self.what:<12} {self.said}"
+        return f"{self.state:<8} {self.name:<12} {self.message}"
 
 
 def verdict(project: Project, findings: list[Finding]) -> str:
     """The last line: whether the recipe can be run here, and what to type next."""
     what = f"recipe {project.recipe.name} on {project.competition.name}"
-    missing = [finding.what for finding in findings if finding.state == "missing"]
+    missing = [finding.name for finding in findings if finding.state == "missing"]
     if missing:
-        again = "their lines say what to do; then make doctor again"
-        return f"{what}: not ready, {len(missing)} missing ({', '.join(missing)}): {again}"
+        todo = "do what their lines say, then run whaleid doctor again"
+        return f"{what}: not ready, {len(missing)} missing ({', '.join(missing)}): {todo}"
     notes = sum(finding.state == "note" for finding in findings)
     minor = f" (notes: {notes}, none of which stops it)" if notes else ""
-    return f"{what}: ready{minor}; next: make leaderboard with the same COMPETITION and RECIPE"
+    return f"{what}: ready{minor}; next: whaleid leaderboard with the same --competition and --recipe"
 
 
 def examine(project: Project) -> Iterator[Finding]:
-    """Everything in turn, from what costs nothing to what asks Kaggle."""
+    """All findings; Kaggle is asked last."""
     yield python_version(sys.version_info[:3])
     yield packages(repository_root() / "requirements.txt")
     device = _device()
@@ -79,27 +78,27 @@ def examine(project: Project) -> Iterator[Finding]:
 
 
 def python_version(version: tuple[int, ...]) -> Finding:
-    said = ".".join(str(part) for part in version)
+    text = ".".join(str(part) for part in version)
     if version < OLDEST_PYTHON:
-        return Finding("missing", "Python", f"{said}; 3.11 or newer is needed: make setup PYTHON=python3.12")
-    return Finding("ok", "Python", said)
+        return Finding("missing", "Python", f"{text}; 3.11 or newer is needed: make setup PYTHON=python3.12")
+    return Finding("ok", "Python", text)
 
 
 def packages(requirements: Path) -> Finding:
-    """The environment against requirements.txt: what is not there is missing, another version is a note."""
+    """Installed packages against a requirements file; another version than listed is a note."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     if not requirements.is_file():
         return Finding("skipped", "packages", f"{requirements} is not here to compare with")
     absent, other, count = [], [], 0
-    for number, text in enumerate(requirements.read_text().splitlines(), start=1):
-        entry = text.split("#")[0].strip()
+    for number, line in enumerate(requirements.read_text().splitlines(), start=1):
+        entry = line.split("#")[0].strip()
         if not entry:
             continue
         try:
             wanted = Requirement(entry)
         except InvalidRequirement as error:
-            raise WhaleidError(f"{requirements}: line {number} is no requirement: {entry!r}") from error
+            raise WhaleidError(f"{requirements}: line {number}: not a requirement: {entry!r}") from error
         if wanted.marker is not None and not wanted.marker.evaluate():
             continue
         count += 1
@@ -111,14 +110,14 @@ def packages(requirements: Path) -> Finding:
         if not wanted.specifier.contains(found, prereleases=True):
             other.append(f"{wanted.name} {found} instead of {wanted.specifier}")
     if absent:
-        return Finding("missing", "packages", f"{_named(absent)} not installed: make setup")
+        return Finding("missing", "packages", f"{_first(absent)} not installed: make setup")
     if other:
-        return Finding("note", "packages", f"{_named(other)}: make setup brings the tested versions")
+        return Finding("note", "packages", f"{_first(other)}: make setup installs the tested versions")
     return Finding("ok", "packages", f"all {count} of {requirements.name}, in their versions")
 
 
 def graphics_card(device: str, needs: Needs | None) -> Finding:
-    """A recipe needs a GPU where it would take months without."""
+    """A GPU is missing if the recipe would take months without."""
     if device == "cuda":
         import torch
 
@@ -128,36 +127,36 @@ def graphics_card(device: str, needs: Needs | None) -> Finding:
     if needs is None:
         return Finding("note", "GPU", "none found")
     if needs.hours > TOO_LONG:
-        said = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or RECIPE=cpu"
-        return Finding("missing", "GPU", said)
+        text = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or --recipe cpu"
+        return Finding("missing", "GPU", text)
     return Finding("ok", "GPU", f"none; the recipe takes about {needs.hours:,.1f} h on two cores")
 
 
 def disk(folder: Path, needs: Needs | None) -> Finding:
     place = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(place).free
-    said = f"{free / _GB:,.1f} GB free at {place}"
+    text = f"{free / _GB:,.1f} GB free at {place}"
     if needs is None:
-        return Finding("note", "disk", f"{said}; what the recipe needs is known once the data is here")
-    said += f", the recipe needs about {needs.disk / _GB:,.1f} GB"
+        return Finding("note", "disk", f"{text}; what the recipe needs is known once the data is here")
+    text += f", the recipe needs about {needs.disk / _GB:,.1f} GB"
     if free < needs.disk:
-        return Finding("missing", "disk", f"{said}: free some space, or put the work elsewhere with WORK=")
-    return Finding("ok", "disk", said)
+        return Finding("missing", "disk", f"{text}: free some space, or use another disk with --work")
+    return Finding("ok", "disk", text)
 
 
 def memory(needs: Needs | None) -> Finding:
     import psutil
 
     have = psutil.virtual_memory()
-    said = f"{have.total / _GB:,.1f} GB, {have.available / _GB:,.1f} GB of it free"
+    text = f"{have.total / _GB:,.1f} GB, {have.available / _GB:,.1f} GB of it free"
     if needs is None:
-        return Finding("note", "memory", said)
-    said += f"; the recipe needs at least {needs.memory / _GB:,.1f} GB"
+        return Finding("note", "memory", text)
+    text += f"; the recipe needs at least {needs.memory / _GB:,.1f} GB"
     if have.total < needs.memory:
-        return Finding("missing", "memory", f"{said}: use a larger machine, or a smaller recipe")
+        return Finding("missing", "memory", f"{text}: use a larger machine, or a smaller recipe")
     if have.available < needs.memory:
-        return Finding("note", "memory", f"{said}: end what else runs here")
-    return Finding("ok", "memory", said)
+        return Finding("note", "memory", f"{text}: end other programs")
+    return Finding("ok", "memory", text)
 
 
 # --------------------------------------------------------------------------------------------------- the data
@@ -167,8 +166,8 @@ def data(competition: Competition) -> Finding:
     """Whether every image that the CSVs list is there."""
     if not has_tables(competition):
         if competition.name == "sample":
-            return Finding("ok", "data", "the sample is drawn when it is first needed (make sample)")
-        todo = f"make data COMPETITION={competition.name}" if competition.kaggle else "put its CSVs and images there"
+            return Finding("ok", "data", "the sample is drawn when it is first needed (whaleid data sample)")
+        todo = f"whaleid data download -c {competition.name}" if competition.kaggle else "put its CSVs and images there"
         return Finding("missing", "data", f"not in {competition.root}: {todo}")
     try:
         rows, problems = inspect_rows(competition)
@@ -179,30 +178,30 @@ def data(competition: Competition) -> Finding:
         return Finding("missing", "data", absent[0].message)
     train = rows[rows["split"] == "train"]
     identities = train["identity"][train["identity"] != competition.unknown].nunique()
-    counts = f"{len(train):,} train images, {identities:,} identities, {len(rows) - len(train):,} test images"
+    test = len(rows) - len(train)
+    counts = f"{len(train):,} train images, {identities:,} identities, {test:,} test images"
     if problems:
         return Finding("note", "data", f"{counts}; {problems[0].message}")
-    expected = KNOWN_COUNTS.get(competition.kaggle or "")
-    if expected and (len(train), len(rows) - len(train)) != (expected[0] + expected[1], expected[3]):
-        also = f"; Kaggle's own counts are {expected[0] + expected[1]:,} and {expected[3]:,}"
-        return Finding("note", "data", f"{counts}, all there{also}")
+    known = COUNTS.get(competition.kaggle or "")
+    if known and (len(train), test) != (known.labelled + known.unknown, known.test):
+        also = f"Kaggle's own counts are {known.labelled + known.unknown:,} and {known.test:,}"
+        return Finding("note", "data", f"{counts}, all there; {also}")
     return Finding("ok", "data", f"{counts}, all there")
 
 
 def recipe_requirements(project: Project, device: str) -> Needs | None:
-    """What the recipe needs, by the data's counts or the competition's known ones; None where neither is at hand."""
+    """What the recipe needs, by the data's counts or known ones; None without either."""
     census = _census(project.competition)
     return None if census is None else recipe_needs(project, census, device)
 
 
 def _census(competition: Competition) -> Census | None:
-    """Counts without looking at a picture."""
-    known = SAMPLE_COUNTS if competition.name == "sample" else KNOWN_COUNTS.get(competition.kaggle or "")
+    """Counts of the CSVs' rows, without opening an image."""
     if not has_tables(competition):
-        return Census(known[0], known[1], known[2], known[3], DEFAULT_ASPECT, estimated=True) if known else None
+        return COUNTS.get("sample" if competition.name == "sample" else competition.kaggle or "")
     try:
         rows = read_rows(competition)
-    except WhaleidError:  # told by the line of the data
+    except WhaleidError:  # shown in the line of the data
         return None
     train = rows[rows["split"] == "train"]
     unknown = int((train["identity"] == competition.unknown).sum())
@@ -214,43 +213,41 @@ def _census(competition: Competition) -> Census | None:
 
 
 def credentials_found(competition: Competition, credentials: Credentials | None) -> Finding:
-    """Which form of credentials, never their value."""
+    """The form of the credentials, never their value."""
     if credentials is None:
         state: State = "missing" if competition.kaggle and not has_tables(competition) else "note"
         return Finding(state, "credentials", f"none; to download, push or submit: {WHERE_TO_GET}")
-    said = credentials.form + (f", user {credentials.user}" if credentials.user else "")
+    text = credentials.form + (f", user {credentials.user}" if credentials.user else "")
     if credentials.warning:
-        return Finding("note", "credentials", f"{said}; {credentials.warning}")
-    return Finding("ok", "credentials", said)
+        return Finding("note", "credentials", f"{text}; {credentials.warning}")
+    return Finding("ok", "credentials", text)
 
 
 def rules(competition: Competition, credentials: Credentials | None) -> Finding:
-    """Whether Kaggle gives this user the competition's files, tried with its sample submission."""
+    """Whether Kaggle gives this user the competition's files, tried with one CSV."""
     slug = competition.kaggle
     if slug is None:
         return Finding("skipped", "rules", f"{competition.name} is not a competition of Kaggle")
     if credentials is None:
-        page = competition_page(slug)
-        return Finding("skipped", "rules", f"not asked for want of credentials; they are accepted at {page}")
+        return Finding("skipped", "rules", f"no credentials to ask with; accept them at {competition_page(slug)}")
     name = (competition.test or competition.train).csv
     with tempfile.TemporaryDirectory() as folder:
         words = ["competitions", "download", slug, "-f", name, "-p", folder, "-q"]
         try:
-            kaggle(words, f"Kaggle, asked for {name}", competition=slug)
+            kaggle(words, f"download of {name}", competition=slug)
         except KaggleError as error:
-            state: State = "note" if has_tables(competition) else "missing"
-            return Finding(state, "rules", str(error))
+            return Finding("note" if has_tables(competition) else "missing", "rules", str(error))
     return Finding("ok", "rules", f"accepted: Kaggle gives the files of {slug}")
 
 
 def _device() -> str:
     try:
         import torch
-    except ImportError:  # told by the line of the packages
+    except ImportError:  # shown in the line of the packages
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _named(items: list[str]) -> str:
+def _first(items: list[str]) -> str:
     more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
     return ", ".join(items[:NAMED]) + more

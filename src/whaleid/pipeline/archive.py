@@ -44,7 +44,7 @@ SUFFIXES = (".csv", ".json", ".jsonl", ".npy", ".parquet", ".safetensors", ".txt
 """Suffixes of an archive's files: none of these formats can hold code, as a pickle can."""
 LEFT_OUT = ("state", "tensorboard")
 """Folders of a run that no rebuild reads."""
-AGAIN = "download the archive again, or make it (make archive)"
+AGAIN = "download the archive again, or make it (whaleid archive)"
 
 
 class Record(Model):
@@ -117,7 +117,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
     if figures is None or figures["key"] != key or not submission.is_file():
         raise WhaleidError(
             f"{project.workspace.root}: recipe {project.recipe.name} has no submission of its present settings; "
-            "run make leaderboard first"
+            "run whaleid leaderboard first"
         )
     record = Record(
         competition=project.competition.name,
@@ -161,7 +161,7 @@ def _files_to_pack(project: Project) -> dict[str, Path]:
 def _files_of(workspace: Workspace, output: Path) -> dict[str, Path]:
     """Name in the archive -> file, of an output and its stamp."""
     if not output.exists():
-        raise WhaleidError(f"{output}: not found, but the archive needs it; run make leaderboard")
+        raise WhaleidError(f"{output}: not found, but the archive needs it; run whaleid leaderboard")
     paths = [output] if output.is_file() else sorted(path for path in output.rglob("*") if path.is_file())
     files = {}
     for path in paths:
@@ -282,7 +282,7 @@ def _require_same(project: Project, record: Record, archive: Path, workspace: Wo
     if record.images_key != project.images_key:
         raise WhaleidError(
             f"{project.competition.root}: not the images and CSVs that {archive} was made with; rebuild with those, "
-            "or run make leaderboard for these"
+            "or run whaleid leaderboard for these"
         )
     project = changed(project, recipe=project.recipe.model_copy(update={"pseudo": None}), workspace=workspace)
     if _key_without_sources(project) != record.key or sorted(project.recipe.sources) != record.sources:
@@ -298,7 +298,7 @@ def _advice(record: Record) -> str:
 def _unpack_checked(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Record:
     """Unpack the wanted files of an archive into an empty folder and check them; returns project.json."""
     if not archive.is_file():
-        raise WhaleidError(f"{archive}: archive not found; make archive writes one from a finished project")
+        raise WhaleidError(f"{archive}: archive not found; whaleid archive writes one from a finished project")
     try:
         unpack(archive, folder, depth=0, names={MANIFEST})
         manifest = read_manifest(folder, AGAIN)
@@ -306,7 +306,7 @@ def _unpack_checked(archive: Path, folder: Path, wanted: Callable[[str], bool]) 
         for name in sorted(names):
             _check_name(name)
         if manifest.name != "archive" or PROJECT not in names:
-            raise WhaleidError(f"not an archive that make archive wrote; {AGAIN}")
+            raise WhaleidError(f"not an archive that whaleid archive wrote; {AGAIN}")
         unpack(archive, folder, depth=0, names=names)
         check_manifest(folder, AGAIN, names)
         return Record.model_validate_json((folder / PROJECT).read_bytes())

@@ -1,6 +1,6 @@
 """Pretraining: a backbone trained on images without their labels, written for experiments to start from.
 
-The file is `weights/<name>.safetensors` in timm's own names, as `make weights` leaves them. All else is as in a run:
+The file is `weights/<name>.safetensors` in timm's own names, as `whaleid weights` leaves them. All else is as in a run:
 log, state, and a killed pretraining that goes on to the same result.
 """
 

@@ -65,7 +65,7 @@ def write_manifest(folder: Path, name: str) -> Manifest:
     return manifest
 
 
-def read_manifest(folder: Path, advice: str = "make the kernel again and push it") -> Manifest:
+def read_manifest(folder: Path, advice: str = "make the kernel again (whaleid kernel) and push it") -> Manifest:
     """Read the MANIFEST.json of a folder.
 
     Parameters
@@ -93,7 +93,7 @@ def read_manifest(folder: Path, advice: str = "make the kernel again and push it
 
 
 def check_manifest(
-    folder: Path, advice: str = "push the data set again (make kernel-push)", names: Collection[str] | None = None
+    folder: Path, advice: str = "push the data set again (whaleid kaggle push)", names: Collection[str] | None = None
 ) -> Manifest:
     """Compare the files of a folder with its manifest: first all sizes, then the checksums, which take longer.
 

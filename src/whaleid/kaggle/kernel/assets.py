@@ -111,7 +111,7 @@ def write_training_assets(project: Project, experiment_name: str, out: Path) -> 
     if project.starts_pretrained(experiment):
         file = weights / f"{project.pretrained_name}.safetensors"
         if not file.is_file():
-            raise WhaleidError(f"{file}: missing; the experiment starts from it: run make pretrain first")
+            raise WhaleidError(f"{file}: missing; the experiment starts from it: run whaleid pretrain first")
         outputs.append(Path("pretrain", file.stem))
     else:
         ensure_weights(experiment.model.backbone, experiment.model.weights, weights)
@@ -129,7 +129,9 @@ def labelled_rows(images: pd.DataFrame) -> pd.DataFrame:
     """The labelled rows of images.parquet, which come first: the kernel appends the test images' rows."""
     labelled = images["split"].to_numpy() == "train"
     if not labelled[: labelled.sum()].all():
-        raise WhaleidError("images.parquet: test images stand among the labelled ones; remove it and run make data")
+        raise WhaleidError(
+            "images.parquet: test images stand among the labelled ones; remove it and run whaleid data build"
+        )
     return images[labelled]
 
 
@@ -150,7 +152,7 @@ def _link_run(run: Path, out: Path) -> None:
     out.mkdir(parents=True)
     for name in RUN_FILES:
         if not (run / name).is_file():
-            raise WhaleidError(f"{run / name}: missing; a kernel needs the weights: run make train first")
+            raise WhaleidError(f"{run / name}: missing; a kernel needs the weights: run whaleid train first")
         link_file(run / name, out / name)
 
 
@@ -158,7 +160,7 @@ def _copy_stack(candidates: Path, out: Path) -> None:
     """The stack as it was fitted: fitted on another machine it could rank a few queries otherwise."""
     folder = candidates / STACK_FOLDER
     if not folder.is_dir():
-        raise WhaleidError(f"{folder}: missing; remove {candidates} and run make submission again")
+        raise WhaleidError(f"{folder}: missing; remove {candidates} and run whaleid submission again")
     shutil.copytree(folder, out)
 
 
@@ -173,7 +175,7 @@ def _scores(project: Project) -> dict[str, Any]:
     """Out-of-fold score of the submission, and of each experiment's best ranker."""
     figures = read_figures(project)
     if figures is None:
-        raise WhaleidError(f"recipe {project.recipe.name} has no ensemble yet: run make submission first")
+        raise WhaleidError(f"recipe {project.recipe.name} has no ensemble yet: run whaleid submission first")
     rungs = figures["ladder"]["rungs"]
 
     def best(name: str) -> float:

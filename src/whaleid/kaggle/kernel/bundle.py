@@ -1,4 +1,4 @@
-"""`make kernel`: a folder with all that a Kaggle kernel needs.
+"""`whaleid kernel`: a folder with all that a Kaggle kernel needs.
 
     kernel/            kernel-metadata.json, the script, the same as a notebook
     datasets/code/     the package and configs/
@@ -176,7 +176,7 @@ def wants_gpu(project: Project, options: KernelOptions) -> bool:
 def kernel_script(title: str, settings: dict[str, Any]) -> str:
     """The kernel as a script: entry.py with the settings in it."""
     text = Path(__file__).with_name("entry.py").read_text()
-    text = text.replace("Kernel of whaleid", f"{title}: made by `make kernel` of whaleid.", 1)
+    text = text.replace("Kernel of whaleid", f"{title}: made by `whaleid kernel` of whaleid.", 1)
     return text.replace('json.loads("{}")', f'json.loads(r"""\n{json.dumps(settings, indent=1)}\n""")', 1)
 
 

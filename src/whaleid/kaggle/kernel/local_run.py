@@ -1,4 +1,4 @@
-"""`make kernel-run`: run the kernel here as Kaggle would, and compare its submission with the local one.
+"""`whaleid kernel-run`: run the kernel here as Kaggle would, and compare its submission with the local one.
 
 Inputs are mounted read-only in either of Kaggle's layouts and the network is cut. The kernel is a fresh process that
 sees neither the repository nor the packages that Kaggle's image lacks, so it runs with the bundle's code and wheels.
@@ -239,7 +239,7 @@ def require_equal(run: KernelRun, compared: Comparison) -> None:
     if len(compared.differing) > TOLERANCE * compared.rows:
         raise WhaleidError(
             f"{run.working / SUBMISSION}: {compared.line()}, more than {TOLERANCE:.0%}: if the weights have changed "
-            f"since, run make submission and make kernel again; else do not trust the kernel (log: {run.log})"
+            f"since, run whaleid submission and whaleid kernel again; else do not trust the kernel (log: {run.log})"
         )
 
 

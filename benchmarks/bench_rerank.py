@@ -23,10 +23,10 @@ import faiss
 import numpy as np
 
 from whaleid.config import KnnConfig
-from whaleid.retrieval.rerankers.diffusion import diffuse, from_rows
-from whaleid.retrieval.rerankers.label_diffusion import spread_labels
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.identities import best_columns, identity_candidates
+from whaleid.retrieval.rerankers.diffusion import diffuse, from_rows
+from whaleid.retrieval.rerankers.label_diffusion import spread_labels
 from whaleid.retrieval.rerankers.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
 from whaleid.utils.files import write_json
 

@@ -82,9 +82,7 @@ def test_few_queries_are_compared_with_every_image(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(approximate, "EXACT_MOST", 500)
     built: list[str] = []
     plain = approximate._build
-    monkeypatch.setattr(
-        approximate, "_build", lambda gallery, kind: built.append(kind) or plain(gallery, kind)
-    )
+    monkeypatch.setattr(approximate, "_build", lambda gallery, kind: built.append(kind) or plain(gallery, kind))
     table = world(600)
     nearest_identities(table[:50], table, np.arange(600) // 10, KnnConfig(neighbours=20), 5)
     find_neighbours(table, 5)

@@ -11,7 +11,7 @@ import pytest
 from ladder_world import World, make_world, recipe, write_sources
 
 from whaleid.config import RerankConfig
-from whaleid.ensemble.graph_rankings import OFF, Setting, choose_settings, filled, rerank_part
+from whaleid.ensemble.graph_rankings import OFF, Setting, choose_settings, rerank_part
 from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankings import Ranking, Source
@@ -85,14 +85,6 @@ def test_zero_vectors_have_the_plain_list(features, protocol):
     for one in settings_of(blank, protocol, 0):
         if "diffusion" in one.method:
             np.testing.assert_array_equal(one.oof.codes[0], plain[0][0])
-
-
-def test_filled_by_hand():
-    lists = np.array([[4, 2, 9], [1, -1, -1]]), np.array([[0.5, 0.25, 0.0], [0.1, -np.inf, -np.inf]], np.float32)
-    plain = np.array([[2, 7, 4], [3, 1, -1]]), np.array([[0.9, 0.8, 0.7], [0.9, 0.8, -np.inf]], np.float32)
-    codes, scores = filled(lists, plain)
-    assert codes.tolist() == [[4, 2, 7], [1, 3, -1]]
-    np.testing.assert_allclose(scores, [[0.5, 0.25, 0.0], [0.1, 0.0, -np.inf]])
 
 
 # ------------------------------------------------------------------------------------------------- the choice

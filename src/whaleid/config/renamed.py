@@ -39,6 +39,8 @@ RECIPE: dict[str, str] = {
     "combine.rerank.diffusion.tolerance": "diffusion stops by itself; leave it out",
     "combine.rerank.labels.balance": "it is always 0.5; leave it out",
     "combine.rerank.reciprocal.own": "combine.rerank.reciprocal.lambda_value",
+    "combine.local_matching.learned.others": "combine.local_matching.learned.false_per_true",
+    "combine.local_matching.learned.pairs.others": "combine.local_matching.learned.pairs.false_per_true",
     "combine.local_matching.learned.trees": "combine.local_matching.learned.num_iterations",
     "combine.local_matching.learned.rate": "combine.local_matching.learned.learning_rate",
     "combine.local_matching.learned.leaves": "combine.local_matching.learned.num_leaves",

@@ -19,8 +19,14 @@ from whaleid.config import LearnedConfig, TreesConfig
 from whaleid.ensemble.protocol import NONE, Protocol
 from whaleid.ensemble.rankings import Ranking, Taught
 from whaleid.local_matching.keypoints import Described
-from whaleid.local_matching.match_score import Evidence, Lesson, evidence_candidates, learn, lesson_of
-from whaleid.local_matching.pair_score import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.local_matching.match_score import (
+    MatchScorer,
+    TrainingMatches,
+    fit_match_scorer,
+    match_score_candidates,
+    training_matches_of,
+)
+from whaleid.local_matching.pair_score import likely_images, match_pairs, pair_score_candidates, pair_training_matches
 from whaleid.local_matching.votes import Nearest
 from whaleid.retrieval.candidates import Candidates
 
@@ -75,52 +81,54 @@ def learned_rankings(
     asked = [*folds, *([] if test is None else [test])]
     codes = [_codes(described, one) for one in asked]
 
-    def lesson(place: int) -> Lesson:
+    def lesson(place: int) -> TrainingMatches:
         one = asked[place]
-        return lesson_of(described, frames, one.rows, one.truth, codes[place], one.nearest, config)
+        return training_matches_of(described, frames, one.rows, one.truth, codes[place], one.nearest, config)
 
-    def rank(place: int, models: list[Evidence | None]) -> list[dict[str, Lists]]:
+    def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
         one, many = asked[place], len(protocol.classes)
         given = described, frames, one.rows, codes[place], many, one.nearest, models, config, keep
-        return evidence_candidates(*given, workers=_workers())
+        return match_score_candidates(*given, workers=_workers())
 
-    lessons = _together(lesson, len(folds))
-    yield from _crossfitted(LEARNED, asked, lessons, rank, protocol, config)
+    training = _together(lesson, len(folds))
+    yield from _crossfitted(LEARNED, asked, training, rank, protocol, config)
     if config.pairs is None:
         return
     pairs, matched = config.pairs, []
     for one, own in zip(asked, codes, strict=True):
         many = len(protocol.classes)
-        pictures = likely_pictures(described, frames, one.rows, own, many, one.nearest, config, pairs.images)
+        pictures = likely_images(described, frames, one.rows, own, many, one.nearest, config, pairs.images)
         matched.append(match_pairs(described, frames, one.rows, pictures, pairs, _workers()))
         yield None
     if test is None:
         yield None
 
-    def rank_pairs(place: int, models: list[Evidence | None]) -> list[dict[str, Lists]]:
+    def rank_pairs(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
         shape = len(asked[place].rows), len(protocol.classes)
         given = matched[place], codes[place], shape, pairs.rest, keep
-        return [{PAIRS: pair_candidates(given[0], model, *given[1:])} for model in models]
+        return [{PAIRS: pair_score_candidates(given[0], model, *given[1:])} for model in models]
 
-    lessons = [pair_lesson(matched[place], one.truth, codes[place], pairs) for place, one in enumerate(folds)]
-    yield from _crossfitted({PAIRS: BY_PAIRS}, asked, lessons, rank_pairs, protocol, pairs)
+    training = [
+        pair_training_matches(matched[place], one.truth, codes[place], pairs) for place, one in enumerate(folds)
+    ]
+    yield from _crossfitted({PAIRS: BY_PAIRS}, asked, training, rank_pairs, protocol, pairs)
 
 
 def _crossfitted(
     names: dict[str, str],
     asked: list[Asked],
-    lessons: list[Lesson],
-    rank: Callable[[int, list[Evidence | None]], list[dict[str, Lists]]],
+    training: list[TrainingMatches],
+    rank: Callable[[int, list[MatchScorer | None]], list[dict[str, Lists]]],
     protocol: Protocol,
     trees: TreesConfig,
 ) -> Iterator[Ranking | None]:
     """Rankings whose models were taught as the head of this file says.
 
-    names: form -> ranking. asked: the folds and, where there is one, the test set. lessons: one a fold. rank: place in
+    names: form -> ranking. asked: the folds and, where there is one, the test set. training: one a fold. rank: place in
     `asked`, models -> for each model the lists of every form. Yields None for every fold and the test set, then these.
     """
-    places = range(len(lessons))
-    models = _models(lessons, trees)
+    places = range(len(training))
+    models = _models(training, trees)
 
     def ranked(place: int, without: list[_Without]) -> dict[_Without, _Lists]:
         found = rank(place, [models[one] for one in without])
@@ -133,7 +141,7 @@ def _crossfitted(
     for place in places:
         oof.append(ranked(place, [frozenset({place, other}) for other in places]))
         yield None
-    answer = ranked(len(lessons), [frozenset()])[frozenset()] if len(asked) > len(lessons) else None
+    answer = ranked(len(training), [frozenset()])[frozenset()] if len(asked) > len(training) else None
     yield None
     for form, name in names.items():
         own = tuple(oof[place][frozenset({place})][form] for place in places)
@@ -142,14 +150,14 @@ def _crossfitted(
         yield Ranking(name, "local", own, tests, False, taught_lists=Taught(without, own))
 
 
-def _models(lessons: list[Lesson], trees: TreesConfig) -> dict[_Without, Evidence | None]:
+def _models(training: list[TrainingMatches], trees: TreesConfig) -> dict[_Without, MatchScorer | None]:
     """The models by the folds that had no part in them: none, each one, each pair."""
-    places = range(len(lessons))
+    places = range(len(training))
     wanted = {frozenset[int]()} | {frozenset({one, other}) for one in places for other in places}
     order = sorted(wanted, key=sorted)
 
-    def taught(number: int) -> Evidence | None:
-        return learn([lessons[place] for place in places if place not in order[number]], trees)
+    def taught(number: int) -> MatchScorer | None:
+        return fit_match_scorer([training[place] for place in places if place not in order[number]], trees)
 
     return dict(zip(order, _together(taught, len(order)), strict=True))
 

@@ -25,8 +25,8 @@ from whaleid.ensemble.ladder import blend_rankings, protocol_of, rank_all
 from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, whole_part
 from whaleid.ensemble.rankings import Ranking, Source
-from whaleid.retrieval.identities import PADDING
 from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 
 

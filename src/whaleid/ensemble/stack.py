@@ -29,8 +29,8 @@ from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack_features import Extras, Table, View, feature_table
 from whaleid.ensemble.stack_models import StackModels
 from whaleid.ensemble.unknown import Thresholds, map_at, map_without_unknown, rank_stats
-from whaleid.retrieval.identities import PADDING
 from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.progress import progress_bar
 

@@ -1,7 +1,7 @@
 """Nearest images in galleries too large for brute force: an approximate faiss index.
 
-Cells (IVF) compare a query with the few parts of the gallery nearest to it, codes (PQ) hold each image in a few bytes, a
-navigable graph (HNSW) walks towards the query. All may miss a neighbour; what they find is returned with its true
+Cells (IVF) compare a query with the few parts of the gallery nearest to it, codes (PQ) hold each image in a few bytes,
+a navigable graph (HNSW) walks towards the query. All may miss a neighbour; what they find is returned with its true
 similarity.
 """
 

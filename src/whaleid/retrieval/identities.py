@@ -123,8 +123,8 @@ def identity_candidates(
 def _score_at_first(similarity: np.ndarray, codes: np.ndarray, top: int) -> np.ndarray:
     """Each identity's score, put where its best image stands among the neighbours; -inf elsewhere.
 
-    similarity float, codes int64, both (q, m); returns float32 (q, m). Sorting a row's codes stably brings the images of
-    an identity together, most similar first: a run, whose first `top` members are averaged.
+    similarity float, codes int64, both (q, m); returns float32 (q, m). Sorting a row's codes stably brings the images
+    of an identity together, most similar first: a run, whose first `top` members are averaged.
     """
     queries, neighbours = codes.shape
     order = np.argsort(codes, axis=1, kind="stable")

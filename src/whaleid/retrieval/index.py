@@ -96,8 +96,8 @@ def _gpu_finder(gallery: np.ndarray) -> Search:
 def _settled(queries: np.ndarray, gallery: int, most: int, find: Search) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours of one chunk with ties by row.
 
-    faiss keeps any of several equal similarities at the last place. One further neighbour shows where that happened; such
-    a query is searched again, for twice as many each time, until all its ties are found.
+    faiss keeps any of several equal similarities at the last place. One further neighbour shows where that happened;
+    such a query is searched again, for twice as many each time, until all its ties are found.
     """
     wide = min(most + 1, gallery)
     similarity, rows = by_row(*find(queries, wide))

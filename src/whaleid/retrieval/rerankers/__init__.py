@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from whaleid.config import RerankConfig
-from whaleid.retrieval.rerankers.base import Lists, QueryGraph, Reranker
+from whaleid.retrieval.rerankers.base import Lists, QueryGraph, Reranker, query_graph
 from whaleid.retrieval.rerankers.diffusion import DIFFUSION
 from whaleid.retrieval.rerankers.expansion import AUGMENTATION, EXPANSION
 from whaleid.retrieval.rerankers.label_diffusion import LABEL_DIFFUSION
 from whaleid.retrieval.rerankers.reciprocal import RECIPROCAL
+
+__all__ = ["RERANKERS", "Lists", "QueryGraph", "Reranker", "every_setting", "query_graph", "widest_graph"]
 
 RERANKERS: dict[str, Reranker] = {
     "expansion": EXPANSION,

@@ -1,9 +1,9 @@
 """k-reciprocal re-ranking, sparse: two images are alike where they have the same neighbours.
 
-Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding", 2017. Each image has a sparse
-code: the images R* that are among its nearest and it among theirs, weighted by how near they are. The Jaccard similarity
-of two codes, sum of minima over sum of maxima, is computed from inverted lists and averaged with the cosine. Distances
-are (1 - cosine) / 2 in the average and 2 - 2 cosine (squared Euclidean) in the weights.
+Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding", 2017. Each image has a
+sparse code: the images R* that are among its nearest and it among theirs, weighted by how near they are. The Jaccard
+similarity of two codes, sum of minima over sum of maxima, is computed from inverted lists and averaged with the cosine.
+Distances are (1 - cosine) / 2 in the average and 2 - 2 cosine (squared Euclidean) in the weights.
 """
 
 from __future__ import annotations

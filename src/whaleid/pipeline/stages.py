@@ -257,12 +257,12 @@ def features_stage(project: Project, experiment: Experiment, fold: int | None) -
     key = project.features_key(experiment, fold)
     if workspace.is_current(out, key):
         return
-    from whaleid.features.extraction import embed_run
+    from whaleid.features.extraction import extract_features
 
     _begin(workspace, out, key)
     run = workspace.run(experiment.name, fold)
     images, cache, began = images_stage(project), cache_stage(project, experiment), time.monotonic()
-    embed_run(run, images, cache, out, experiment.name)
+    extract_features(run, images, cache, out, experiment.name)
     workspace.mark_current(out, key, begun=key, **measured(began))
 
 

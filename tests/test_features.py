@@ -124,7 +124,7 @@ def test_logits_of_some_images_are_read_by_their_own_list(foreign: Path, images:
         assert np.array_equal(some.logits[rows], whole.logits[rows])
     few = read_features(foreign, images, np.array([19, 7]))
     assert few.logits is not None and np.array_equal(few.logits[np.array([1, 0])], whole.logits[[7, 19]])
-    with pytest.raises(WhaleidError, match=r"logits\.npy: has no row of 1 of 2 images"):
+    with pytest.raises(WhaleidError, match=r"logits\.npy: has no row for 1 of the 2 images"):
         some.logits[np.array([2, 3])]
     np.save(foreign / "logits.npy", whole.logits[:2])
     with pytest.raises(WhaleidError, match=r"2 rows, but logits\.rows\.csv lists 3"):

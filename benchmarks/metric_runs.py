@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from whaleid.data.sample import make_sample
 from whaleid.data.tables import read_table
 from whaleid.evaluation.retrieval_metrics import pair_histogram, retrieval_score
 from whaleid.models.embedder import Embedder, build_embedder
+from whaleid.pipeline.data_stages import read_cache
 from whaleid.pipeline.project import open_project
-from whaleid.pipeline.stages import cache_stage, images_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.workspace import read_images
 from whaleid.training.checkpoint import load_run
 from whaleid.training.run import train_run
 from whaleid.training.selection import embed_rows
@@ -90,8 +92,9 @@ def part_data(name: str, data: DataSet, experiment: Experiment, work: Path) -> P
     if not competition.root.is_dir():
         print(f"{name}: left out, its folder {competition.root} is not there")
         return None
-    project = open_project(name_or_path, "cpu", work)  # the recipe is not asked for anything
-    images = images_stage(project)
+    project = replace(open_project(name_or_path, "cpu", work), experiments=(experiment,))
+    run(project, "cache")
+    images = read_images(project.workspace)
     parts = _halves(images, competition) if data.identities is None else _listed(images, competition, data.identities)
     images = images.assign(split=parts["split"].to_numpy(), identity=parts["identity"].to_numpy())
     test_rows = np.flatnonzero(images["split"] == "test").astype(np.int64)
@@ -100,10 +103,10 @@ def part_data(name: str, data: DataSet, experiment: Experiment, work: Path) -> P
     return Parted(
         name=name,
         images=images,
-        cache=cache_stage(project, experiment),
+        cache=read_cache(project.workspace, experiment),
         test_rows=test_rows,
         test_labels=labels.astype(np.int64),
-        key=digest(project.images_key, content),
+        key=digest(project.keys.images, content),
     )
 
 

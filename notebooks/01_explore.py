@@ -23,7 +23,8 @@ import matplotlib.pyplot as plt
 from whaleid.data.check import check_data
 from whaleid.data.folds import fold_table
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline.stages import folds_stage, images_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.report.grid import draw_grid
 from whaleid.report.thumbnails import thumbnails
 
@@ -48,7 +49,8 @@ print("\n".join(check_data(project.competition).lines()))
 # the competition names a column for it.
 
 # %%
-images, folds = images_stage(project), folds_stage(project)
+run(project, "folds")
+images, folds = read_images(project.workspace), read_folds(project.workspace)
 images.head()
 
 # %% [markdown]

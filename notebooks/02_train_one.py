@@ -28,8 +28,10 @@ from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.rankings import Source, rank_source
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks
 from whaleid.notebooks import notebook_project
+from whaleid.pipeline.data_stages import read_cache
 from whaleid.pipeline.plan import plan_lines
-from whaleid.pipeline.stages import cache_stage, features_stage, folds_stage, images_stage, jobs_stage, select_jobs
+from whaleid.pipeline.runner import Only, run
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.report.grid import draw_grid
 from whaleid.report.thumbnails import thumbnails
 
@@ -59,7 +61,10 @@ print(f"# {experiment.name}\n" + yaml.safe_dump(settings, sort_keys=False, defau
 # parts removed.
 
 # %%
-images, folds, cache = images_stage(project), folds_stage(project), cache_stage(project, experiment)
+run(project, "folds")
+run(project, "cache")
+images, folds = read_images(project.workspace), read_folds(project.workspace)
+cache = read_cache(project.workspace, experiment)
 items = training_items(images, folds, fold, experiment, project.competition.unknown)
 print(f"{len(items):,} images of {len(items.classes):,} classes, {cache.size[0]} x {cache.size[1]} pixels")
 augment = Augmentation(experiment.augment, cache.size)
@@ -75,9 +80,10 @@ draw_grid(shown, ["in the cache", *(f"seed {seed}" for seed in range(7))], colum
 # folder.
 
 # %%
-done = jobs_stage(project, "train", 1, [], select_jobs(project, "train", experiment.name, fold))
-run = project.workspace.run(experiment.name, fold)
-print("trained now" if done else "was up to date", "in", run)
+only = Only(experiment.name, fold)
+done = run(project, "train", only=only)
+folder = project.workspace.run(experiment.name, fold)
+print("trained now" if done else "was up to date", "in", folder)
 
 # %% [markdown]
 # ## Its log
@@ -87,7 +93,7 @@ print("trained now" if done else "was up to date", "in", run)
 
 # %%
 columns = ["kind", "step", "epoch", "loss", "lr", "gradient_norm", "seconds"]  # a very short run has no step lines
-log = pd.read_json(run / "log.jsonl", lines=True).reindex(columns=columns)
+log = pd.read_json(folder / "log.jsonl", lines=True).reindex(columns=columns)
 steps, epochs = log[log["kind"] == "step"], log[log["kind"] == "epoch"]
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
 axes[0].plot(steps["step"], steps["loss"], alpha=0.5, label="steps")
@@ -108,7 +114,7 @@ epochs[["epoch", "step", "loss", "seconds"]].tail(3)
 # unknown queries, so its figures differ from these.)
 
 # %%
-features_stage(project, experiment, fold)
+run(project, "features", only=only)
 protocol = read_protocol(images, folds, project.competition, [fold])
 source = Source(experiment.name, {fold: project.workspace.features(experiment.name, fold)})
 part, known = protocol.parts[0], protocol.parts[0].truth >= 0

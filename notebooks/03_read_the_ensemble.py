@@ -25,8 +25,9 @@ from IPython.display import Image, display
 from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.features.files import read_features
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline.stages import sources
-from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.metrics import require_figures
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.sources import sources
 from whaleid.report.examples import add_gallery_images, choose_examples
 from whaleid.report.grid import draw_grid
 from whaleid.report.inputs import read_results, read_top_guesses
@@ -47,7 +48,8 @@ project = notebook_project(os.environ, competition="sample", recipe=None, work=N
 # paired. If the interval contains 0, the ranker has not been shown to be better.
 
 # %%
-figures = ensemble_stage(project, 1, [])
+run(project, "ladder")
+figures = require_figures(project)
 results = read_results(project)
 print("\n".join(ladder_lines(figures, results.solution)))
 

@@ -27,9 +27,10 @@ from whaleid.evaluation.topk import read_guesses
 from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
 from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.notebooks import notebook_project
-from whaleid.pipeline.metrics import read_figures
-from whaleid.pipeline.stages import images_stage
-from whaleid.pipeline.submission import submission_path, submission_stage
+from whaleid.pipeline.metrics import require_figures
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.submission import latest_submission
+from whaleid.pipeline.workspace import read_images
 from whaleid.report.grid import draw_grid
 from whaleid.report.thumbnails import thumbnails
 from whaleid.utils.manifest import read_manifest
@@ -45,9 +46,8 @@ project = notebook_project(os.environ, competition="sample", recipe=None, work=N
 # The kernel must reproduce it.
 
 # %%
-submission_stage(project, 1, [])
-figures = read_figures(project)
-local = submission_path(project, figures["key"])
+run(project, "submission")
+figures, local = require_figures(project), latest_submission(project)
 final = figures["ladder"]["rungs"][-1]
 print(f"{local}: MAP@{final['k']} out of fold {final['map']:.5f} [{final['low']:.5f}, {final['high']:.5f}]")
 
@@ -80,20 +80,21 @@ print((bundle.folder / "kernel" / "kernel-metadata.json").read_text())
 # weakest sources.
 
 # %%
-run = run_bundle(bundle.folder, project.competition, project.workspace.root / "kernel-run" / "notebook", RunOptions())
-print(f"{run.seconds:.0f} s; {run.isolation}")
+place = project.workspace.root / "kernel-run" / "notebook"
+kernel = run_bundle(bundle.folder, project.competition, place, RunOptions())
+print(f"{kernel.seconds:.0f} s; {kernel.isolation}")
 
 # %%
-print(compare_submissions(local, submission_of(run)).line())
-notes = json.loads((run.working / "kernel.json").read_text())
+print(compare_submissions(local, submission_of(kernel)).line())
+notes = json.loads((kernel.working / "kernel.json").read_text())
 pd.Series({name: value for name, value in notes.items() if not isinstance(value, dict)}).to_frame("kernel.json")
 
 # %% [markdown]
 # A few test images with their first two guesses.
 
 # %%
-images = images_stage(project)
-guesses = read_guesses(submission_of(run))
+images = read_images(project.workspace)
+guesses = read_guesses(submission_of(kernel))
 row_of = dict(zip(images["image"], images.index, strict=True))
 shown = list(zip(guesses.images, guesses.as_lists(), strict=True))[:6]
 titles = ["\n".join([f"1. {row[0]}", *(f"2. {label}" for label in row[1:2])]) for _, row in shown]

@@ -20,7 +20,8 @@ from whaleid.kaggle.kernel import bundle as bundle_module
 from whaleid.kaggle.kernel.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import submission_path, submission_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.submission import submission_path
 
 EXPERIMENT = """
 extends: default
@@ -98,7 +99,7 @@ def make_world(folder: Path, recipe: str = RECIPE) -> World:
         for name, value in secret_search.ENVIRONMENT.items():  # the user is logged in, and none of it may get in
             patch.setenv(name, value)
         patch.setattr(bundle_module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
-        submission_stage(project, 1, [])
+        run(project, "submission")
         figures = read_figures(project)
         assert figures is not None
         submission = folder / submission_path(project, figures["key"])

@@ -15,6 +15,7 @@ import torch
 import yaml
 from keypoint_networks import SHARPNESS, plain_lightglue, random_aliked, write_weights
 from kornia.feature import LightGlue
+from pipeline_world import figures_of, keypoints_of
 from safetensors.torch import save_file
 from test_local import texture, write_images
 from test_masks import disc
@@ -33,9 +34,10 @@ from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
 from whaleid.local_matching.votes import local_candidates, nearest_descriptors
 from whaleid.local_matching.weights import ALIKED, LIGHTGLUE, find_published, load_published
+from whaleid.pipeline.keys import candidates_key, keypoints_key
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import images_stage, local_stage
-from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.workspace import read_images
 from whaleid.report.page import write_report
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import file_digest
@@ -247,27 +249,27 @@ def project(tmp_path_factory, weights: Path) -> Project:
 
 
 def test_the_road_with_networks(project: Project):
-    figures = ensemble_stage(project, 1, [])
+    figures = figures_of(project)
     scores = {rung["name"]: rung["map"] for rung in figures["ladder"]["rungs"]}
     assert scores["local matching"] > 0.5 and scores["local verified"] > 0.5  # by chance: about 0.3
-    folder = local_stage(project)
+    folder = keypoints_of(project)
     assert folder is not None and folder.name == "aliked-128-40"
-    assert read_described(folder, images_stage(project), "aliked").vectors.shape[1] == 128
+    assert read_described(folder, read_images(project.workspace), "aliked").vectors.shape[1] == 128
     assert "mutual matches agree" in write_report(project).read_text()
 
 
 def test_other_weights_are_other_keys(project: Project, tmp_path: Path):
     """ALIKED's: described anew, and another answer. LightGlue's: another answer from the same descriptors."""
-    before = project.local_key("n"), project.ensemble_key()
+    before = keypoints_key(project, "n"), candidates_key(project)
     plain = replace(project, settings=Settings(weights=tmp_path))
     write_weights(tmp_path, seed=0)
-    assert (plain.local_key("n"), plain.ensemble_key()) == before  # the same content elsewhere
+    assert (keypoints_key(plain, "n"), candidates_key(plain)) == before  # the same content elsewhere
     torch.save(lightglue_network().state_dict(), tmp_path / f"{LIGHTGLUE.name}.pth")
     matching = replace(project, settings=Settings(weights=tmp_path))
-    assert matching.local_key("n") == before[0] and matching.ensemble_key() != before[1]
+    assert keypoints_key(matching, "n") == before[0] and candidates_key(matching) != before[1]
     save_file(random_aliked(1), tmp_path / f"{ALIKED.name}.safetensors")
     other = replace(project, settings=Settings(weights=tmp_path))
-    assert other.local_key("n") != before[0] and other.ensemble_key() not in (before[1], matching.ensemble_key())
+    assert keypoints_key(other, "n") != before[0] and candidates_key(other) not in (before[1], candidates_key(matching))
 
 
 def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path):
@@ -275,13 +277,13 @@ def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path):
     workspace = replace(project.workspace, root=tmp_path / "w")
     bare = replace(project, settings=Settings(weights=tmp_path), workspace=workspace)
     with pytest.raises(WhaleidError, match=r"aliked-n16\.pth: no such file.*Shiaoming/ALIKED.*leave that") as caught:
-        ensemble_stage(bare, 1, [])
+        run(bare, "ladder")
     assert "\n" not in str(caught.value) and not (tmp_path / "w").exists()
     with pytest.raises(WhaleidError, match=r"aliked-n16"):
-        local_stage(bare)
+        keypoints_of(bare)
     save_file(random_aliked(), tmp_path / f"{ALIKED.name}.safetensors")
     with pytest.raises(WhaleidError, match=r"aliked_lightglue\.pth: no such file.*matcher: lightglue.*cvg/LightGlue"):
-        ensemble_stage(bare, 1, [])
+        run(bare, "ladder")
     assert not (tmp_path / "w").exists()
 
 

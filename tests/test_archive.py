@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from pipeline_world import submission_of
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
 from whaleid.cli import main as cli
@@ -19,11 +20,10 @@ from whaleid.config import Recipe
 from whaleid.config.settings import Settings
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.results import Gain
-from whaleid.pipeline import pseudo_labels as rounds
-from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline import pseudo_labels as pseudo_stages
 from whaleid.pipeline.archive import SUFFIXES, Start, archive_path, rebuild, rebuild_folder, write_archive
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import submission_stage
+from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 
 Files = dict[str, bytes]
@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = opened(folder)
     with pytest.raises(WhaleidError, match="run whaleid leaderboard first"):
         write_archive(project, archive_path(project))
-    shutil.copyfile(submission_stage(project, 1, []), folder / "submission.csv")
+    shutil.copyfile(submission_of(project), folder / "submission.csv")
     write_archive(project, archive_path(project))
     return folder
 
@@ -145,7 +145,7 @@ def test_the_data_may_have_moved(finished: Path, tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     project = opened(finished)
     moved = replace(project, competition=project.competition.model_copy(update={"root": tmp_path / "data"}))
-    assert moved.images_key == project.images_key
+    assert moved.keys.images == project.keys.images
     for start in ("predictions", "weights"):
         assert rebuild(moved, start, archive_path(project), tmp_path / "out", 1, []).same is True
 
@@ -235,7 +235,7 @@ def test_weights_of_another_version_are_not_trained_anew(
 ) -> None:
     stamp = "stamps/runs/tiny/fold1.json"
     archive = changed(lambda files: listed(files, stamp, files[stamp].replace(b'"key": "', b'"key": "0')))
-    with pytest.raises(WhaleidError, match="no weights of tiny fold 1"):
+    with pytest.raises(WhaleidError, match="no weights of tiny/fold1"):
         rebuild(opened(finished), "weights", archive, tmp_path / "out", 1, [])
 
 
@@ -250,10 +250,10 @@ def test_foreign_features_are_named_not_packed(finished: Path, tmp_path: Path) -
         project,
         recipe=Recipe.model_validate(settings),
         settings=Settings(submissions=tmp_path / "submissions"),
-        workspace=pipeline.Workspace(tmp_path / "work"),
+        workspace=Workspace(tmp_path / "work"),
     )
     shutil.copytree(project.workspace.root, tmp_path / "work", ignore=shutil.ignore_patterns("archive", "candidates"))
-    submission_stage(mixed, 1, [])
+    submission_of(mixed)
     write_archive(mixed, tmp_path / "mixed.zip")
     for path in foreign.rglob("*.*"):
         os.utime(path, (1, 1))
@@ -265,13 +265,13 @@ def test_a_round_of_pseudo_labels_comes_along_with_its_labels(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runs of the round that is used are packed, no others, and the answer is that round's."""
-    monkeypatch.setattr(rounds, "_gain", lambda before, found: Gain(0.1, 0.05, 0.2))
+    monkeypatch.setattr(pseudo_stages, "round_gain", lambda *_: Gain(0.1, 0.05, 0.2))
     for name in ("drawn.yaml", "tiny.yaml"):
         shutil.copyfile(finished / name, tmp_path / name)
     (tmp_path / "data").symlink_to(finished / "data")
     (tmp_path / "recipe.yaml").write_text(f"{RECIPE}pseudo: {{confidence: 0.0}}\n")
     project = opened(tmp_path)
-    submission_stage(project, 1, [])
+    submission_of(project)
     archive = archive_path(project)
     write_archive(project, archive)
     with zipfile.ZipFile(archive) as packed:

@@ -51,8 +51,8 @@ def test_balanced_batches(sizes, images, many, seed):
     for items in plan:
         counts = Counter(labels[items].tolist())
         assert len(counts) == identities and set(counts.values()) == {images}
-    shown = Counter(np.concatenate(plan).tolist())
-    assert set(shown) == set(range(len(labels)))  # nothing is lost, singletons neither
+    counts_of_items = Counter(np.concatenate(plan).tolist())
+    assert set(counts_of_items) == set(range(len(labels)))  # nothing is lost, singletons neither
     groups = [-(-size // images) for size in sizes]
     assert len(plan) == max(-(-sum(groups) // identities), max(groups))
 
@@ -63,8 +63,8 @@ def test_a_balanced_group_repeats_an_image_only_when_it_must(sizes, images):
     labels = labels_of(sizes)
     for items in epoch_batches(labels, balanced(images), images * 2, 0, 0):
         for label in np.unique(labels[items]):
-            shown = Counter(items[labels[items] == label].tolist())
-            assert max(shown.values()) <= -(-images // sizes[label])
+            counts_of_items = Counter(items[labels[items] == label].tolist())
+            assert max(counts_of_items.values()) <= -(-images // sizes[label])
 
 
 @given(sizes=sizes_of_classes, name=st.sampled_from(["shuffle", "balanced"]))

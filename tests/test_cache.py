@@ -30,9 +30,9 @@ def config(form: str):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Table of COUNT images of different sizes with boxes, in tmp_path/pictures."""
-    root = tmp_path / "pictures"
+def images(tmp_path):
+    """Table of COUNT images of different sizes with boxes, in tmp_path/images."""
+    root = tmp_path / "images"
     root.mkdir()
     rng = np.random.default_rng(0)
     rows = []
@@ -44,8 +44,8 @@ def pictures(tmp_path):
     return pd.DataFrame(rows, columns=["path", "digest", "x0", "y0", "x1", "y1"])
 
 
-def build(pictures, tmp_path, form="raw", workers=2, name="cache"):
-    build_cache(pictures, tmp_path / "pictures", tmp_path / name, SIZE, config(form), workers)
+def build(images, tmp_path, form="raw", workers=2, name="cache"):
+    build_cache(images, tmp_path / "images", tmp_path / name, SIZE, config(form), workers)
     return open_cache(tmp_path / name)
 
 
@@ -59,13 +59,13 @@ def leftovers(tmp_path) -> list[str]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_cache_holds_the_prepared_images(pictures, tmp_path, form):
-    cache = build(pictures, tmp_path, form)
+def test_cache_holds_the_prepared_images(images, tmp_path, form):
+    cache = build(images, tmp_path, form)
     assert len(cache) == COUNT and cache.size == SIZE and leftovers(tmp_path) == []
     for row in (0, 31, 32, 63, COUNT - 1):
-        record = pictures.iloc[row]
+        record = images.iloc[row]
         box = record[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
-        expected = prepare(tmp_path / "pictures" / record["path"], box, config(form).box_margin, SIZE)
+        expected = prepare(tmp_path / "images" / record["path"], box, config(form).box_margin, SIZE)
         found = cache.read(row)
         assert found.shape == (16, 32, 3) and found.dtype == np.uint8
         if form == "raw":
@@ -82,15 +82,15 @@ def test_cache_holds_the_prepared_images(pictures, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_cache_does_not_depend_on_workers(pictures, tmp_path, form):
+def test_cache_does_not_depend_on_workers(images, tmp_path, form):
     for workers in (1, 3, 7):
-        build(pictures, tmp_path, form, workers, name=f"cache{workers}")
+        build(images, tmp_path, form, workers, name=f"cache{workers}")
     assert len({content(tmp_path / f"cache{workers}") for workers in (1, 3, 7)}) == 1
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_cache_travels_as_its_folder(pictures, tmp_path, form):
-    cache = build(pictures, tmp_path, form)
+def test_cache_is_pickled_as_its_folder(images, tmp_path, form):
+    cache = build(images, tmp_path, form)
     packed = pickle.dumps(cache)
     assert len(packed) < 1000
     assert np.array_equal(pickle.loads(packed).read(7), cache.read(7))
@@ -109,14 +109,14 @@ def slow(*arguments):
 cache.prepare = slow
 config = load_experiment("default", {"image.cache": form}).image
 images = pandas.read_csv(here / "images.csv")
-cache.build_cache(images, here / "pictures", here / "cache", (32, 16), config, 2)
+cache.build_cache(images, here / "images", here / "cache", (32, 16), config, 2)
 """
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_killed_build_is_carried_on_to_the_same_result(pictures, tmp_path, form, monkeypatch):
-    build(pictures, tmp_path, form, name="undisturbed")
-    pictures.to_csv(tmp_path / "images.csv", index=False)
+def test_a_killed_build_is_continued_to_the_same_result(images, tmp_path, form, monkeypatch):
+    build(images, tmp_path, form, name="undisturbed")
+    images.to_csv(tmp_path / "images.csv", index=False)
     process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(tmp_path), form])
     pixels = tmp_path / ".cache.partial" / ("pixels.npy" if form == "raw" else "offsets.bin")
     enough = 32 * 16 * 32 * 3 if form == "raw" else 32 * 8  # a chunk
@@ -131,52 +131,52 @@ def test_a_killed_build_is_carried_on_to_the_same_result(pictures, tmp_path, for
         file.write(b"\1\2\3")
     decoded = []
     monkeypatch.setattr(module, "prepare", lambda path, *rest: decoded.append(path) or prepare(path, *rest))
-    build(pictures, tmp_path, form)
+    build(images, tmp_path, form)
     assert 0 < len(decoded) < COUNT - 31
     assert content(tmp_path / "cache") == content(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_is_done_twice_and_changes_are_seen(pictures, tmp_path, form, monkeypatch):
-    build(pictures, tmp_path, form)
+def test_nothing_is_done_twice_and_changes_are_seen(images, tmp_path, form, monkeypatch):
+    build(images, tmp_path, form)
     decoded = []
     monkeypatch.setattr(module, "prepare", lambda path, *rest: decoded.append(path) or prepare(path, *rest))
-    build(pictures, tmp_path, form)
+    build(images, tmp_path, form)
     assert decoded == []
-    cv2.imwrite(str(tmp_path / "pictures" / "3.jpg"), np.full((50, 70, 3), 200, np.uint8))
-    pictures.loc[3, "digest"] = "another"
-    pictures.loc[3, ["x0", "y0", "x1", "y1"]] = [0.0, 0.0, 70.0, 50.0]
-    assert (build(pictures, tmp_path, form).read(3) > 190).all()
-    assert len(decoded) == COUNT and len(build(pictures[:40], tmp_path, form)) == 40
+    cv2.imwrite(str(tmp_path / "images" / "3.jpg"), np.full((50, 70, 3), 200, np.uint8))
+    images.loc[3, "digest"] = "another"
+    images.loc[3, ["x0", "y0", "x1", "y1"]] = [0.0, 0.0, 70.0, 50.0]
+    assert (build(images, tmp_path, form).read(3) > 190).all()
+    assert len(decoded) == COUNT and len(build(images[:40], tmp_path, form)) == 40
     assert leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_broken_images_are_named_all_at_once(pictures, tmp_path, form):
-    root = tmp_path / "pictures"
+def test_broken_images_are_named_all_at_once(images, tmp_path, form):
+    root = tmp_path / "images"
     (root / "0.jpg").write_bytes(b"")
     (root / "40.jpg").unlink()
     whole = (root / "77.jpg").read_bytes()
     (root / "77.jpg").write_bytes(whole[: len(whole) // 2])
-    pictures.loc[99, ["x0", "x1"]] = [500.0, 600.0]
+    images.loc[99, ["x0", "x1"]] = [500.0, 600.0]
     with pytest.raises(WhaleidError, match=r"4 of 100 .*0\.jpg: empty.*40\.jpg.*77\.jpg.*99\.jpg: box") as caught:
-        build(pictures, tmp_path, form)
+        build(images, tmp_path, form)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []
     for number in range(12):
         (root / f"{number}.jpg").write_bytes(b"")
     with pytest.raises(WhaleidError, match=r"15 of 100 .* and 5 more"):
-        build(pictures, tmp_path, form)
+        build(images, tmp_path, form)
 
 
-def test_too_little_space_is_refused_before_starting(pictures, tmp_path):
+def test_too_little_space_is_refused_before_starting(images, tmp_path):
     with pytest.raises(WhaleidError, match=r"needs .* MB and the disk has"):
-        build_cache(pictures, tmp_path / "pictures", tmp_path / "cache", (10**6, 10**6), config("raw"), 1)
+        build_cache(images, tmp_path / "images", tmp_path / "cache", (10**6, 10**6), config("raw"), 1)
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_disk_that_gets_full_is_said_and_cleared(pictures, tmp_path, form, monkeypatch):
+def test_a_full_disk_is_reported_and_cleared(images, tmp_path, form, monkeypatch):
     appender = module._RawFile if form == "raw" else module._JpegFile
     append = appender.append
 
@@ -189,16 +189,16 @@ def test_a_disk_that_gets_full_is_said_and_cleared(pictures, tmp_path, form, mon
     monkeypatch.setattr(appender, "_written", 0, raising=False)
     monkeypatch.setattr(appender, "append", full)
     with pytest.raises(WhaleidError, match="disk is full") as caught:
-        build(pictures, tmp_path, form)
+        build(images, tmp_path, form)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_open_refuses_what_is_missing_or_damaged(pictures, tmp_path, form):
+def test_open_refuses_what_is_missing_or_damaged(images, tmp_path, form):
     with pytest.raises(WhaleidError, match="no complete cache"):
         open_cache(tmp_path / "absent")
-    cache = build(pictures, tmp_path, form)
+    cache = build(images, tmp_path, form)
     pixels = cache.folder / ("pixels.npy" if form == "raw" else "pixels.bin")
     whole = pixels.read_bytes()
     for damaged in (whole[:-1], b""):
@@ -210,9 +210,9 @@ def test_open_refuses_what_is_missing_or_damaged(pictures, tmp_path, form):
         open_cache(cache.folder)
 
 
-def test_an_empty_table_is_refused(pictures, tmp_path):
+def test_an_empty_table_is_refused(images, tmp_path):
     with pytest.raises(WhaleidError, match="empty"):
-        build(pictures[:0], tmp_path)
+        build(images[:0], tmp_path)
 
 
 def test_name_says_what_differs():

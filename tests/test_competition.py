@@ -30,8 +30,8 @@ def competition(root: Path, train: str, test: str = "Image,Id\nq.jpg,x\n", **set
         "identity": "Id",
         **settings.pop("table", {}),
     }
-    asked = {"csv": "test.csv", "images": "test", "image": "Image", **settings.pop("asked", {})}
-    return Competition.model_validate({"name": "t", "root": root, "train": table, "test": asked, **settings})
+    test_table = {"csv": "test.csv", "images": "test", "image": "Image", **settings.pop("test_table", {})}
+    return Competition.model_validate({"name": "t", "root": root, "train": table, "test": test_table, **settings})
 
 
 def refused(given: Competition) -> str:
@@ -140,7 +140,7 @@ def test_missing_files_and_folders(tmp_path):
     assert "test.csv: file not found" in refused(given)
     nowhere = given.model_copy(update={"root": tmp_path / "no", "kaggle": "some-slug"})
     assert "folder not found" in refused(nowhere) and "some-slug" in refused(nowhere)
-    given = competition(tmp_path, "Image,Id\na.jpg,1\n", asked={"images": "tset"})
+    given = competition(tmp_path, "Image,Id\na.jpg,1\n", test_table={"images": "tset"})
     write(tmp_path / "tset.zip", "")
     assert "folder of images not found; unpack tset.zip" in refused(given)
 
@@ -155,7 +155,7 @@ def test_unfit_settings(tmp_path):
     text = "Image,Id,kind\na.jpg,1,x\n"
     assert "rename_values.specie" in refused(competition(tmp_path, text, rename_values={"specie": {"a": "b"}}))
     assert "train.extra.path" in refused(competition(tmp_path, text, table={"extra": {"path": "kind"}}))
-    assert "test.identity" in refused(competition(tmp_path, text, asked={"identity": "Id"}))
+    assert "test.identity" in refused(competition(tmp_path, text, test_table={"identity": "Id"}))
 
 
 def test_every_kind_of_problem_at_once(tmp_path):

@@ -33,14 +33,14 @@ def spread(counts: pd.Series, folds: int) -> int:
 @settings(deadline=None, max_examples=60)
 @given(identity_lists, fold_counts, st.integers(0, 3))
 def test_every_part_is_even(identities, folds, seed):
-    dealt = make_folds(table(identities), folds, UNKNOWN, seed)
-    assert dealt["image"].tolist() == table(identities)["image"].tolist()
-    assert dealt["fold"].between(0, folds - 1).all()
-    assert spread(dealt["fold"].value_counts(), folds) <= 1
-    for _, rows in dealt.groupby("identity"):
+    assigned = make_folds(table(identities), folds, UNKNOWN, seed)
+    assert assigned["image"].tolist() == table(identities)["image"].tolist()
+    assert assigned["fold"].between(0, folds - 1).all()
+    assert spread(assigned["fold"].value_counts(), folds) <= 1
+    for _, rows in assigned.groupby("identity"):
         assert spread(rows["fold"].value_counts(), folds) <= 1
-    size = dealt.groupby("identity")["image"].transform("size")
-    singles = dealt[(size == 1) & (dealt["identity"] != UNKNOWN)]
+    size = assigned.groupby("identity")["image"].transform("size")
+    singles = assigned[(size == 1) & (assigned["identity"] != UNKNOWN)]
     assert spread(singles["fold"].value_counts(), folds) <= 1
 
 
@@ -56,8 +56,8 @@ def test_groups_stay_together(data, folds):
         with pytest.raises(WhaleidError, match="folds are more than"):
             make_folds(images, folds, UNKNOWN)
         return
-    dealt = make_folds(images, folds, UNKNOWN)
-    together = dealt.assign(group=images["group"]).dropna(subset="group")
+    assigned = make_folds(images, folds, UNKNOWN)
+    together = assigned.assign(group=images["group"]).dropna(subset="group")
     assert (together.groupby("group")["fold"].nunique() == 1).all()
 
 
@@ -103,16 +103,16 @@ def test_encounters_of_unequal_size_balance(encounters):
 
 
 def test_encounters_do_not_unbalance_the_rest(encounters):
-    dealt = make_folds(encounters, 5, UNKNOWN)
-    for first, rows in dealt.groupby(dealt["identity"].str[0]):
+    assigned = make_folds(encounters, 5, UNKNOWN)
+    for first, rows in assigned.groupby(assigned["identity"].str[0]):
         if first in ("s", UNKNOWN[0]):
             assert spread(rows["fold"].value_counts(), 5) <= 1
 
 
 def test_every_identity_spreads_over_all_folds(encounters):
     """Each of the 40 was met 7 or 8 times, so that no fold of 5 need be without it, nor full of it."""
-    dealt = make_folds(encounters, 5, UNKNOWN)
-    seen = dealt[dealt["identity"].str.startswith("w")].groupby("identity")["fold"]
+    assigned = make_folds(encounters, 5, UNKNOWN)
+    seen = assigned[assigned["identity"].str.startswith("w")].groupby("identity")["fold"]
     assert (seen.nunique() == 5).all()
     assert seen.agg(lambda folds: spread(folds.value_counts(), 5)).max() <= 11  # the largest encounter
 
@@ -141,26 +141,26 @@ def test_no_labelled_image():
         make_folds(table(["a"]).assign(split="test"), 2, None)
 
 
-def naive_table(dealt: pd.DataFrame, unknown: str | None) -> list[list[int]]:
+def naive_table(assigned: pd.DataFrame, unknown: str | None) -> list[list[int]]:
     rows = []
-    for fold in sorted(set(dealt["fold"])):
-        asked = [row for row in dealt.itertuples() if row.fold == fold]
-        rest = [row for row in dealt.itertuples() if row.fold != fold]
-        known = [row for row in asked if row.identity != unknown]
-        everyone = dealt["identity"].tolist()
+    for fold in sorted(set(assigned["fold"])):
+        inside = [row for row in assigned.itertuples() if row.fold == fold]
+        rest = [row for row in assigned.itertuples() if row.fold != fold]
+        known = [row for row in inside if row.identity != unknown]
+        everyone = assigned["identity"].tolist()
         unseen = [row for row in known if row.identity not in {other.identity for other in rest}]
         singles = [row for row in known if everyone.count(row.identity) == 1]
         names = {row.identity for row in known}
-        rows.append([fold, len(asked), len(names), len(singles), len(asked) - len(known), len(unseen)])
+        rows.append([fold, len(inside), len(names), len(singles), len(inside) - len(known), len(unseen)])
     return rows
 
 
 @settings(deadline=None, max_examples=25)
 @given(identity_lists, st.sampled_from([UNKNOWN, None]), st.integers(0, 99))
 def test_fold_table_equals_a_naive_count(identities, unknown, seed):
-    dealt = table(identities).assign(fold=np.random.default_rng(seed).integers(0, 3, len(identities)))
-    counted = fold_table(dealt[["image", "identity", "fold"]], unknown)
+    assigned = table(identities).assign(fold=np.random.default_rng(seed).integers(0, 3, len(identities)))
+    counted = fold_table(assigned[["image", "identity", "fold"]], unknown)
     columns = ["fold", "images", "identities", "singletons", "unknown", "unseen"]
-    assert counted[columns].to_numpy().tolist() == naive_table(dealt, unknown)
+    assert counted[columns].to_numpy().tolist() == naive_table(assigned, unknown)
     share = (counted["unknown"] + counted["unseen"]) / counted["images"]
     np.testing.assert_allclose(counted["unknown_share"], share)

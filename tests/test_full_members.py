@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from ladder_world import World, make_world, recipe, write_sources
+from pipeline_world import current, figures_of
 from safetensors.torch import load_file
 from test_cli import COMPETITION, EXPERIMENT
 from training_world import same, small, stop_after
@@ -19,16 +20,17 @@ from whaleid.cli import main as cli
 from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
-from whaleid.ensemble.blend import average
 from whaleid.ensemble.ladder import combine, protocol_of, rank_all
 from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
-from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline import keys as keys_module
+from whaleid.pipeline.keys import run_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.runner import Only, run, target_tasks, tasks_to_do
 from whaleid.training.full import with_epochs
 from whaleid.utils.errors import WhaleidError
 
@@ -181,24 +183,20 @@ def opened(folder: Path, full: str = "", work: str = "work") -> Project:
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
 
 
-def current(project: Project, stage: str = "features") -> dict[str, bool]:
-    return {job.title: job.current for job in pipeline.job_list(project, stage)}
-
-
 def test_the_road_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(drawn)
     plain = opened(drawn)
-    before = ensemble_stage(plain, 1, [])
+    before = figures_of(plain)
     project = opened(drawn, "full: [two]\n")
-    assert current(project) == {
-        "one fold 0": True,
-        "one fold 1": True,
-        "two fold 0": True,
-        "two fold 1": True,
-        "two full": False,
+    assert current(project, "features") == {
+        "one/fold0": True,
+        "one/fold1": True,
+        "two/fold0": True,
+        "two/fold1": True,
+        "two/full": False,
     }
-    figures = ensemble_stage(project, 1, [])
-    assert all(current(project).values())
+    figures = figures_of(project)
+    assert all(current(project, "features").values())
     assert figures["key"] != before["key"]
     assert [{**rung, "unknown": None} for rung in figures["ladder"]["rungs"]] == [
         {**rung, "unknown": None} for rung in before["ladder"]["rungs"]
@@ -210,79 +208,81 @@ def test_the_road_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch
     folds = [figures["runs"][f"two/fold{fold}"]["best_epoch"] for fold in range(2)]
     summary = figures["runs"]["two/full"]
     assert summary["epochs"] == int(sum(folds) / 2 + 0.5) and summary["fold"] is None and not summary["optimistic"]
-    run = project.workspace.run("two", None)
-    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["select"] == "last"
+    folder = project.workspace.run("two", None)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["select"] == "last"
     known = set(pd.read_csv(drawn / "data" / "train.csv").Id) - {"new_whale"}
-    assert set((run / "classes.txt").read_text().split()) == known
+    assert set((folder / "classes.txt").read_text().split()) == known
     names = pd.read_csv(project.workspace.features("two", None) / "rows.csv")["image"]
     assert len(names) == 50
 
-    written = (run / "checkpoint.safetensors").stat().st_mtime_ns
-    assert ensemble_stage(opened(drawn, "full: [two]\n"), 1, [])["key"] == figures["key"]
-    assert (run / "checkpoint.safetensors").stat().st_mtime_ns == written
-    assert ensemble_stage(opened(drawn), 1, [])["key"] == before["key"]
+    written = (folder / "checkpoint.safetensors").stat().st_mtime_ns
+    assert figures_of(opened(drawn, "full: [two]\n"))["key"] == figures["key"]
+    assert (folder / "checkpoint.safetensors").stat().st_mtime_ns == written
+    assert figures_of(opened(drawn))["key"] == before["key"]
 
 
 def test_its_key_is_made_of_its_folds_keys(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def keys(full: str = "full: true\n") -> list[str]:
         project = opened(drawn, full)
-        return [project.run_key(item, None) for item in project.experiments]
+        return [run_key(project, item, None) for item in project.experiments]
 
     plain = keys()
-    assert len({*plain, opened(drawn).run_key(opened(drawn).experiments[0], 0)}) == 3
+    assert len({*plain, run_key(opened(drawn), opened(drawn).experiments[0], 0)}) == 3
     assert keys("full: [one]\n") == plain  # who else is trained on everything has no part in it
     assert keys("full: true\nseed: 5\n") != plain  # other folds
     quick = keys("full: true\ntrain_folds: [1]\n")
     assert not set(quick) & set(plain)
-    own = Project.run_key
+    own = keys_module.run_key
 
-    def changed(self, experiment, fold):
-        return "another" if (experiment.name, fold) == ("two", 1) else own(self, experiment, fold)
+    def changed(project, experiment, fold):
+        return "another" if (experiment.name, fold) == ("two", 1) else own(project, experiment, fold)
 
-    monkeypatch.setattr(Project, "run_key", changed)
-    assert keys()[0] == plain[0] and keys()[1] != plain[1]
+    monkeypatch.setattr(keys_module, "run_key", changed)
+    found = opened(drawn, "full: true\n")
+    assert [own(found, item, None) == key for item, key in zip(found.experiments, plain, strict=True)] == [True, False]
 
 
 def test_killed_it_goes_on_to_the_same_weights(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(drawn)
     whole = opened(drawn, "full: [one]\n", work="whole")
-    jobs = pipeline.select_jobs(whole, "train", None, None, full=True)
-    assert [job.title for job in jobs] == ["one full"]
-    assert pipeline.jobs_stage(whole, "train", 1, [], jobs) == 1  # its folds are trained on the way
+    full = Only(full=True)
+    assert [task.item for task in target_tasks(whole, "train", full)] == ["one/full"]
+    done = [task.item for task in run(whole, "train", only=full) if task.run]
+    assert done == ["one/fold0", "one/fold1", "one/full"]  # its folds are trained first
     trained = current(whole, "train")
     assert trained == {
-        "one fold 0": True,
-        "one fold 1": True,
-        "two fold 0": False,
-        "two fold 1": False,
-        "one full": True,
+        "one/fold0": True,
+        "one/fold1": True,
+        "two/fold0": False,
+        "two/fold1": False,
+        "one/full": True,
     }
 
     broken = opened(drawn, "full: [one]\n", work="broken")
-    of_folds = [job for job in pipeline.job_list(broken, "train") if job.experiment == "one" and job.fold is not None]
-    pipeline.jobs_stage(broken, "train", 1, [], of_folds)
+    for fold in range(2):
+        run(broken, "train", only=Only("one", fold))
     monkeypatch.setattr("whaleid.training.record.EPOCH_SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.jobs_stage(broken, "train", 1, [], jobs)
-    run = broken.workspace.run("one", None)
-    assert (run / "state").is_dir() and not (run / "checkpoint.safetensors").exists()
-    assert not current(broken, "train")["one full"]
-    pipeline.jobs_stage(broken, "train", 1, [], pipeline.select_jobs(broken, "train", "one", None, full=True))
+            run(broken, "train", only=full)
+    folder = broken.workspace.run("one", None)
+    assert (folder / "state").is_dir() and not (folder / "checkpoint.safetensors").exists()
+    assert not current(broken, "train")["one/full"]
+    run(broken, "train", only=Only("one", full=True))
     kept = [load_file(place.workspace.run("one", None) / "checkpoint.safetensors") for place in (whole, broken)]
     assert same(*kept)
 
 
-def test_folds_come_first(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = []
-    monkeypatch.setattr(pipeline, "train_stage", lambda project, item, fold: done.append((item.name, fold)))
+FULL_RUNS = [("one", None), ("two", None)]
+
+
+def test_folds_come_first(drawn: Path) -> None:
     project = opened(drawn, "full: true\n", work="order")
-    assert pipeline.jobs_stage(project, "train", 1, []) == 6
-    assert done == [("one", 0), ("one", 1), ("two", 0), ("two", 1), ("one", None), ("two", None)]
+    tasks = [task for task in tasks_to_do(project, "train") if task.run]
+    assert [task.run for task in tasks] == [*((name, fold) for name in ("one", "two") for fold in (0, 1)), *FULL_RUNS]
     assert project.workspace.run("one", None).name == "full"
-    command = next(job for job in pipeline.job_list(project, "train") if job.fold is None).command([])
-    assert command[-3:] == ["--experiment", "one", "--full"]
+    assert tasks[-2].arguments([])[-3:] == ["--experiment", "one", "--full"]
 
 
 def test_words_of_the_command_line(

@@ -10,8 +10,8 @@ from whaleid.data.images import crop_box, decode, input_size, prepare, reduction
 from whaleid.utils.errors import WhaleidError
 
 
-def picture(width: int = 120, height: int = 80) -> np.ndarray:
-    """A smooth RGB picture whose channels differ: red rises to the right, green downwards, blue is 40."""
+def drawing(width: int = 120, height: int = 80) -> np.ndarray:
+    """A smooth RGB drawing whose channels differ: red rises to the right, green downwards, blue is 40."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return np.stack([x, y, np.full_like(x, 40)], axis=2).astype(np.uint8)
 
@@ -27,17 +27,17 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.tif"])
 def test_decode_reads_rgb_in_every_format(tmp_path, name):
-    Image.fromarray(picture()).save(tmp_path / name, quality=95)
+    Image.fromarray(drawing()).save(tmp_path / name, quality=95)
     assert decode(tmp_path / name).shape == (80, 120, 3)
-    assert difference(decode(tmp_path / name), picture()) < 3
+    assert difference(decode(tmp_path / name), drawing()) < 3
 
 
 def test_decode_turns_upright_as_exif_says(tmp_path):
-    for orientation, turned in ((3, np.rot90(picture(), 2)), (6, np.rot90(picture(), 3))):
+    for orientation, turned in ((3, np.rot90(drawing(), 2)), (6, np.rot90(drawing(), 3))):
         exif = Image.Exif()
         exif[0x0112] = orientation
         for name in ("a.jpg", "a.tif"):
-            Image.fromarray(picture()).save(tmp_path / name, exif=exif, quality=95)
+            Image.fromarray(drawing()).save(tmp_path / name, exif=exif, quality=95)
             assert difference(decode(tmp_path / name), turned) < 3, (name, orientation)
         small = decode(tmp_path / "a.jpg", reduce=2)
         assert difference(small, resize(np.ascontiguousarray(turned), (small.shape[1], small.shape[0]))) < 3
@@ -51,16 +51,16 @@ def test_decode_scales_sixteen_bits(tmp_path, name):
 
 
 def test_decode_converts_grey_alpha_palette_and_cmyk(tmp_path):
-    grey = Image.fromarray(picture()).convert("L")
+    grey = Image.fromarray(drawing()).convert("L")
     grey.save(tmp_path / "grey.jpg", quality=95)
     assert difference(decode(tmp_path / "grey.jpg"), np.repeat(np.array(grey)[:, :, None], 3, axis=2)) < 2
-    alpha = Image.fromarray(np.dstack([picture(), np.full((80, 120), 128, np.uint8)]))
+    alpha = Image.fromarray(np.dstack([drawing(), np.full((80, 120), 128, np.uint8)]))
     alpha.save(tmp_path / "alpha.png")
-    assert np.array_equal(decode(tmp_path / "alpha.png"), picture())
-    Image.fromarray(picture()).quantize(256).save(tmp_path / "palette.gif")
-    assert difference(decode(tmp_path / "palette.gif"), picture()) < 12
-    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    assert difference(decode(tmp_path / "cmyk.jpg"), picture()) < 4
+    assert np.array_equal(decode(tmp_path / "alpha.png"), drawing())
+    Image.fromarray(drawing()).quantize(256).save(tmp_path / "palette.gif")
+    assert difference(decode(tmp_path / "palette.gif"), drawing()) < 12
+    Image.fromarray(drawing()).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert difference(decode(tmp_path / "cmyk.jpg"), drawing()) < 4
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
@@ -103,7 +103,7 @@ def test_decode_refuses_a_missing_file(tmp_path):
 
 
 def test_crop_box_widens_and_clips():
-    image = picture(100, 60)
+    image = drawing(100, 60)
     assert np.array_equal(crop_box(image, np.array([20, 10, 60, 30]), 0.0), image[10:30, 20:60])
     assert np.array_equal(crop_box(image, np.array([20, 10, 60, 30]), 0.1), image[8:32, 16:64])
     assert np.array_equal(crop_box(image, np.array([20.4, 10.6, 60.2, 30.1]), 0.0), image[10:31, 20:61])
@@ -114,12 +114,12 @@ def test_crop_box_widens_and_clips():
 @pytest.mark.parametrize("box", [(10, 10, 10, 20), (30, 10, 20, 20), (np.nan, 0, 5, 5)])
 def test_crop_box_refuses_empty_boxes(box):
     with pytest.raises(WhaleidError, match="empty"):
-        crop_box(picture(), np.array(box, dtype=float), 0.1)
+        crop_box(drawing(), np.array(box, dtype=float), 0.1)
 
 
 def test_crop_box_refuses_boxes_outside():
     with pytest.raises(WhaleidError, match="outside"):
-        crop_box(picture(), np.array([200.0, 10, 300, 20]), 0.0)
+        crop_box(drawing(), np.array([200.0, 10, 300, 20]), 0.0)
 
 
 def test_resize_averages_where_it_shrinks():
@@ -134,7 +134,7 @@ def test_resize_averages_where_it_shrinks():
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_prepare_is_the_same_picture_with_and_without_reduced_decoding(tmp_path, name):
-    image = picture(1050, 603)
+    image = drawing(1050, 603)
     Image.fromarray(image).save(tmp_path / name, quality=95)
     box = np.array([101.0, 50, 951, 553])
     assert reduction(box, (128, 64)) == 2 and reduction(box, (32, 16)) == 8 and reduction(box, (512, 256)) == 1
@@ -143,7 +143,7 @@ def test_prepare_is_the_same_picture_with_and_without_reduced_decoding(tmp_path,
 
 
 def test_prepare_names_the_file_of_a_bad_box(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
+    Image.fromarray(drawing()).save(tmp_path / "a.png")
     with pytest.raises(WhaleidError, match=r"a\.png: box .* outside"):
         prepare(tmp_path / "a.png", np.array([500.0, 500, 600, 600]), 0.0, (32, 32))
 

@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, spread, write_folder, write_sources
+from pipeline_world import submission_of
 
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.results import LadderResult
+from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import leaderboard_lines, solution_scores
+from whaleid.pipeline.score import solution_scores
 
 RERANK = {
     "expansion": {"neighbours": [2], "alpha": [3]},
@@ -126,7 +128,7 @@ def drawn(tmp_path: Path) -> Path:
 def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Project, list[str]]:
     monkeypatch.chdir(place)
     project = open_project("drawn.yaml", "recipe.yaml", Path("work"))
-    return project, list(leaderboard_lines(project, 1, []))
+    return project, list(leaderboard_lines(project))
 
 
 def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monkeypatch):
@@ -153,9 +155,7 @@ def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monk
 
 def test_the_answer_needs_no_solution(drawn, monkeypatch):
     """With a solution that cannot be read every stage but the score does its work."""
-    from whaleid.pipeline.submission import submission_stage
-
     (drawn / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
     monkeypatch.chdir(drawn)
     project = open_project("drawn.yaml", "recipe.yaml", Path("work"))
-    assert submission_stage(project, 1, []).is_file()
+    assert submission_of(project).is_file()

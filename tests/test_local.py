@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ladder_world import make_world, recipe, write_sources
+from pipeline_world import keypoints_of
 
 from whaleid.config import Competition, LocalConfig
 from whaleid.ensemble.ladder import combine, rank_all
@@ -21,7 +22,6 @@ from whaleid.local_matching.keypoints import Described, describe, describe_image
 from whaleid.local_matching.rootsift import LENGTH, UNIT, root_sift, rooted
 from whaleid.local_matching.votes import local_candidates
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import local_stage
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 
@@ -385,7 +385,7 @@ def test_stage_describes_once(tmp_path, monkeypatch):
     competition = Competition.model_validate({"name": "small", "root": tmp_path, "train": table})
 
     def stage(settings: dict | None) -> Path | None:
-        return local_stage(Project(competition, recipe(local_matching=settings), (), Workspace(tmp_path / "work")))
+        return keypoints_of(Project(competition, recipe(local_matching=settings), (), Workspace(tmp_path / "work")))
 
     folder = stage({"keypoints": 30, "size": 64})
     assert folder == tmp_path / "work" / "local" / "64-30"

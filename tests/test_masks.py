@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ladder_world import recipe
+from pipeline_world import keypoints_of
 from test_local import texture, turned, write_images
 
 from whaleid.config import Competition, LocalConfig
@@ -19,12 +20,11 @@ from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, 
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
 from whaleid.local_matching.rootsift import root_sift
+from whaleid.pipeline.keys import cache_key, candidates_key, folds_key, keypoints_key
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import images_stage, local_stage
 from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
-from whaleid.pipeline.workspace import Workspace
+from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest
 
 CONFIG = LocalConfig(size=128, keypoints=60)
 
@@ -172,13 +172,13 @@ def test_each_bad_mask_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert np.array_equal(read_mask(Mask(tmp_path / "good.png", (20, 10))), good)
     assert not read_mask(Mask(tmp_path / "black.png", (20, 10))).any()
-    for name, size, said in (
+    for name, size, message in (
         ("none.png", (20, 10), r"none\.png: mask not found; every image needs one"),
         ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its image 10 x 20"),
         ("grey.png", (20, 10), r"grey\.png: its brightest pixel is 1 of 255"),
         ("broken.png", (20, 10), r"broken\.png: not a readable image"),
     ):
-        with pytest.raises(WhaleidError, match=said) as caught:
+        with pytest.raises(WhaleidError, match=message) as caught:
             read_mask(Mask(tmp_path / name, size))
         assert "\n" not in str(caught.value)
 
@@ -188,8 +188,8 @@ def test_bad_masks_are_counted_and_nothing_is_left(tmp_path: Path) -> None:
     masks = [Mask(tmp_path / f"m{number}.png", (128, 128)) for number in range(4)]
     for number in (0, 3):
         cv2.imwrite(str(tmp_path / f"m{number}.png"), disc(128, 128 - number))
-    said = r"3 of 4 images cannot be used: .*m1\.png: mask not found.*m2\.png.*m3\.png: the mask is 128 x 125"
-    with pytest.raises(WhaleidError, match=said) as caught:
+    message = r"3 of 4 images cannot be used: .*m1\.png: mask not found.*m2\.png.*m3\.png: the mask is 128 x 125"
+    with pytest.raises(WhaleidError, match=message) as caught:
         describe_images(images, tmp_path, tmp_path / "out" / "local", CONFIG, 2, masks)
     assert "\n" not in str(caught.value) and not list((tmp_path / "out").iterdir())
 
@@ -198,24 +198,24 @@ def test_the_check_of_the_data_names_bad_masks(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     good = check_data(project.competition, 1)
     assert (
-        good.masks == 6
+        good.counts["masks"] == 6
         and good.ok
         and any(line.split() == ["masks", "6", "of", "6", "images"] for line in good.lines())
     )
     (tmp_path / "masks" / "x" / "1.png").unlink()
     cv2.imwrite(str(tmp_path / "masks" / "9.png"), disc(128, 64))
     bad = check_data(project.competition, 1)
-    assert bad.masks == 4 and len(bad.problems) == 1
+    assert bad.counts["masks"] == 4 and len(bad.problems) == 1
     assert "1.png: mask not found" in bad.problems[0] and bad.problems[0].endswith("(and 1 more such masks)")
     missing = check_data(project_at(tmp_path, "elsewhere").competition, 1)
-    assert missing.masks == 0 and "elsewhere: folder of masks not found" in missing.problems[0]
-    assert check_data(project_at(tmp_path, None).competition, 1).masks is None
+    assert missing.counts["masks"] == 0 and "elsewhere: folder of masks not found" in missing.problems[0]
+    assert check_data(project_at(tmp_path, None).competition, 1).counts["masks"] is None
 
 
 def test_no_folder_of_masks(tmp_path: Path) -> None:
     project = make_project(tmp_path, masks="elsewhere")
     with pytest.raises(WhaleidError, match="elsewhere: folder of masks not found; put it there or set masks to null"):
-        local_stage(project)
+        keypoints_of(project)
 
 
 # --------------------------------------------------------------------------------------------------- the stage
@@ -223,9 +223,9 @@ def test_no_folder_of_masks(tmp_path: Path) -> None:
 
 def test_stage_describes_the_animals_alone(tmp_path: Path) -> None:
     project = make_project(tmp_path)
-    folder = local_stage(project)
+    folder = keypoints_of(project)
     assert folder is not None
-    images = images_stage(project)
+    images = read_images(project.workspace)
     described = read_described(folder, images)
     for row, path in enumerate(images["path"]):
         grey = cv2.imread(str(tmp_path / path), cv2.IMREAD_GRAYSCALE)
@@ -240,13 +240,12 @@ def test_keys_know_the_masks_and_nothing_else_does(tmp_path: Path) -> None:
         project = project_at(tmp_path, masks, local)
         sources = project.recipe.model_copy(update={"sources": {"x": str(tmp_path / "features")}})
         project = replace(project, recipe=sources)
-        others = [project.images_key, project.labelled_key, project.folds_key, project.cache_key("n")]
-        return project.local_key("n"), project.ensemble_key(), others
+        others = [project.keys.images, project.keys.labelled, folds_key(project), cache_key(project, "n")]
+        return keypoints_key(project, "n") if local else "", candidates_key(project), others
 
     make_project(tmp_path)
     (tmp_path / "features").mkdir()
     before, bare, apart = keys(), keys(None), keys(local=False)
-    assert bare[0] == digest("local", 1, bare[2][0], "n", "x y size direction")  # what is there is not made again
     assert before[0] != bare[0] and before[1] != bare[1] and before[2] == bare[2] == apart[2]
     cv2.imwrite(str(tmp_path / "masks" / "x" / "2.png"), 255 - disc(128, 128))
     after = keys()
@@ -257,7 +256,7 @@ def test_keys_know_the_masks_and_nothing_else_does(tmp_path: Path) -> None:
 
 def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> None:
     project = make_project(tmp_path / "home")
-    images = images_stage(project)
+    images = read_images(project.workspace)
     copy_masks(project.competition, images[images["split"] == "test"], tmp_path / "carried")
     assert sorted(path.name for path in (tmp_path / "carried").rglob("*.png")) == ["8.png", "9.png"]
     settings = Settings(work=tmp_path / "there")

@@ -118,8 +118,8 @@ def test_mined_batches_are_of_the_balanced_form(sizes, images, many, seed):
         counts = Counter(labels[items].tolist())
         assert len(counts) == min(many, len(sizes)) and set(counts.values()) == {images}
         for label in counts:
-            shown = Counter(items[labels[items] == label].tolist())
-            assert max(shown.values()) <= -(-images // sizes[label])  # repeated only where it must be
+            counts_of_items = Counter(items[labels[items] == label].tolist())
+            assert max(counts_of_items.values()) <= -(-images // sizes[label])  # repeated only where it must be
     assert set(np.concatenate(plan).tolist()) == set(range(len(labels)))
     assert all(items.dtype == np.int64 for items in plan)
 

@@ -10,9 +10,9 @@ from test_cli import COMPETITION, EXPERIMENT, RECIPE
 
 from whaleid.data.sample import make_sample
 from whaleid.evaluation.topk import read_guesses
-from whaleid.pipeline import stages as pipeline
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import submission_stage
+from whaleid.pipeline.runner import run, target_tasks
+from whaleid.pipeline.submission import latest_submission
 
 
 @pytest.fixture
@@ -30,12 +30,13 @@ def opened(place: Path) -> Project:
 
 
 def done(project: Project, stage: str) -> list[bool]:
-    return [job.current for job in pipeline.job_list(project, stage)]
+    return [task.current for task in target_tasks(project, stage)]
 
 
 def test_another_test_set_trains_nothing_and_another_labelled_image_does(place: Path) -> None:
     first = opened(place)
-    before = submission_stage(first, 1, [])
+    run(first, "submission")
+    before = latest_submission(first)
     checkpoints = sorted((first.workspace.root / "runs").rglob("checkpoint.safetensors"))
     written = [path.stat().st_mtime_ns for path in checkpoints]
     folds = first.workspace.folds.read_bytes()
@@ -56,7 +57,8 @@ def test_another_test_set_trains_nothing_and_another_labelled_image_does(place: 
     second = opened(place)
     assert done(second, "train") == [True, True]
     assert done(second, "features") == [False, False]
-    after = submission_stage(second, 1, [])
+    run(second, "submission")
+    after = latest_submission(second)
     assert after != before
     assert list(read_guesses(after).images) == names
     assert [path.stat().st_mtime_ns for path in checkpoints] == written
@@ -68,4 +70,6 @@ def test_another_test_set_trains_nothing_and_another_labelled_image_does(place: 
 
     labelled = min((place / "data" / "train").iterdir())
     os.utime(labelled, (1, 1))
+    assert done(opened(place), "train") == [True, True]  # the same image at another time
+    labelled.write_bytes(max((place / "data" / "train").iterdir()).read_bytes())
     assert done(opened(place), "train") == [False, False]

@@ -9,8 +9,10 @@ import pytest
 from whaleid.config import files as configfiles
 from whaleid.config.settings import Settings
 from whaleid.data.sample import make_sample
-from whaleid.pipeline import stages as pipeline
+from whaleid.pipeline.keys import pretrain_key, run_key
 from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.run_stages import pretrained_path, require_pretraining
+from whaleid.pipeline.runner import run
 from whaleid.utils.errors import WhaleidError
 
 COMPETITION = """
@@ -53,25 +55,25 @@ PRETRAIN = "pretrain: {experiment: turns, test: true}\nexperiments: [tiny]"
 def test_a_recipe_pretrains_once_and_its_runs_start_from_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     one = project(place, PRETRAIN)
-    assert pipeline.jobs_stage(one, "train", 1, []) == 2
-    path = place / "weights" / f"drawn-turns-{one.pretrain_key[:8]}.safetensors"
+    assert [task.stage for task in run(one, "train")] == ["images", "folds", "cache", "pretrain", "train", "train"]
+    path = place / "weights" / f"drawn-turns-{pretrain_key(one)[:8]}.safetensors"
     written = path.stat().st_mtime_ns
     stamp = one.workspace.stamp(one.workspace.root / "pretrain" / path.stem)
     assert stamp["summary"]["images"] == 52  # 40 of train, 12 of test
     config = configfiles.read_yaml(one.workspace.run("tiny", 0) / "config.yaml")
     assert config["model"]["weights"] == f"weights/{path.name}"
     again = project(place, PRETRAIN)
-    assert pipeline.jobs_stage(again, "train", 1, []) == 0
-    assert pipeline.pretrain_stage(again) == path
+    assert run(again, "train") == run(again, "pretrain") == []
+    assert pretrained_path(again) == path
     assert path.stat().st_mtime_ns == written
     elsewhere = project(place, PRETRAIN, "train.seed=3")
-    assert elsewhere.pretrain_key != one.pretrain_key
+    assert pretrain_key(elsewhere) != pretrain_key(one)
 
 
 def test_what_the_pretraining_depends_on_the_runs_depend_on(place: Path) -> None:
     def keys(recipe: str, *pairs: str) -> tuple[str, str]:
         found = project(place, recipe, *pairs)
-        return found.run_key(found.experiments[0], 0), found.run_key(found.experiments[-1], 0)
+        return run_key(found, found.experiments[0], 0), run_key(found, found.experiments[-1], 0)
 
     own = PRETRAIN.replace("[tiny]", "[tiny, own]")
     plain = keys("experiments: [tiny, own]")
@@ -121,7 +123,7 @@ def test_settings_that_need_labels_are_refused(place: Path, pair: str, said: str
 
 def test_a_recipe_without_pretraining_has_nothing_to_pretrain(place: Path) -> None:
     with pytest.raises(WhaleidError, match="recipe recipe has no pretraining"):
-        pipeline.pretrain_stage(project(place, "experiments: [tiny]"))
+        require_pretraining(project(place, "experiments: [tiny]"))
 
 
 @pytest.mark.parametrize("name", ["rotation", "jigsaw", "deepcluster"])

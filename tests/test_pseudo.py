@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
+from pipeline_world import current, figures_of, submission_of
 from test_cli import COMPETITION, EXPERIMENT
 from training_world import small, stop_after, train, write_case
 
@@ -33,12 +34,12 @@ from whaleid.ensemble.protocol import FULL_DATA, Protocol
 from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_labels
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain
-from whaleid.pipeline import pseudo_labels as rounds
-from whaleid.pipeline import stages as pipeline
-from whaleid.pipeline import submission as answers
+from whaleid.pipeline import pseudo_labels as pseudo_stages
+from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.submission import ensemble_stage, submission_path, submission_stage
+from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.submission import read_guesses_of_rungs, submission_path
 from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.training import run as run_module
 from whaleid.utils.errors import WhaleidError
@@ -197,7 +198,7 @@ def test_training_gets_the_folds_own_labels_and_nothing_moves(world: World, labe
 def test_labels_of_other_images_are_refused(world: World) -> None:
     for name in ("nowhere.jpg", world.folds["image"].iloc[0]):
         foreign = pd.DataFrame({"image": [name], "identity": ["w_0001"]})
-        with pytest.raises(WhaleidError, match="pseudo-labels: not of these test images"):
+        with pytest.raises(WhaleidError, match="pseudo-labels: their images are not the test images"):
             with_pseudo_labels(world.images, world.folds, foreign)
 
 
@@ -235,7 +236,7 @@ def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
         again.drop(columns="confidence"), labels.drop(columns="confidence"), check_dtype=False
     )
     assert list(again.columns) == ["image", "identity", "fold", "round", "confidence"]
-    with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
+    with pytest.raises(WhaleidError, match=r"round1\.csv: file not found"):
         read_pseudo_labels(path.with_name("round1.csv"))
     path.write_text("image,identity,fold\na.jpg,w,0\n")
     with pytest.raises(WhaleidError, match=r"round2\.csv: .*'confidence'"):
@@ -269,20 +270,20 @@ def written(project: Project) -> dict[str, int]:
 
 def worth(monkeypatch: pytest.MonkeyPatch, lows: list[float]) -> None:
     """Let each round in turn be worth this much over the one before."""
-    monkeypatch.setattr(rounds, "_gain", lambda before, found: Gain(0.1, lows[found.project.workspace.round - 1], 0.2))
+    monkeypatch.setattr(pseudo_stages, "round_gain", lambda _, found: Gain(0.1, lows[found.workspace.round - 1], 0.2))
 
 
 def test_rounds_as_long_as_they_help(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ensemble_stage(opened(drawn, ""), 1, [])
+    plain = figures_of(opened(drawn, ""))
     project = opened(drawn)
     worth(monkeypatch, [0.01, -0.01])
-    figures = ensemble_stage(project, 1, [])
+    figures = figures_of(project)
     first = written(project)
     names = [f"tiny{name}/fold{fold}" for name in ("", ".round1", ".round2") for fold in range(2)]
     assert sorted(first) == sorted(names)
     assert [(row["round"], row["used"]) for row in figures["rounds"]] == [(0, True), (1, True), (2, False)]
     assert figures["rounds"][0]["map"] == plain["ladder"]["rungs"][-1]["map"]
-    assert figures["key"] == project.at_round(1).ensemble_key() != plain["key"]
+    assert figures["key"] == candidates_key(project.at_round(1)) != plain["key"]
     said = "\n".join(ladder_lines(figures))
     assert "round 1 of pseudo-labels (fold0" in said and "over the round before: used" in said
     assert "[-0.01000, +0.20000] over the round before: no sure help, not used" in said
@@ -298,15 +299,15 @@ def test_rounds_as_long_as_they_help(drawn: Path, monkeypatch: pytest.MonkeyPatc
     assert (folder / "oof.parquet").read_bytes() != (folder / "round0" / "oof.parquet").read_bytes()
     queries = pd.read_parquet(folder / "oof.parquet")["query"]
     assert not set(queries) & test  # nobody is scored who was labelled by a network
-    assert len(answers.test_answers(project)[-1].images) == 16
-    assert submission_stage(project, 1, []) == submission_path(project, figures["key"])
+    assert len(read_guesses_of_rungs(project)[-1].images) == 16
+    assert submission_of(project) == submission_path(project, figures["key"])
 
-    assert ensemble_stage(opened(drawn), 1, [])["rounds"] == figures["rounds"]
-    timed = {line["what"] for line in figures["times"] if line["stage"] == "train"}
+    assert figures_of(opened(drawn))["rounds"] == figures["rounds"]
+    timed = {line["item"] for line in figures["times"] if line["stage"] == "train"}
     assert timed == set(names)
     assert written(project) == first
-    assert ensemble_stage(opened(drawn, ""), 1, [])["ladder"] == plain["ladder"]  # without rounds, as before
-    assert ensemble_stage(opened(drawn), 1, [])["rounds"] == figures["rounds"]
+    assert figures_of(opened(drawn, ""))["ladder"] == plain["ladder"]  # without rounds, as before
+    assert figures_of(opened(drawn))["rounds"] == figures["rounds"]
     assert written(project) == first
     assert json.loads((drawn / "work" / "drawn" / "metrics.json").read_text())["recipe"]["key"] == figures["key"]
 
@@ -314,59 +315,59 @@ def test_rounds_as_long_as_they_help(drawn: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_round_that_does_not_help_is_the_last_and_changes_no_answer(
     drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = json.loads(json.dumps(ensemble_stage(opened(drawn, ""), 1, [])))
+    plain = json.loads(json.dumps(figures_of(opened(drawn, ""))))
     answer = (drawn / "work" / "drawn" / "candidates" / "recipe" / "test.parquet").read_bytes()
     worth(monkeypatch, [0.0, 1.0])
     project = opened(drawn)
-    figures = ensemble_stage(project, 1, [])
+    figures = figures_of(project)
     assert [(row["round"], row["used"]) for row in figures["rounds"]] == [(0, True), (1, False)]
     assert figures["key"] == plain["key"] and figures["ladder"] == plain["ladder"]
     assert (drawn / "work" / "drawn" / "candidates" / "recipe" / "test.parquet").read_bytes() == answer
     assert not any(name.startswith("tiny.round2") for name in written(project))
-    assert rounds.answered(project).workspace.round == 0
+    assert answered(project).workspace.round == 0
 
 
 def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worth(monkeypatch, [-1.0])
     project = opened(drawn, "pseudo: {confidence: 0.05}\nfull: true\n")
-    figures = ensemble_stage(project, 1, [])
+    figures = figures_of(project)
     assert list(figures["rounds"][1]["labels"]) == ["fold0", "fold1", "full"]
     path = project.at_round(1).workspace.pseudo_labels("recipe")
     table = read_pseudo_labels(path)
 
     def left(changed: pd.DataFrame) -> list[str]:
         write_pseudo_labels(changed, path)
-        jobs = pipeline.job_list(project.at_round(1), "train")
-        return [job.title for job in jobs if not job.current]
+        of_round = answered(project).at_round(1)
+        return [item for item, is_current in current(of_round, "train").items() if not is_current]
 
     assert left(table.assign(confidence=1.0)) == []
-    assert left(table.drop(index=table.index[table["fold"] == 1][0])) == ["tiny fold 1", "tiny full"]
-    assert left(table.drop(index=table.index[table["fold"] == FULL][0])) == ["tiny full"]
-    assert [job.current for job in pipeline.job_list(project.at_round(0), "train")] == [True] * 3
+    assert left(table.drop(index=table.index[table["fold"] == 1][0])) == ["tiny.round1/fold1", "tiny.round1/full"]
+    assert left(table.drop(index=table.index[table["fold"] == FULL][0])) == ["tiny.round1/full"]
+    assert list(current(answered(project), "train").values()) == [True] * 3
 
 
 def test_killed_in_a_round_it_goes_on_to_the_same_end(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worth(monkeypatch, [0.01])
     more = "pseudo: {confidence: 0.05}\n"
-    whole = ensemble_stage(opened(drawn, more), 1, [])
+    whole = figures_of(opened(drawn, more))
     (drawn / "work").rename(drawn / "whole")
     monkeypatch.setattr("whaleid.training.record.EPOCH_SAVE_SECONDS", 0.0)
-    ensemble_stage(opened(drawn, ""), 1, [])
+    figures_of(opened(drawn, ""))
     broken = opened(drawn, more)
     with monkeypatch.context() as patch:
         stop_after(patch, 8)
         with pytest.raises(KeyboardInterrupt):
-            ensemble_stage(broken, 1, [])
+            figures_of(broken)
     assert (broken.at_round(1).workspace.run("tiny", 0) / "state").is_dir()
     table = broken.at_round(1).workspace.pseudo_labels("recipe").stat().st_mtime_ns
-    figures = ensemble_stage(opened(drawn, more), 1, [])
+    figures = figures_of(opened(drawn, more))
     assert broken.at_round(1).workspace.pseudo_labels("recipe").stat().st_mtime_ns == table
     assert figures["ladder"] == whole["ladder"] and figures["key"] == whole["key"]
 
 
 def test_nobody_sure_trains_nothing(drawn: Path) -> None:
     project = opened(drawn, "pseudo: {confidence: 1.0}\n")
-    figures = ensemble_stage(project, 1, [])
+    figures = figures_of(project)
     assert [row["used"] for row in figures["rounds"]] == [True, False]
     assert "no test image is sure enough" in ladder_lines(figures)[-1]
     assert sorted(written(project)) == ["tiny/fold0", "tiny/fold1"]
@@ -384,7 +385,7 @@ def test_several_at_once_and_a_round_by_itself(
         cli.main()
     assert not ended.value.code, capsys.readouterr().err
     assert sorted(written(project)) == ["tiny.round1/fold0", "tiny.round1/fold1", "tiny/fold0", "tiny/fold1"]
-    assert all(job.current for job in pipeline.job_list(project.at_round(1), "train"))
+    assert all(current(project, "train").values())
     monkeypatch.setattr(sys, "argv", [*words, "--round", "2"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -394,19 +395,19 @@ def test_several_at_once_and_a_round_by_itself(
 def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel's project has its runs, its labels and its keys, and no round to make."""
     worth(monkeypatch, [0.01, -0.01])
-    figures = ensemble_stage(opened(drawn), 1, [])
-    project = rounds.answered(opened(drawn))
+    figures = figures_of(opened(drawn))
+    project = answered(opened(drawn))
     assert (project.workspace.round, project.recipe.pseudo) == (1, None)
     reads = ensemble_inputs(project)
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]
     elsewhere = Settings(work=drawn / "elsewhere")
     there = project_from_json(project_to_json(project), drawn / "data", elsewhere)
-    with pytest.raises(WhaleidError, match=r"round1\.csv: not there"):
-        there.ensemble_key()
+    with pytest.raises(WhaleidError, match=r"round1\.csv: file not found"):
+        candidates_key(there)
     assert project.pseudo_labels is not None
     write_pseudo_labels(project.pseudo_labels, there.workspace.pseudo_labels("recipe"))
     again = project_from_json(project_to_json(project), drawn / "data", elsewhere)
-    assert again.ensemble_key() == figures["key"]
+    assert candidates_key(again) == figures["key"]
 
 
 def test_the_plan_counts_the_rounds(drawn: Path) -> None:

@@ -8,11 +8,11 @@ from kernel_world import RECIPE, make_world
 
 from whaleid.ensemble.results import Gain
 from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
-from whaleid.pipeline import pseudo_labels as rounds
+from whaleid.pipeline import pseudo_labels as pseudo_stages
 
 
 def test_the_submission_is_the_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "_gain", lambda before, found: Gain(0.1, 0.05, 0.2))
+    monkeypatch.setattr(pseudo_stages, "round_gain", lambda *_: Gain(0.1, 0.05, 0.2))
     world = make_world(tmp_path / "world", f"{RECIPE}pseudo: {{confidence: 0.0}}\n")
     taught = world.project.at_round(1).pseudo_labels
     assert taught is not None and len(taught)

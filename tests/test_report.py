@@ -17,9 +17,8 @@ from PIL import Image
 from whaleid.config import Competition, Recipe
 from whaleid.pipeline.metrics import read_metrics
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import images_stage
-from whaleid.pipeline.submission import ensemble_stage
-from whaleid.pipeline.workspace import Workspace
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.report.examples import Example, Guess, add_gallery_images, choose_examples
 from whaleid.report.inputs import TopGuesses, read_results
 from whaleid.report.page import templates, write_report
@@ -93,7 +92,7 @@ def write_features(folder: Path, names: list[str], labels: list[str], rng: np.ra
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_project(tmp_path_factory.mktemp("report"))
-    ensemble_stage(made, 1, [])
+    run(made, "ladder")
     return made
 
 
@@ -203,7 +202,7 @@ def test_without_results_it_says_what_to_do(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     with pytest.raises(WhaleidError, match="run `make ensemble` first"):
         write_report(project)
-    images_stage(project)
+    run(project, "images")
     with pytest.raises(WhaleidError, match="run `make ensemble` first"):
         write_report(project)
 
@@ -225,7 +224,7 @@ def test_other_folds_are_refused(project: Project, tmp_path: Path) -> None:
 
 def test_no_unknown_label(tmp_path: Path) -> None:
     project = make_project(tmp_path, unknown=None)
-    ensemble_stage(project, 1, [])
+    run(project, "ladder")
     page = write_report(project).read_text()
     assert "no unknown label" in page and "called unknown" not in page
     assert not (project.workspace.report("own") / "unknown.png").exists()
@@ -243,10 +242,10 @@ def test_without_test_images_and_expected_share_nothing_is_told_of_them(tmp_path
     project = replace(made, competition=alone)
     for folder in (tmp_path / "features").iterdir():
         rows = pd.read_csv(folder / "rows.csv", dtype=str)
-        kept = rows["image"].isin(images_stage(project)["image"])
+        kept = rows["image"].isin(read_images(project.workspace)["image"])
         np.save(folder / "embeddings.npy", np.load(folder / "embeddings.npy")[kept])
         rows[kept].to_csv(folder / "rows.csv", index=False)
-    ensemble_stage(project, 1, [])
+    run(project, "ladder")
     page = write_report(project).read_text()
     assert not any(part in page for part in told) and "The competition has no test images." in page
     assert "unknown queries called unknown, out of fold" in page and "threshold fitted on all folds" in page

@@ -27,7 +27,7 @@ from whaleid.local_matching.keypoints import describe, described_size, read_desc
 from whaleid.local_matching.rootsift import root_sift
 from whaleid.pipeline.metrics import read_metrics
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.submission import ensemble_stage
+from whaleid.pipeline.runner import run
 from whaleid.pipeline.workspace import Workspace
 from whaleid.report import matches
 from whaleid.report.examples import choose_examples
@@ -61,7 +61,7 @@ def make_drawn(root: Path) -> Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = make_drawn(tmp_path_factory.mktemp("drawn"))
-    ensemble_stage(made, 1, [])
+    run(made, "ladder")
     return made
 
 

@@ -18,9 +18,11 @@ from whaleid.features.files import read_features
 from whaleid.models.embedder import build_embedder
 from whaleid.models.heads.registry import build_head
 from whaleid.models.heads.siamese import SiamesePairs
-from whaleid.pipeline import stages as pipeline
-from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import job_list, sources, train_stage
+from whaleid.pipeline.keys import features_key, run_key
+from whaleid.pipeline.project import DataKeys, Project
+from whaleid.pipeline.run_stages import feature_tasks, train_tasks
+from whaleid.pipeline.sources import sources
+from whaleid.pipeline.tasks import do
 from whaleid.pipeline.workspace import Workspace
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 from whaleid.training.checkpoint import save_checkpoint, write_description
@@ -201,6 +203,9 @@ def test_without_test_images(world, drawn, tmp_path):
 # -------------------------------------------------------------------------------------------------- the pipeline
 
 
+KEYS = DataKeys("images", "labelled", "")
+
+
 def test_sources_name_the_runs_of_siamese_experiments_alone(world, tmp_path):
     experiments = (experiment(), experiment("softmax"))
     project = Project(world.competition, recipe(), experiments, Workspace(tmp_path))
@@ -209,30 +214,26 @@ def test_sources_name_the_runs_of_siamese_experiments_alone(world, tmp_path):
     assert other.pairs == {}
 
 
-def test_features_of_a_siamese_run_need_the_run(world, tmp_path, monkeypatch):
+def test_features_of_a_siamese_run_need_the_run(world, tmp_path):
     """Features alone are no finished job: the head is wanted too. Other heads' runs may go."""
-    monkeypatch.setattr(Project, "images_key", "images")
-    monkeypatch.setattr(Project, "labelled_key", "labelled")
     for head, wanted in (("siamese", False), ("softmax", True)):
         one = experiment(head)
-        project = Project(world.competition, recipe(), (one,), Workspace(tmp_path / head))
+        project = Project(world.competition, recipe(), (one,), Workspace(tmp_path / head), data_keys=KEYS)
         for fold in range(3):
             out = project.workspace.features(one.name, fold)
             out.mkdir(parents=True)
-            project.workspace.mark_current(out, project.features_key(one, fold))
-        assert [job.current for job in job_list(project, "features")] == [wanted] * 3
+            project.workspace.mark_current(out, features_key(project, one, fold))
+        assert [task.current for task in feature_tasks(project)] == [wanted] * 3
         out = project.workspace.run(one.name, 0)
         out.mkdir(parents=True)
-        project.workspace.mark_current(out, project.run_key(one, 0))
-        assert job_list(project, "features")[0].current
+        project.workspace.mark_current(out, run_key(project, one, 0))
+        assert feature_tasks(project)[0].current
 
 
 def test_training_again_makes_the_features_of_before_outdated(world, tmp_path, monkeypatch):
     """Also where their key is still right: head and features are of one training, or the head reads noise."""
-    monkeypatch.setattr(Project, "images_key", "images")
-    monkeypatch.setattr(Project, "labelled_key", "labelled")
-    for stage in ("images_stage", "folds_stage", "cache_stage"):
-        monkeypatch.setattr(pipeline, stage, lambda *_: None)
+    for read in ("read_images", "read_folds", "read_cache"):
+        monkeypatch.setattr(f"whaleid.pipeline.run_stages.{read}", lambda *_: None)
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -240,10 +241,10 @@ def test_training_again_makes_the_features_of_before_outdated(world, tmp_path, m
     monkeypatch.setattr("whaleid.training.run.train_run", killed)
     for head, outdated in (("siamese", True), ("softmax", False)):
         one = experiment(head)
-        project = Project(world.competition, recipe(), (one,), Workspace(tmp_path / head))
-        out, key = project.workspace.features(one.name, 0), project.features_key(one, 0)
+        project = Project(world.competition, recipe(), (one,), Workspace(tmp_path / head), data_keys=KEYS)
+        out, key = project.workspace.features(one.name, 0), features_key(project, one, 0)
         out.mkdir(parents=True)
         project.workspace.mark_current(out, key)
         with pytest.raises(KeyboardInterrupt):
-            train_stage(project, one, 0)
+            do(train_tasks(project)[0])
         assert project.workspace.is_current(out, key) != outdated

@@ -34,12 +34,12 @@ def naive_figures(rows: np.ndarray, labels: np.ndarray, ks: list[int]) -> tuple[
     precisions = []
     for query in range(len(rows)):
         right = naive_order(rows, labels, query)
-        mates = sum(right)
-        if mates == 0:
+        right_images = sum(right)
+        if right_images == 0:
             continue
         for k in ks:
             hits[k].append(any(right[:k]))
-        precisions.append(sum(sum(right[: i + 1]) / (i + 1) for i in range(mates) if right[i]) / mates)
+        precisions.append(sum(sum(right[: i + 1]) / (i + 1) for i in range(right_images) if right[i]) / right_images)
     recall = {k: sum(found) / len(found) for k, found in hits.items()}
     return recall, sum(precisions) / len(precisions), len(precisions)
 

@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from whaleid.config import Competition
     from whaleid.config.settings import Settings
+    from whaleid.pipeline.executors import Executor
     from whaleid.pipeline.project import Project
 
 
@@ -81,6 +82,13 @@ class Context:
         return open_project(
             self.competition, self.recipe_name, self.work_folder, self.overrides, self.skip_unreadable, self.settings
         )
+
+    @property
+    def executor(self) -> Executor:
+        """What does the pipeline's tasks."""
+        from whaleid.pipeline.executors import EXECUTORS
+
+        return EXECUTORS["local"](self.jobs, self.options)
 
     @property
     def options(self) -> list[str]:

@@ -75,13 +75,12 @@ def build(context: Context) -> None:
 
     Example: whaleid data build -c nyala
     """
-    from whaleid.pipeline.project import images_key_of
-    from whaleid.pipeline.stages import images_table
+    from whaleid.pipeline.data_stages import build_images_table
     from whaleid.pipeline.workspace import Workspace
 
     competition, skip = context.load_competition(), context.skip_unreadable
     workspace = Workspace(context.work_folder / competition.name)
-    images = images_table(competition, workspace, images_key_of(competition, workspace, skip), skip)
+    images = build_images_table(competition, workspace, skip)
     print(f"{workspace.images}: {len(images):,} images")
 
 
@@ -106,9 +105,11 @@ def folds(context: Context) -> None:
     Example: whaleid data folds -c nyala -r cpu
     """
     from whaleid.data.folds import fold_table
-    from whaleid.pipeline.stages import folds_stage
+    from whaleid.pipeline.runner import run
+    from whaleid.pipeline.workspace import read_folds
 
     project = context.project
-    table = folds_stage(project)
+    run(project, "folds")
+    table = read_folds(project.workspace)
     print(fold_table(table, project.competition.unknown).to_string(index=False))
     print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")

@@ -36,10 +36,10 @@ def leaderboard(context: Context) -> None:
 
     Example: whaleid leaderboard -c turtles.yaml
     """
-    from whaleid.pipeline.submission import leaderboard_lines
+    from whaleid.pipeline.leaderboard import leaderboard_lines
 
-    for line in leaderboard_lines(context.project, context.jobs, context.options):
-        print(line)
+    for line in leaderboard_lines(context.project, context.executor):
+        print(line, flush=True)
 
 
 def ensemble(context: Context) -> None:
@@ -48,9 +48,11 @@ def ensemble(context: Context) -> None:
     Example: whaleid ensemble -c nyala -s combine.stack=null
     """
     from whaleid.ensemble.ladder_text import ladder_lines
-    from whaleid.pipeline.submission import ensemble_stage
+    from whaleid.pipeline.metrics import require_figures
+    from whaleid.pipeline.runner import run
 
-    print("\n".join(ladder_lines(ensemble_stage(context.project, context.jobs, context.options))))
+    run(context.project, "ladder", context.executor)
+    print("\n".join(ladder_lines(require_figures(context.project))))
 
 
 def ablation(context: Context) -> None:
@@ -59,10 +61,12 @@ def ablation(context: Context) -> None:
     Example: whaleid ablation -c nyala
     """
     from whaleid.ensemble.ladder_text import ablation_lines
-    from whaleid.pipeline.submission import ablation_stage
+    from whaleid.pipeline.ablation import read_ablation
+    from whaleid.pipeline.runner import run
 
     project = context.project
-    print("\n".join(ablation_lines(ablation_stage(project, context.jobs, context.options))))
+    run(project, "ablation", context.executor)
+    print("\n".join(ablation_lines(read_ablation(project.workspace, project.recipe.name))))
     print(f"ablation: {project.workspace.ablation(project.recipe.name)}")
 
 
@@ -79,9 +83,11 @@ def submission(
     if check is not None:
         _check_submission(context, check)
         return
-    from whaleid.pipeline.submission import submission_stage
+    from whaleid.pipeline.runner import run
+    from whaleid.pipeline.submission import latest_submission
 
-    print(f"submission: {submission_stage(context.project, context.jobs, context.options)}")
+    run(context.project, "submission", context.executor)
+    print(f"submission: {latest_submission(context.project)}")
 
 
 def _check_submission(context: Context, file: Path) -> None:
@@ -108,7 +114,7 @@ def score(
     Example: whaleid score submission.csv solution.csv --k 5 --json
     """
     if submission is None:
-        from whaleid.pipeline.submission import own_score
+        from whaleid.pipeline.score import own_score
 
         result = own_score(context.project, k)
     elif solution is None:

@@ -44,15 +44,15 @@ def kernel(
     from whaleid.kaggle.kernel.assets import inference_size
     from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
-    from whaleid.pipeline.stages import folds_stage
+    from whaleid.pipeline.rounds import answered
+    from whaleid.pipeline.runner import run
 
     project = context.project
     if _trains(experiment, fold):
-        folds_stage(project)
+        run(project, "folds")
     else:
-        from whaleid.pipeline.submission import submission_stage
-
-        submission_stage(project, context.jobs, context.options)
+        run(project, "submission", context.executor)
+        run(answered(project), "features", context.executor)  # the kernel carries them, with their runs
         print(f"the kernel carries {inference_size(project).line()}", flush=True)
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)

@@ -56,9 +56,12 @@ def pretrain(context: Context) -> None:
 
     Example: whaleid pretrain -c nyala -r self
     """
-    from whaleid.pipeline.stages import pretrain_stage
+    from whaleid.pipeline.run_stages import require_pretraining
+    from whaleid.pipeline.runner import run
 
-    print(f"pretrained: {pretrain_stage(context.project)}")
+    path = require_pretraining(context.project)
+    run(context.project, "pretrain")
+    print(f"pretrained: {path}")
 
 
 def train(
@@ -90,17 +93,12 @@ def features(
 
 
 def _run_jobs(stage: str, context: Context, experiment: str | None, fold: int | None, full: bool, round_: int) -> None:
-    from whaleid.pipeline.stages import jobs_stage, require_local, select_jobs
+    from whaleid.pipeline.rounds import require_round
+    from whaleid.pipeline.runner import Only, run, target_tasks
 
-    project = context.project
-    require_local(project)
-    if round_:
-        from whaleid.pipeline.pseudo_labels import at_round, labels_stage
-
-        project = at_round(project, round_)
-        labels_stage(project, context.jobs, context.options)
-    jobs = select_jobs(project, stage, experiment, fold, full)
-    done = jobs_stage(project, stage, context.jobs, context.options, jobs)
-    Console(stderr=True).print(
-        f"{stage}: {done} done, {len(jobs) - done} were up to date in {project.workspace.root}", markup=False
-    )
+    project, only = context.project, Only(experiment, fold, full, round_)
+    require_round(project, round_)
+    asked = {task.name for task in target_tasks(project, stage, only)}
+    done = len([task for task in run(project, stage, context.executor, only) if task.name in asked])
+    line = f"{stage}: {done} done, {len(asked) - done} were up to date in {project.workspace.root}"
+    Console(stderr=True).print(line, markup=False)

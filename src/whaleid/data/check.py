@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,63 +19,34 @@ from whaleid.data.images_table import unreadable_line
 from whaleid.data.masks import mask_problem, masks_of
 from whaleid.utils.errors import WhaleidError
 
-SIZES = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "51+": (51, None)}
+SIZES = {"1": (1, 1), "2-5": (2, 5), "6-10": (6, 10), "11-50": (11, 50), "51+": (51, math.inf)}
 """Class sizes in the report: label -> least and greatest number of training images."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts of a competition's data, in images unless stated otherwise.
+    """What a competition's data holds.
 
     Attributes
     ----------
-    train, test : int
-        Images that are listed, present and readable.
-    identities : int
-        Named identities of the training data.
-    singletons : int
-        Identities with one image.
-    unknown : int
-        Training images with the unknown label.
-    expected_share : float or None
-        Share of unknown queries that the competition expects in the test set.
-    class_sizes : dict
-        Label of SIZES -> (identities, images).
-    median_size : (int, int) or None
-        Width and height in pixels.
-    boxes, masks : int or None
-        Images with a box, with a good mask; None where the competition has none.
-    near_duplicates, duplicate_groups, largest_group : int
-        Images that are a copy of another one; photographs with several copies, and the most copies of one.
-    contradictory_copies : int
-        Photographs whose training copies have different labels.
-    across : int
-        Test images with a copy in train.
+    name : str
+        Of the competition.
+    counts : dict
+        In images unless stated otherwise: train, test (listed, present and readable); identities, singletons (numbers
+        of named identities, and of those with one image); unknown (training images with the unknown label);
+        class_sizes (label of SIZES -> identities, images); missing, unreadable, duplicate_rows, contradictory_rows;
+        near_duplicates (copies of another image), duplicate_groups (photographs with copies), largest_group,
+        contradictory_copies (photographs whose training copies have different labels), across (test images with a
+        copy in train); boxes, masks (None where the competition has none). Empty if nothing can be read.
+    facts : tuple of (str, str)
+        Label and value for each line of the report.
     problems, notes : tuple of str
         Lines about what stops the pipeline, and about what is worth knowing.
     """
 
     name: str
-    train: int = 0
-    test: int = 0
-    identities: int = 0
-    singletons: int = 0
-    unknown: int = 0
-    unknown_label: str | None = None
-    expected_share: float | None = None
-    class_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    median_size: tuple[int, int] | None = None
-    boxes: int | None = None
-    masks: int | None = None
-    missing: int = 0
-    unreadable: int = 0
-    duplicate_rows: int = 0
-    contradictory_rows: int = 0
-    near_duplicates: int = 0
-    duplicate_groups: int = 0
-    largest_group: int = 0
-    contradictory_copies: int = 0
-    across: int = 0
+    counts: dict[str, Any] = field(default_factory=dict)
+    facts: tuple[tuple[str, str], ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -83,52 +55,16 @@ class DataReport:
         """Whether the pipeline can run on this data."""
         return not self.problems
 
-    @property
-    def unknown_share(self) -> float:
-        """Share of training images with the unknown label."""
-        return self.unknown / self.train if self.train else 0.0
-
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        facts = list(self._facts())
-        width = max(len(label) for label, _ in facts)
+        width = max((len(label) for label, _ in self.facts), default=0)
         return [
             f"data of {self.name}",
-            *(f"  {label:<{width}}  {value}" for label, value in facts),
+            *(f"  {label:<{width}}  {value}" for label, value in self.facts),
             *(f"note: {note}" for note in self.notes),
             *(f"problem: {problem}" for problem in self.problems),
             "the data can be used" if self.ok else f"{len(self.problems)} to fix before the pipeline can run",
         ]
-
-    def _facts(self) -> Iterator[tuple[str, str]]:
-        images = self.train + self.test
-        yield "images", f"{images:,} ({self.train:,} train, {self.test:,} test)"
-        yield "identities", f"{self.identities:,}"
-        yield "singletons", f"{self.singletons:,} identities with one image"
-        for label, (identities, held) in self.class_sizes.items():
-            if identities:
-                yield f"  of {label}", f"{identities:,} identities, {held:,} images"
-        yield "unknown", self._unknown()
-        if self.median_size is not None:
-            yield "median size", "{} x {} pixels".format(*self.median_size)
-        for label, count in (("boxes", self.boxes), ("masks", self.masks)):
-            if count is not None:
-                yield label, f"{count:,} of {images:,} images"
-        yield "missing", f"{self.missing:,}"
-        yield "unreadable", f"{self.unreadable:,}"
-        yield "duplicate rows", f"{self.duplicate_rows:,}"
-        yield "contradictory rows", f"{self.contradictory_rows:,}"
-        largest = f" (largest group {self.largest_group})" if self.duplicate_groups else ""
-        yield "near-duplicates", f"{self.near_duplicates:,} copies of {self.duplicate_groups:,} photographs{largest}"
-        yield "contradictory copies", f"{self.contradictory_copies:,} photographs with several labels"
-        yield "copies across", f"{self.across:,} test images have a copy in train"
-
-    def _unknown(self) -> str:
-        if self.unknown_label is None:
-            return "none: every query's identity is in the training data"
-        expected = "as out of fold" if self.expected_share is None else f"{self.expected_share:.1%}"
-        labelled = f"{self.unknown:,} train images '{self.unknown_label}' ({self.unknown_share:.1%})"
-        return f"{labelled}; expected share of test queries: {expected}"
 
 
 def check_data(competition: Competition, workers: int | None = None) -> DataReport:
@@ -139,7 +75,7 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
     try:
         rows, problems = inspect_rows(competition)
     except WhaleidError as error:
-        return DataReport(competition.name, unknown_label=competition.unknown, problems=(str(error),))
+        return DataReport(competition.name, problems=(str(error),))
     found = fingerprint_images(competition.root, rows["path"].tolist(), workers)
     lines = [problem.message for problem in problems]
     if not found.readable.all():
@@ -149,21 +85,57 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
     boxes, box_lines, box_notes = _boxes(competition, rows, found)
     masks, mask_lines = _masks(competition, rows, found)
     copies, copy_notes = _copies(rows, found)
-    return DataReport(
-        name=competition.name,
-        expected_share=competition.unknown_share,
-        median_size=_median_size(found),
-        boxes=boxes,
-        masks=masks,
-        missing=_count(problems, "missing"),
-        unreadable=unreadable,
-        duplicate_rows=_count(problems, "duplicate"),
-        contradictory_rows=_count(problems, "contradictory"),
-        problems=tuple(lines + box_lines + mask_lines + _solution_lines(competition)),
-        notes=tuple(box_notes + copy_notes),
+    counts = {
         **_labels(rows, competition.unknown),
+        "boxes": boxes,
+        "masks": masks,
+        "missing": _count(problems, "missing"),
+        "unreadable": unreadable,
+        "duplicate_rows": _count(problems, "duplicate"),
+        "contradictory_rows": _count(problems, "contradictory"),
         **copies,
+    }
+    return DataReport(
+        competition.name,
+        counts,
+        tuple(_facts(competition, counts, found)),
+        tuple(lines + box_lines + mask_lines + _solution_lines(competition)),
+        tuple(box_notes + copy_notes),
     )
+
+
+def _facts(competition: Competition, counts: dict[str, Any], found: Fingerprints) -> Iterator[tuple[str, str]]:
+    images = counts["train"] + counts["test"]
+    yield "images", f"{images:,} ({counts['train']:,} train, {counts['test']:,} test)"
+    yield "identities", f"{counts['identities']:,}"
+    yield "singletons", f"{counts['singletons']:,} identities with one image"
+    for label, (identities, held) in counts["class_sizes"].items():
+        if identities:
+            yield f"  of {label}", f"{identities:,} identities, {held:,} images"
+    yield "unknown", _unknown(competition, counts)
+    if len(found.size):
+        yield "median size", "{:.0f} x {:.0f} pixels".format(*np.floor(np.median(found.size, axis=0)))
+    for kind in ("boxes", "masks"):
+        if counts[kind] is not None:
+            yield kind, f"{counts[kind]:,} of {images:,} images"
+    for kind in ("missing", "unreadable", "duplicate_rows", "contradictory_rows"):
+        yield kind.replace("_", " "), f"{counts[kind]:,}"
+    largest = f" (largest group {counts['largest_group']})" if counts["duplicate_groups"] else ""
+    yield (
+        "near-duplicates",
+        f"{counts['near_duplicates']:,} copies of {counts['duplicate_groups']:,} photographs{largest}",
+    )
+    yield "contradictory copies", f"{counts['contradictory_copies']:,} photographs with several labels"
+    yield "copies across", f"{counts['across']:,} test images have a copy in train"
+
+
+def _unknown(competition: Competition, counts: dict[str, Any]) -> str:
+    if competition.unknown is None:
+        return "none: every query's identity is in the training data"
+    share = counts["unknown"] / max(counts["train"], 1)
+    expected = "as out of fold" if competition.unknown_share is None else f"{competition.unknown_share:.1%}"
+    labelled = f"{counts['unknown']:,} train images '{competition.unknown}' ({share:.1%})"
+    return f"{labelled}; expected share of test queries: {expected}"
 
 
 def _count(problems: list[Problem], kind: str) -> int:
@@ -173,31 +145,16 @@ def _count(problems: list[Problem], kind: str) -> int:
 def _labels(rows: pd.DataFrame, unknown: str | None) -> dict[str, Any]:
     train = rows[rows["split"] == "train"]
     known = train[train["identity"] != unknown] if unknown is not None else train
-    sizes = known["identity"].value_counts()
+    sizes = known["identity"].value_counts().to_numpy()
+    classes = {label: sizes[(sizes >= least) & (sizes <= greatest)] for label, (least, greatest) in SIZES.items()}
     return {
         "train": len(train),
         "test": len(rows) - len(train),
         "identities": len(sizes),
         "singletons": int((sizes == 1).sum()),
         "unknown": len(train) - len(known),
-        "unknown_label": unknown,
-        "class_sizes": _class_sizes(sizes.to_numpy()),
+        "class_sizes": {label: (len(held), int(held.sum())) for label, held in classes.items()},
     }
-
-
-def _class_sizes(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
-    table = {}
-    for label, (least, greatest) in SIZES.items():
-        held = sizes[(sizes >= least) & (sizes <= (greatest or sizes.max(initial=0)))]
-        table[label] = (len(held), int(held.sum()))
-    return table
-
-
-def _median_size(found: Fingerprints) -> tuple[int, int] | None:
-    if not len(found.size):
-        return None
-    width, height = np.median(found.size, axis=0)
-    return int(width), int(height)
 
 
 def _boxes(

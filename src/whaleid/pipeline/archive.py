@@ -25,12 +25,15 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from whaleid.config import Model
+from whaleid.pipeline.executors import LocalExecutor
+from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.pseudo_labels import answered
-from whaleid.pipeline.stages import job_list
-from whaleid.pipeline.submission import ensemble_stage, submission_path, write_answer
-from whaleid.pipeline.transfer import PROJECT, STAMPS, changed, ensemble_inputs
+from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.run_stages import full_tasks, train_tasks
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.submission import submission_path, write_answer
+from whaleid.pipeline.transfer import PROJECT, STAMPS, ensemble_inputs
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
@@ -112,7 +115,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
     figures, project = read_figures(project), answered(project)
     if project.competition.test is None:
         raise WhaleidError(f"competition {project.competition.name} has no test images, so there is no submission")
-    key = project.ensemble_key()
+    key = candidates_key(project)
     submission = submission_path(project, key)
     if figures is None or figures["key"] != key or not submission.is_file():
         raise WhaleidError(
@@ -123,7 +126,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
         competition=project.competition.name,
         recipe=project.recipe.name,
         commit=figures["commit"],
-        images_key=project.images_key,
+        images_key=project.keys.images,
         key=_key_without_sources(project),
         round=project.workspace.round,
         sources=sorted(project.recipe.sources),
@@ -177,7 +180,8 @@ def _files_of(workspace: Workspace, output: Path) -> dict[str, Path]:
 
 def _key_without_sources(project: Project) -> str:
     """The ensemble's key without features by other programs, which are known by their files' times."""
-    return changed(project, recipe=project.recipe.model_copy(update={"sources": {}})).ensemble_key()
+    own = project.recipe.model_copy(update={"sources": {}})
+    return candidates_key(replace(project, recipe=own, data_keys=project.keys))
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
@@ -221,12 +225,12 @@ def rebuild(project: Project, start: Start, archive: Path, out: Path, at_once: i
     """
     if start == "train":
         again = replace(project, workspace=Workspace(out / project.competition.name))
-        ensemble_stage(again, at_once, options)
+        run(again, "ladder", LocalExecutor(at_once, options))
     else:
         shutil.rmtree(out, ignore_errors=True)
         again = _unpack_project(project, archive, start, out)
         if start == "weights":
-            ensemble_stage(again, 1, [])
+            run(again, "ladder")
     path = out / SUBMISSION
     write_answer(again, path)
     if not archive.is_file():
@@ -266,11 +270,17 @@ def _unpack_project(project: Project, archive: Path, start: Start, out: Path) ->
         _require_same(project, record, archive, replace(workspace, root=Path(place, WORK)))
         Path(place, WORK).rename(workspace.root)
         Path(place, STAMPED).rename(workspace.root / STAMPS)
-    project = changed(project, recipe=project.recipe.model_copy(update={"pseudo": None}), workspace=workspace)
-    stale = [job.title for job in job_list(project, "train") if not job.current]
+    project = _alone(project, workspace)
+    stale = [task.item for task in (*train_tasks(project), *full_tasks(project)) if not task.current]
     if start == "weights" and stale:
         raise WhaleidError(f"{archive}: has no weights of {stale[0]} with its present settings; {_advice(record)}")
     return project
+
+
+def _alone(project: Project, workspace: Workspace) -> Project:
+    """The project in the workspace's round of pseudo-labels, without any other round."""
+    recipe = project.recipe.model_copy(update={"pseudo": None})
+    return replace(project, recipe=recipe, workspace=workspace, data_keys=project.keys)
 
 
 def _require_same(project: Project, record: Record, archive: Path, workspace: Workspace) -> None:
@@ -279,12 +289,12 @@ def _require_same(project: Project, record: Record, archive: Path, workspace: Wo
         raise WhaleidError(
             f"{archive}: made with recipe {record.recipe} on competition {record.competition}; give these two"
         )
-    if record.images_key != project.images_key:
+    if record.images_key != project.keys.images:
         raise WhaleidError(
             f"{project.competition.root}: not the images and CSVs that {archive} was made with; rebuild with those, "
             "or run whaleid leaderboard for these"
         )
-    project = changed(project, recipe=project.recipe.model_copy(update={"pseudo": None}), workspace=workspace)
+    project = _alone(project, workspace)
     if _key_without_sources(project) != record.key or sorted(project.recipe.sources) != record.sources:
         raise WhaleidError(
             f"{archive}: made with other settings than recipe {record.recipe} has now; {_advice(record)}"

@@ -1,24 +1,21 @@
-"""A recipe as a list of jobs (train and embed one experiment on one fold), and the runner that does them.
-
-Each job is also a command line (`Job.command`), which is all that a runner needs: in turn in this process,
-several at once as processes (one a GPU), or on a cluster whose engine submits the same commands.
-"""
+"""Executors: who does the tasks of a stage. Another engine is one more class with `run`, and a line in EXECUTORS."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 from rich.console import Console
 
-from whaleid.pipeline.workspace import fold_name
+from whaleid.pipeline.tasks import Task, do
+from whaleid.utils.device import gpu_count
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.progress import PROGRESS_FILE, follow_bars
 
@@ -26,49 +23,102 @@ MEMORY_OF_A_RUN = 3 * 2**30
 """Bytes that a run on a CPU is given room for; small networks at small sizes take about half."""
 
 
+class Executor(Protocol):
+    """Does tasks that do not depend on each other."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
+        """Do the tasks; yield each when it is done. Raises WhaleidError where one fails."""
+        ...
+
+
 @dataclass(frozen=True)
-class Job:
-    """One experiment on one fold, from training to features; `current` when nothing is left to do."""
+class LocalExecutor:
+    """Does tasks on this machine.
 
-    experiment: str
-    fold: int | None
-    """None: on all labelled images."""
-    stage: str
-    """`train` or `features` (which trains first where that is missing)."""
-    current: bool
-
-    @property
-    def title(self) -> str:
-        return f"{self.experiment} {'full' if self.fold is None else f'fold {self.fold}'}"
-
-    @property
-    def file_name(self) -> str:
-        """What its files are called."""
-        return f"{self.experiment}.{fold_name(self.fold)}"
-
-    def command(self, options: list[str]) -> list[str]:
-        """Command line that does this job alone; `options` name competition, recipe, work folder and SET."""
-        part = ["--full"] if self.fold is None else ["--fold", str(self.fold)]
-        only = ["--experiment", self.experiment, *part]
-        return [sys.executable, "-m", "whaleid", self.stage, *options, *only]
-
-
-def run_jobs(jobs: list[Job], do: Callable[[Job], None], options: list[str], at_once: int, logs: Path) -> int:
-    """Do every job that is not current; returns how many were done.
-
-    at_once: 1 calls `do(job)` here; more starts that many processes of `job.command(options)`, each with its
-        share of the cores and its own GPU, its output in `logs/<experiment>.<fold>.log`; 0 chooses (`sensible`).
-    Raises WhaleidError when a job fails: those still running are ended, and what they had done is kept.
+    Attributes
+    ----------
+    jobs : int
+        Runs at once: 1 does them in this process one after the other, more starts as many processes, each with its
+        share of the cores and its own GPU; 0 chooses (`sensible`). Tasks without a command are always done here.
+    options : list of str
+        Of the processes' command lines: they name competition, recipe, work folder and overrides.
     """
-    waiting = [job for job in jobs if not job.current]
-    at_once = min(at_once or sensible(), len(waiting))
-    if at_once > 1:
-        _run_processes(waiting, options, at_once, logs)
-        return len(waiting)
-    for number, job in enumerate(waiting, start=1):
-        Console(stderr=True).print(f"[{number}/{len(waiting)}] {job.stage} {job.title}", markup=False)
-        do(job)
-    return len(waiting)
+
+    jobs: int = 1
+    options: list[str] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
+        """Do the tasks; what is done is kept where one fails, and processes still running are ended."""
+        spread = [task for task in tasks if task.command is not None]
+        jobs = min(self.jobs or sensible(), len(spread)) if len(spread) > 1 else 1
+        if jobs > 1:
+            yield from self._processes(spread, jobs)
+        for number, task in enumerate(tasks, start=1):
+            if jobs > 1 and task.command is not None:
+                continue
+            if task.command is not None:
+                line = f"[{number}/{len(tasks)}] {task.stage} {task.item}"
+                Console(stderr=True).print(line, markup=False, highlight=False)
+            do(task)
+            yield task
+
+    def _processes(self, tasks: list[Task], jobs: int) -> Iterator[Task]:
+        gpus, places, queue = gpu_count(), list(range(jobs)), list(tasks)
+        running: dict[int, _Process] = {}
+        done = 0
+        with follow_bars() as bars, ExitStack() as stack:
+            stack.callback(lambda: [process.popen.terminate() for process in running.values()])
+            while queue or running:
+                while queue and places:
+                    place, task = places.pop(0), queue.pop(0)
+                    running[place] = _start(task, self.options, jobs, place, gpus)
+                    bars.print(f"started {task.stage} {task.item} (log: {running[place].log})")
+                for place, process in list(running.items()):
+                    if process.popen.poll() is None:
+                        continue
+                    del running[place]
+                    places.append(place)
+                    process.raise_if_failed()
+                    done += 1
+                    minutes = (time.monotonic() - process.began) / 60
+                    bars.print(f"[{done}/{len(tasks)}] {process.task.stage} {process.task.item} in {minutes:.1f} min")
+                    yield process.task
+                bars.show([process.progress for process in running.values()])
+                time.sleep(0.5)
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A task that runs as a process of its own."""
+
+    task: Task
+    popen: subprocess.Popen[bytes]
+    log: Path
+    progress: Path
+    began: float
+
+    def raise_if_failed(self) -> None:
+        code = self.popen.returncode
+        if code == 0:
+            return
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        last = lines[-1].removeprefix("error: ") if lines else "no output"
+        raise WhaleidError(f"{self.task.stage} {self.task.item} ended with code {code}: {last} (whole log: {self.log})")
+
+
+def _start(task: Task, options: list[str], jobs: int, place: int, gpus: int) -> _Process:
+    logs = task.workspace.root / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    name = task.item.replace("/", ".")
+    log, progress = logs / f"{name}.log", logs / f"{name}.progress"
+    environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(jobs)))
+    environment[PROGRESS_FILE] = str(progress)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+    with log.open("ab") as file:
+        words = task.arguments(options)
+        popen = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
+    return _Process(task, popen, log, progress, time.monotonic())
 
 
 def sensible() -> int:
@@ -78,72 +128,13 @@ def sensible() -> int:
     EfficientNet-Lite0 at 128 x 64: 127 images a second instead of 82), and do not wait for one another when
     something else uses a core.
     """
-    gpus = _gpu_count()
-    if gpus:
-        return gpus
-    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY_OF_A_RUN))
+    return gpu_count() or max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY_OF_A_RUN))
 
 
-def share_of_cores(at_once: int) -> int:
-    """Threads for each of `at_once` processes."""
-    return max(1, (os.cpu_count() or 1) // at_once)
+def share_of_cores(jobs: int) -> int:
+    """Threads for each of `jobs` processes."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _run_processes(waiting: list[Job], options: list[str], at_once: int, logs: Path) -> None:
-    logs.mkdir(parents=True, exist_ok=True)
-    gpus = _gpu_count()
-    free_places = list(range(at_once))
-    running: dict[int, tuple[subprocess.Popen[bytes], Job, float]] = {}
-    queue = list(waiting)
-    done = 0
-    with follow_bars() as bars, ExitStack() as stack:
-        stack.callback(lambda: [process.terminate() for process, _, _ in running.values()])
-        while queue or running:
-            while queue and free_places:
-                place, job = free_places.pop(0), queue.pop(0)
-                running[place] = (_start(job, options, at_once, place, gpus, logs), job, time.monotonic())
-                bars.print(f"started {job.stage} {job.title} (log: {_log_path(logs, job)})")
-            for place, (process, job, began) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[place]
-                free_places.append(place)
-                _raise_if_failed(process.returncode, job, logs)
-                done += 1
-                minutes = (time.monotonic() - began) / 60
-                bars.print(f"[{done}/{len(waiting)}] {job.stage} {job.title} in {minutes:.1f} min")
-            bars.show([_progress_path(logs, job) for _, job, _ in running.values()])
-            time.sleep(0.5)
-
-
-def _start(job: Job, options: list[str], at_once: int, place: int, gpus: int, logs: Path) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(at_once)))
-    environment[PROGRESS_FILE] = str(_progress_path(logs, job))
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
-    with _log_path(logs, job).open("ab") as log:
-        return subprocess.Popen(job.command(options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-
-
-def _log_path(logs: Path, job: Job) -> Path:
-    return logs / f"{job.file_name}.log"
-
-
-def _progress_path(logs: Path, job: Job) -> Path:
-    return logs / f"{job.file_name}.progress"
-
-
-def _raise_if_failed(code: int, job: Job, logs: Path) -> None:
-    if code == 0:
-        return
-    log = _log_path(logs, job)
-    lines = log.read_text(errors="replace").strip().splitlines()
-    last = lines[-1].removeprefix("error: ") if lines else "no output"
-    raise WhaleidError(f"{job.stage} {job.title} ended with code {code}: {last} (whole log: {log})")
-
-
-def _gpu_count() -> int:
-    """GPUs to spread the processes over: those of CUDA_VISIBLE_DEVICES, else all."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+EXECUTORS: dict[str, Callable[[int, list[str]], Executor]] = {"local": LocalExecutor}
+"""Name -> (jobs, options) -> executor."""

@@ -1,22 +1,29 @@
-"""What a recipe would cost before anything is trained: jobs, sizes, operations, hours, disk."""
+"""What a recipe costs before anything is trained: runs, sizes, operations, hours, disk."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from whaleid.config import Experiment
+from whaleid.data.competition import inspect_rows
 from whaleid.pipeline.project import Project
+from whaleid.pipeline.tasks import Task
+from whaleid.pipeline.workspace import read_images
+from whaleid.utils.device import device_kind, gpu_count
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import bytes_text
 
 BACKWARD = 3.0
 """A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
 
+CPU_CORES = 2
 SUSTAINED_TFLOPS = {"cuda": 30.0, "cpu": 0.05}
 """Sustained in training. GPU: an A100 in bf16 with convolutions (a T4 in fp16: about 8; say `--tflops 8`).
-CPU: two cores on EfficientNet-Lite at 64 x 128 (benchmarks/)."""
+CPU: CPU_CORES cores on EfficientNet-Lite at 64 x 128 (benchmarks/)."""
 
 TOO_LONG = 1000.0
 """Hours above which a plan for a CPU is of no use, and a GPU is assumed."""
@@ -55,14 +62,14 @@ class Census:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a recipe's road takes of a machine, as lower bounds."""
+    """What a recipe needs of a machine, as lower bounds."""
 
     disk: float
     """Bytes under the work folder: caches, features, runs."""
     memory: float
     """Bytes: the largest network in training without its batch, or one fold's features side by side."""
     hours: float
-    """On the device that was asked about."""
+    """On the given device."""
 
 
 @dataclass(frozen=True)
@@ -149,27 +156,57 @@ def recipe_needs(project: Project, census: Census, device: str) -> Needs:
 
 def _rate(costs: list[Cost]) -> float:
     """Rate to estimate with: this machine's, unless it has no GPU and would take months."""
-    own = SUSTAINED_TFLOPS[_device()]
+    own = SUSTAINED_TFLOPS[device_kind()]
     return own if sum(cost.hours(own) for cost in costs) < TOO_LONG else SUSTAINED_TFLOPS["cuda"]
 
 
 def count_images(project: Project, images: int | None, identities: int | None) -> Census:
-    """Counts from the competition's data where it is here, else from what was given."""
-    if not (project.competition.root / project.competition.train.csv).is_file():
+    """Counts of the competition's images.
+
+    Parameters
+    ----------
+    project : Project
+    images, identities : int, optional
+        Labelled images and identities to plan with where the data is not here.
+    """
+    competition, workspace = project.competition, project.workspace
+    if not (competition.root / competition.train.csv).is_file():
         if images is None or identities is None:
             raise WhaleidError(
-                f"{project.competition.root / project.competition.train.csv} is not here: get the data, or plan "
-                "with given counts, e.g. ARGS='--images 25361 --identities 5004'"
+                f"{competition.root / competition.train.csv} is not here: get the data, or plan with given counts, "
+                "e.g. ARGS='--images 25361 --identities 5004'"
             )
         return Census(images, 0, identities, images // 3, DEFAULT_ASPECT, estimated=True)
-    from whaleid.pipeline.stages import images_stage
+    aspect, table = DEFAULT_ASPECT, None
+    if workspace.is_current(workspace.images, project.keys.images):
+        table = read_images(workspace)
+        aspect = float(((table.x1 - table.x0) / (table.y1 - table.y0)).median())
+    rows = inspect_rows(competition)[0] if table is None else table
+    train = rows[rows.split == "train"]
+    known = train.identity[train.identity != competition.unknown]
+    test = int((rows.split == "test").sum())
+    return Census(len(known), len(train) - len(known), known.nunique(), test, aspect, estimated=False)
 
-    table = images_stage(project)
-    train = table[table.split == "train"]
-    unknown = int((train.identity == project.competition.unknown).sum())
-    known = train.identity[train.identity != project.competition.unknown].nunique()
-    aspect = float(((table.x1 - table.x0) / (table.y1 - table.y0)).median())
-    return Census(len(train) - unknown, unknown, known, int((table.split == "test").sum()), aspect, estimated=False)
+
+def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) -> tuple[float, str]:
+    """Minutes that the runs and features among some tasks take on this machine, and the machine in words."""
+    gpus, cores = gpu_count(), os.cpu_count() or 1
+    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * cores / CPU_CORES
+    names = {task.run[0] for task in tasks if task.run is not None}
+    costs = {
+        item.name: experiment_cost(item, census, project.recipe.folds, 1)
+        for item in project.experiments
+        if item.name in names
+    }
+    flops = 0.0
+    for task in tasks:
+        if task.run is not None:
+            cost = costs[task.run[0]]
+            flops += cost.embedding_flops if task.stage == "features" else cost.training_flops
+    machine = (
+        f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{cores} core{'s' if cores > 1 else ''} without a GPU"
+    )
+    return flops / (rate * 1e12) / 60, machine
 
 
 def recipe_costs(project: Project, census: Census) -> list[Cost]:
@@ -184,7 +221,7 @@ def recipe_costs(project: Project, census: Census) -> list[Cost]:
 def experiment_cost(experiment: Experiment, census: Census, folds: int, trained: int, full: bool = False) -> Cost:
     """Operations of one experiment over its runs, counted on torch's meta device: no memory, no weights.
 
-    folds: into which the images are dealt. trained: how many of them are. full: on all labelled images, too.
+    folds: into which the images are assigned. trained: how many of them are. full: on all labelled images, too.
     """
     import numpy as np
     import torch
@@ -235,9 +272,3 @@ def _feature_bytes(project: Project, census: Census) -> int:
         width += census.identities if experiment.features.logits else 0
         total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds_of(experiment))
     return total
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pandas as pd
 from whaleid.config import Competition, Experiment, PretextExperiment, Recipe
 from whaleid.config.settings import Settings
 from whaleid.data.masks import mask_name, masks_of
-from whaleid.pipeline.project import Project
+from whaleid.pipeline.data_stages import keypoints_folder
+from whaleid.pipeline.project import DataKeys, Project
 from whaleid.pipeline.workspace import Workspace
 
 PROJECT = "project.json"
@@ -54,17 +55,12 @@ class EnsembleInputs:
 
 def ensemble_inputs(project: Project) -> EnsembleInputs:
     """The folders that the ensemble of a project reads."""
-    workspace, local = project.workspace, project.recipe.combine.local_matching
+    workspace, keypoints = project.workspace, keypoints_folder(project)
     jobs = [(item.name, fold) for item in project.experiments for fold in project.folds_of(item)]
-    places: list[Path] = []
-    if local is not None:
-        from whaleid.local_matching.keypoints import local_name
-
-        places.append(workspace.local(local_name(local)))
     return EnsembleInputs(
         tuple(workspace.run(*job).relative_to(workspace.root) for job in jobs),
         tuple(workspace.features(*job).relative_to(workspace.root) for job in jobs),
-        tuple(place.relative_to(workspace.root) for place in places),
+        () if keypoints is None else (keypoints.relative_to(workspace.root),),
         {
             name: tuple(Path(folder) / f"fold{fold}" for fold in project.folds)
             for name, folder in project.recipe.sources.items()
@@ -80,9 +76,7 @@ def project_to_json(project: Project) -> dict[str, Any]:
         "recipe": project.recipe.model_dump(mode="json"),
         "experiments": [experiment.model_dump(mode="json") for experiment in project.experiments],
         "pretext": None if project.pretext is None else project.pretext.model_dump(mode="json"),
-        "images_key": project.images_key,
-        "labelled_key": project.labelled_key,
-        "masks_key": project.masks_key,
+        "data_keys": asdict(project.keys),
         "round": project.workspace.round,
     }
 
@@ -105,7 +99,7 @@ def project_from_json(
     moved = {name: str(place) for name, place in (("boxes", boxes), ("masks", masks)) if place is not None}
     competition = Competition.model_validate({**content["competition"], "root": root}).model_copy(update=moved)
     pretext = content["pretext"]
-    project = Project(
+    return Project(
         competition,
         Recipe.model_validate(content["recipe"]),
         tuple(Experiment.model_validate(item) for item in content["experiments"]),
@@ -113,20 +107,8 @@ def project_from_json(
         skip_unreadable=True,
         pretext=None if pretext is None else PretextExperiment.model_validate(pretext),
         settings=settings,
+        data_keys=DataKeys(**content["data_keys"]),
     )
-    return with_keys(project, content["images_key"], content["labelled_key"], content["masks_key"])
-
-
-def with_keys(project: Project, images: str, labelled: str, masks: str) -> Project:
-    """The project with given keys of all images, the labelled images and the masks, instead of those of files here."""
-    vars(project).update(images_key=images, labelled_key=labelled, masks_key=masks)  # cached properties
-    return project
-
-
-def changed(project: Project, **fields: Any) -> Project:
-    """The project with some fields replaced and its keys kept."""
-    found = replace(project, **fields)
-    return with_keys(found, project.images_key, project.labelled_key, project.masks_key)
 
 
 def without_experiments(project: Project, dropped: Collection[str]) -> Project:
@@ -138,7 +120,7 @@ def without_experiments(project: Project, dropped: Collection[str]) -> Project:
     recipe["experiments"] = [project.recipe.experiments[place] for place in kept]
     recipe["full"] = [entry for entry in recipe["experiments"] if entry in project.recipe.full_members]
     experiments = tuple(project.experiments[place] for place in kept)
-    return changed(project, recipe=Recipe.model_validate(recipe), experiments=experiments)
+    return replace(project, data_keys=project.keys, recipe=Recipe.model_validate(recipe), experiments=experiments)
 
 
 def _without_keys(value: Any, names: Collection[str]) -> Any:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Workspace:
     def run(self, experiment: str, fold: int | None) -> Path:
         """Folder of one run; fold None: the one that is trained on all labelled images."""
         return self.root / "runs" / self._in_round(experiment) / fold_name(fold)
+
+    def run_item(self, experiment: str, fold: int | None) -> str:
+        """`<experiment>/fold<k>`, in later rounds of pseudo-labels `<experiment>.round<r>/fold<k>`."""
+        return f"{self._in_round(experiment)}/{fold_name(fold)}"
 
     def features(self, source: str, fold: int | None) -> Path:
         return self.root / "features" / self._in_round(source) / fold_name(fold)
@@ -95,6 +103,27 @@ class Workspace:
 
     def _stamp_path(self, output: Path) -> Path:
         return self.root / ".stamps" / f"{output.relative_to(self.root).as_posix()}.json"
+
+
+def read_images(workspace: Workspace) -> pd.DataFrame:
+    """The images table, `images.parquet`, a row an image."""
+    import pandas as pd
+
+    return pd.read_parquet(_made(workspace.images))
+
+
+def read_folds(workspace: Workspace) -> pd.DataFrame:
+    """The fold of every labelled image, `folds.csv`: columns `image, identity, fold`."""
+    import pandas as pd
+
+    dtypes = {"image": str, "identity": str, "fold": int}
+    return pd.read_csv(_made(workspace.folds), dtype=dtypes, keep_default_na=False)
+
+
+def _made(path: Path) -> Path:
+    if not path.is_file():
+        raise WhaleidError(f"{path}: not there yet; run `whaleid leaderboard` or `whaleid folds` first")
+    return path
 
 
 _ROUND = ".round"

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.evaluation.metrics import MapScore
+from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import sources
-from whaleid.pipeline.submission import solution_path, solution_scores
+from whaleid.pipeline.score import solution_path, solution_scores
+from whaleid.pipeline.sources import sources
 from whaleid.utils.errors import WhaleidError
 
 GUESSES = 3
@@ -113,7 +114,7 @@ def read_results(project: Project) -> Results:
     folds = pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
     protocol = read_protocol(images, folds, project.competition, project.folds)
     final = read_top_guesses(folder / "oof.parquet", figures["ladder"]["final"], protocol)
-    stale = figures["key"] != project.ensemble_key()
+    stale = figures["key"] != candidates_key(project)
     return Results(project, figures, images, folds, protocol, final, _solution(project, folder), stale)
 
 

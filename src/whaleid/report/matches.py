@@ -18,7 +18,8 @@ from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import Described, describe, described_size, described_together
 from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import images_stage
+from whaleid.pipeline.runner import run
+from whaleid.pipeline.workspace import read_images
 from whaleid.report.examples import Example, gallery_rows
 from whaleid.report.inputs import Results
 from whaleid.report.thumbnails import box_of, fit_size
@@ -146,7 +147,8 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
 
     if path.suffix.lower() != ".png":
         raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
-    images, local = images_stage(project), project.recipe.combine.local_matching or LocalConfig()
+    run(project, "images")
+    images, local = read_images(project.workspace), project.local_matching or LocalConfig()
     rows = _row_of(images, names[0]), _row_of(images, names[1])
     pair, weights, root = images.iloc[list(rows)], project.settings.weights, project.competition.root
     detector, masks = detector_of(local, weights), masks_of(project.competition, pair) or (None, None)

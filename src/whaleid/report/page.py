@@ -13,7 +13,7 @@ from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.pseudo_labels import answered
+from whaleid.pipeline.rounds import answered
 from whaleid.report import plots
 from whaleid.report.examples import add_gallery_images, choose_examples
 from whaleid.report.inputs import GUESSES, Results, best_single_features, read_losses, read_results

@@ -20,9 +20,10 @@ from whaleid.kaggle.kernel.rows import keep_rows
 from whaleid.kaggle.kernel.size import LOGITS, KernelSize, carried_bytes
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.pseudo_labels import answered
-from whaleid.pipeline.stages import folds_stage, images_stage
+from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.run_stages import pretrained_path
 from whaleid.pipeline.transfer import PROJECT, STAMPS, copy_masks, copy_stamps, ensemble_inputs, project_to_json
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 
@@ -48,7 +49,7 @@ def write_inference_assets(project: Project, out: Path) -> None:
         If a file of a run or the fitted stack is missing.
     """
     project = answered(project)
-    images, folds, inputs = images_stage(project), folds_stage(project), ensemble_inputs(project)
+    images, folds, inputs = read_images(project.workspace), read_folds(project.workspace), ensemble_inputs(project)
     labelled, test = labelled_rows(images), images[images["split"] == "test"]
     root = project.workspace.root
     for run in inputs.runs:
@@ -77,7 +78,7 @@ def write_inference_assets(project: Project, out: Path) -> None:
 def inference_size(project: Project) -> KernelSize:
     """Size of what `write_inference_assets` will write, calculated from the sizes of the local files."""
     project = answered(project)
-    images, folds, inputs = images_stage(project), folds_stage(project), ensemble_inputs(project)
+    images, folds, inputs = read_images(project.workspace), read_folds(project.workspace), ensemble_inputs(project)
     root, labelled, count = project.workspace.root, len(labelled_rows(images)), len(images)
     weights = [*(root / run / name for run in inputs.runs for name in RUN_FILES), *project.local_weights]
     size = KernelSize(weights=float(sum(path.stat().st_size for path in weights if path.is_file())))
@@ -103,13 +104,13 @@ def write_training_assets(project: Project, experiment_name: str, out: Path) -> 
     """
     from whaleid.models.weights import ensure_weights, find_weights
 
-    images, folds = images_stage(project), folds_stage(project)
+    images, folds = read_images(project.workspace), read_folds(project.workspace)
     _write_tables(project, images, folds, out)
     outputs = [Path(project.workspace.images.name), Path(project.workspace.folds.name)]
     experiment = project.experiment(experiment_name)
     weights = project.settings.weights
     if project.starts_pretrained(experiment):
-        file = weights / f"{project.pretrained_name}.safetensors"
+        file = pretrained_path(project)
         if not file.is_file():
             raise WhaleidError(f"{file}: missing; the experiment starts from it: run whaleid pretrain first")
         outputs.append(Path("pretrain", file.stem))

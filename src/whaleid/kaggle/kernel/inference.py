@@ -30,10 +30,11 @@ from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.extraction import TestImages, extract_test_features, free_disk, gpus, time_per_image
 from whaleid.kaggle.kernel.inputs import KernelFolders, log
 from whaleid.kaggle.kernel.rows import join_rows, keep_rows
-from whaleid.pipeline.metrics import combine_sources
+from whaleid.pipeline.keys import folds_key
+from whaleid.pipeline.ladder import rank_features
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import write_answer
-from whaleid.pipeline.transfer import PROJECT, changed, project_from_json, without_experiments
+from whaleid.pipeline.transfer import PROJECT, project_from_json, without_experiments
 from whaleid.pipeline.workspace import source_of
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
@@ -68,7 +69,7 @@ def run_inference(folders: KernelFolders, budget: Budget) -> Path:
     project = _project_to_rank(project, folders, plan)
 
     log(f"ranking with {len(project.experiments)} experiments, {budget.left() / 3600:.2f} h left")
-    figures = combine_sources(project, project.workspace.candidates(project.recipe.name))[1]
+    figures = rank_features(project, project.workspace.candidates(project.recipe.name))
     target = folders.working / SUBMISSION
     write_answer(project, target)
     log("\n".join(ladder_lines(figures)))
@@ -110,7 +111,7 @@ def _project_to_rank(project: Project, folders: KernelFolders, plan: Plan) -> Pr
     if kept.recipe.combine.stack is None:
         return kept
     if not plan.dropped:
-        return changed(project, orders=folders.assets / STACK)
+        return replace(project, stack_models=folders.assets / STACK, data_keys=project.keys)
     log("the stack is fitted again: the saved one was fitted on experiments that are dropped here")
     return kept
 
@@ -160,9 +161,9 @@ def _fill_work_folder(
     workspace.root.mkdir(parents=True)
     both = pd.concat([labelled, images.astype(labelled.dtypes.to_dict(), errors="ignore")], ignore_index=True)
     both.to_parquet(workspace.images, index=False)
-    workspace.mark_current(workspace.images, project.images_key)
+    workspace.mark_current(workspace.images, project.keys.images)
     shutil.copyfile(folders.assets / workspace.folds.name, workspace.folds)
-    workspace.mark_current(workspace.folds, project.folds_key)
+    workspace.mark_current(workspace.folds, folds_key(project))
     if workspace.round:
         labels = read_pseudo_labels(folders.assets / PSEUDO)
         write_pseudo_labels(labels, workspace.pseudo_labels(project.recipe.name))
@@ -176,7 +177,7 @@ def _fill_work_folder(
 
 def _describe_keypoints(project: Project, folders: KernelFolders, local: list[str], images: pd.DataFrame) -> None:
     """Keypoints of the test images, joined to those of the labelled ones."""
-    config, competition, workspace = project.recipe.combine.local_matching, project.competition, project.workspace
+    config, competition, workspace = project.local_matching, project.competition, project.workspace
     if config is None:
         return
     from whaleid.local_matching.keypoints import describe_images

@@ -13,9 +13,8 @@ from pathlib import Path
 from whaleid.config.settings import WEIGHTS, Settings
 from whaleid.kaggle.kernel.assets import BOXES, STAMPED
 from whaleid.kaggle.kernel.inputs import KernelFolders, log
-from whaleid.pipeline.stages import jobs_stage, select_jobs
+from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.transfer import PROJECT, STAMPS, copy_stamps, project_from_json
-from whaleid.utils.errors import WhaleidError
 
 
 def run_training(folders: KernelFolders, experiment: str, fold: int) -> None:
@@ -32,10 +31,7 @@ def run_training(folders: KernelFolders, experiment: str, fold: int) -> None:
     for output in content["outputs"]:
         if Path(output).parts[0] == "pretrain":  # its weights are in the data set, its log is not
             (workspace.root / output).mkdir(parents=True, exist_ok=True)
-    jobs = select_jobs(project, "features", experiment, fold)
-    if not jobs:
-        raise WhaleidError(f"recipe {project.recipe.name} has no run of {experiment} on fold {fold}")
-    jobs_stage(project, "features", 1, [], jobs)
+    run(project, "features", only=Only(experiment, fold))
     for folder in (workspace.run(experiment, fold), workspace.features(experiment, fold)):
         relative = folder.relative_to(workspace.root)
         shutil.copytree(folder, folders.working / relative, dirs_exist_ok=True)

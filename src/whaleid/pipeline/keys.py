@@ -1,0 +1,127 @@
+"""What each stage's output depends on, as a short digest: its version, its settings and the keys of its inputs.
+
+An output is current while its key is the one that was noted when it was made (`Workspace.is_current`). Settings
+that change no output, such as the number of processes, are in no key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from whaleid.config import Experiment, ExperimentBase
+from whaleid.data.pseudo import labels_of
+from whaleid.local_matching.registry import weights_key
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.versions import VERSION
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest
+
+
+def folds_key(project: Project) -> str:
+    """Of folds.csv: the labelled images, and how they are assigned."""
+    settings = project.competition.unknown, project.recipe.folds, project.recipe.seed
+    return digest("folds", VERSION["folds"], project.keys.labelled, *settings)
+
+
+def cache_key(project: Project, name: str) -> str:
+    """Of a cache of resized images; its name says size, form and margin."""
+    return digest("cache", VERSION["cache"], project.keys.images, name)
+
+
+def keypoints_key(project: Project, name: str) -> str:
+    """Of the keypoints; the folder's name says their kind, the image size and how many there are."""
+    local = project.local_matching
+    assert local is not None
+    detector = weights_key(local.model_copy(update={"verify": None}), project.settings.weights)
+    return digest("keypoints", VERSION["keypoints"], project.keys.images, name, project.keys.masks, detector)
+
+
+def pretrain_key(project: Project) -> str:
+    """Of the backbone that is trained without labels."""
+    assert project.pretext is not None
+    assert project.recipe.pretrain is not None
+    test = project.recipe.pretrain.test
+    images = project.keys.images if test else project.keys.labelled
+    return digest("pretrain", VERSION["pretrain"], images, _training_settings(project.pretext), test)
+
+
+def pretrained_name(project: Project) -> str:
+    """`<competition>-<experiment>-<key>`: name of the pretrained weights and of the folder of their log."""
+    assert project.recipe.pretrain is not None
+    name = project.recipe.pretrain.experiment
+    name = Path(name).stem if name.endswith((".yaml", ".yml")) else name.replace("/", "-")
+    return f"{project.competition.name}-{name}-{pretrain_key(project)[:8]}"
+
+
+def run_key(project: Project, experiment: Experiment, fold: int | None) -> str:
+    """Of one run's weights.
+
+    Parameters
+    ----------
+    project : Project
+        In a round of pseudo-labels, the run depends on that round's labels.
+    experiment : Experiment
+        What is trained.
+    fold : int or None
+        The fold left out; None for the run on all labelled images, whose length is that of the folds' runs.
+    """
+    labels = _labels_digest(project, fold)
+    if fold is None:
+        runs = [run_key(project, experiment, number) for number in project.folds]
+        return digest("full run", VERSION["train"], runs, _training_settings(experiment), *labels)
+    start = [pretrain_key(project)] if project.starts_pretrained(experiment) else []
+    settings = _training_settings(experiment)
+    return digest("run", VERSION["train"], folds_key(project), settings, fold, *start, *labels)
+
+
+def features_key(project: Project, experiment: Experiment, fold: int | None) -> str:
+    """Of the features of every image by one run."""
+    settings = experiment.features.model_dump(mode="json", exclude={"batch"})
+    run = run_key(project, experiment, fold)
+    return digest("features", VERSION["features"], project.keys.images, run, settings)
+
+
+def candidates_key(project: Project) -> str:
+    """Of the candidates and of the ladder, hence of the submission."""
+    runs = [(item, fold) for item in project.experiments for fold in project.folds_of(item)]
+    features = [(item.name, features_key(project, item, fold)) for item, fold in runs]
+    foreign = {name: _listing(Path(folder)) for name, folder in project.recipe.sources.items()}
+    local = project.local_matching
+    networks = "" if local is None else weights_key(local, project.settings.weights)
+    inputs = [project.keys.images, folds_key(project), project.keys.masks, networks, features, foreign]
+    protocol = project.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
+    combine = project.recipe.combine.model_dump(mode="json")
+    return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed)
+
+
+def labels_key(project: Project) -> str:
+    """Of the pseudo-labels of the project's round, which the blend of the round before gives."""
+    assert project.recipe.pseudo is not None
+    before = project.at_round(project.workspace.round - 1).with_combine(**BLEND_ALONE)
+    return digest("labels", VERSION["labels"], candidates_key(before), project.recipe.pseudo.confidence)
+
+
+BLEND_ALONE: dict[str, object] = {"stack": None, "unknown": "threshold"}
+"""Settings of `combine` without what stands on the blend."""
+
+
+def _labels_digest(project: Project, fold: int | None) -> list[str]:
+    """Digest of the pseudo-labels that a run is trained on: the identities, not their confidence."""
+    if project.pseudo_labels is None:
+        return []
+    labels = labels_of(project.pseudo_labels, fold)[["image", "identity"]].to_numpy().tolist()
+    return [digest(project.keys.images, labels)]
+
+
+def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
+    """Settings that trained weights depend on."""
+    return experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files below a folder of foreign features."""
+    if not folder.is_dir():
+        raise WhaleidError(f"{folder}: folder of foreign features not found; correct `sources` in the recipe")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

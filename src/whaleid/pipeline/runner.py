@@ -1,0 +1,127 @@
+"""The runner: goes down the list of stages and does the tasks that are not current."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whaleid.pipeline.data_stages import require_local
+from whaleid.pipeline.executors import Executor, LocalExecutor
+from whaleid.pipeline.metrics import require_figures, write_figures
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.stages import STAGES, stage_times, steps
+from whaleid.pipeline.tasks import Task
+from whaleid.utils.errors import WhaleidError
+
+BEFORE_KEYPOINTS = ("images", "folds", "cache")
+"""Stages that need no weights of local matching; with any other, missing weights end the run before it starts."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which runs of the stage that is asked for; the stages before do what these need.
+
+    Attributes
+    ----------
+    experiment : str, optional
+        Runs of this experiment.
+    fold : int, optional
+        Runs of this fold.
+    full : bool
+        Runs on all labelled images.
+    round : int, optional
+        Runs of this round of pseudo-labels.
+    """
+
+    experiment: str | None = None
+    fold: int | None = None
+    full: bool = False
+    round: int | None = None
+
+    def wants(self, task: Task) -> bool:
+        """Whether a task is among them."""
+        if task.run is None:
+            return True
+        experiment, fold = task.run
+        return (
+            self.experiment in (None, experiment)
+            and self.round in (None, task.workspace.round)
+            and (fold is None if self.full else self.fold in (None, fold))
+        )
+
+
+def run(
+    project: Project, until: str = "score", executor: Executor | None = None, only: Only | None = None
+) -> list[Task]:
+    """Bring a stage's outputs up to date, and before that all that they need.
+
+    Parameters
+    ----------
+    project : Project
+    until : str
+        Name of a stage in `STAGES`.
+    executor : Executor, optional
+        Does the tasks; default: one after the other in this process.
+    only : Only, optional
+        Which of the stage's runs; default: all.
+
+    Returns
+    -------
+    list of Task
+        What was done; empty where everything was current.
+    """
+    executor = executor or LocalExecutor()
+    if until not in BEFORE_KEYPOINTS:
+        require_local(project.local_matching, project.settings.weights)
+    needed = {task.name for task in tasks_to_do(project, until, only)}
+    done: list[Task] = []
+    for step in steps(project):
+        if not any(name.partition("/")[0] == step.stage.name for name in needed):
+            continue
+        tasks = [task for task in step.tasks() if task.name in needed and not task.current]
+        if tasks and step.stage.prepare is not None:
+            step.stage.prepare(step.project, tasks)
+        for task in executor.run(tasks):
+            done.append(task)
+    if any(task.stage in ("ladder", "submission") for task in done):
+        write_figures(project, {**require_figures(project), "times": stage_times(project)})
+    return done
+
+
+def tasks_to_do(project: Project, until: str, only: Only | None = None) -> list[Task]:
+    """The tasks that `run` would do, in order; more where what a stage finds decides whether the next is needed."""
+    found: list[Task] = []
+    wanted = {task.name for task in target_tasks(project, until, only)}
+    for step in reversed(list(steps(project))):
+        if any(name.partition("/")[0] == step.stage.name for name in wanted):
+            stale = [task for task in step.tasks() if task.name in wanted and not task.current]
+            wanted.update(name for task in stale for name in task.reads)
+            found = stale + found
+    return found
+
+
+def target_tasks(project: Project, until: str, only: Only | None = None) -> list[Task]:
+    """The tasks of the stage that is asked for."""
+    if until not in [stage.name for stage in STAGES]:
+        raise WhaleidError(f"stage '{until}' not found; stages: {', '.join(stage.name for stage in STAGES)}")
+    only = only or Only()
+    _check(project, only)
+    tasks = [task for step in steps(project) if until in (step.stage.name, step.stage.part_of) for task in step.tasks()]
+    return [task for task in tasks if only.wants(task)]
+
+
+def _check(project: Project, only: Only) -> None:
+    """Raise WhaleidError for runs that the recipe does not have."""
+    recipe = project.recipe.name
+    if only.experiment is not None:
+        project.experiment(only.experiment)
+    if only.full and only.fold is not None:
+        raise WhaleidError(
+            f"--full trains on the images of all folds, --fold {only.fold} without some: give one of them"
+        )
+    if only.fold is not None and only.fold not in project.folds:
+        raise WhaleidError(f"--fold {only.fold}: recipe {recipe} trains folds {project.folds}")
+    if only.full and not [item for item in project.full_experiments if only.experiment in (None, item.name)]:
+        raise WhaleidError(
+            f"--full: recipe {recipe} does not train {only.experiment or 'anything'} on all labelled images; "
+            "add `full: true`, or `full:` with a list of experiments"
+        )

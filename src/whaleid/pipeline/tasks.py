@@ -1,0 +1,105 @@
+"""One piece of work of the pipeline: what it reads, what it makes, and whether that is current."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whaleid.pipeline.workspace import Workspace
+from whaleid.utils.machine import measured
+
+
+@dataclass(frozen=True)
+class Task:
+    """One output of a stage. Tasks of one stage are independent of each other, and doing one twice changes nothing.
+
+    Attributes
+    ----------
+    stage : str
+        Name of the stage.
+    item : str
+        Which of the stage's outputs: `tiny/fold0`.
+    workspace : Workspace
+        Where the output's key is noted.
+    output : Path
+        File or folder that is written, whole or not at all.
+    key : str
+        Digest of all that the output depends on; empty while an input that decides it is missing.
+    make : callable
+        Writes the output; returns notes to keep beside the key, or None.
+    reads : tuple of str
+        Names of the tasks whose outputs it reads.
+    check : callable, optional
+        Whether the output is current, where the noted key alone does not say so.
+    resumes : bool
+        Whether `make` continues what a killed process left beside the output.
+    run : tuple, optional
+        Experiment and fold of the run that it belongs to; fold None: the run on all labelled images.
+    command : str, optional
+        Command of `whaleid` that does this task alone; None: done only in the process of the pipeline.
+    """
+
+    stage: str
+    item: str
+    workspace: Workspace
+    output: Path
+    key: str
+    make: Callable[[], dict[str, Any] | None]
+    reads: tuple[str, ...] = ()
+    check: Callable[[], bool] | None = None
+    resumes: bool = False
+    run: tuple[str, int | None] | None = None
+    command: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`<stage>/<item>`, by which other tasks name it in `reads`; the stage alone where it has one output."""
+        return f"{self.stage}/{self.item}" if self.item else self.stage
+
+    @property
+    def current(self) -> bool:
+        """Whether the output is there and was made from what the key stands for."""
+        if not self.key:
+            return False
+        return self.workspace.is_current(self.output, self.key) if self.check is None else self.check()
+
+    def arguments(self, options: list[str]) -> list[str]:
+        """Command line that does this task alone.
+
+        Parameters
+        ----------
+        options : list of str
+            Those that name competition, recipe, work folder and overrides.
+        """
+        assert self.run is not None and self.command is not None
+        experiment, fold = self.run
+        part = ["--full"] if fold is None else ["--fold", str(fold)]
+        number = ["--round", str(self.workspace.round)] if self.workspace.round else []
+        return [sys.executable, "-m", "whaleid", self.command, *options, "--experiment", experiment, *part, *number]
+
+
+def do(task: Task) -> None:
+    """Make a task's output and note its key, unless it is current."""
+    if task.current:
+        return
+    began, workspace = time.monotonic(), task.workspace
+    resumed = {"begun": task.key} if task.resumes else {}
+    if task.resumes and workspace.stamp(task.output).get("begun") != task.key:
+        _clear(task.output)
+        workspace.mark_current(task.output, "", begun=task.key)
+    notes = task.make() or {}
+    workspace.mark_current(task.output, task.key, **resumed, **measured(began), **notes)
+
+
+def _clear(output: Path) -> None:
+    """Remove what other settings left at the output's place, and beside it."""
+    for path in (output, *output.parent.glob(f".{output.name}.*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

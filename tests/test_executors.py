@@ -1,0 +1,95 @@
+"""Executors: what is current is left alone, failures are reported and nothing is left running."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from whaleid.pipeline.executors import EXECUTORS, LocalExecutor
+from whaleid.pipeline.tasks import Task, do
+from whaleid.pipeline.workspace import Workspace
+from whaleid.utils.errors import WhaleidError
+
+
+@dataclass(frozen=True)
+class ScriptTask(Task):
+    """A task whose command line is a line of Python."""
+
+    script: str = ""
+
+    def arguments(self, options: list[str]) -> list[str]:
+        return [sys.executable, "-c", self.script, *options]
+
+
+def task(root: Path, item: str, make: Callable[[], None] = pytest.fail, **more: object) -> Task:
+    workspace = Workspace(root)
+    return Task("train", item, workspace, root / item, "key", make, command="train", **more)
+
+
+def script(root: Path, item: str, text: str) -> ScriptTask:
+    return ScriptTask("train", item, Workspace(root), root / item, "key", pytest.fail, command="train", script=text)
+
+
+def test_a_task_is_done_once(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make() -> dict[str, object]:
+        made.append("a")
+        (tmp_path / "a").write_text("")
+        return {"summary": 3}
+
+    one = task(tmp_path, "a", make)
+    assert not one.current
+    assert list(LocalExecutor().run([one])) == [one]
+    do(one)
+    assert made == ["a"] and one.current
+    assert one.workspace.stamp(one.output)["summary"] == 3
+    assert not Task("train", "a", one.workspace, one.output, "other", pytest.fail).current
+    assert not Task("train", "a", one.workspace, one.output, "", pytest.fail).current
+
+
+def test_what_other_settings_began_is_cleared_and_the_same_is_resumed(tmp_path: Path) -> None:
+    def begin() -> None:
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / "state").write_text("")
+        raise KeyboardInterrupt
+
+    for key, kept in (("one", False), ("one", True), ("two", False)):
+        found: list[bool] = []
+        with pytest.raises(KeyboardInterrupt):
+            do(
+                Task(
+                    "train",
+                    "a",
+                    Workspace(tmp_path),
+                    tmp_path / "a",
+                    key,
+                    lambda found=found: (found.append((tmp_path / "a" / "state").exists()), begin())[1],
+                    resumes=True,
+                )
+            )
+        assert found == [kept]
+
+
+def test_several_at_once_do_every_task(tmp_path: Path) -> None:
+    tasks = [script(tmp_path, str(fold), f"open(r'{tmp_path}/{fold}', 'w').write('x')") for fold in range(5)]
+    assert {one.item for one in EXECUTORS["local"](2, []).run(tasks)} == set("01234")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == list("01234")
+
+
+def test_a_failed_task_is_reported_with_its_last_line(tmp_path: Path) -> None:
+    bad = script(tmp_path, "bad", "import sys; sys.exit('error: no such backbone')")
+    slow = script(tmp_path, "slow", f"import time; time.sleep(30); open(r'{tmp_path}/late', 'w')")
+    with pytest.raises(WhaleidError, match="bad ended with code 1: no such backbone"):
+        list(LocalExecutor(2).run([bad, slow]))
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_task_has_a_command_line_of_its_own(tmp_path: Path) -> None:
+    one = Task(
+        "features", "a/fold3", Workspace(tmp_path, 2), tmp_path, "key", pytest.fail, run=("a", 3), command="features"
+    )
+    words = one.arguments(["--work", "w"])
+    assert words[1:] == ["-m", "whaleid", "features", "--work", "w", "--experiment", "a", "--fold", "3", "--round", "2"]

@@ -273,7 +273,7 @@ def test_ladder_with_local_matching(drawn, tmp_path):
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path, folder)
     assert [rung.name for rung in result.rungs][-3:] == ["classifier", "local matching", "blend"]
     rung = result.rung("local matching")
-    assert rung.kind == "local" and rung.weight > 0 and rung.score.map > 0.5
+    assert rung.kind == "votes" and rung.weight > 0 and rung.score.map > 0.5
     without = combine(world.images, world.folds, sources, recipe(), world.competition, tmp_path)
     assert result.final.score.map > without.final.score.map + 0.02
     assert result.best_single == without.best_single != "local matching"
@@ -328,7 +328,7 @@ def test_test_set_is_matched_once_against_all(drawn, monkeypatch):
     asked = []
     real = local.local_candidates
     monkeypatch.setattr(
-        "whaleid.ensemble.local_rankings.local_candidates",
+        "whaleid.ensemble.rankers.local.local_candidates",
         lambda described, queries, gallery, *rest: (
             asked.append((queries, gallery)) or real(described, queries, gallery, *rest)
         ),

@@ -13,9 +13,9 @@ from test_local import write_described
 
 from whaleid.config import LearnedConfig, LocalConfig
 from whaleid.ensemble.ablation import ablate
-from whaleid.ensemble.ladder import combine
-from whaleid.ensemble.local_rankings import local_steps, rank_locally
+from whaleid.ensemble.ladder import combine, rank_locally
 from whaleid.ensemble.protocol import read_protocol
+from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import (
     FEATURES,
@@ -222,11 +222,11 @@ def test_the_ablation_takes_its_parts_off(tmp_path):
     plan = recipe(local_matching={"learned": FEW}, classifier=None)
     table = ablate(*tables, plan, world.competition, tmp_path / "local")
     rows = {row.name: row.score for row in table.rows}
-    assert list(rows)[3:] == ["local matching", "matches weighed as learnt", "pairs weighed as learnt"]
+    assert list(rows)[3:] == ["local matching", "learned match score", "pair score"]
     smaller = {
         "local matching": {"local_matching": None},
-        "matches weighed as learnt": {"local_matching": {}},
-        "pairs weighed as learnt": {"local_matching": {"learned": {**FEW, "pairs": None}}},
+        "learned match score": {"local_matching": {}},
+        "pair score": {"local_matching": {"learned": {**FEW, "pairs": None}}},
     }
     for name, changes in smaller.items():
         less, folder = (
@@ -254,11 +254,11 @@ def test_what_teaches_a_fold_never_saw_it(tmp_path):
     moved: list[bool] = []
     for name in NAMES:
         one, two = before[name], after[name]
-        assert all(same(x, y) for x, y in zip(one.taught(1), two.taught(1), strict=True))
+        assert all(same(x, y) for x, y in zip(one.lists.without(1), two.lists.without(1), strict=True))
         assert same(one.oof[1], two.oof[1])
-        moved += [not same(x, y) for x, y in zip(one.taught(0), two.taught(0), strict=True)]
-        assert one.taught(None) == one.oof
-        assert same(one.taught(2)[2], one.oof[2])
+        moved += [not same(x, y) for x, y in zip(one.lists.without(0), two.lists.without(0), strict=True)]
+        assert one.lists.without(None) == one.oof
+        assert same(one.lists.without(2)[2], one.oof[2])
     assert any(moved)  # fold 1 does teach what is used on fold 0
 
 
@@ -269,11 +269,8 @@ def replace_parts(protocol, relabelled):
 
 
 def rankings(folder, images, protocol, config):
-    found = list(rank_locally(folder, images, protocol, config))
-    assert config.local_matching is not None and sum(one is None for one in found) == local_steps(
-        protocol, config.local_matching
-    )
-    return {one.name: one for one in found if one is not None}
+    context = RankerContext(protocol, config, images=images, descriptors=folder)
+    return {one.name: one for one in rank_locally(context)}
 
 
 def same(one, two) -> bool:
@@ -284,7 +281,7 @@ def test_two_folds_are_too_few(tmp_path):
     world = local_world(tmp_path / "local", identities=12)
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1])
     with pytest.raises(WhaleidError, match="2 folds with features; it needs 3"):
-        list(rank_locally(tmp_path / "local", world.images, protocol, recipe(local_matching={"learned": FEW}).combine))
+        rankings(tmp_path / "local", world.images, protocol, recipe(local_matching={"learned": FEW}).combine)
 
 
 def test_settings_are_checked():

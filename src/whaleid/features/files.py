@@ -146,18 +146,29 @@ def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = 
     wanted_names = names if rows is None else names[rows]
     table = _open_table(folder / "embeddings.npy", len(place))
     embeddings = _unit_rows(folder / "embeddings.npy", table, wanted, wanted_names)
-    if not logits or not _has_logits(folder):
-        return Features(embeddings)
+    found = read_logits(folder, images, rows) if logits else None
+    return Features(embeddings) if found is None else Features(embeddings, *found)
+
+
+def read_logits(
+    folder: Path, images: pd.DataFrame, rows: np.ndarray | None = None
+) -> tuple[np.ndarray | SomeRows, np.ndarray] | None:
+    """Logits and the classes of their columns, as in `read_features`; None where the folder has none."""
+    if not has_logits(folder):
+        return None
+    names = images["image"].to_numpy()
     if (folder / SOME_LOGITS).is_file():
         some = _read_some(folder, names)
         classes = _read_classes(folder / "classes.txt", some.shape[1])
-        return Features(embeddings, some if rows is None else replace(some, place=some.place[rows]), classes)
+        return (some if rows is None else replace(some, place=some.place[rows])), classes
+    place = _places(folder / "rows.csv", names)
+    wanted = place if rows is None else place[rows]
     scores = _open_table(folder / "logits.npy", len(place))
     classes = _read_classes(folder / "classes.txt", scores.shape[1])
     in_order = len(wanted) == len(scores) and np.array_equal(wanted, np.arange(len(scores)))
     chosen = scores if in_order else scores[wanted]
-    _check_finite(folder / "logits.npy", chosen, wanted_names)
-    return Features(embeddings, chosen, classes)
+    _check_finite(folder / "logits.npy", chosen, names if rows is None else names[rows])
+    return chosen, classes
 
 
 def _read_some(folder: Path, names: np.ndarray) -> SomeRows:
@@ -248,7 +259,7 @@ def _check_finite(path: Path, table: np.ndarray, names: np.ndarray) -> None:
             raise WhaleidError(f"{path}: the row of '{name}' holds NaN or infinity; embed that image again")
 
 
-def _has_logits(folder: Path) -> bool:
+def has_logits(folder: Path) -> bool:
     """Whether there are logits. Raises WhaleidError where one of the two files is missing."""
     there = [(folder / name).is_file() for name in ("logits.npy", "classes.txt")]
     if any(there) and not all(there):

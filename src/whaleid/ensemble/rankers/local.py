@@ -17,7 +17,7 @@ from whaleid.ensemble.protocol import NONE, Protocol, QuerySet
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
 from whaleid.ensemble.rankings import Ranking
 from whaleid.local_matching.geometric_verification import verified_candidates
-from whaleid.local_matching.keypoints import Described, frames_of, read_described
+from whaleid.local_matching.keypoints import Described, read_described
 from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.local_matching.votes import Nearest, local_candidates, nearest_descriptors
 from whaleid.retrieval.candidates import Candidates
@@ -57,8 +57,6 @@ class LocalInputs:
     ----------
     described : Described
         Keypoints and descriptors of all images.
-    frames : float array, shape (n, 2)
-        Width and height of every image as described.
     folds : tuple of LocalQueries
         Queries of each fold, in the protocol's order.
     test : LocalQueries or None
@@ -68,7 +66,6 @@ class LocalInputs:
     """
 
     described: Described
-    frames: np.ndarray
     folds: tuple[LocalQueries, ...]
     test: LocalQueries | None
     matcher: Matcher | None
@@ -107,7 +104,7 @@ def read_local(context: RankerContext) -> LocalInputs:
         _, query_set = protocol.queries(protocol.test_parts[0])
         assert query_set is not None
         test = _local_queries(described, query_set, np.full(len(query_set.rows), NONE), config)
-    return LocalInputs(described, frames_of(context.images, config.size), tuple(folds), test, matcher)
+    return LocalInputs(described, tuple(folds), test, matcher)
 
 
 class VotesRanker(Ranker):

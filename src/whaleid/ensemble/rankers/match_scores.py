@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from whaleid.config import CombineConfig, LearnedConfig, TreesConfig
 from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
 from whaleid.ensemble.rankers.local import LocalQueries, local_inputs, test_lists
 from whaleid.ensemble.rankings import Ranking
+from whaleid.local_matching.keypoints import frames_of
 from whaleid.local_matching.match_score import (
     MatchScorer,
     TrainingMatches,
@@ -51,6 +54,7 @@ class MatchScoreRanker(Ranker):
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
+        frames = _frames(context)
         if len(local.folds) < FEWEST_FOLDS:
             raise WhaleidError(
                 f"combine.local_matching.learned: {len(local.folds)} folds with features; it needs {FEWEST_FOLDS}: "
@@ -59,12 +63,12 @@ class MatchScoreRanker(Ranker):
 
         def training_matches(place: int) -> TrainingMatches:
             one = local.folds[place]
-            given = local.described, local.frames, one.queries.rows, one.truth, one.codes, one.nearest
+            given = local.described, frames, one.queries.rows, one.truth, one.codes, one.nearest
             return training_matches_of(*given, config)
 
         def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
             one = local.all[place]
-            given = local.described, local.frames, one.queries.rows, one.codes, classes, one.nearest, models
+            given = local.described, frames, one.queries.rows, one.codes, classes, one.nearest, models
             return match_score_candidates(*given, config, context.keep, workers=_workers())
 
         context.report("matches of the training folds")
@@ -92,12 +96,13 @@ class PairScoreRanker(Ranker):
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
+        frames = _frames(context)
         pairs = config.pairs
         assert pairs is not None
         matched = []
         for number, one in enumerate(local.all):
             context.report(f"{BY_PAIRS}: {number + 1} of {len(local.all)}")
-            given = local.described, local.frames, one.queries.rows
+            given = local.described, frames, one.queries.rows
             likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images)
             matched.append(match_pairs(*given, likely, pairs, _workers()))
 
@@ -121,6 +126,12 @@ class PairScoreRanker(Ranker):
 def _config(context: RankerContext) -> LearnedConfig:
     assert context.config.local_matching is not None and context.config.local_matching.learned is not None
     return context.config.local_matching.learned
+
+
+def _frames(context: RankerContext) -> np.ndarray:
+    """Width and height of every image as described, float (n, 2)."""
+    assert context.config.local_matching is not None
+    return frames_of(context.images, context.config.local_matching.size)
 
 
 def _cross_fitted(

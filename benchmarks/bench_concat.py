@@ -1,29 +1,30 @@
-"""Concatenation, whitening and search from files, against the same work in bare numpy and faiss in memory.
+"""Concatenation, whitening and search from files, compared with numpy and faiss in memory.
 
     .venv/bin/python benchmarks/bench_concat.py [--gallery 25000] [--queries 8000] [--sources 6] [--dim 2000]
 
-Both sides read the same float16 files, find the components by as many subspace iterations from the same random
-directions, and should end with the same nearest neighbours: from directions of its own each side would keep other ones
-of the last components, which are noise, and a few neighbours in a hundred would differ. Times are of the processor, on
-one thread: others on the machine stretch the wall's. The bare side holds images x dimensions in float32, whaleid does
-not: peaks are those of each side's own process. Then whaleid's side alone at growing numbers of images and of sources.
+Both sides read the same float16 files and compute the components by as many subspace iterations from the same random
+directions, so both should give the same nearest neighbours. (From different directions the last components, which are
+noise, would differ, and with them a few neighbours in a hundred.) Times are processor times on one thread. The bare
+side holds images x dimensions in float32, whaleid does not; each side's peak memory is that of its own process. Then
+whaleid alone, for growing numbers of images and of sources.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import platform
-import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import pandas as pd
 import torch
+from measuring import in_own_process, peak_gib
 
 from whaleid.config import ConcatConfig
 from whaleid.ensemble.concat import concatenate, fit_whitening, whiten
@@ -35,6 +36,8 @@ NEIGHBOURS = 200
 WIDER, ROUNDS = 32, 4  # as in concat.py
 LATENT, WITHIN = 256, 1.5  # common directions; spread of an identity, where that of identities is 1
 BLOCK = 2048
+Work = Callable[..., tuple[np.ndarray, dict[str, float]]]
+"""Gives the neighbours and the processor seconds of each step."""
 
 
 def write_sources(folder: Path, sources: int, images: int, dim: int) -> None:
@@ -118,26 +121,16 @@ def bare(folder: Path, sources: int, images: int, gallery: int, wanted: int) -> 
     return rows, dict(zip(("open", "fit", "whiten", "search"), np.diff(clock).tolist(), strict=True))
 
 
-def _child(work, out: Path, arguments: tuple, pipe) -> None:
+def measured(work: Work, *arguments: Any) -> tuple[np.ndarray, dict[str, float]]:
+    """Neighbours, processor seconds and peak GiB of `work` in a process of its own."""
+    return in_own_process(_with_totals, work, arguments)
+
+
+def _with_totals(work: Work, arguments: tuple[Any, ...]) -> tuple[np.ndarray, dict[str, float]]:
     begin = time.perf_counter()
     rows, steps = work(*arguments)
-    wall = time.perf_counter() - begin
-    np.save(out, rows)
-    pipe.send(steps | {"wall": wall, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
-
-
-def measured(work, *arguments) -> tuple[np.ndarray, dict[str, float]]:
-    """Run `work` in a process of its own: its neighbours, processor seconds, and peak GiB (pages of files included)."""
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "rows.npy"
-        process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, out, arguments, there))
-        process.start()
-        there.close()
-        steps = here.recv()  # EOFError where the process died
-        process.join()
-        rows = np.load(out)
-    return rows, steps | {"total": sum(steps[name] for name in ("open", "fit", "whiten", "search"))}
+    total = {"total": sum(steps.values()), "wall": time.perf_counter() - begin, "peak_gib": peak_gib()}
+    return rows, steps | total
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:

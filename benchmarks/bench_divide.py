@@ -1,10 +1,10 @@
-"""What divide and conquer costs: its epochs against those of one learner, and its clustering against bare faiss.
+"""The cost of divide and conquer: its epochs compared with those of one learner, its clustering with faiss.
 
-Epochs: `divide` (clusters of the pooled features, made anew every 2 epochs) and `margin` (its learner alone) train
-the same network on the same images from a cache, through all of run_epoch: batches, augmentation, steps, and the look
-at all images that the clusters are made from. A round is two epochs of each, in changing order; a ratio is that of
-the times for one image, the median over the rounds. Clustering: kmeans_partition against faiss.Kmeans with the same
-settings and a search for each row's centre, best wall time of each. Result: benchmarks/results/divide.json.
+Epochs: `divide` (clusters of the pooled features, renewed every 2 epochs) and `margin` (its learner alone) train the
+same network on the same cached images with whole epochs: batches, augmentation, steps, and the embedding of all images
+for the clustering. A round is two epochs of each, in alternating order; a ratio compares the times per image, as the
+median over rounds. Clustering: kmeans_partition compared with faiss.Kmeans with the same settings and a search for each
+row's centre, best time of each. Result: benchmarks/results/divide.json.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from measuring import device_seconds
 
 from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
 from whaleid.data.samplers import TrainingItems
-from whaleid.divide.clustering import POINTS, kmeans_partition
+from whaleid.training.kmeans import POINTS, kmeans_partition
 from whaleid.training.run import Task, run_epoch, start
 from whaleid.training.session import Session, make_accelerator
 from whaleid.utils.files import write_json
@@ -43,7 +44,6 @@ DIVIDE = {
     "learner": MARGIN,
     "clusters": CLUSTERS,
     "every": EVERY,
-    "growth": "flat",
     "space": "features",
     "subspace": "slices",
     "warmup": 0,
@@ -131,7 +131,7 @@ def make_period(head: dict[str, Any], items: TrainingItems, cache: ImageCache, o
 
     def run() -> float:
         before = session.progress.images
-        taken = timed(lambda: train_period(task, session))
+        taken = device_seconds(lambda: train_period(task, session))
         return taken / (session.progress.images - before)
 
     return run
@@ -139,7 +139,7 @@ def make_period(head: dict[str, Any], items: TrainingItems, cache: ImageCache, o
 
 def train_period(task: Task, session: Session) -> None:
     for _ in range(EVERY):
-        run_epoch(task, session, None, None)
+        run_epoch(task, session, None)
 
 
 # ----------------------------------------------------------------------------------------------- clustering
@@ -201,19 +201,6 @@ def bare_clustering(features: np.ndarray, clusters: int) -> np.ndarray:
     kmeans.train(features)
     assert kmeans.index is not None
     return kmeans.index.search(features, 1)[1][:, 0]
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Processor time on a CPU, which others on the machine do not stretch; wall time on a GPU."""
-    if not torch.cuda.is_available():
-        begin = time.process_time()
-        run()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

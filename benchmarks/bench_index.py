@@ -1,11 +1,11 @@
-"""Indexes by size of the gallery: time to build, to search, recall against exact, and from how many queries they pay.
+"""Approximate indexes by size of the gallery: time to build and to search, recall, and when they pay.
 
     .venv/bin/python benchmarks/bench_index.py [--sizes 10000 100000 1000000] [--out benchmarks/results/index.json]
 
-Times are of the processor on one thread, and ratios compare with exact search of the same run. Building an index costs
-what some thousand exact queries cost: `pays` is the number of queries from which both together are the cheaper way.
-HNSW is linked by one thread, five minutes of it at a million: `--hnsw-most` bounds it.
-Rows are written as they come: a run that is stopped leaves those it has.
+Times are processor times on one thread; ratios compare with exact search in the same run. Building an index costs as
+much as some thousand exact queries: `pays` is the number of queries from which building and searching together is
+cheaper. HNSW takes five minutes to build for a million images: `--hnsw-most` limits its size. Each row is written at
+once, so that an interrupted run keeps its rows.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The input pipeline in images a second, against a bare loop of cv2 decoding and resizing.
+"""The input pipeline in images per second, compared with a loop of decoding and resizing with OpenCV.
 
     python benchmarks/bench_input.py [--data FOLDER] [--images 400] [--width 128 --height 64]
 
-Building the cache (decode, check, crop, resize, write) is compared with a loop that only decodes and resizes
-the same files; an epoch of training batches (cache read and augmentation) with the same loop, which is what
-training without a cache would have to do before it augments. Medians of interleaved rounds; ratios are of one
-run. The ratio by processor time hardly depends on what else the machine does.
+Building the cache (decode, check, crop, resize, write) is compared with a loop that only decodes and resizes the same
+files. An epoch of training batches (cache and augmentation) is compared with the same loop, which training without a
+cache would need before augmentation. Medians of interleaved rounds. The ratio of processor times hardly depends on
+other programs.
 Result: benchmarks/results/input.json.
 """
 
@@ -36,7 +36,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png"}
 def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as scratch:
-        paths = pictures(options.data, options.images, Path(scratch))
+        paths = image_files(options.data, options.images, Path(scratch))
         measured = measure(paths, (options.width, options.height), options.rounds, Path(scratch))
     bare = measured["bare"]
     rows = {name: {**rate, **ratios(rate, bare)} for name, rate in measured.items()}
@@ -54,7 +54,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=None, help="folder of pictures; default: random textures")
+    parser.add_argument("--data", type=Path, default=None, help="folder of images; default: random textures")
     parser.add_argument("--images", type=int, default=400, help="at most this many")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--height", type=int, default=64)
@@ -62,12 +62,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def pictures(folder: Path | None, count: int, scratch: Path) -> list[Path]:
-    """Pictures of `folder`, or textures of the competition's common size (1050 x 600) made in `scratch`."""
+def image_files(folder: Path | None, count: int, scratch: Path) -> list[Path]:
+    """Images in `folder`, or textures of the competition's common size (1050 x 600) made in `scratch`."""
     if folder is not None:
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[:count]
         if not found:
-            raise SystemExit(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) here")
+            raise SystemExit(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}) here")
         return found
     generator = np.random.default_rng(0)
     for number in range(count):

@@ -1,25 +1,23 @@
-"""Local matching as the gallery grows: votes, learned matches and pairs of pictures, in processor seconds and memory.
+"""Local matching by size of the gallery: votes, learned match score, matching of pairs; processor time and memory.
 
     .venv/bin/python benchmarks/bench_local.py [--images 500 1000 2000] [--out benchmarks/results/local.json]
 
-Pictures are synthetic: an identity has marks of its own, a picture shows some of them under noise, at about their
-place, among keypoints of a background that all pictures share. A quarter of the pictures ask, the others are the
-gallery. Each size is a process of its own. The search is compared with one bare faiss search of the same index, the
-matching of pairs with the bare products of their descriptors.
+Images are synthetic: each identity has its own marks; an image shows some of them with noise, near their position,
+among keypoints of a background that all images share. A quarter of the images are queries, the others the gallery. Each
+size runs in a process of its own. The search is compared with one faiss search of the same index, the matching of pairs
+with the products of their descriptors alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+from measuring import cpu_seconds, in_own_process, peak_gib
 from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
@@ -60,18 +58,10 @@ def world(images: int, keypoints: int) -> tuple[Described, np.ndarray]:
     return Described(np.concatenate(vectors), offsets, np.concatenate(points)), identity
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work gives, and its processor seconds (user and system, all threads)."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    found = work()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return found, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
 def bare_search(described: Described, queries: np.ndarray, gallery: np.ndarray, neighbours: int) -> float:
     """Processor seconds of building the index and of one call of faiss for all descriptors."""
     asked, _ = described.take(queries)
-    return timed(lambda: build_index(described, gallery).search(asked, neighbours))[1]
+    return cpu_seconds(lambda: build_index(described, gallery).search(asked, neighbours))[1]
 
 
 def bare_products(described: Described, queries: np.ndarray, pictures: np.ndarray) -> float:
@@ -83,15 +73,17 @@ def bare_products(described: Described, queries: np.ndarray, pictures: np.ndarra
             for picture in row[row >= 0]:
                 own @ described.image(int(picture))[0].T
 
-    return timed(products)[1]
+    return cpu_seconds(products)[1]
 
 
 def first_right(codes: np.ndarray, truth: np.ndarray) -> float:
     return float((codes[:, 0] == truth).mean())
 
 
-def measure(images: int, keypoints: int) -> dict[str, Any]:
+def measure(images: int, keypoints: int, threads: int) -> dict[str, Any]:
     """One size."""
+    faiss.omp_set_num_threads(threads)
+    threadpool_limits(threads, "blas")
     described, identity = world(images, keypoints)
     rng = np.random.default_rng(1)
     asks = np.zeros(images, dtype=bool)
@@ -101,26 +93,28 @@ def measure(images: int, keypoints: int) -> dict[str, Any]:
     codes = np.where(asks, -1, identity)
     frames = np.full((images, 2), float(SIZE))
     local, learned, pairs = LocalConfig(), LearnedConfig(), PairsConfig()
-    start, memory = time.perf_counter(), _memory()
+    start, memory = time.perf_counter(), peak_gib()
 
     bare = bare_search(described, queries, gallery, learned.neighbours)
-    nearest, search = timed(lambda: nearest_descriptors(described, queries, gallery, learned.neighbours))
-    (voted, _), votes = timed(
+    nearest, search, _ = cpu_seconds(lambda: nearest_descriptors(described, queries, gallery, learned.neighbours))
+    (voted, _), votes, _ = cpu_seconds(
         lambda: local_candidates(described, queries, gallery, identity[gallery], local, KEEP, nearest)
     )
     given = described, frames, queries, truth, codes, nearest, learned
-    model, teaching = timed(lambda: fit_match_scorer([training_matches_of(*given)], learned))
+    model, teaching, _ = cpu_seconds(lambda: fit_match_scorer([training_matches_of(*given)], learned))
     given = described, frames, queries, codes, classes, nearest, [model], learned, KEEP
-    weighed, weighing = timed(lambda: match_score_candidates(*given)[0]["supported"])
+    weighed, weighing, _ = cpu_seconds(lambda: match_score_candidates(*given)[0]["supported"])
     given = described, frames, queries, codes, classes, nearest, learned, pairs.images
-    pictures, choosing = timed(lambda: likely_images(*given))
-    matched, matching = timed(lambda: match_pairs(described, frames, queries, pictures, pairs))
+    pictures, choosing, _ = cpu_seconds(lambda: likely_images(*given))
+    matched, matching, _ = cpu_seconds(lambda: match_pairs(described, frames, queries, pictures, pairs))
     products = bare_products(described, queries, pictures)
-    paired_model, paired_teaching = timed(
+    paired_model, paired_teaching, _ = cpu_seconds(
         lambda: fit_match_scorer([pair_training_matches(matched, truth, codes, pairs)], pairs)
     )
     shape = len(queries), classes
-    paired, ranking = timed(lambda: pair_score_candidates(matched, paired_model, codes, shape, pairs.rest, KEEP))
+    paired, ranking, _ = cpu_seconds(
+        lambda: pair_score_candidates(matched, paired_model, codes, shape, pairs.rest, KEEP)
+    )
     return {
         "images": images,
         "queries": len(queries),
@@ -135,15 +129,10 @@ def measure(images: int, keypoints: int) -> dict[str, Any]:
         "bare_products_cpu_s": products,
         "pairs_matching_ms_a_picture": 1000 * matching / max(1, int((pictures >= 0).sum())),
         "wall_s": time.perf_counter() - start,
-        "memory_mib": _memory() - memory,
+        "memory_mib": 1024 * (peak_gib() - memory),
         "top1": {"votes": first_right(voted, truth), "learned": first_right(weighed[0], truth)}
         | {"pairs": first_right(paired[0], truth)},
     }
-
-
-def _memory() -> float:
-    """Largest memory that this process has had so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -155,15 +144,9 @@ def main() -> None:
     given = parser.parse_args()
     figures = []
     for images in given.images:
-        with multiprocessing.get_context("spawn").Pool(1, _limit, (given.threads,)) as pool:
-            figures.append(pool.apply(measure, (images, given.keypoints)))
+        figures.append(in_own_process(measure, images, given.keypoints, given.threads))
         print(figures[-1])
     write_json(given.out, {"keypoints": given.keypoints, "threads": given.threads, "sizes": figures})
-
-
-def _limit(threads: int) -> None:
-    faiss.omp_set_num_threads(threads)
-    threadpool_limits(threads, "blas")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
-"""Peak memory of concatenation, whitening, kNN and the classifier at growing numbers of images, carried on to a whole
-competition of 29 networks.
+"""Peak memory of concatenation, whitening, kNN and the classifier, extrapolated to a competition with 29 networks.
 
     .venv/bin/python benchmarks/bench_memory.py [--images 4000] [--sources 29] [--dim 2048]
 
-The features of 29 networks x 2048 dimensions stand in float16 files, as many images as --images and as twice that: the
-peak there is of the directions being found, dimensions x wanted, and does not grow with images. What grows, images x
-wanted and the classifier, is measured with one network at half of --target images and at all of them. Both together
-bound what the whole needs. Each size runs in a process of its own. Peaks are of anonymous memory (what a process cannot
-give back; read from the system every few milliseconds) and of all resident memory, in which pages of files count that
-are dropped when memory is short. A fold is done after another, so that five folds need what one does.
+The features of 29 networks x 2048 dimensions are in float16 files, for --images images and for twice as many: the peak
+comes from fitting the whitening (dimensions x components) and does not grow with the images. What grows with them
+(images x components, the classifier) is measured with one network, for half of --target images and for all of them.
+Both together bound the memory that is needed. Each size runs in a process of its own. Two peaks are measured: anonymous
+memory, which a process cannot give back (read every few milliseconds), and all resident memory, which includes pages of
+files that the system can drop. Folds run one after the other, so five folds need as much as one.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import resource
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from measuring import in_own_process, peak_gib
 
 from whaleid.config import ClassifierConfig, ConcatConfig, KnnConfig
 from whaleid.ensemble.classifier import top_classes, train_classifier
@@ -98,23 +97,12 @@ class Watch:
         return self.peak
 
 
-def _child(arguments: tuple, pipe) -> None:
+def watched(*arguments: Any) -> dict[str, float]:
+    """Memory and processor seconds of `second_level(*arguments)` in this process."""
     before, watch, begin = anonymous(), Watch(), time.process_time()
     second_level(*arguments)
     figures = {"libraries_gib": before, "peak_anonymous_gib": watch.stop(), "processor_s": time.process_time() - begin}
-    pipe.send(figures | {"peak_resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
-
-
-def measured(*arguments) -> dict[str, float]:
-    """Figures of `second_level` in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_child, args=(arguments, there))
-    process.start()
-    there.close()
-    figures = here.recv()  # EOFError where the process died
-    process.join()
-    return figures
+    return figures | {"peak_resident_gib": peak_gib()}
 
 
 def main() -> None:
@@ -138,7 +126,7 @@ def measure(sources: int, images: int, given: argparse.Namespace) -> dict[str, f
     """Features are written, used and removed; the figures are printed too."""
     with tempfile.TemporaryDirectory() as name:
         write_sources(Path(name), sources, images, given.dim)
-        one = measured(Path(name), sources, images, given.whiten)
+        one = in_own_process(watched, Path(name), sources, images, given.whiten)
     print(
         f"{images:,} images x {sources} x {given.dim}: peak {one['peak_anonymous_gib']:.2f} GiB "
         f"({one['peak_resident_gib']:.2f} with the files' pages), {one['processor_s']:.0f} s of the processor",

@@ -1,8 +1,8 @@
-"""MAP@5 of a million rows of a CSV and of ten million queries in memory, against the common Python loop.
+"""MAP@5 of a million CSV rows and of ten million queries in memory, compared with the usual Python loop.
 
     .venv/bin/python benchmarks/bench_metrics.py [--rows 1000000] [--out benchmarks/results/metrics.json]
 
-Ratios compare times of one run on one machine; the seconds alone mean little elsewhere.
+Ratios compare times of one run on one machine; seconds are not comparable between machines.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import csv
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from measuring import best_seconds
 
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks
 from whaleid.evaluation.topk import score_submission
@@ -40,18 +39,6 @@ def common_loop(submission: Path, solution: Path) -> float:
     with submission.open(newline="") as file:
         scores = [apk(truth[image], labels.split()) for image, labels in list(csv.reader(file))[1:]]
     return sum(scores) / len(scores)
-
-
-def timed(repeats: int, *calls: Callable[[], float]) -> list[float]:
-    """Best seconds of each call, taken in turn so that a busy machine slows all alike; all must agree."""
-    seconds, results = np.empty((repeats, len(calls))), []
-    for repeat in range(repeats):
-        for place, call in enumerate(calls):
-            start = time.perf_counter()
-            results.append(call())
-            seconds[repeat, place] = time.perf_counter() - start
-    assert max(results) - min(results) < 1e-9, results
-    return seconds.min(axis=0).tolist()
 
 
 def write_files(folder: Path, rows: int) -> tuple[Path, Path]:
@@ -79,15 +66,17 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         submission, solution = write_files(Path(folder), given.rows)
-        loop, ours = timed(
-            given.repeats,
+        loop, ours = best_seconds(
             lambda: common_loop(submission, solution),
-            lambda: score_submission(submission, solution).map,
+            lambda: score_submission(submission, solution),
+            repeats=given.repeats,
         )
+        difference = common_loop(submission, solution) - score_submission(submission, solution).map
+        assert abs(difference) < 1e-9, difference
     rng = np.random.default_rng(0)
     guesses = rng.integers(0, IDENTITIES, (given.memory, 5), dtype=np.int32)
     truth = guesses[np.arange(given.memory), rng.integers(0, 5, given.memory)]
-    (memory,) = timed(given.repeats, lambda: score_ranks(rank_of_truth(guesses, truth)).map)
+    (memory,) = best_seconds(lambda: score_ranks(rank_of_truth(guesses, truth)), repeats=given.repeats)
 
     print(f"{'MAP@5':44}{'seconds':>9}{'ratio':>8}")
     print(f"{f'{given.rows:,} rows of CSV, common Python loop':44}{loop:9.2f}{1:8.1f}")

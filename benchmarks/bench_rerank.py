@@ -2,18 +2,15 @@
 
     .venv/bin/python benchmarks/bench_rerank.py [--images 20000] [--dim 2048] [--out benchmarks/results/rerank.json]
 
-Each part runs in a process of its own, whose peak of resident memory is its own too; k-reciprocal's may not pass
-4 GiB, or this ends with an error. Times are of the processor, on one thread. Of k-reciprocal the bare side is one call
-of faiss for the same neighbours of the same images: what no re-ranking can go below.
+Each part runs in a process of its own, so that its peak memory is its own. A peak above 4 GiB for k-reciprocal is an
+error. Times are processor times on one thread. k-reciprocal is compared with one faiss call for the same neighbours of
+the same images, which every re-ranking needs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +18,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from measuring import in_own_process, peak_gib
 
 from whaleid.config import KnnConfig
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph, normalised
@@ -93,27 +91,25 @@ def diffusion_part(images: int, dim: int) -> dict[str, float]:
 PARTS = {"reciprocal": reciprocal_part, "diffusion": diffusion_part}
 
 
+def measure(part: str, images: int, dim: int) -> dict[str, float]:
+    """Times of one part on one thread, and the peak memory of this process."""
+    faiss.omp_set_num_threads(1)
+    return PARTS[part](images, dim) | {"peak_mib": 1024 * peak_gib()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=2048)
-    parser.add_argument("--part", choices=sorted(PARTS), help="this part alone, figures to the standard output")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rerank.json"))
     given = parser.parse_args()
-    if given.part:
-        faiss.omp_set_num_threads(1)
-        found = PARTS[given.part](given.images, given.dim)
-        found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(found))
-        return
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started from here
     figures: dict[str, object] = {"images": given.images, "dim": given.dim, "clock": "processor time", "threads": 1}
     for part in PARTS:
-        command = [sys.executable, __file__, "--part", part, "--images", str(given.images), "--dim", str(given.dim)]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        figures[part] = json.loads(shown)
-        print(f"{part}: " + ", ".join(f"{name} {value:.2f}" for name, value in json.loads(shown).items()))
-        if part == "reciprocal" and json.loads(shown)["peak_mib"] > LIMIT:
+        found = in_own_process(measure, part, given.images, given.dim)
+        figures[part] = found
+        print(f"{part}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+        if part == "reciprocal" and found["peak_mib"] > LIMIT:
             sys.exit(f"k-reciprocal: peak above {LIMIT} MiB")
     write_json(given.out, figures | {"limit_mib": LIMIT, "cpus": os.cpu_count(), "load": os.getloadavg()[0]})
 

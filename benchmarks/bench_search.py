@@ -1,9 +1,9 @@
-"""Exact search in chunks against one bare call of faiss, and identities from neighbours against a plain loop.
+"""Exact search in chunks compared with one faiss call, and identities from neighbours with a Python loop.
 
     .venv/bin/python benchmarks/bench_search.py [--queries 8000] [--out benchmarks/results/search.json]
 
-Ratios compare times of one run on one machine; the seconds alone mean little elsewhere. Both sides of a ratio
-take turns, so that other work on the machine falls on both.
+Ratios compare times of one run on one machine; seconds are not comparable between machines. Both sides of a ratio take
+turns, so that other programs slow both.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import argparse
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import faiss
 import numpy as np
+from measuring import best_seconds
 
 from whaleid.config import KnnConfig
 from whaleid.retrieval.candidates import Candidates, read_candidates, write_candidates
@@ -26,17 +25,6 @@ from whaleid.retrieval.index import search
 from whaleid.utils.files import write_json
 
 KEEP = 50
-
-
-def timed(*calls: Callable[[], object], repeats: int) -> list[float]:
-    """Best time of each call in seconds, the calls taking turns."""
-    best = [float("inf")] * len(calls)
-    for _ in range(repeats):
-        for place, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[place] = min(best[place], time.perf_counter() - start)
-    return best
 
 
 def unit(rng: np.random.Generator, codes: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -76,7 +64,7 @@ def main() -> None:
     bare = faiss.IndexFlatIP(given.dim)
     bare.add(gallery)  # not counted: the bare call starts with its index built
 
-    bare_s, ours_s = timed(
+    bare_s, ours_s = best_seconds(
         lambda: bare.search(queries, given.neighbours),
         lambda: search(queries, gallery, given.neighbours),
         repeats=given.repeats,
@@ -86,7 +74,7 @@ def main() -> None:
     assert agreement > 0.999, agreement  # the last bit of a sum may swap two neighbours
 
     knn = KnnConfig(neighbours=given.neighbours)
-    loop_s, max_s, mean_s, whole_s = timed(
+    loop_s, max_s, mean_s, whole_s = best_seconds(
         lambda: naive_identities(similarity, rows, codes),
         lambda: identity_candidates(similarity, rows, codes, knn, KEEP),
         lambda: identity_candidates(similarity, rows, codes, KnnConfig(score="mean"), KEEP),
@@ -123,8 +111,8 @@ def table_times(codes: np.ndarray, scores: np.ndarray, identities: int) -> tuple
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidates.parquet"
         blocks = [(f"source{number}", 0, candidates) for number in range(5)]
-        (write_s,) = timed(lambda: write_candidates(path, blocks), repeats=1)
-        (read_s,) = timed(lambda: read_candidates(path, classes), repeats=1)
+        (write_s,) = best_seconds(lambda: write_candidates(path, blocks), repeats=1)
+        (read_s,) = best_seconds(lambda: read_candidates(path, classes), repeats=1)
         back = read_candidates(path, classes)
     np.testing.assert_array_equal(back[4][2].codes, codes)
     return write_s, read_s

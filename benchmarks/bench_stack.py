@@ -1,26 +1,23 @@
-"""The whole stack: 8,000 queries x 50 candidates in five folds, features, every model and every ranking by them.
+"""The whole stack: 8,000 queries x 50 candidates in five folds, with features and all LambdaRank models.
 
     .venv/bin/python benchmarks/bench_stack.py [--queries 8000] [--tests 0] [--out benchmarks/results/stack.json]
 
-Rankings are synthetic: the truth stands above the rest, under noise of its own in each ranking, and is missing from
-some. What is timed is `stack_rankings`, from the rankings to the orders of all folds and of the test images, and beside
-it the features and one bare `lightgbm.train` on the whole table. Seconds are those of the processor (user and system,
-all threads), which other work on the machine hardly moves, and of the clock.
+Rankings are synthetic: the true identity scores above the others, with independent noise in each ranking, and is
+missing from some. Timed are `stack_rankings`, from the rankings to the stacked candidates of all folds and of the
+test images, and for comparison the features alone and one `lightgbm.train` on the whole table. Seconds are processor
+time (user and system, all threads), which other programs hardly change, and time by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+from measuring import cpu_seconds
 
 from whaleid.config import StackConfig
 from whaleid.ensemble.calibrate import fit_calibration
@@ -79,15 +76,6 @@ def embedding_table(rng: np.random.Generator, queries: int, identities: int, dim
     return EmbeddingTable(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What the work gives, its processor seconds and its seconds by the clock."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    found = work()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return found, used, time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=8000)
@@ -116,7 +104,7 @@ def main() -> None:
         oof = tuple(embedding_table(rng, len(who), given.identities, given.dims) for who in favoured)
         test = tuple(embedding_table(rng, given.tests, given.identities, given.dims) for _ in favoured)
         members[0] = replace(members[0], embedding_features=EmbeddingFeatures(oof, test if given.tests else ()))
-    stacked, stage_cpu, stage_s = timed(lambda: stack_rankings(protocol, members, blend, config))
+    stacked, stage_cpu, stage_s = cpu_seconds(lambda: stack_rankings(protocol, members, blend, config))
 
     def features():
         views = [
@@ -125,7 +113,7 @@ def main() -> None:
         ]
         return feature_table(views, np.ones(given.identities, dtype=int), 5, True, config)
 
-    table, features_cpu, features_s = timed(features)
+    table, features_cpu, features_s = cpu_seconds(features)
     own = truth[table.query]
     label = np.where(own >= 0, table.codes == own, table.codes == given.identities).astype(float)
     plain = {
@@ -139,7 +127,7 @@ def main() -> None:
         data = lgb.Dataset(table.values, label, group=np.bincount(table.query))
         lgb.train(plain, data, num_boost_round=config.num_iterations)
 
-    _, bare_cpu, bare_s = timed(bare)
+    _, bare_cpu, bare_s = cpu_seconds(bare)
     rankers = (given.folds + 1) * config.groups * config.seeds
     figures = {"queries": given.queries, "tests": given.tests, "folds": given.folds, "rankings": given.rankings}
     figures |= {"dims": given.dims}

@@ -1,7 +1,7 @@
-"""A step of whaleid's training loop against a bare loop: same network, head, optimizer and batch, in memory.
+"""A step of the training loop compared with a bare loop: same network, head, optimiser and batch, in memory.
 
-The loops take turns at one network, in changing order, so that whatever else the machine does meets all of
-them; a ratio is the median over the rounds. Settings: configs/experiments/default.yaml with random weights. Loops:
+The loops take turns with one network, in changing order, so that other programs slow all of them; a ratio is the
+median over the rounds. Settings: configs/experiments/default.yaml with random weights. Loops:
 `bare` (forward, backward, step), `bare + clip` (with torch's clipping alone), `loop` (ours: clipping, checks,
 seeds, log) and `loop + ema`. Result: benchmarks/results/training.json.
 """
@@ -13,7 +13,6 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,16 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import device_seconds
 
 from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
 from whaleid.data.samplers import EpochPlan, TrainingItems
 from whaleid.training.ema import Ema
+from whaleid.training.log import recorder
 from whaleid.training.loop import train_epoch
-from whaleid.training.record import recorder
 from whaleid.training.run import Task, start
-from whaleid.training.session import Session, make_accelerator
-from whaleid.training.state import Progress
+from whaleid.training.session import Progress, Session, make_accelerator
 from whaleid.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
@@ -119,23 +118,10 @@ def measure(loops: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
         names = list(loops)
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            taken = timed(loops[name]) / STEPS
+            taken = device_seconds(loops[name]) / STEPS
             if number:
                 seconds[name].append(taken)
     return seconds
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Processor time on a CPU, which others on the machine do not stretch; wall time on a GPU."""
-    if not torch.cuda.is_available():
-        begin = time.process_time()
-        run()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def report(seconds: dict[str, list[float]], settings: dict[str, Any]) -> None:

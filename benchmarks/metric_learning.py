@@ -4,10 +4,9 @@
 
     .venv/bin/python benchmarks/metric_learning.py [--quick] [--data sample] [--methods 'margin,divide-*'] [--seeds 0]
 
-What is compared stands in metric_learning.yaml. Runs are done seed by seed, so that a bench that was stopped is a
-full table of fewer seeds. The results of finished runs stay in work/bench-metric/, and a bench that was killed goes
-on there. Out come metric_learning.json, metric_learning.md and metric_distances.png, of everything that is done,
-whatever this call was told to do.
+metric_learning.yaml lists what is compared. Runs are done seed by seed, so that an interrupted benchmark is a full
+table of fewer seeds. Results of finished runs stay in work/bench-metric/, and the benchmark continues from there. It
+writes metric_learning.json, metric_learning.md and metric_distances.png, always of all finished runs.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from metric_report import Results, draw_distances, write_reports
 from metric_runs import Job, Parted, code_digest, machine, measure_all, part_data, progress_files
 
 from whaleid.config.settings import read_settings
+from whaleid.data.samplers import TrainingItems
 from whaleid.models.heads.registry import build_head
 from whaleid.models.weights import ensure_weights
 from whaleid.pipeline.executors import sensible, share_of_cores
-from whaleid.training.epochs import epoch_lengths
+from whaleid.training.epochs import make_planner
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 from whaleid.utils.progress import FollowedBars, follow_bars
@@ -132,13 +132,16 @@ def check_heads(bench: Bench, data: dict[str, Parted], methods: list[str]) -> No
     for name, parted in data.items():
         sizes = parted.train_sizes
         labels = np.repeat(np.arange(len(sizes)), sizes)
+        items = TrainingItems(
+            np.arange(len(labels)), np.zeros(len(labels), dtype=bool), labels, [str(c) for c in range(len(sizes))]
+        )
         for method in methods:
             experiment = make_experiment(bench, name, method, 0)
             try:
                 build_head(experiment.head, experiment.model.embedding, sizes)
             except WhaleidError as error:
                 raise WhaleidError(f"method {method} on {name}: {error}") from error
-            epoch_lengths(experiment, labels, f"method {method} on {name}")
+            make_planner(experiment, items, None, f"method {method} on {name}").lengths()
 
 
 def list_jobs(

@@ -1,4 +1,4 @@
-"""What the metric-learning bench compares: metric_learning.yaml as a typed model, each method as an experiment."""
+"""What the metric-learning benchmark compares: metric_learning.yaml as a typed model, methods as experiments."""
 
 from __future__ import annotations
 
@@ -59,8 +59,6 @@ class Grid(Model):
     """What differs from the baseline's."""
     lists: dict[str, Annotated[list[Any], Field(min_length=1)]]
     """Setting of the head -> its values; every choice is a method."""
-    skip: list[Settings] = Field(default_factory=list)
-    """Choices to leave out: those that agree with all settings of a line."""
 
 
 class Quick(Model):
@@ -139,8 +137,6 @@ def grid_methods(grid: Grid, baseline: Method) -> dict[str, Method]:
     methods = {}
     for values in itertools.product(*grid.lists.values()):
         choice = dict(zip(grid.lists, values, strict=True))
-        if any(all(choice.get(key) == value for key, value in line.items()) for line in grid.skip):
-            continue
         name = "-".join([grid.name, *map(str, values)])
         head = {**grid.head, **choice, "learner": baseline.head}
         methods[name] = baseline.model_copy(update={"head": head, "sampler": {**baseline.sampler, **grid.sampler}})

@@ -1,4 +1,4 @@
-"""What comes out of the metric-learning bench: all figures as JSON, tables as Markdown, a picture of distances."""
+"""Output of the metric-learning benchmark: all figures as JSON, tables as Markdown, a plot of distances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs of the metric-learning bench: data sets parted by identity, one run measured, many at once."""
+"""The runs of the metric-learning benchmark: data sets split by identity, one run measured, many at once."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from whaleid.pipeline.project import open_project
 from whaleid.pipeline.runner import run
 from whaleid.pipeline.workspace import read_images
 from whaleid.training.checkpoint import load_run
+from whaleid.training.extract_features import extract_features
 from whaleid.training.run import train_run
-from whaleid.training.selection import embed_rows
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, digest
 from whaleid.utils.progress import PROGRESS_FILE
@@ -194,7 +194,8 @@ def measure(job: Job) -> dict[str, Any]:
         embedder = build_embedder(config, read_settings().weights, size=job.data.cache.size).to(device).eval()
     else:
         embedder, cost = _train(job, device)
-    rows = embed_rows(embedder, job.data.cache, job.data.test_rows, job.experiment.features.batch).cpu().numpy()
+    batch = job.experiment.features.batch
+    rows = extract_features(embedder, job.data.cache, job.data.test_rows, batch).cpu().numpy()
     same, different = pair_histogram(rows, job.data.test_labels, EDGES)
     return {
         "data": job.data.name,

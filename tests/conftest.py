@@ -8,6 +8,8 @@ import pytest
 
 from whaleid.config.settings import VARIABLE
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests must add in one order
+
 
 @pytest.fixture(scope="session", autouse=True)
 def default_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from kaggle_server import FakeKaggle
+
+from whaleid.cli import main as cli
 
 SLUG = "whale-names"
 TRAIN, TEST = 12, 6
@@ -82,17 +87,21 @@ class World:
         return self.server.pauses(self.home)
 
     def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.words(*words),
-            cwd=self.folder,
-            env=self.environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        self.said += done.stdout + done.stderr
-        return done
+        """Run a command of ours in this process; the client is a process of its own."""
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with (
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.dict(os.environ, self.environment(**environment), clear=True),
+            mock.patch.object(sys, "argv", ["whaleid", *self.words(*words)[3:]]),
+        ):
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        self.said += out.getvalue() + err.getvalue()
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
     def refused(self, *words: str, **environment: str) -> str:
         """The one line of a command that must fail."""

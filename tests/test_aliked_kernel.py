@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_world import MODULE, RECIPE, make_world, write_wheel
+from kernel_world import MODULE, make_world, write_wheel
 from keypoint_networks import write_weights
 
 import whaleid
@@ -28,8 +28,7 @@ LOCAL = (
 def test_the_kernel_answers_as_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a place"
     write_weights(folder / "weights")
-    one = RECIPE.replace("[one, two]", "[one]").replace("full: [two]\n", "").replace(", two: 2.0", "")
-    world = make_world(folder, one.replace("local_matching: {}", LOCAL))
+    world = make_world(folder, f"folds: 2\nexperiments: [one]\ncombine: {{classifier: null, {LOCAL}}}\n")
     carried = world.bundle.folder / "datasets" / "assets"
     names = ["aliked-n16.safetensors", "aliked_lightglue.pth"]
     assert sorted(path.name for path in (carried / "weights").iterdir()) == names

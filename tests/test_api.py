@@ -23,7 +23,6 @@ def example() -> str:
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("whaleid.pipeline.runner")
     make_sample(tmp_path / "turtles", identities=8, train_images=40, test_images=10, workers=1)
     (tmp_path / "turtles.yaml").write_text(COMPETITION.format(root="turtles"))
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT.replace("epochs: 2", "epochs: null, images_seen: 4000"))

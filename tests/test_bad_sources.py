@@ -1,5 +1,5 @@
-"""The second level on a stranger's features, from the command line: what is wrong with them, or with what goes beside
-them, is one line that names the file and what to do, exit code 2, and nothing is left half-written.
+"""A recipe of foreign features from the command line: an error in them, or in the files beside them, is one line that
+names the file and what to do, with exit code 2; no file is left half-written.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def half_written(folder: Path) -> list[str]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """The answers of a work folder: every candidate, figure and submission."""
+    """The results in a work folder: every file of candidates, figures and submissions."""
     work = folder / "work" / "drawn"
     files = [*(work / "candidates").rglob("*"), work / "metrics.json", *(folder / "submissions").rglob("*")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.is_file()}
 
 
 def write_features(folder: Path, images: pd.DataFrame, seed: int, folds: int = FOLDS) -> None:
-    """Features and logits of a program that knows the animals a little; one identity is in none of its classes."""
+    """Weakly informative features and logits; one identity is in none of the classes."""
     rng = np.random.default_rng(seed)
     names = images["identity"].fillna("").to_numpy(dtype=str)
     known = sorted(set(names) - {"", "new_whale"})
@@ -92,14 +92,14 @@ def write_features(folder: Path, images: pd.DataFrame, seed: int, folds: int = F
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sample, two foreign sources, and their recipe, answered once."""
-    folder = tmp_path_factory.mktemp("a stranger's place")
+    """A small sample, two foreign sources, and their recipe, with its leaderboard run once."""
+    folder = tmp_path_factory.mktemp("foreign features")
     make_sample(folder / "data", identities=10, train_images=60, test_images=20, workers=1)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         for source in ("alien", "other"):
-            (folder / source).mkdir()  # folds are dealt before features are there
+            (folder / source).mkdir()  # folds are assigned before there are features
         assert run(patch, folder, "data", "folds") == 0
         images = pd.read_parquet(folder / "work" / "drawn" / "images.parquet")
         for number, source in enumerate(("alien", "other")):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whaleid.config import BySize, MarginHead, SoftmaxHead
 from whaleid.models.heads.classifiers import MarginClassifier
-from whaleid.models.heads.losses import LARGEST_MARGIN, arcface_cosine, classification_loss, margins_by_size
+from whaleid.models.heads.margins import LARGEST_MARGIN, arcface_cosine, classification_loss, margins_by_size
 from whaleid.models.heads.registry import build_head
 from whaleid.utils.errors import WhaleidError
 
@@ -35,7 +35,7 @@ def naive_classification(logits: np.ndarray, label: int, smoothing: float, focal
 
 def naive_margin_loss(head: MarginClassifier, embeddings: Tensor, labels: Tensor, margins: list[float]) -> float:
     """The margin heads as the papers write them: angles by arccos, in float64, one image at a time."""
-    config, centers = head.config, head.centers.detach().double().numpy()
+    config, centers = head.settings, head.centers.detach().double().numpy()
     losses = []
     for row, label in zip(embeddings.double().numpy(), labels.tolist(), strict=True):
         cosines = np.empty(len(centers))

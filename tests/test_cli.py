@@ -1,4 +1,4 @@
-"""The whole road from the command line on a small drawn sample, and every kind of bad input: one line, exit code 2."""
+"""The whole pipeline from the command line on a small drawn sample; bad input is one line and exit code 2."""
 
 import json
 import os
@@ -67,18 +67,20 @@ def arguments(folder: Path, *words: str, work: str = "work") -> list[str]:
     ]
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "whaleid", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-    )
+def done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, words: list[str]) -> str:
+    """What a command prints that must succeed, run in `folder` by this process: a new one would import torch again."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["whaleid", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert not ended.value.code, printed.err
+    return printed.out
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
-    """The one line that a command which must fail says."""
+    """The one line of a command that must fail."""
     monkeypatch.setattr(sys, "argv", ["whaleid", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -93,31 +95,29 @@ def figures(folder: Path, work: str = "work") -> dict[str, object]:
     return json.loads((folder / work / "drawn" / "metrics.json").read_text())["recipe"]["ladder"]
 
 
-# ------------------------------------------------------------------------------------------------- the road
+# --------------------------------------------------------------------------------------------- the pipeline
 
 
-def test_leaderboard_then_up_to_date_then_killed_and_resumed(drawn: Path) -> None:
-    first = command(drawn, *arguments(drawn, "leaderboard", "--jobs", "1"))
-    assert first.returncode == 0, first.stderr
-    for said in ("MAP@5 (out of fold): 0.", "MAP@5 (solution): 0.", "submission: submissions/drawn_recipe_"):
-        assert said in first.stdout
-    submission = Path(first.stdout.strip().splitlines()[-1].removeprefix("submission: "))
-    checked = command(drawn, "submission", "--check", str(submission), "--competition", str(drawn / "drawn.yaml"))
-    assert checked.returncode == 0, checked.stderr
+def test_leaderboard_then_up_to_date_then_killed_and_resumed(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = done(monkeypatch, capsys, drawn, arguments(drawn, "leaderboard", "--jobs", "1"))
+    for line in ("MAP@5 (out of fold): 0.", "MAP@5 (solution): 0.", "submission: submissions/drawn_recipe_"):
+        assert line in first
+    submission = Path(first.strip().splitlines()[-1].removeprefix("submission: "))
+    check = ["submission", "--check", str(submission), "--competition", str(drawn / "drawn.yaml")]
+    assert "a valid submission" in done(monkeypatch, capsys, drawn, check)
 
-    again = command(drawn, *arguments(drawn, "leaderboard"))
-    assert "everything is up to date" in again.stdout
-    assert again.stdout.strip().splitlines()[-4:] == first.stdout.strip().splitlines()[-4:]
+    again = done(monkeypatch, capsys, drawn, arguments(drawn, "leaderboard"))
+    assert "everything is up to date" in again
+    assert again.strip().splitlines()[-4:] == first.strip().splitlines()[-4:]
     log = pd.read_csv(drawn / "submissions" / "log.csv")
     assert log.file.tolist() == [submission.name]
     assert log.solution.notna().all()
 
-    killed_at = _kill_when(
-        drawn, arguments(drawn, "leaderboard", "--jobs", "1", work="other"), "runs/tiny/fold1/log.jsonl"
-    )
-    assert killed_at
-    resumed = command(drawn, *arguments(drawn, "leaderboard", "--jobs", "2", work="other"))
-    assert resumed.returncode == 0, resumed.stderr
+    killed = arguments(drawn, "leaderboard", "--jobs", "1", work="other")
+    assert _kill_when(drawn, killed, "runs/tiny/fold1/log.jsonl")
+    done(monkeypatch, capsys, drawn, arguments(drawn, "leaderboard", "--jobs", "2", work="other"))
     assert figures(drawn, "other") == figures(drawn)
 
 
@@ -306,11 +306,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert not list((broken / "work").rglob("*.tmp"))
 
 
-def test_skip_unreadable_goes_on_and_the_submission_is_whole(broken: Path) -> None:
+def test_skip_unreadable_goes_on_and_the_submission_is_complete(
+    broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = next((broken / "data" / "test").iterdir())
     path.write_bytes(path.read_bytes()[:900])
-    done = command(broken, *arguments(broken, "leaderboard", "--jobs", "1", "--skip-unreadable"))
-    assert done.returncode == 0, done.stderr
-    written = pd.read_csv(broken / done.stdout.strip().splitlines()[-1].removeprefix("submission: "))
+    words = arguments(broken, "leaderboard", "--jobs", "1", "--skip-unreadable")
+    last = done(monkeypatch, capsys, broken, words).strip().splitlines()[-1]
+    written = pd.read_csv(broken / last.removeprefix("submission: "))
     assert path.name in set(written.Image)
     assert len(written) == 20

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from whaleid.config import Recipe
 from whaleid.config.files import load_competition, load_experiment, load_recipe, parse_overrides
-from whaleid.config.settings import config_root
+from whaleid.config.keys import known_keys
+from whaleid.config.reference import reference
+from whaleid.config.settings import config_root, repository_root
 from whaleid.utils.errors import WhaleidError
 
 CONFIGS = config_root()
@@ -173,3 +176,20 @@ def test_a_recipe_finds_experiments_beside_it(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("folds: 2\nexperiments: [mine]\n")
     _, experiments = load_recipe(str(tmp_path / "recipe.yaml"))
     assert experiments[0].train.epochs == 7
+
+
+def test_the_page_of_all_keys_is_up_to_date() -> None:
+    page = repository_root() / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == reference(), "run `make docs`, or python -m whaleid.config.reference"
+
+
+def test_the_page_says_type_default_and_meaning() -> None:
+    rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
+    assert {len(row) for row in rows} == {4}
+    cells = {row[0].removeprefix("| ").strip("`"): row[1:] for row in rows}
+    assert cells["folds"][:2] == ["integer ≥ 2", "required"]
+    assert cells["combine.unknown"][:2] == ["`threshold` or `share`", "`threshold`"]
+    assert cells["train.epochs"][:2] == ["integer ≥ 1 or null", "`20`"]
+    assert cells["combine.concat.whiten"][2].startswith("Largest number of dimensions")
+    assert cells["combine.stack"][1] == "`null`"
+    assert set(known_keys(Recipe)) - {"name"} <= set(cells)

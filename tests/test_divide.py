@@ -24,13 +24,13 @@ from torch.nn import functional
 from training_world import IDENTITIES, checkpoint, log_lines, same, small, stop_after, train, two_processes, write_case
 
 from whaleid.config import DivideHead
-from whaleid.divide import training as divide
-from whaleid.divide.training import phase_of
+from whaleid.divide import clustering, schedule
+from whaleid.divide.learners import DivideLearners
+from whaleid.divide.schedule import phase_of
 from whaleid.models.embedder import equal_slices
-from whaleid.models.heads.divide import DivideLearners
 from whaleid.models.heads.registry import build_head
 from whaleid.training.checkpoint import load_run
-from whaleid.training.record import STATE
+from whaleid.training.resume import STATE
 from whaleid.utils.errors import WhaleidError
 
 MARGIN = {
@@ -52,7 +52,7 @@ def divided(**settings: Any) -> DivideLearners:
     torch.manual_seed(0)
     head = build_head(head_config(**settings), DIM, SIZES)
     assert isinstance(head, DivideLearners)
-    level = len(head.config.levels) - 1
+    level = len(head.settings.levels) - 1
     head.open(level, random_clusters(head), item_labels())
     return head
 
@@ -63,7 +63,7 @@ def item_labels() -> torch.Tensor:
 
 def random_clusters(head: DivideLearners, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, head.config.clusters, (sum(SIZES),), generator=generator)
+    return torch.randint(0, head.settings.clusters, (sum(SIZES),), generator=generator)
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +76,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------------- the learners
 
 
-@pytest.mark.parametrize("subspace", ["slices", "masks", "learned", "whole"])
-@pytest.mark.parametrize("growth", ["flat", "bisect"])
-def test_sum_over_learners_is_that_of_a_naive_loop(subspace: str, growth: str):
-    head = divided(subspace=subspace, growth=growth, orthogonality=0.5)
+@pytest.mark.parametrize("subspace", ["slices", "learned"])
+def test_sum_over_learners_is_that_of_a_naive_loop(subspace: str):
+    head = divided(subspace=subspace, orthogonality=0.5)
     clusters, labels = head.get_buffer("assignment"), item_labels()
     embeddings = torch.randn(len(labels), DIM)
     first = head.first[-1]
@@ -94,8 +93,6 @@ def test_sum_over_learners_is_that_of_a_naive_loop(subspace: str, growth: str):
         for place in for_this:
             if subspace == "learned":
                 seen = embeddings[place] * head.masks[first + cluster - 1].clamp(min=0)
-            elif subspace == "whole":
-                seen = embeddings[place]
             else:
                 seen = embeddings[place, 4 * cluster : 4 * cluster + 4]
             logits = []
@@ -125,7 +122,7 @@ def test_margin_learner_on_a_slice_is_the_margin_loss_of_that_slice():
         torch.testing.assert_close(head(embeddings, labels, head.first[-1] + cluster), expected)
 
 
-@pytest.mark.parametrize("subspace", ["slices", "masks", "learned"])
+@pytest.mark.parametrize("subspace", ["slices", "learned"])
 def test_only_the_learner_whose_turn_it_is_gets_gradients(subspace: str):
     head = divided(subspace=subspace)
     embeddings = torch.randn(sum(SIZES), DIM, requires_grad=True)
@@ -159,7 +156,7 @@ def test_per_class_boundaries_move():
 
 
 def test_a_level_opens_as_a_copy_of_the_one_above():
-    head = build_head(head_config(subspace="slices", growth="bisect"), DIM, SIZES)
+    head = build_head(head_config(subspace="slices"), DIM, SIZES)
     assert isinstance(head, DivideLearners)
     whole = head.learners[0].centers  # type: ignore[union-attr]
     copied = head.open(1, torch.arange(sum(SIZES)) % 2, item_labels())
@@ -178,7 +175,7 @@ def test_a_level_opens_as_a_copy_of_the_one_above():
 
 
 def test_children_take_their_parents_mask():
-    head = build_head(head_config(subspace="learned", growth="bisect"), DIM, SIZES)
+    head = build_head(head_config(subspace="learned"), DIM, SIZES)
     assert isinstance(head, DivideLearners)
     first_two = head.masks[:2].detach().clone()
     head.open(1, torch.arange(sum(SIZES)) % 2, item_labels())
@@ -207,10 +204,10 @@ def test_logits_are_the_whole_embeddings_or_none():
 
 
 def test_phases_of_the_published_schedules():
-    flat = head_config(clusters=8, growth="flat", every=2, warmup=0, joint=2)
-    assert [phase_of(flat, 8, epoch).level for epoch in range(8)] == [1] * 6 + [0, 0]
-    assert [phase_of(flat, 8, epoch).cluster for epoch in range(8)] == [True, False] * 3 + [False, False]
-    grown = head_config(clusters=8, growth="bisect", every=2, warmup=1, joint=1, freeze=1)
+    two = head_config(clusters=2, every=2, warmup=0, joint=2)
+    assert [phase_of(two, 8, epoch).level for epoch in range(8)] == [1] * 6 + [0, 0]
+    assert [phase_of(two, 8, epoch).cluster for epoch in range(8)] == [True, False] * 3 + [False, False]
+    grown = head_config(clusters=8, every=2, warmup=1, joint=1, freeze=1)
     assert [phase_of(grown, 10, epoch).level for epoch in range(10)] == [0, 1, 1, 2, 2, 3, 3, 3, 3, 0]
     assert [phase_of(grown, 10, epoch).frozen for epoch in range(10)] == [False, *[True, False] * 4, False]
     assert grown.levels == (1, 2, 4, 8)
@@ -239,20 +236,20 @@ DIVIDE: dict[str, Any] = {
     "train_lr": 1e-3,
     "train_ema": 0.9,
 }
-FLAT: dict[str, Any] = {
+SLICES: dict[str, Any] = {
     **DIVIDE,
     "head": {
-        **DIVIDE["head"], "learner": ARCFACE, "growth": "flat", "subspace": "slices", "every": 2, "freeze": 1,
+        **DIVIDE["head"], "learner": ARCFACE, "subspace": "slices", "every": 2, "freeze": 1,
         "space": "embedding",
     },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [DIVIDE, FLAT], ids=["bisect, learned masks", "flat, slices"])
+@pytest.mark.parametrize("settings", [DIVIDE, SLICES], ids=["learned masks", "slices"])
 def test_run_goes_through_its_phases_and_says_what_clusters_hold(case: Path, tmp_path: Path, settings: dict):
     train(case, tmp_path, small(**settings))
     lines = log_lines(tmp_path, "clusters")
-    expected = [(2, 2), (3, 4), (4, 4), (5, 4)] if settings is DIVIDE else [(2, 4), (4, 4)]
+    expected = [(2, 2), (3, 4), (4, 4), (5, 4)] if settings is DIVIDE else [(2, 2), (4, 4)]
     assert [(line["epoch"], len(line["clusters"])) for line in lines] == expected
     for line in lines:
         assert sum(facts["images"] for facts in line["clusters"]) == 32
@@ -262,7 +259,7 @@ def test_run_goes_through_its_phases_and_says_what_clusters_hold(case: Path, tmp
     assert trained.head.get_buffer("assignment").unique().tolist() == [0, 1, 2, 3]
     embeddings = trained.embedder.embed(torch.randint(0, 256, (3, 32, 64, 3), dtype=torch.uint8))
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(3))
-    if settings is FLAT:
+    if settings is SLICES:
         slices = embeddings.unflatten(1, (4, -1)).norm(dim=2)
         assert torch.allclose(slices, torch.full_like(slices, 0.5))
 
@@ -278,14 +275,14 @@ def test_by_identity_no_pair_is_parted(case: Path, tmp_path: Path):
 
 
 def test_learns_as_its_learner_does(case: Path, tmp_path: Path):
-    settings = {**FLAT, "train_lr": 5e-3, "train_ema": 0.0, "train_epochs": 14}
-    settings["head"] = {**FLAT["head"], "freeze": 0, "joint": 7}
+    settings = {**SLICES, "train_lr": 5e-3, "train_ema": 0.0, "train_epochs": 14}
+    settings["head"] = {**SLICES["head"], "freeze": 0, "joint": 7}
     train(case, tmp_path, small(**settings))
     seen = [line["loss"] for line in log_lines(tmp_path, "epoch")]
     assert seen[-1] < 0.6 * seen[0]  # both on the whole embedding
 
 
-@pytest.mark.parametrize("settings", [DIVIDE, FLAT], ids=["bisect, learned masks", "flat, slices"])
+@pytest.mark.parametrize("settings", [DIVIDE, SLICES], ids=["learned masks", "slices"])
 def test_killed_in_any_phase_it_goes_on_to_the_same_result(case: Path, tmp_path: Path, monkeypatch, settings: dict):
     train(case, tmp_path / "whole", small(**settings))
     whole = checkpoint(tmp_path / "whole")
@@ -307,8 +304,8 @@ def test_killed_inside_each_clustering_it_goes_on_to_the_same_result(case: Path,
     times = 0
     while True:
         with monkeypatch.context() as patch:
-            patch.setattr(divide, "repair", interrupt)
-            patch.setattr(divide, "bisect", interrupt)
+            patch.setattr(schedule, "repair", interrupt)
+            patch.setattr(schedule, "bisect", interrupt)
             if times % 2:  # every other time it gets through one clustering and is killed in the next
                 die_in_second(patch)
             try:
@@ -327,7 +324,7 @@ def interrupt(*_: Any) -> Any:
     raise KeyboardInterrupt
 
 
-REPAIR, BISECT = divide.repair, divide.bisect
+REPAIR, BISECT = schedule.repair, schedule.bisect
 
 
 def die_in_second(patch: pytest.MonkeyPatch) -> None:
@@ -339,8 +336,8 @@ def die_in_second(patch: pytest.MonkeyPatch) -> None:
         done.append(1)
         return REPAIR(*arguments)
 
-    patch.setattr(divide, "repair", repair)
-    patch.setattr(divide, "bisect", BISECT)
+    patch.setattr(schedule, "repair", repair)
+    patch.setattr(schedule, "bisect", BISECT)
 
 
 def test_two_processes_agree_on_the_clusters(case: Path, tmp_path: Path):
@@ -358,10 +355,10 @@ def test_two_processes_agree_on_the_clusters(case: Path, tmp_path: Path):
 
 
 def test_more_clusters_than_identities(case: Path, tmp_path: Path):
-    head = {**FLAT["head"], "clusters": 16}
+    head = {**SLICES["head"], "clusters": 16}
     with pytest.raises(WhaleidError, match=f"head.clusters=16 for {IDENTITIES} identities"):
-        train(case, tmp_path, small(**{**FLAT, "head": head}))
-    with pytest.raises(WhaleidError, match=r"head.clusters=8 for 8 identities; take at most half"):
+        train(case, tmp_path, small(**{**SLICES, "head": head}))
+    with pytest.raises(WhaleidError, match=r"head.clusters=8 for 8 identities; use at most half"):
         train(case, tmp_path, small(**{**DIVIDE, "head": {**DIVIDE["head"], "by": "identity", "clusters": 8}}))
 
 
@@ -373,8 +370,8 @@ def test_too_few_epochs_for_the_clusters(case: Path, tmp_path: Path):
 def test_features_that_are_not_finite(case: Path, tmp_path: Path, monkeypatch):
     from whaleid.training import epochs
 
-    plain = epochs.survey_together
-    monkeypatch.setattr(epochs, "survey_together", lambda *arguments: plain(*arguments) * np.float32("nan"))
+    plain = epochs.extract_item_features
+    monkeypatch.setattr(epochs, "extract_item_features", lambda *arguments: plain(*arguments) * np.float32("nan"))
     with pytest.raises(WhaleidError, match="row 0 of 32 holds NaN or infinity"):
         train(case, tmp_path, small(**DIVIDE))
 
@@ -393,20 +390,20 @@ def test_heads_that_make_no_sense(settings: dict[str, Any], message: str):
 
 def test_an_embedding_that_clusters_do_not_divide():
     with pytest.raises(WhaleidError, match=r"model.embedding \(18\) must be a multiple of head.clusters \(4\)"):
-        small(**{**FLAT, "model_embedding": 18})
+        small(**{**SLICES, "model_embedding": 18})
     with pytest.raises(WhaleidError, match=r"head.clusters=4 does not divide the embedding of 18 dimensions"):
         build_head(head_config(), 18, SIZES)
     with pytest.raises(WhaleidError, match="sampler: mined and head: divide both choose"):
-        small(**{**FLAT, "sampler_name": "mined"})
+        small(**{**SLICES, "sampler_name": "mined"})
 
 
 def test_repaired_clusters_and_a_cluster_of_one_identity_in_a_run(case: Path, tmp_path: Path, monkeypatch):
-    def lopsided(rows: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def lopsided(rows: np.ndarray, clusters: int, seed: int, **_: Any) -> tuple[np.ndarray, np.ndarray]:
         return (np.arange(len(rows)) >= len(rows) - clusters + 1).astype(np.int64), rows[:clusters]
 
-    monkeypatch.setattr(divide, "kmeans_partition", lopsided)
-    head = {**FLAT["head"], "clusters": 2}
-    train(case, tmp_path, small(**{**FLAT, "head": head}))
+    monkeypatch.setattr(clustering, "kmeans_partition", lopsided)
+    head = {**SLICES["head"], "clusters": 2}
+    train(case, tmp_path, small(**{**SLICES, "head": head}))
     line = log_lines(tmp_path, "clusters")[0]
     assert line["repaired"] >= 3
     assert min(facts["images"] for facts in line["clusters"]) >= 4  # a quarter of 32 / 2

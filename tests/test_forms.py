@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from whaleid.config import Competition
 from whaleid.evaluation.forms import FORMS, get_form
+from whaleid.pipeline import submission
 from whaleid.utils.errors import WhaleidError
 
 IDENTITIES = np.array(["w_1", "w_2", "w_3"])
@@ -32,6 +35,10 @@ class Gain:
     low: float
     high: float
     queries: int
+
+    @property
+    def value(self):
+        return self.mean
 
     def line(self, label, interval=False):
         return f"gain ({label}): {self.mean:.5f}"
@@ -99,6 +106,27 @@ def test_scores_become_a_scored_file_in_any_form(tmp_path: Path, toy: str) -> No
     assert score.as_json()["low"] <= score.as_json()["mean"] <= score.as_json()["high"]
     path.write_text("Image,Id,Confidence\nb,w_1,1.5\na,w_2,0.9\n")
     assert get_form(toy).check_submission(path, sample) == ["images differ from the sample's", "row 2: confidence 1.5"]
+
+
+def test_the_competition_chooses_the_form(tmp_path: Path, toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"csv": "sample.csv", "images": ".", "image": "Image"}
+    given = {"name": "t", "root": tmp_path, "train": table | {"identity": "Id"}, "test": table}
+    sample = put(tmp_path / "sample.csv", {"Image": ["b", "a", "c"], "Id": ["w_1"] * 3})
+    for image in IMAGES:
+        (tmp_path / image).write_bytes(b"")
+    order = np.argsort(-SCORES, axis=1)
+    final = submission.TestGuesses(
+        "blend", np.array(IMAGES), IDENTITIES[order], np.take_along_axis(SCORES, order, axis=1)
+    )
+    monkeypatch.setattr(submission, "read_guesses_of_rungs", lambda project: [final])
+    monkeypatch.setattr(submission, "_most_frequent", lambda project: [])
+    monkeypatch.setattr(submission, "known_labels", lambda competition: set(IDENTITIES))
+    for form in ("topk", toy):
+        competition = Competition.model_validate(given | {"answer": {"form": form}})
+        project = SimpleNamespace(competition=competition, workspace=SimpleNamespace(root=tmp_path / "work"))
+        submission.write_answer(cast(Any, project), tmp_path / "answer.csv")
+        assert (tmp_path / "answer.csv").read_text() == answer(form, tmp_path, sample).read_text()
+        assert submission.submission_problems(tmp_path / "answer.csv", competition, tmp_path / "work") == []
 
 
 def test_an_unknown_form_is_refused() -> None:

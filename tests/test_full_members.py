@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from ladder_world import World, make_world, recipe, write_sources
 from pipeline_world import current, figures_of
 from safetensors.torch import load_file
@@ -31,7 +30,7 @@ from whaleid.pipeline.keys import run_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.runner import Only, run, target_tasks, tasks_to_do
-from whaleid.training.full import with_epochs
+from whaleid.training.schedule import full_data_experiment
 from whaleid.utils.errors import WhaleidError
 
 EVERYTHING = {
@@ -155,13 +154,12 @@ def test_settings_that_make_no_sense() -> None:
 
 
 def test_as_many_epochs_as_the_folds_took() -> None:
-    seen = small(**{"train.select": "best"})
-    taken = [{"epochs": 9, "best_epoch": best} for best in (3, 4, 7)]
-    trained = with_epochs(seen, taken).train
-    assert (trained.epochs, trained.images_seen, trained.select) == (5, None, "last")
-    last = with_epochs(small(), [{"epochs": epochs, "best_epoch": None} for epochs in (2, 3)])
+    seen = small(**{"train.epochs": None, "train.images_seen": 100})
+    trained = full_data_experiment(seen, [{"epochs": epochs} for epochs in (3, 4, 7)]).train
+    assert (trained.epochs, trained.images_seen) == (5, None)
+    last = full_data_experiment(small(), [{"epochs": 2}, {"epochs": 3}])
     assert last.train.epochs == 3  # halves go up
-    assert with_epochs(small(), [{"epochs": 3, "best_epoch": None}] * 2) == small()
+    assert full_data_experiment(small(), [{"epochs": 3}] * 2) == small()
 
 
 # ------------------------------------------------------------------------------------------------ the whole road
@@ -173,7 +171,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_sample(folder / "data", identities=8, train_images=40, test_images=10, workers=1)
     (folder / "drawn.yaml").write_text(COMPETITION.format(root="data"))
     (folder / "one.yaml").write_text(EXPERIMENT)
-    (folder / "two.yaml").write_text(EXPERIMENT.replace("epochs: 2", "epochs: 3, select: best"))
+    (folder / "two.yaml").write_text(EXPERIMENT.replace("epochs: 2", "epochs: 3"))
     return folder
 
 
@@ -205,11 +203,10 @@ def test_the_road_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch
     assert any("all labelled images too: two" in line for line in ladder_lines(figures))
     assert not any("all labelled images" in line for line in ladder_lines(before))
 
-    folds = [figures["runs"][f"two/fold{fold}"]["best_epoch"] for fold in range(2)]
+    folds = [figures["runs"][f"two/fold{fold}"]["epochs"] for fold in range(2)]
     summary = figures["runs"]["two/full"]
-    assert summary["epochs"] == int(sum(folds) / 2 + 0.5) and summary["fold"] is None and not summary["optimistic"]
+    assert summary["epochs"] == int(sum(folds) / 2 + 0.5) and summary["fold"] is None
     folder = project.workspace.run("two", None)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["select"] == "last"
     known = set(pd.read_csv(drawn / "data" / "train.csv").Id) - {"new_whale"}
     assert set((folder / "classes.txt").read_text().split()) == known
     names = pd.read_csv(project.workspace.features("two", None) / "rows.csv")["image"]
@@ -261,7 +258,7 @@ def test_killed_it_goes_on_to_the_same_weights(drawn: Path, monkeypatch: pytest.
     broken = opened(drawn, "full: [one]\n", work="broken")
     for fold in range(2):
         run(broken, "train", only=Only("one", fold))
-    monkeypatch.setattr("whaleid.training.record.EPOCH_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("whaleid.training.log.EPOCH_SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         with pytest.raises(KeyboardInterrupt):

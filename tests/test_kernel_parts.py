@@ -276,5 +276,6 @@ def test_a_recipe_too_large_for_a_data_set_is_refused_in_one_line() -> None:
 def test_a_project_is_transferred_completely() -> None:
     """A new field of Project must be transferred too (transfer.py)."""
     known = {"competition", "recipe", "experiments", "workspace", "skip_unreadable", "pretext", "settings"}
-    as_files = {"orders"}  # a folder of the assets
+    known |= {"data_keys"}
+    as_files = {"stack_models"}  # a folder of the assets
     assert {field.name for field in fields(Project)} == known | as_files

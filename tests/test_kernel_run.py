@@ -24,7 +24,7 @@ from whaleid.kaggle.kernel.local_run import (
     run_bundle,
     submission_of,
 )
-from whaleid.kaggle.kernel.main import run_kernel
+from whaleid.kaggle.kernel.main import prepare, run_kernel
 from whaleid.kaggle.kernel.sandbox import make_sandbox
 from whaleid.utils.errors import WhaleidError
 
@@ -179,8 +179,8 @@ def test_inputs_at_unknown_places_are_found(world: World, mounted: Path) -> None
     for old, new in (("datasets/OWNER/whaleid-drawn-recipe", "a/b/x"), ("competitions/drawn-whales", "y/z")):
         (mounted / new).parent.mkdir(parents=True, exist_ok=True)
         (mounted / old).rename(mounted / new)
-    assert run(world, mounted) == 0
-    assert compare_submissions(world.submission, mounted.parent / "working" / "submission.csv").same
+    found = prepare(settings(world), mounted, mounted.parent / "working", mounted.parent / "scratch")
+    assert (found.assets, found.competition) == (mounted / "a" / "b" / "x", mounted / "y" / "z")
 
 
 def test_corrupt_test_images_are_answered_by_the_prior(

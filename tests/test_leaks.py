@@ -142,6 +142,8 @@ def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monk
     written += sorted(path.relative_to(drawn) for path in (drawn / "submissions").glob("drawn_*.csv"))
     assert len([path for path in written if path.suffix == ".parquet"]) >= 3
     for path in written:
+        if path.name == "digests.parquet":  # absolute paths and times of the files
+            continue
         if path.suffix in (".parquet", ".csv") or path.name == "ladder.json":
             assert (drawn / path).read_bytes() == (other / path).read_bytes(), path
     monkeypatch.chdir(drawn)

@@ -34,7 +34,7 @@ from pytorch_metric_learning import losses as library
 from torch import Tensor
 
 from whaleid.config import MetricHead
-from whaleid.models.heads.own_losses import LogRatioLoss, QuantizedAPLoss
+from whaleid.models.heads.extra_losses import LogRatioLoss, QuantizedAPLoss
 from whaleid.models.heads.registry import build_head
 from whaleid.utils.errors import WhaleidError
 
@@ -115,7 +115,7 @@ def test_a_batch_without_pairs_costs_nothing(config: MetricHead) -> None:
 
 @pytest.mark.parametrize("loss", [LogRatioLoss(), QuantizedAPLoss()], ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_own_losses_take_half_precision_without_a_head(loss: torch.nn.Module, dtype: torch.dtype) -> None:
+def test_extra_losses_take_half_precision_without_a_head(loss: torch.nn.Module, dtype: torch.dtype) -> None:
     embeddings, labels = batch(13, 1)
     half = embeddings.to(dtype).requires_grad_()
     value = loss(half, labels)
@@ -211,7 +211,7 @@ def test_quantized_ap_of_right_and_wrong_orders() -> None:
 
 
 @pytest.mark.parametrize("loss", ["QuantizedAPLoss", "LogRatioLoss"])
-def test_own_losses_bring_identities_together(loss: str) -> None:
+def test_extra_losses_bring_identities_together(loss: str) -> None:
     embeddings, labels = batch(17, 9)
     labels = labels % 4
     head = build_head(metric(loss), DIM, SIZES)
@@ -296,7 +296,7 @@ def test_fixed_boundaries_go_where_the_head_goes() -> None:
     assert head.to("meta").get_buffer("loss.beta").device.type == "meta"
 
 
-def test_own_losses_refuse_what_they_cannot_use() -> None:
+def test_extra_losses_refuse_what_they_cannot_use() -> None:
     for config, message in [
         (metric("LogRatioLoss", same=0), r"head\.loss LogRatioLoss: .*same and epsilon must be above 0"),
         (metric("LogRatioLoss", distance="CosineSimilarity"), r"LogRatioLoss: .*LpDistance"),

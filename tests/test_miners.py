@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from whaleid.config import MetricHead
-from whaleid.models.heads.own_miners import DistanceWeightedSampler
+from whaleid.models.heads.extra_miners import DistanceWeightedSampler
 from whaleid.models.heads.registry import build_head
 from whaleid.utils.errors import WhaleidError
 

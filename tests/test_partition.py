@@ -1,4 +1,4 @@
-"""Dividing: K-means as faiss does it, matching the right way round, repair, and the lines for what cannot be."""
+"""Clustering: K-means as faiss does it, matching the right way round, repair, and the lines for what cannot be."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from whaleid.divide.clustering import bisect, cluster_facts, kmeans_partition, match, pairs_together, renew, repair
+from whaleid.divide.clustering import bisect, cluster_counts, match, recluster, repair, share_of_pairs_together
+from whaleid.training.kmeans import kmeans_partition
 from whaleid.utils.errors import WhaleidError
 
 
@@ -58,12 +59,12 @@ def test_bisection_cuts_every_cluster_in_two():
     assert set(again) == set(range(8))
 
 
-def test_renewal_keeps_a_partition_that_fits_and_mends_one_that_drifted():
+def test_reclustering_keeps_a_partition_that_fits_and_corrects_one_that_drifted():
     rows, truth = blobs(5, 20)
-    np.testing.assert_array_equal(renew(rows, truth, 5, 0), truth)
+    np.testing.assert_array_equal(recluster(rows, truth, 5, 0), truth)
     astray = truth.copy()
     astray[::20] = (astray[::20] + 1) % 5  # one image of each cluster
-    np.testing.assert_array_equal(renew(rows, astray, 5, 0), truth)
+    np.testing.assert_array_equal(recluster(rows, astray, 5, 0), truth)
 
 
 # --------------------------------------------------------------------------------------------------- matching
@@ -97,26 +98,27 @@ def test_repair_leaves_no_cluster_too_small_or_of_one_identity(clusters: int, se
     rows = generator.normal(size=(60, 4)).astype(np.float32)
     labels = generator.integers(0, 20, 60)
     lopsided = np.minimum(generator.geometric(0.6, 60) - 1, clusters - 1)
-    mended, moved = repair(rows, lopsided, labels, clusters, 5)
-    assert moved == (mended != lopsided).sum()
+    repaired, moved = repair(rows, lopsided, labels, clusters, 5)
+    assert moved == (repaired != lopsided).sum()
     for cluster in range(clusters):
-        assert (mended == cluster).sum() >= 5
-        assert len(set(labels[mended == cluster])) >= 2
+        assert (repaired == cluster).sum() >= 5
+        assert len(set(labels[repaired == cluster])) >= 2
 
 
 def test_repair_takes_the_nearest_and_leaves_a_sound_partition_alone():
     rows = np.array([[0.0], [0.1], [0.2], [5.0], [1.0], [0.9]], dtype=np.float32)
     labels = np.array([0, 1, 2, 3, 4, 5])
     partition = np.array([0, 0, 0, 1, 0, 0])  # cluster 1 holds the image at 5 alone
-    mended, moved = repair(rows, partition, labels, 2, 2)
+    repaired, moved = repair(rows, partition, labels, 2, 2)
     assert moved == 1
-    np.testing.assert_array_equal(mended, [0, 0, 0, 1, 1, 0])
-    np.testing.assert_array_equal(repair(rows, mended, labels, 2, 2)[0], mended)
+    np.testing.assert_array_equal(repaired, [0, 0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(repair(rows, repaired, labels, 2, 2)[0], repaired)
 
 
 def test_facts_count_images_identities_and_lone_images():
-    facts = cluster_facts(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 2]), 2)
-    assert [(fact.images, fact.identities, fact.single) for fact in facts] == [(3, 2, 1), (2, 2, 2)]
+    counts = cluster_counts(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 2]), 2)
+    assert [tuple(cluster.values()) for cluster in counts] == [(3, 2, 1), (2, 2, 2)]
+    assert list(counts[0]) == ["images", "identities", "single"]
 
 
 @given(st.integers(0, 2**31), st.integers(1, 5))
@@ -125,7 +127,7 @@ def test_pairs_together_counts_pairs_as_a_loop_does(seed: int, clusters: int):
     labels, assignment = generator.integers(0, 6, 15), generator.integers(0, clusters, 15)
     pairs = [(i, j) for i in range(15) for j in range(i) if labels[i] == labels[j]]
     inside = [pair for pair in pairs if assignment[pair[0]] == assignment[pair[1]]]
-    assert pairs_together(assignment, labels) == (len(inside) / len(pairs) if pairs else 1.0)
+    assert share_of_pairs_together(assignment, labels) == (len(inside) / len(pairs) if pairs else 1.0)
 
 
 # -------------------------------------------------------------------------------------------------- bad input

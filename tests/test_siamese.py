@@ -46,7 +46,7 @@ def naive_logit(head: SiamesePairs, a: np.ndarray, b: np.ndarray) -> float:
         hidden = np.maximum(weights["inner.weight"] @ x + weights["inner.bias"], 0)
         f = float(weights["shortcut.weight"][0] @ x + weights["outer.weight"][0] @ hidden)
         total += weights["weight"][k] * f
-    return float(head.config.scale * (total / len(a) - weights["offset"]))
+    return float(head.settings.scale * (total / len(a) - weights["offset"]))
 
 
 def naive_loss(head: SiamesePairs, embeddings: Tensor, labels: list[int]) -> float:
@@ -57,7 +57,7 @@ def naive_loss(head: SiamesePairs, embeddings: Tensor, labels: list[int]) -> flo
     others = []
     for i in range(n):
         apart = sorted((logit[i][j] for j in range(n) if labels[i] != labels[j]), reverse=True)
-        others += [math.log1p(math.exp(value)) for value in apart[: head.config.negatives]]
+        others += [math.log1p(math.exp(value)) for value in apart[: head.settings.negatives]]
     return sum(float(np.mean(kind)) / 2 for kind in (same, others) if kind)
 
 

@@ -22,9 +22,8 @@ from whaleid.config import Experiment
 from whaleid.config.files import load_experiment
 from whaleid.data.cache import build_cache, open_cache
 from whaleid.training import loop, run
-from whaleid.training.checkpoint import CHECKPOINT
+from whaleid.training.checkpoint import CHECKPOINT, storable
 from whaleid.training.run import RunSummary, train_run
-from whaleid.training.state import storable
 
 SIZE = (64, 32)
 IDENTITIES, EACH = 8, 5

@@ -1,4 +1,4 @@
-"""Every YAML file as a typed, checked model: competitions, experiments, recipes (`configfiles` reads them).
+"""Every YAML file as a typed model: competitions, experiments, recipes (`config.files` reads them).
 
 A key that is not known is refused with its file and its place, so that no setting is ever ignored.
 """
@@ -18,15 +18,14 @@ from whaleid.config.experiment import (
     TrainConfig,
 )
 from whaleid.config.heads import (
-    PRETEXTS,
     BySize,
     DeepClusterHead,
     DivideHead,
     Head,
+    HeadSettings,
     JigsawHead,
     MarginHead,
     MetricHead,
-    PretextHead,
     RotationHead,
     SiameseHead,
     SoftmaxHead,
@@ -54,7 +53,6 @@ from whaleid.config.retrieval import (
 from whaleid.config.stack import StackConfig
 
 __all__ = [
-    "PRETEXTS",
     "AugmentConfig",
     "AugmentationConfig",
     "BySize",
@@ -71,6 +69,7 @@ __all__ = [
     "FeatureConfig",
     "FreezeConfig",
     "Head",
+    "HeadSettings",
     "ImageConfig",
     "JigsawHead",
     "KnnConfig",
@@ -83,7 +82,6 @@ __all__ = [
     "ModelConfig",
     "PairsConfig",
     "PretextExperiment",
-    "PretextHead",
     "PretrainConfig",
     "PseudoConfig",
     "Recipe",

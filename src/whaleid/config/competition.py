@@ -30,18 +30,29 @@ class Submission(Model):
     """The submission's columns: the image, and its guesses separated by spaces."""
 
     image: str
+    """Column of the images' names."""
     identities: str
+    """Column of the guesses."""
+
+
+class Answer(Model):
+    """What is submitted."""
+
+    form: str = "topk"
+    """Name of a form of answer (`evaluation/forms.py`)."""
 
 
 class Competition(Model):
     """One competition. Paths are relative to `root`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the folder under `work/`."""
     root: Path
     """Folder of the data."""
     train: Table
     test: Table | None = None
     submission: Submission = Submission(image="Image", identities="Id")
+    answer: Answer = Answer()
     unknown: str | None = None
     """Label of identities that the training data does not hold (`new_whale`); null: there are none."""
     unknown_share: Share | None = None

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
-from whaleid.config.heads import PRETEXTS, DivideHead, Head, PretextHead
+from whaleid.config.heads import Head, HeadSettings
 
 
 class ModelConfig(Model):
     """Backbone, pooling and neck: image to embedding."""
 
     backbone: str
+    """Name of a timm network."""
     weights: str
     """`imagenet` (weights/ folder, then timm's hub), `random`, or the path of a .safetensors file."""
-    pool: Literal["avg", "max", "sum", "gem"]
+    pool: Literal["avg", "max", "gem"]
+    """Pooling of the feature map: mean, maximum, or generalised mean (GeM)."""
     gem_p: Annotated[float, Field(gt=0)]
+    """Exponent at which GeM pooling starts; it is trained."""
     neck: Literal["none", "linear", "bnneck"]
+    """Layers from the pooled features to the embedding: none, dropout and linear, or those and batch normalisation."""
     embedding: Positive
     """Size of the embedding; the backbone's own where neck is `none`."""
     dropout: Share
+    """Dropout before the linear layer of the neck."""
     drop_path: Share
+    """Stochastic depth of the backbone, where it has any."""
 
     @property
     def names_file(self) -> bool:
@@ -34,9 +40,11 @@ class ImageConfig(Model):
     """Size of the network's input: width and height, or a budget of pixels with the data's own aspect."""
 
     width: Positive | None
+    """Width of the input in pixels."""
     height: Positive | None
+    """Height of the input in pixels."""
     pixels: Positive | None
-    """width x height about this many, aspect of the median box, both multiples of 32 (or of 16 when small)."""
+    """width x height is about this many, with the aspect of the median box; both are multiples of 32 (16 if small)."""
     box_margin: Annotated[float, Field(ge=0, le=1)]
     """Share of the box's sides added on each side before cropping."""
     cache: Literal["raw", "jpeg"]
@@ -58,36 +66,50 @@ class AugmentConfig(Model):
     """Strengths of the training augmentations; 0 turns one off."""
 
     flip: Share
+    """Probability of a horizontal flip."""
     rotate: Annotated[float, Field(ge=0, le=180)]
+    """Largest angle in degrees, to either side."""
     scale: Annotated[float, Field(ge=0, lt=1)]
+    """Largest change of size, of each axis separately, as a share."""
     shift: Annotated[float, Field(ge=0, lt=1)]
+    """Largest shift, as a share of the image's sides."""
     shear: Annotated[float, Field(ge=0, le=45)]
+    """Largest angle of shear in degrees."""
     perspective: Annotated[float, Field(ge=0, lt=0.5)]
+    """Largest shift of each corner, as a share of the image's sides."""
     brightness: Annotated[float, Field(ge=0, le=1)]
+    """Largest change of the brightness factor."""
     contrast: Annotated[float, Field(ge=0, le=1)]
+    """Largest change of the contrast factor."""
     hue: Annotated[float, Field(ge=0, le=0.5)]
+    """Largest shift of the hue, as a share of the colour circle."""
     gray: Share
+    """Probability of grey values."""
     blur: Share
+    """Probability of Gaussian blur."""
     noise: Share
+    """Probability of Gaussian noise."""
     erase: Share
+    """Probability that a random rectangle is erased."""
 
 
 class SamplerConfig(Model):
-    """How batches are drawn: `shuffle`; `balanced`: P identities x K images each; `mined`: as balanced, of identities
-    that the network of a while ago took for one another."""
+    """How batches are drawn: `shuffle`; `balanced`: P identities x K images each; `mined`: as balanced, with identities
+    that the network of some epochs ago confused."""
 
     name: Literal["shuffle", "balanced", "mined"]
+    """How batches are drawn."""
     images: Positive
     """K: images an identity in a balanced or mined batch (P = batch / K)."""
     unknown: Literal["drop", "own"]
     """Unknown images in training: left out, or each an identity of its own."""
     every: Positive = 2
-    """mined: epochs from one look at all training images to the next; those before the first are balanced."""
+    """mined: epochs from one search for hard neighbours to the next; the epochs before the first are balanced."""
 
 
 class FreezeConfig(Model):
     epochs: Annotated[int, Field(ge=0)]
-    """The backbone stands still for this many epochs at the start."""
+    """The backbone is frozen for this many epochs at the start."""
     batchnorm: bool
     """The backbone's batch normalisation keeps its statistics throughout."""
 
@@ -96,29 +118,37 @@ class TrainConfig(Model):
     """The schedule of one run."""
 
     epochs: Positive | None
+    """Passes over the training images."""
     images_seen: Positive | None
     """Instead of epochs: train until about this many images were seen (rounded to whole epochs, at least 1)."""
     batch: Annotated[int, Field(ge=2)]
+    """Images in a batch."""
     accumulate: Positive
+    """Batches whose gradients are summed for one step."""
     optimizer: Literal["adamw", "sgd"]
+    """AdamW or SGD with momentum."""
     lr: Annotated[float, Field(gt=0)]
     """Peak rate of neck and head."""
     backbone_lr: Annotated[float, Field(ge=0)]
     """Peak rate of the backbone as a multiple of lr."""
     weight_decay: Annotated[float, Field(ge=0)]
+    """Weight decay."""
     warmup: Share
     """Share of all steps spent warming up; then half a cosine down to `final_lr` x lr."""
     final_lr: Share
+    """Learning rate at the end, as a share of the peak."""
     clip: Annotated[float, Field(ge=0)]
     """Largest norm of the gradient; 0 turns clipping off."""
     ema: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the moving average of the weights (0: none); it is what is saved and used."""
     precision: Literal["auto", "no", "fp16", "bf16"]
-    select: Literal["last", "best"]
-    """`last` weights, or the epoch with the fold's best own score: optimistic, and marked so in the report."""
+    """Of the computation; auto: bf16 or fp16 on GPUs that have it, else full precision."""
     freeze: FreezeConfig
+    """What of the backbone is not trained."""
     seed: int
+    """Of initial weights, batches and augmentation."""
     workers: Annotated[int, Field(ge=0)]
+    """Processes that prepare images; 0: none, the threads of this process do."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -131,6 +161,7 @@ class FeatureConfig(Model):
     """Embedding of all images by a trained run."""
 
     batch: Positive
+    """Images in a batch."""
     mirror: bool
     """Also embed the mirrored image (averaged; side by side where mirror_identities is on)."""
     scales: Annotated[list[float], Field(min_length=1)]
@@ -145,26 +176,26 @@ class ExperimentBase(Model):
     """What experiments with and without labels share."""
 
     name: str
+    """The file's name."""
     model: ModelConfig
     image: ImageConfig
     augment: AugmentConfig
     sampler: SamplerConfig
     train: TrainConfig
     features: FeatureConfig
+    head: Head
+    """What turns embeddings into a training loss."""
 
 
 class Experiment(ExperimentBase):
-    """One training configuration (design: *An experiment*)."""
+    """One training configuration with labels."""
 
-    head: Head
-
-    @field_validator("head", mode="before")
+    @field_validator("head")
     @classmethod
-    def _has_labels(cls, head: Any) -> Any:
-        name = head.get("name") if isinstance(head, dict) else None
-        if name in PRETEXTS:
+    def _has_labels(cls, head: HeadSettings) -> HeadSettings:
+        if not head.needs_labels:
             raise ValueError(
-                f"{name} trains without labels: name this experiment under the recipe's `pretrain`, not among its "
+                f"{head.name} trains without labels: name this experiment under the recipe's `pretrain`, not among its "
                 "experiments"
             )
         return head
@@ -177,45 +208,28 @@ class Experiment(ExperimentBase):
             raise ValueError(
                 f"train.batch ({self.train.batch}) must be a multiple of sampler.images ({self.sampler.images})"
             )
-        if isinstance(self.head, DivideHead):
-            self._check_divide(self.head)
+        self.head.check(self)
         return self
-
-    def _check_divide(self, head: DivideHead) -> None:
-        if head.cuts and self.model.neck != "none" and self.model.embedding % head.clusters:
-            raise ValueError(
-                f"model.embedding ({self.model.embedding}) must be a multiple of head.clusters ({head.clusters}) for "
-                f"subspace: {head.subspace}"
-            )
-        if self.sampler.name == "mined":
-            raise ValueError("sampler: mined and head: divide both choose the batches; take sampler.name: balanced")
-
-    @property
-    def slices(self) -> int:
-        """Parts of the embedding that are of length 1 each on their own: K of divide by slices, else 1."""
-        return self.head.clusters if isinstance(self.head, DivideHead) and self.head.subspace == "slices" else 1
 
 
 class PretextExperiment(ExperimentBase):
     """An experiment without labels: it trains a backbone for others to start from.
 
-    All images count alike: `sampler` has no say, and of `features` the batch alone, where features are clustered.
+    All images count alike: `sampler` is not used, and of `features` only the batch, where features are clustered.
     """
 
-    head: PretextHead
-
-    @field_validator("head", mode="before")
+    @field_validator("head")
     @classmethod
-    def _needs_no_labels(cls, head: Any) -> Any:
-        name = head.get("name") if isinstance(head, dict) else None
-        if name not in PRETEXTS:
-            raise ValueError(f"{name} needs labels; an experiment under `pretrain` has one of {', '.join(PRETEXTS)}")
+    def _needs_no_labels(cls, head: HeadSettings) -> HeadSettings:
+        if head.needs_labels:
+            raise ValueError(
+                f"{head.name} needs labels; an experiment under `pretrain` has a head without: rotation, jigsaw or "
+                "deepcluster"
+            )
         return head
 
     @model_validator(mode="after")
     def _consistent(self) -> PretextExperiment:
         if self.image.mirror_identities:
             raise ValueError("image.mirror_identities must be off in an experiment without labels: it has no classes")
-        if self.train.select == "best":
-            raise ValueError("train.select must be last in an experiment without labels: nothing scores its epochs")
         return self

@@ -1,166 +1,300 @@
-"""Heads: what turns embeddings into a training loss, with and without labels (model/ builds them)."""
+"""Heads: the settings of each, what others need to know of it, and the registry by `name`.
+
+A head is one file and one line of `HEADS`: a class of settings (a subclass of `HeadSettings`) and a
+`whaleid.models.heads.base.HeadModule`, which `module` names. Heads that come with whaleid have their settings here, so
+that reading a YAML does not import torch; another head may keep both in its own file, and its line in `HEADS` is then
+the place of its settings, `"package.file:Class"`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from whaleid.config.base import Model, Positive, Share
 
+if TYPE_CHECKING:
+    from whaleid.config.experiment import ExperimentBase
 
-class SoftmaxHead(Model):
+
+class HeadSettings(Model):
+    """Base of the settings of all heads. Its class variables and properties say what others need to know of a head."""
+
+    name: str
+
+    module: ClassVar[str]
+    """The `HeadModule` that is built from these settings: `"package.file:Class"`."""
+    planner: ClassVar[str] = "whaleid.training.epochs:EpochPlanner"
+    """What plans the epochs of a run: `training.epochs.EpochPlanner` or a subclass."""
+    needs_labels: ClassVar[bool] = True
+    """False for the heads of a recipe's `pretrain`."""
+    scores_pairs: ClassVar[bool] = False
+    """Whether it is a similarity of two embeddings, by which candidates can be re-scored."""
+
+    @property
+    def plans_epochs(self) -> bool:
+        """Whether it has a planner of its own, and so cannot be a part of another head."""
+        return self.planner != HeadSettings.planner
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether it gives class scores, which features store and the blend uses."""
+        return False
+
+    @property
+    def slices(self) -> int:
+        """Equal parts of the embedding that are normalised each on its own."""
+        return 1
+
+    def check(self, experiment: ExperimentBase) -> None:
+        """Raise ValueError where the rest of the experiment does not suit the head."""
+
+
+def head_settings(value: Any) -> HeadSettings:
+    """Settings of a head from its mapping in a YAML, checked by the class that `HEADS` has for its name.
+
+    Raises
+    ------
+    ValueError
+        Where the name is missing or unknown, or a setting is not valid.
+    """
+    if isinstance(value, HeadSettings):
+        return value
+    name = value.get("name") if isinstance(value, dict) else None
+    if name not in HEADS:
+        near = difflib.get_close_matches(str(name), HEADS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(HEADS)}"
+        raise ValueError(f"there is no head named {name!r}; {hint}")
+    entry = HEADS[name]
+    settings = find_class(entry) if isinstance(entry, str) else entry
+    return settings.model_validate(value)
+
+
+def find_class(place: str) -> Any:
+    """Import the class at `"package.file:Class"`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+Head = Annotated[SerializeAsAny[HeadSettings], BeforeValidator(head_settings)]
+
+
+# -------------------------------------------------------------------------------------------- heads with labels
+
+
+class SoftmaxHead(HeadSettings):
     """Linear classifier with cross entropy; `focal` > 0 turns it into the focal loss of that gamma."""
+
+    module: ClassVar[str] = "whaleid.models.heads.classifiers:SoftmaxClassifier"
 
     name: Literal["softmax"]
     smoothing: Share = 0.0
+    """Label smoothing."""
     focal: Annotated[float, Field(ge=0)] = 0.0
+    """Gamma of the focal loss; 0: cross entropy."""
+
+    @property
+    def has_logits(self) -> bool:
+        return True
 
 
 class BySize(Model):
     """Margin that falls with the class's number of images n: `factor * n ** power + floor`."""
 
     factor: Annotated[float, Field(ge=0)] = 0.271
+    """Factor of the formula."""
     power: Annotated[float, Field(le=0)] = -0.364
+    """Exponent of the formula."""
     floor: Annotated[float, Field(ge=0)] = 0.05
+    """Smallest margin."""
 
 
-class MarginHead(Model):
-    """ArcFace / CosFace family: cosine logits with a margin (ArcFace: radians) and a scale.
+class MarginHead(HeadSettings):
+    """ArcFace and CosFace: cosine logits with a margin (ArcFace: radians) and a scale.
 
-    `by_size`, where it is given, takes the place of `margin`. Margins above 2.33 are refused: the logit would no
-    longer fall as the angle grows.
+    `by_size` overrides `margin`. Margins above 2.33 are refused: the logit would no longer fall as the angle grows.
     """
+
+    module: ClassVar[str] = "whaleid.models.heads.classifiers:MarginClassifier"
 
     name: Literal["arcface", "cosface"]
     scale: Annotated[float, Field(gt=0)] = 30.0
+    """Factor from cosines to logits."""
     margin: Annotated[float, Field(ge=0, le=2.33)] = 0.3
+    """Margin of the true class, in radians for ArcFace."""
     subcenters: Positive = 1
+    """Centres of each class; the nearest counts (sub-center ArcFace)."""
     smoothing: Share = 0.0
+    """Label smoothing."""
     focal: Annotated[float, Field(ge=0)] = 0.0
+    """Gamma of the focal loss; 0: cross entropy."""
     by_size: BySize | None = None
 
+    @property
+    def has_logits(self) -> bool:
+        return True
 
-class MetricHead(Model):
-    """Any loss of pytorch-metric-learning or of models/heads/own_losses.py by class name, with an optional miner
-    likewise."""
+
+class MetricHead(HeadSettings):
+    """Any loss and miner of pytorch-metric-learning, or of models/heads/extra_*.py, by class name."""
+
+    module: ClassVar[str] = "whaleid.models.heads.metric:MetricLearning"
 
     name: Literal["metric"]
     loss: str
+    """Class name of the loss."""
     arguments: dict[str, Any] = {}
+    """Arguments of the loss."""
     miner: str | None = None
+    """Class name of the miner; null: all pairs of a batch."""
     miner_arguments: dict[str, Any] = {}
+    """Arguments of the miner."""
 
 
-class SiameseHead(Model):
-    """A learnt similarity of two embeddings instead of their cosine (models/heads/siamese.py); wants sampler.name:
-    balanced
-    or mined."""
+class SiameseHead(HeadSettings):
+    """A learned similarity of two embeddings instead of their cosine; use it with `sampler.name: balanced` or
+    `mined`."""
+
+    module: ClassVar[str] = "whaleid.models.heads.siamese:SiamesePairs"
+    scores_pairs: ClassVar[bool] = True
 
     name: Literal["siamese"]
     hidden: Positive = 64
     """Width of the small network that all dimensions share."""
     negatives: Positive = 3
-    """Most similar images of other identities in the batch that each image is told from."""
+    """Most similar images of other identities in the batch that each image is compared with."""
     scale: Annotated[float, Field(gt=0)] = 10.0
-    """Logit of a similarity of 1; at the start that is a cosine of 1."""
+    """Logit of a similarity of 1; at the start of training that is a cosine of 1."""
 
 
-class SumHead(Model):
-    """Weighted sum of heads on the same embedding."""
+class WeightedHead(Model):
+    """One part of a sum."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of its loss."""
+    head: Head
+    """Any head that does not choose the batches."""
+
+
+class SumHead(HeadSettings):
+    """Weighted sum of heads on the same embedding; its logits are those of the first part that has any."""
+
+    module: ClassVar[str] = "whaleid.models.heads.sum:WeightedSum"
 
     name: Literal["sum"]
     parts: Annotated[list[WeightedHead], Field(min_length=1)]
+    """Heads and their weights."""
+
+    @property
+    def has_logits(self) -> bool:
+        return any(part.head.has_logits for part in self.parts)
 
     @model_validator(mode="after")
-    def _no_divide(self) -> SumHead:
-        if any(part.head.name == "divide" for part in self.parts):
-            raise ValueError("divide cannot be a part of a sum: it chooses the batches; make the sum its learner")
+    def _plain_parts(self) -> SumHead:
+        for part in self.parts:
+            if part.head.plans_epochs:
+                raise ValueError(
+                    f"{part.head.name} cannot be a part of a sum: it chooses the batches; make the sum its learner"
+                )
         return self
 
 
-class DivideHead(Model):
+class DivideHead(HeadSettings):
     """Divide and conquer (Sanakoyeu et al., 2019, 2021): clusters of images, each with a learner and a sub-space.
 
-    Epochs: `warmup` on the whole embedding, then clusters (made anew every `every` epochs), then `joint` on the
-    whole embedding again. `warmup`, `every`, `joint` and `freeze` count epochs.
+    The run trains `warmup` epochs on the full embedding, then the divided epochs, in 2, 4, ... K clusters, with a
+    clustering every `every` epochs, then `joint` epochs on the full embedding again.
     """
+
+    module: ClassVar[str] = "whaleid.divide.learners:DivideLearners"
+    planner: ClassVar[str] = "whaleid.divide.schedule:DividePlanner"
 
     name: Literal["divide"]
     learner: Head
-    """The loss of each learner and of the whole embedding: any other head."""
+    """The loss of each learner and of the full embedding: any other head."""
     clusters: Positive = 8
-    """K."""
+    """K, a power of two: 2, 4, ... K clusters, each cut in two by K-means (2021)."""
     every: Positive = 2
     """M: epochs from one clustering to the next."""
     space: Literal["features", "embedding"] = "features"
     """What is clustered: the pooled features before the neck (2019), or the embedding."""
     by: Literal["image", "identity"] = "image"
-    """image: an identity's images may fall into several clusters, as published. identity: all go where their mean
-    goes, and no pair of an identity is parted. With few images of each, most pairs are (`together` in the log)."""
-    growth: Literal["flat", "bisect"] = "bisect"
-    """K clusters at once (2019), or 2, 4, ... K by cutting each in two (2021); K is a power of two then."""
+    """image: an identity's images may fall into several clusters, as published. identity: they stay together, in the
+    cluster of their mean. With few images an identity, clusters of images separate most pairs (`together` in the
+    log)."""
     smallest: Share = 0.25
-    """Least images (or identities, by identity) in a cluster, as a share of the mean cluster; a smaller one takes its
-    nearest neighbours in."""
-    subspace: Literal["slices", "masks", "learned", "whole"] = "slices"
-    """slices: equal parts of the embedding, each of length 1 on its own (2019). masks: the same parts, one length for
-    the whole embedding. learned: the embedding times relu(mask), the masks learnt with the rest (2021). whole: no
-    sub-spaces; learners and batches are the clusters' alone."""
+    """Least images (or identities) in a cluster, as a share of the mean cluster; a smaller one takes in the images
+    nearest to its centre."""
+    subspace: Literal["slices", "learned"] = "slices"
+    """slices: equal parts of the embedding, each normalised on its own (2019). learned: the embedding times
+    relu(mask), with masks that are parameters (2021)."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the mean cosine between learnt masks."""
+    """Weight of the mean cosine between the masks of `subspace: learned`."""
     warmup: Annotated[int, Field(ge=0)] = 1
+    """Epochs on the full embedding before the first clustering."""
     joint: Annotated[int, Field(ge=0)] = 1
+    """Epochs on the full embedding at the end."""
     freeze: Annotated[int, Field(ge=0)] = 0
-    """The backbone stands still for this many epochs after each clustering (2021: 1)."""
+    """Epochs after each clustering in which the backbone is frozen (2021: 1)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DivideHead:
-        if self.learner.name == "divide":
-            raise ValueError("a learner of divide cannot be a divide itself: give it another head")
-        if self.growth == "bisect" and self.clusters & (self.clusters - 1):
+        if self.learner.plans_epochs:
+            raise ValueError(f"a learner of divide cannot be a {self.learner.name} itself: give it another head")
+        if self.clusters & (self.clusters - 1):
             raise ValueError(
-                f"growth: bisect doubles the clusters, so clusters must be a power of two, not {self.clusters}; "
-                "take one, or growth: flat"
+                f"clusters must be a power of two, not {self.clusters}: each clustering cuts the clusters in two"
             )
         return self
 
     @property
-    def cuts(self) -> bool:
-        """Whether the embedding is cut into equal parts."""
-        return self.subspace in ("slices", "masks")
+    def has_logits(self) -> bool:
+        return self.learner.has_logits and (self.joint > 0 or self.clusters == 1)
+
+    @property
+    def slices(self) -> int:
+        return self.clusters if self.subspace == "slices" else 1
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Numbers of clusters that the run goes through; 1 stands for the whole embedding."""
-        if self.clusters == 1:
-            return (1,)
-        if self.growth == "flat":
-            return (1, self.clusters)
+        """Numbers of clusters that the run goes through: 1 (the full embedding), 2, 4, ... K."""
         return tuple(2**power for power in range(self.clusters.bit_length()))
 
+    def check(self, experiment: ExperimentBase) -> None:
+        if experiment.model.neck != "none" and experiment.model.embedding % self.slices:
+            raise ValueError(
+                f"model.embedding ({experiment.model.embedding}) must be a multiple of head.clusters "
+                f"({self.clusters}) for subspace: slices"
+            )
+        if experiment.sampler.name == "mined":
+            raise ValueError("sampler: mined and head: divide both choose the batches; use sampler.name: balanced")
 
-class WeightedHead(Model):
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    head: Head
+
+# ----------------------------------------------------------------------------------------- heads without labels
 
 
-Head = Annotated[
-    SoftmaxHead | MarginHead | MetricHead | SiameseHead | SumHead | DivideHead, Field(discriminator="name")
-]
-
-
-class RotationHead(Model):
+class RotationHead(HeadSettings):
     """Which of four quarter turns was the image given? All four copies of an image are in its batch (Gidaris et al.,
     "Unsupervised Representation Learning by Predicting Image Rotations", 2018)."""
+
+    module: ClassVar[str] = "whaleid.models.heads.rotation:RotationClassifier"
+    planner: ClassVar[str] = "whaleid.training.epochs:UnlabelledPlanner"
+    needs_labels: ClassVar[bool] = False
 
     name: Literal["rotation"]
 
 
-class JigsawHead(Model):
+class JigsawHead(HeadSettings):
     """Where, of eight places, does a patch lie around the centre patch? (Doersch et al., "Unsupervised Visual
     Representation Learning by Context Prediction", 2015.) Lengths are shares of a patch's side; the defaults are
     theirs: 48 and 7 of 96 pixels."""
+
+    module: ClassVar[str] = "whaleid.models.heads.jigsaw:JigsawClassifier"
+    planner: ClassVar[str] = "whaleid.training.epochs:UnlabelledPlanner"
+    needs_labels: ClassVar[bool] = False
 
     name: Literal["jigsaw"]
     gap: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -175,9 +309,13 @@ class JigsawHead(Model):
         return self
 
 
-class DeepClusterHead(Model):
+class DeepClusterHead(HeadSettings):
     """Which cluster of the network's own features is the image in? (Caron et al., "Deep Clustering for Unsupervised
     Learning of Visual Features", 2018.)"""
+
+    module: ClassVar[str] = "whaleid.models.heads.deepcluster:ClusterClassifier"
+    planner: ClassVar[str] = "whaleid.training.deepcluster:DeepClusterPlanner"
+    needs_labels: ClassVar[bool] = False
 
     name: Literal["deepcluster"]
     clusters: Annotated[int, Field(ge=2)] = 100
@@ -188,11 +326,20 @@ class DeepClusterHead(Model):
     """kmeans, or power-iteration clustering on the graph of nearest neighbours (Lin & Cohen, 2010)."""
     dimensions: Positive = 256
     """Of the features after PCA, at most."""
-    sobel: bool = False
-    """The network sees gradients instead of colours while it pretrains (models/pretext.py says what that costs)."""
 
 
-PretextHead = Annotated[RotationHead | JigsawHead | DeepClusterHead, Field(discriminator="name")]
-"""Losses that need no labels: what an experiment under a recipe's `pretrain` has."""
+# ----------------------------------------------------------------------------------------------------- registry
 
-PRETEXTS = ("rotation", "jigsaw", "deepcluster")
+HEADS: dict[str, type[HeadSettings] | str] = {
+    "softmax": SoftmaxHead,
+    "arcface": MarginHead,
+    "cosface": MarginHead,
+    "metric": MetricHead,
+    "siamese": SiameseHead,
+    "sum": SumHead,
+    "divide": DivideHead,
+    "rotation": RotationHead,
+    "jigsaw": JigsawHead,
+    "deepcluster": DeepClusterHead,
+}
+"""Settings of each head, or where they are (`"package.file:Class"`), by `head.name`."""

@@ -9,9 +9,13 @@ from typing import Any, get_args, get_type_hints
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from whaleid.config.heads import HEADS, HeadSettings
+
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field's type names, in its unions, lists and `Annotated` too."""
+    """The models that a field's type names, in its unions, lists and `Annotated` too; for a head, all heads'."""
+    if annotation is HeadSettings:
+        return list(dict.fromkeys(entry for entry in HEADS.values() if not isinstance(entry, str)))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in models_in(part)]

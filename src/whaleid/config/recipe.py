@@ -12,40 +12,41 @@ from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
 
 FEWEST_FOLDS = 3
-"""Of a recipe with `combine.local_matching.learned`: with two, nobody is left to teach what both had no part in."""
+"""Folds that `combine.local_matching.learned` needs: with two, no fold is left to fit what both are not part of."""
 
 
 class PretrainConfig(Model):
-    """Training without labels before the recipe's experiments, which all start from its backbone."""
+    """Training without labels before the recipe's experiments, which start from its backbone."""
 
     experiment: str
-    """One with a pretext head (rotation, jigsaw, deepcluster)."""
+    """An experiment with a head that needs no labels (rotation, jigsaw, deepcluster)."""
     test: bool = False
-    """Test images too. Out of fold, every query was seen (without its label) in pretraining: only with `test: true`
-    is that so of the test set as well, and the two scores alike."""
+    """Whether to pretrain on the test images too. Out of fold, pretraining has seen every query without its label;
+    only with `true` does that hold for the test set too, so that both scores mean the same."""
 
 
 class ConcatConfig(Model):
-    """Features of all sources side by side, whitened on the training part of the fold."""
+    """Concatenated features of all sources, whitened by a PCA of the fold's training part."""
 
     whiten: Positive | None = 512
-    """At most this many dimensions after PCA; null: no PCA."""
+    """Largest number of dimensions after PCA; null: no PCA."""
     power: Share = 0.25
     """0: PCA rotation only; 1: full whitening; between: partial (eigenvalue ** -power/2)."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Weight of a source (default 1)."""
+    """Weight of each source; 1 where it is not named."""
 
 
 class KnnConfig(Model):
-    """From image similarities to identity scores."""
+    """Nearest neighbours: from similarities of images to scores of identities."""
 
     score: Literal["max", "mean", "centroid"] = "max"
+    """Score of an identity: its most similar image, the mean of its `top` most similar, or its mean embedding."""
     top: Positive = 2
-    """`mean`: of the top this many images of the identity."""
+    """Images of an identity that `mean` averages."""
     neighbours: Positive = 200
-    """Images looked at for each query."""
+    """Nearest images that are retrieved for each query."""
     index: str = "auto"
-    """exact, auto (exact up to 200,000 gallery images or 10,000 queries, else approximate) or a string for faiss's
+    """`exact`, `auto` (exact up to 200,000 gallery images or 10,000 queries, else approximate), or a string for faiss's
     index_factory."""
 
 
@@ -53,46 +54,54 @@ class ClassifierConfig(Model):
     """Softmax classifier on the concatenated features."""
 
     epochs: Positive = 40
+    """Passes over the training part."""
     batch: Positive = 256
+    """Rows in a batch."""
     lr: Annotated[float, Field(gt=0)] = 1.0e-3
+    """Peak learning rate of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 1.0e-2
+    """Weight decay of AdamW."""
     smoothing: Share = 0.1
+    """Label smoothing."""
     scale: Annotated[float, Field(gt=0)] = 20.0
+    """Factor from cosines to logits."""
     mixup: Annotated[float, Field(ge=0)] = 0.2
+    """Parameter of mixup's beta distribution; 0: no mixup."""
     seeds: Positive = 2
+    """Classifiers trained with different seeds and averaged."""
 
 
 class CombineConfig(Model):
-    """How the sources become one ranking (design: *A recipe*)."""
+    """How the sources become one ranking."""
 
     concat: ConcatConfig = ConcatConfig()
     knn: KnnConfig = KnnConfig()
     classifier: ClassifierConfig | None = ClassifierConfig()
     logits: Annotated[int, Field(ge=0)] = 3
-    """Class probabilities of this many best single experiments join the blend."""
+    """Number of experiments, the best first, whose class probabilities join the blend."""
     local_matching: LocalConfig | None = None
-    """Local matching joins the blend; `{}` takes it as it is set above, null leaves it out."""
+    """Local matching as a member of the blend: `{}` with its defaults, null without it."""
     rerank: RerankConfig | None = None
-    """Re-ranking joins the blend; `{}` takes it as config/retrieval.py sets it, null leaves it out."""
+    """Re-ranking as members of the blend: `{}` with its defaults, null without it."""
     rescore: Positive = 50
-    """Nearest gallery images of each query that the pair similarity of a siamese head looks at again."""
+    """Nearest gallery images of each query that a siamese head scores again."""
     candidates: Positive = 50
     """Candidates kept for each query and source."""
     unknown: Literal["threshold", "share"] = "threshold"
     """threshold: the score of the unknown identity, fitted out of fold. share: for the test set, the threshold that
     puts the unknown identity first as often as the competition's `unknown_share` says."""
     stack: StackConfig | None = None
-    """A learned order on top of all rankings and the blend; `{}` takes it as it is set, null leaves it out."""
+    """LambdaRank over the candidates of all rankers: `{}` with its defaults, null without it."""
 
 
 class PseudoConfig(Model):
-    """Confident test images join training, round after round (humpback's and happywhale's first places)."""
+    """Pseudo-labels: confident test images join the training data (first places of humpback and happywhale)."""
 
     rounds: Positive = 1
-    """At most this often everything is trained again, with the labels that the round before gave. The first round
+    """Largest number of times that everything is trained again, with the labels of the round before. The first round
     that does not help out of fold is the last, and is not used."""
     confidence: Share = 0.8
-    """Least probability of the first guess. It must stand before the unknown identity, too."""
+    """Smallest probability of the first guess, which must also rank above the unknown identity."""
 
 
 class Recipe(Model):
@@ -100,23 +109,25 @@ class Recipe(Model):
 
     name: str
     folds: Annotated[int, Field(ge=2)]
+    """Number of parts that the labelled images are split into."""
     train_folds: list[int] | None = None
-    """Train these folds alone (a quick look); null: all."""
+    """Folds that are trained (`[0]` for a first look); null: all."""
     experiments: list[str] = []
+    """Names or paths of experiments."""
     full: bool | list[str] = False
-    """Experiments trained once more on all labelled images, as members of the test set's ensemble: true for all, or
-    their names. They train for as many epochs as the folds' runs, and out of fold they are worth what those are."""
+    """Experiments that are also trained on all labelled images, for the test set: true for all, or their names. They
+    train for as many epochs as the folds' runs, which stand for them out of fold."""
     pseudo: PseudoConfig | None = None
-    """Rounds of pseudo-labels; `{}` takes one as it is set above, null none."""
+    """Pseudo-labels: `{}` with their defaults, null without them."""
     pretrain: PretrainConfig | None = None
-    """Experiments with `model.weights` imagenet or random start from the backbone that this trains; one that names a
-    file of its own starts from that."""
+    """Training without labels. Experiments start from its backbone, except those whose `model.weights` names a file."""
     sources: dict[str, str] = {}
-    """Foreign features: name -> folder with `fold<k>/embeddings.npy` and `rows.csv`."""
+    """Features of other programs: name -> folder with `fold<k>/embeddings.npy` and `rows.csv`."""
     set: dict[str, Any] = {}
-    """Overrides for every experiment: dotted key -> value, as SET on the command line."""
+    """Overrides of all experiments: dotted key -> value, as `--set` on the command line, which overrides these."""
     combine: CombineConfig = CombineConfig()
     seed: int = 0
+    """Of the folds and of everything random in the ensemble."""
 
     @field_validator("experiments")
     @classmethod
@@ -134,9 +145,11 @@ class Recipe(Model):
         if foreign:
             raise ValueError(f"full: '{foreign[0]}' is none of the recipe's experiments")
         if self.pseudo is not None and not self.experiments:
-            raise ValueError("pseudo needs experiments to train; foreign sources alone learn nothing from it")
+            raise ValueError("pseudo needs experiments to train; sources of other programs are not trained")
         if self.pseudo is not None and self.train_folds is not None and len(set(self.train_folds)) < 2:
-            raise ValueError("pseudo needs two folds or more in train_folds: what is sure for one, the others say")
+            raise ValueError(
+                "pseudo needs two folds or more in train_folds: a fold is labelled by the models of the others"
+            )
         used = len(set(self.train_folds or range(self.folds)))
         if (
             self.combine.local_matching is not None

@@ -65,7 +65,8 @@ def _sections(
         yield "\n".join([HEADER, *rows])
     described: dict[type[BaseModel], str] = {}
     for name in fields:
-        beside = models_in(types[name])
+        labels = model is not PretextExperiment
+        beside = [group for group in models_in(types[name]) if getattr(group, "needs_labels", labels) == labels]
         for group in beside:
             if group in seen:
                 continue
@@ -84,6 +85,8 @@ def _sections(
 def _row(key: str, annotation: Any, field: FieldInfo, default: Any, sentence: str) -> str:
     if default is REQUIRED and not field.is_required():
         default = field.get_default(call_default_factory=True)
+    if key == "head.name":
+        sentence = "Selects this head."
     groups = models_in(annotation)
     if groups and not sentence and len(groups) == 1:
         sentence = " ".join(inspect.cleandoc(groups[0].__doc__ or "").split("\n\n")[0].split())

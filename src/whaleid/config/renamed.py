@@ -12,7 +12,14 @@ from typing import Any
 
 COMPETITION: dict[str, str] = {"mend": "rename_values"}
 
-EXPERIMENT: dict[str, str] = {}
+EXPERIMENT: dict[str, str] = {
+    "head.growth": "the clusters are always cut in two; leave it out, and make clusters a power of two",
+    "head.subspace=masks": "write slices or learned",
+    "head.subspace=whole": "write slices or learned",
+    "head.sobel": "pretraining always reads colours; leave it out",
+    "model.pool=sum": "write avg, which differs by a constant factor only",
+    "train.select": "a run always keeps its last weights; leave it out",
+}
 
 RECIPE: dict[str, str] = {
     "combine.after": "post-processing gained nothing; leave it out",

@@ -32,10 +32,15 @@ class StackConfig(Model):
     """Largest number of trees; how many are used is chosen on the training folds, by models without the query's
     identity."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    """Shrinkage of each tree."""
     num_leaves: Annotated[int, Field(ge=2)] = 7
+    """Largest number of leaves of a tree."""
     min_data_in_leaf: Positive = 40
+    """Smallest number of candidates in a leaf."""
     lambda_l2: Annotated[float, Field(ge=0)] = 5.0
+    """L2 penalty on the values of leaves."""
     feature_fraction: _Fraction = 0.5
+    """Share of the features that a tree may use."""
     bagging_fraction: _Fraction = 0.8
     """Share of the queries that a tree is grown on."""
     num_threads: Annotated[int, Field(ge=0)] = 1

@@ -1,8 +1,8 @@
-"""The plan of an epoch in which every batch comes from one cluster.
+"""Sampler: batches of an epoch in which every batch comes from one cluster.
 
 Every item occurs, whatever the sizes of the clusters; no batch is larger than the setting; the epoch has as many
-images as one without clusters. Where the published code drops an identity with one image in its cluster, here
-it stays: as a negative, and where there is room as a pair of two augmented views.
+images as one without clusters. The published code drops an identity with one image in its cluster; here it stays, as a
+negative, and where there is room as a pair of two augmented views.
 """
 
 from __future__ import annotations
@@ -19,24 +19,36 @@ _CLUSTERS = 2  # stream of random numbers; data/samplers.py has 0 and 1
 
 
 def divided_length(labels: np.ndarray, config: SamplerConfig, batch: int, clusters: int) -> tuple[int, int]:
-    """Batches and images of a divided epoch, known before the clusters are.
+    """Batches and images of a divided epoch, whatever its clusters will be.
 
-    As many images as the plan without clusters has. Batches: at least those of that plan, and as many as
-    clusters of the most awkward sizes take: ceil(n / batch) + clusters - 1.
+    It has as many images as an epoch without clusters, in as many batches, or in the ceil(n / batch) + clusters - 1
+    that clusters of the most awkward sizes need.
     """
-    whole = epoch_batches(labels, config, batch, 0, 0)
+    full = epoch_batches(labels, config, batch, 0, 0)
     least = -(-len(labels) // batch) + clusters - 1
-    return max(len(whole), least), sum(len(chosen) for chosen in whole)
+    return max(len(full), least), sum(len(chosen) for chosen in full)
 
 
 def cluster_batches(
     labels: np.ndarray, assignment: np.ndarray, clusters: int, config: SamplerConfig, batch: int, epoch: int, seed: int
 ) -> EpochPlan:
-    """Plan of one divided epoch; `parts` are the clusters.
+    """Plan of one divided epoch.
 
-    labels: int64 (n,). assignment: int64 (n,) in 0..clusters-1. Each batch holds items of one cluster. With the
-    balanced sampler they come in groups of up to K = config.images of an identity; free places first make pairs of
-    lone images, then fill groups up to K. Clusters take turns at random, in proportion to their images.
+    With the balanced sampler, items come in groups of up to `config.images` of an identity; free places first make
+    pairs of lone images, then fill groups up. Clusters take turns at random, in proportion to their images.
+
+    Parameters
+    ----------
+    labels, assignment : int64 arrays, shape (n,)
+        Identity and cluster (0..clusters-1) of each item.
+    clusters : int
+    config : SamplerConfig
+    batch, epoch, seed : int
+
+    Returns
+    -------
+    EpochPlan
+        Batches of items of one cluster; `parts` are their clusters.
     """
     length, images = divided_length(labels, config, batch, clusters)
     size = config.images if config.name == "balanced" else 1
@@ -46,9 +58,9 @@ def cluster_batches(
     planned: list[tuple[np.ndarray, int]] = []
     for cluster, (items, (batches, places)) in enumerate(zip(members, shares, strict=True)):
         if len(items) < 2:
-            raise WhaleidError(f"cluster {cluster} has {len(items)} images; a batch needs 2: take fewer head.clusters")
+            raise WhaleidError(f"cluster {cluster} has {len(items)} images; a batch needs 2: use fewer head.clusters")
         groups = _grouped(items, labels[items], size, places, generator)
-        planned += [(chosen, cluster) for chosen in _dealt(groups, batches, batch)]
+        planned += [(chosen, cluster) for chosen in _into_batches(groups, batches, batch)]
     order = generator.permutation(len(planned))
     return EpochPlan([planned[place][0] for place in order], [planned[place][1] for place in order])
 
@@ -71,27 +83,26 @@ def _grouped(
 ) -> list[tuple[int, list[int]]]:
     """The items as groups (label, up to `size` items of it), with at most `places` items in all.
 
-    What `places` leaves beyond one place an item repeats items: lone images first, so that they have a pair,
-    then the other short groups, each with images that it does not hold where its identity has more.
+    Free places repeat items: lone images first, so that they have a pair, then the other short groups, each with
+    images that it does not have where its identity has more.
     """
     groups: list[tuple[int, list[int]]] = []
-    own: dict[int, np.ndarray] = {}
+    items_of: dict[int, list[int]] = {}
     for label in generator.permutation(np.unique(labels)):
-        own[int(label)] = generator.permutation(items[labels == label])
-        shuffled = own[int(label)].tolist()
+        shuffled = items_of[int(label)] = generator.permutation(items[labels == label]).tolist()
         groups += [(int(label), shuffled[start : start + size]) for start in range(0, len(shuffled), size)]
     free = places - len(items)
     for wanted in dict.fromkeys((min(2, size), size)):
         for label, group in groups:
             lacking = min(wanted - len(group), free)
             if lacking > 0:
-                others = [item for item in own[label].tolist() if item not in group] or group
+                others = [item for item in items_of[label] if item not in group] or group
                 group += np.resize(others, lacking).tolist()
                 free -= lacking
     return groups
 
 
-def _dealt(groups: list[tuple[int, list[int]]], batches: int, batch: int) -> list[np.ndarray]:
+def _into_batches(groups: list[tuple[int, list[int]]], batches: int, batch: int) -> list[np.ndarray]:
     """The groups in batches of at most `batch` items, evenly filled, two groups of an identity apart if possible.
 
     Largest groups first, each into the emptiest batch; one that no longer fits is cut in two.
@@ -113,8 +124,8 @@ def _dealt(groups: list[tuple[int, list[int]]], batches: int, batch: int) -> lis
 
 
 def _fill_poor(batches: list[list[int]]) -> None:
-    """No batch of less than two items, which batch normalisation cannot take: it gets half of the fullest one's, or
-    where that has few itself, some of them a second time."""
+    """Fill batches of fewer than two items, which batch normalisation cannot take, with half of the fullest batch's
+    items, or where that has few itself, with some of them a second time."""
     for poor in batches:
         if len(poor) >= 2:
             continue
@@ -130,7 +141,7 @@ def _fill_poor(batches: list[list[int]]) -> None:
 def _emptiest(
     heap: list[tuple[int, int]], inside: list[set[int]], label: int, size: int, batch: int
 ) -> tuple[int, int]:
-    """Take the emptiest batch without `label` off the heap where the group fits, else the emptiest of all."""
+    """Pop the emptiest batch without `label` that the group fits into, else the emptiest of all."""
     passed = []
     while heap and label in inside[heap[0][1]]:
         passed.append(heapq.heappop(heap))

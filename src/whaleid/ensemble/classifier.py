@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional
 
 from whaleid.config import ClassifierConfig
+from whaleid.utils.device import default_device
 
 _WARMUP = 0.05  # share of the steps spent raising the learning rate
 _CELLS = 1 << 24  # logits at a time: 64 MB
@@ -59,7 +60,7 @@ def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tupl
     Returns codes int64 (q, keep), -1 padded where there are fewer classes, and probabilities float32,
     descending, -inf padded.
     """
-    device = _device()
+    device = default_device()
     networks = [torch.from_numpy(vectors).to(device) for vectors in classifier.vectors]
     most = min(keep, len(classifier.codes))
     codes = np.full((len(features), keep), -1, dtype=np.int64)
@@ -78,11 +79,7 @@ def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tupl
 
 def _batch(features: np.ndarray, rows: np.ndarray) -> torch.Tensor:
     """`features[rows]` as float32 (m, d) on the device; a copy, so that a read-only file may stand behind."""
-    return torch.from_numpy(np.ascontiguousarray(features[rows], dtype=np.float32)).to(_device())
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.from_numpy(np.ascontiguousarray(features[rows], dtype=np.float32)).to(default_device())
 
 
 def _centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> torch.Tensor:
@@ -93,7 +90,7 @@ def _centroids(features: np.ndarray, labels: np.ndarray, classes: int) -> torch.
         rows = order[start : start + _BLOCK]
         present, first = np.unique(labels[rows], return_index=True)
         sums[present] += np.add.reduceat(features[rows].astype(np.float32, copy=False), first, axis=0)
-    return functional.normalize(torch.from_numpy(sums).to(_device()))
+    return functional.normalize(torch.from_numpy(sums).to(default_device()))
 
 
 def _train_once(

@@ -21,6 +21,7 @@ import torch
 
 from whaleid.config import ConcatConfig
 from whaleid.features.files import UnitTable
+from whaleid.utils.device import default_device
 from whaleid.utils.errors import WhaleidError
 
 _EXACT = 3072  # images or dimensions up to which all components are computed; above, only those wanted
@@ -128,7 +129,7 @@ def whiten(features: np.ndarray | Concatenation, whitening: Whitening) -> np.nda
             "more than 4 GiB; give the number of dimensions to keep, 2048 or fewer"
         )
     out = np.empty((len(features), whitening.dim), dtype=np.float32)
-    device = _device()
+    device = default_device()
     projection = None if whitening.projection is None else torch.from_numpy(whitening.projection).to(device)
     start = 0
     mean = None if projection is None else whitening.mean
@@ -204,7 +205,7 @@ class _Training:
     def centred(self) -> Iterator[torch.Tensor]:
         """Blocks less the mean, float32 (b, d), on the device; each may overwrite the one before."""
         for block in _blocks(self.features, self.rows, self.mean):
-            yield torch.from_numpy(block).to(_device())
+            yield torch.from_numpy(block).to(default_device())
 
 
 # ------------------------------------------------------------------------------------------------ components
@@ -235,7 +236,7 @@ def _components_of_few_images(training: _Training, most: int) -> tuple[np.ndarra
         first += len(one)
     values, vectors = _largest(gram / images, most)
     length = np.sqrt(np.maximum(values, np.finfo(np.float64).tiny) * images)
-    spread = torch.from_numpy(vectors.astype(np.float32)).to(_device())
+    spread = torch.from_numpy(vectors.astype(np.float32)).to(default_device())
     directions, first = np.zeros((len(training.mean), vectors.shape[1])), 0
     for block in training.centred():  # from image space to feature space: X^T u / |X^T u|
         directions += (block.T @ spread[first : first + len(block)]).cpu().numpy()
@@ -250,7 +251,7 @@ def _randomised_components(training: _Training, most: int, seed: int) -> tuple[n
     """
     dims = len(training.mean)
     wide = min(most + _OVERSAMPLE, dims, len(training.rows))
-    basis = torch.randn(dims, wide, generator=torch.Generator().manual_seed(seed)).to(_device())
+    basis = torch.randn(dims, wide, generator=torch.Generator().manual_seed(seed)).to(default_device())
     for _ in range(_ROUNDS):
         image = torch.zeros_like(basis)
         for block in training.centred():
@@ -275,7 +276,3 @@ def _unit(features: np.ndarray) -> np.ndarray:
     """Rows divided by their length, in place."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return np.divide(features, length, out=features, where=length > 1e-12)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

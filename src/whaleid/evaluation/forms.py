@@ -24,6 +24,11 @@ FORMS = {
 class Score(Protocol):
     """Value of a form's metric with its 95 % interval."""
 
+    @property
+    def value(self) -> float:
+        """The metric."""
+        ...
+
     def line(self, label: str, interval: bool = False) -> str:
         """The score in one line, as the command line prints it."""
         ...

@@ -149,6 +149,11 @@ class MapScore:
             if not 0.0 <= part.map <= 1.0 or part.queries < 1:
                 raise WhaleidError(f"MAP@{self.k}: slice {name!r} is impossible: {part}")
 
+    @property
+    def value(self) -> float:
+        """MAP@k, by the name that scores of all forms have."""
+        return self.map
+
     def line(self, label: str, interval: bool = False) -> str:
         """`MAP@5 (label): 0.91234`, and ` ± 0.00456` (half the interval's width) if `interval`."""
         spread = f" ± {(self.high - self.low) / 2:.5f}" if interval else ""

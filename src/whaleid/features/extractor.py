@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from whaleid.data.samplers import MIRROR
 from whaleid.training.checkpoint import TrainedRun, load_run
+from whaleid.utils.device import default_device
 from whaleid.utils.errors import WhaleidError
 
 _STRIDE = 32  # networks halve their input five times
@@ -139,7 +140,7 @@ def load_extractor(folder: Path, identities: np.ndarray) -> Extractor:
         Identities of the competition. The head's other classes (mirrors, unknown images trained as identities of their
         own) are left out of the logits.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     run = load_run(folder, device)
     if any(scale <= 0 for scale in run.experiment.features.scales):
         raise WhaleidError(f"{folder}: features.scales {run.experiment.features.scales}; each must be above 0")

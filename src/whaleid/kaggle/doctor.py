@@ -19,6 +19,7 @@ from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentia
 from whaleid.kaggle.download import has_tables
 from whaleid.pipeline.plan import DEFAULT_ASPECT, TOO_LONG, Census, Needs, recipe_needs
 from whaleid.pipeline.project import Project
+from whaleid.utils.device import device_kind
 from whaleid.utils.errors import WhaleidError
 
 OLDEST_PYTHON = (3, 11)
@@ -242,10 +243,9 @@ def rules(competition: Competition, credentials: Credentials | None) -> Finding:
 
 def _device() -> str:
     try:
-        import torch
+        return device_kind()
     except ImportError:  # shown in the line of the packages
         return "cpu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _first(items: list[str]) -> str:

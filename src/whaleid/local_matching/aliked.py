@@ -19,6 +19,7 @@ from kornia.feature import ALIKED
 
 from whaleid.local_matching import weights as published
 from whaleid.local_matching.detectors import Detector, Found, signed_bytes
+from whaleid.utils.device import device_kind
 
 NETWORK = "aliked-n16"
 SIZE, DIRECTION = 1.0, 0.0
@@ -45,7 +46,7 @@ def aliked_detector(weights: Path, device: str | None = None) -> Detector:
 
     device: torch's name; None: the GPU if there is one. Threads take turns: one image fills the GPU or the cores.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or device_kind())
     network, turn = published.load_published(aliked_network(), weights).to(place), Lock()
     assert isinstance(network, ALIKED)
 

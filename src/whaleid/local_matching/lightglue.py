@@ -23,6 +23,7 @@ from whaleid.local_matching.keypoints import Described, frames_of
 from whaleid.local_matching.matchers import Matcher
 from whaleid.local_matching.registry import DETECTORS
 from whaleid.local_matching.weights import LIGHTGLUE, find_published, load_published
+from whaleid.utils.device import device_kind
 
 _BATCH = 16  # pairs at once: with 1,000 keypoints each about 1 GB of a GPU's memory
 
@@ -46,7 +47,7 @@ def lightglue_matcher(described: Described, frames: np.ndarray, weights: Path, d
     frames: float (n, 2), width and height of every image as described. device: torch's name; None: the GPU if there is
     one. Threads take turns.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or device_kind())
     network, turn = load_published(lightglue_network(), weights).to(place), Lock()
 
     def side(rows: np.ndarray) -> dict[str, torch.Tensor]:

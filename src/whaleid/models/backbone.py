@@ -1,9 +1,9 @@
-"""Any timm network as one kind of thing: normalised pixels in, feature map (b, c, h, w) out."""
+"""Backbones: any timm network, with normalised pixels as input and a feature map (b, c, h, w) as output."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -12,19 +12,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from whaleid.models.loading import load_weights
-from whaleid.models.names import check_backbone
-from whaleid.models.weights import default_folder, fetch_weights, find_weights
+from whaleid.models.weights import check_backbone, default_folder, fetch_weights, find_weights
 from whaleid.utils.errors import WhaleidError
-
-Layout = Literal["NCHW", "NHWC", "NLC"]
 
 
 class Backbone(nn.Module):
-    """A timm network without pool and classifier.
+    """A timm network without pooling and classifier.
 
-    net: the network. channels: c of the feature map. mean, std: of the pixels (0..1) that it was pretrained
-    with. Maps of convolutional networks come out as they are. Tokens of transformers lose their prefix (class
-    token, registers) and stand in one column: (b, c, tokens, 1), which the pools read like any map.
+    A transformer's tokens, without its prefix tokens (class token, registers), are a map of one column,
+    (b, c, tokens, 1).
+
+    Attributes
+    ----------
+    net : timm network
+    channels : int
+        c of the feature map.
+    mean, std : tuple of float
+        Of the pixels (0..1) that it was pretrained with.
     """
 
     def __init__(self, net: nn.Module, name: str):
@@ -39,9 +43,9 @@ class Backbone(nn.Module):
         self.batchnorm_frozen = False
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels: float (b, 3, h, w), normalised. Returns float (b, c, h', w')."""
+        """Feature map float (b, c, h', w') of normalised pixels float (b, 3, h, w)."""
         features = self.net(pixels)
-        if features.dim() == 2:  # a few networks pool whatever they are told
+        if features.dim() == 2:  # a few networks pool in any case
             return features[:, :, None, None]
         if features.dim() == 3:
             prefix = int(getattr(self.net, "num_prefix_tokens", 0) or 0)
@@ -51,7 +55,7 @@ class Backbone(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Backbone:
-        """As nn.Module.train, but what is frozen stays in evaluation mode, whoever calls this."""
+        """As nn.Module.train, but what is frozen stays in evaluation mode."""
         super().train(mode and self.trainable)
         if self.batchnorm_frozen:
             for module in self.modules():
@@ -70,13 +74,24 @@ def build_backbone(
 ) -> Backbone:
     """Backbone by its timm name, with its weights.
 
-    weights: `imagenet` (folder/<name>.safetensors, else timm's hub), `random`, or the path of a .safetensors
-    file.
-    drop_path: rate of stochastic depth (Huang et al., 2016). folder: the weights folder (None: the
-    repository's).
-    size: (width, height) in pixels, needed by transformers alone; None: their own.
-    pretrained: False looks for no weights at all (a checkpoint follows, or torch's meta device).
-    Raises WhaleidError for an unknown name, or weights that are not to be had or do not fit.
+    Parameters
+    ----------
+    name : str
+    weights : str
+        `imagenet` (folder/<name>.safetensors, else timm's hub), `random`, or the path of a .safetensors file.
+    drop_path : float
+        Rate of stochastic depth (Huang et al., 2016).
+    folder : Path, optional
+        Folder of weights; by default that of SETTINGS.json.
+    size : tuple of int, optional
+        Width and height of the input, which transformers need; by default their own.
+    pretrained : bool
+        False loads no weights: for a checkpoint, or torch's meta device.
+
+    Raises
+    ------
+    WhaleidError
+        For an unknown name, and for weights that are not available or do not fit.
     """
     check_backbone(name)
     folder = folder or default_folder()
@@ -90,13 +105,23 @@ def build_backbone(
 
 
 def freeze_batchnorm(backbone: Backbone) -> None:
-    """The backbone's batch normalisation uses and keeps the statistics that it has, from now on."""
+    """From now on, the backbone's batch normalisation uses the statistics that it has, and keeps them."""
     backbone.batchnorm_frozen = True
     backbone.train(backbone.training)
 
 
+def set_backbone_trainable(backbone: Backbone, trainable: bool) -> None:
+    """Train the backbone, or freeze it: no gradients, no moving statistics, no stochastic depth.
+
+    Holds through later calls of `train()`.
+    """
+    backbone.trainable = trainable
+    backbone.requires_grad_(trainable)
+    backbone.train(backbone.training)
+
+
 def _create(name: str, drop_path: float, size: tuple[int, int] | None) -> nn.Module:
-    """The timm network, told the input's size in the way that its family understands."""
+    """The timm network, with the input's size given in the way that its family accepts."""
     wanted: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
     if drop_path > 0:
         wanted["drop_path_rate"] = drop_path
@@ -122,7 +147,7 @@ def _create(name: str, drop_path: float, size: tuple[int, int] | None) -> nn.Mod
                 ) from error
             if "unexpected keyword" not in reason or way is ways[-1]:
                 raise
-        except AssertionError as error:  # a few transformers (distilled DeiT) insist on their own pool
+        except AssertionError as error:  # a few transformers (distilled DeiT) need their own pool
             raise WhaleidError(
                 f"model.backbone '{name}': timm gives no feature map of it ({error}); choose another"
             ) from error

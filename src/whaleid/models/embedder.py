@@ -1,4 +1,4 @@
-"""Backbone, pool and neck joined: from the pixels of an image to its embedding."""
+"""Embedder: backbone, pooling and neck, from the pixels of an image to its embedding."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from whaleid.models.pooling import build_pool
 
 
 class Embedder(nn.Module):
-    """Images to embeddings: normalise pixels, backbone, pool, neck.
+    """Images to embeddings: normalised pixels, backbone, pooling, neck.
 
-    dim: length of an embedding. slices: equal parts of it that are normalised each on its own.
+    Attributes
+    ----------
+    dim : int
+        Length of an embedding.
+    slices : int
+        Equal parts of it that are normalised each on its own.
     """
 
     def __init__(self, backbone: Backbone, pool: nn.Module, neck: nn.Module, dim: int, slices: int = 1):
@@ -33,39 +38,35 @@ class Embedder(nn.Module):
         self.register_buffer("pixel_shift", -mean / std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (b, h, w, 3) RGB in 0..255, uint8 (or float, after a mix of images).
+        """Embeddings float32 (b, dim) of RGB images (b, h, w, 3) in 0..255, uint8 or float.
 
-        Returns float32 (b, dim): not normalised, as the heads want it, but for slices (`equal_slices`).
+        They are not normalised, except where there are slices (`equal_slices`).
         """
         return self.neck_of(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the neck gets: the pooled feature map, (b, channels)."""
+        """Pooled features (b, channels), before the neck."""
         return self.pool(self.backbone(self.pixels(images)))
 
     def neck_of(self, features: Tensor) -> Tensor:
-        """Embeddings float32 (b, dim), as forward gives them, of pooled features (b, channels)."""
+        """Embeddings float32 (b, dim), as from `forward`, of pooled features (b, channels)."""
         return equal_slices(self.neck(features).float(), self.slices)
 
     def embed(self, images: Tensor) -> Tensor:
-        """As forward, with rows of length 1: what is compared and stored."""
+        """Unit embeddings float32 (b, dim): what is compared and stored."""
         return functional.normalize(self(images), dim=1)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """What the backbone reads: float32 (b, 3, h, w), normalised.
-
-        The images lie in memory pixel by pixel, which is torch's channels_last already: nothing is copied
-        twice.
-        """
+        """Normalised pixels float32 (b, 3, h, w), in torch's channels_last layout, which is that of the images."""
         scale, shift = self.get_buffer("pixel_scale"), self.get_buffer("pixel_shift")
         return (images.float() * scale + shift).permute(0, 3, 1, 2)
 
 
 def equal_slices(embeddings: Tensor, slices: int) -> Tensor:
-    """Each of `slices` equal parts of every row brought to the length sqrt(d / slices); as they are for 1.
+    """Scale each of `slices` equal parts of every row to length sqrt(d / slices); unchanged for one slice.
 
-    embeddings: float (b, d). Rows of unit length are then `slices` unit vectors side by side, over sqrt(slices): the
-    embedding of Sanakoyeu et al. (2019). The length is that of a batch-normalised row, which softmax learners want.
+    embeddings: float (b, d). The unit row is then `slices` unit vectors over sqrt(slices), the embedding of Sanakoyeu
+    et al. (2019). The length is that of a batch-normalised row, which suits softmax learners.
     """
     if slices == 1:
         return embeddings
@@ -76,7 +77,7 @@ def equal_slices(embeddings: Tensor, slices: int) -> Tensor:
 class BatchNormNeck(nn.Sequential):
     """BNNeck (Luo et al., 2019): dropout, linear layer, batch normalisation whose offset stays 0.
 
-    Without an offset the embeddings stay around the origin, where angles between them mean most.
+    Without an offset the embeddings stay around the origin, where angles between them are most informative.
     """
 
     def __init__(self, channels: int, dim: int, dropout: float):
@@ -94,10 +95,18 @@ def build_embedder(
 ) -> Embedder:
     """Embedder of an experiment's `model` settings.
 
-    folder: the weights folder (None: the repository's). pretrained: False where a checkpoint follows, or on
-    torch's meta device. size: (width, height) of the input in pixels; transformers adapt their positions to
-    it. slices: see `Embedder` (`Experiment.slices`). Raises WhaleidError for an unknown backbone and for weights that
-    are missing or do not fit.
+    Parameters
+    ----------
+    config : ModelConfig
+    folder, pretrained, size
+        As in `build_backbone`.
+    slices : int
+        Parts of the embedding that are normalised each on its own (`HeadSettings.slices`).
+
+    Raises
+    ------
+    WhaleidError
+        For an unknown backbone, and for weights that are missing or do not fit.
     """
     backbone = build_backbone(config.backbone, config.weights, config.drop_path, folder, size, pretrained)
     pool = build_pool(config.pool, config.gem_p)

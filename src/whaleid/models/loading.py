@@ -1,4 +1,4 @@
-"""Put a .safetensors file into a timm network, and say clearly when it does not fit."""
+"""Load a .safetensors file into a timm network, with a clear error where it does not fit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ _CLASSIFIER_PARTS = ("head", "fc", "fc_norm", "head_dist", "attn_pool", "pre_log
 def load_weights(net: nn.Module, path: Path, backbone: str) -> None:
     """Load `path` into `net`, a timm network without classifier; every other tensor must fit.
 
-    timm's own filter of the family adapts what depends on the input's size (position embeddings). What
-    belongs to the file's classifier is left out. Raises WhaleidError with the first tensors that are missing,
-    unknown or of another shape.
+    timm's filter of the network's family adapts what depends on the input's size (position embeddings). The file's
+    classifier is skipped. Raises WhaleidError with the first tensors that are missing, unknown or of another shape.
     """
     try:
         state = load_file(path)
@@ -37,14 +36,14 @@ def load_weights(net: nn.Module, path: Path, backbone: str) -> None:
             f"{path}: does not fit backbone '{backbone}': {'; '.join(problems[:_SHOWN])}{more}; "
             "give the weights of this very backbone"
         )
-    net.load_state_dict(state, strict=False)  # only counters of batches can still be missing
+    net.load_state_dict(state, strict=False)  # only counters of batches can be missing
 
 
 def _adapted(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """State after the network family's own `checkpoint_filter_fn`, as timm applies it to its downloads."""
     adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if adapt is not None:
-        # Fails on another family's file; the comparison that follows says what is wrong with it.
+        # It fails on a file of another family, which the comparison that follows reports.
         with contextlib.suppress(RuntimeError, KeyError, ValueError, IndexError):
             state = adapt(state, net)
     own = net.state_dict()

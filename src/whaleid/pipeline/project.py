@@ -161,8 +161,3 @@ def open_project(
 def all_images_key(competition: Competition, workspace: Workspace, skip_unreadable: bool) -> str:
     """Digest of all images and their rows."""
     return digest("images", VERSION["images"], images_key(competition, workspace.digests), skip_unreadable)
-
-
-def scores_pairs(experiment: Experiment) -> bool:
-    """Whether the experiment's head is a similarity of pairs, by which candidates can be ranked again."""
-    return experiment.head.name == "siamese"

@@ -11,7 +11,7 @@ from whaleid.config.settings import WEIGHTS
 from whaleid.data.pseudo import labels_of
 from whaleid.pipeline import keys
 from whaleid.pipeline.data_stages import read_cache
-from whaleid.pipeline.project import Project, scores_pairs
+from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import Round, round_state
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import Workspace, read_folds, read_images
@@ -28,7 +28,7 @@ def pretrain_tasks(project: Project) -> list[Task]:
 
     def make() -> dict[str, Any]:
         from whaleid.models.weights import ensure_weights
-        from whaleid.training.pretext import pretrain_run
+        from whaleid.training.pretrain import pretrain_run
 
         out.mkdir(parents=True, exist_ok=True)
         ensure_weights(pretext.model.backbone, pretext.model.weights, folder)
@@ -81,7 +81,7 @@ def _train_task(project: Project, experiment: Experiment, fold: int | None, stat
     def make() -> dict[str, Any]:
         from whaleid.training.run import train_run
 
-        if scores_pairs(experiment):  # its head reads features of the same training
+        if experiment.head.scores_pairs:  # its head reads features of the same training
             workspace.mark_current(workspace.features(experiment.name, fold), "")
         labels = project.pseudo_labels
         summary = train_run(
@@ -129,7 +129,7 @@ def round_reads(project: Project) -> list[str]:
 
 def _as_trained(project: Project, experiment: Experiment, fold: int | None) -> Experiment:
     """The experiment with the weights that it starts from and, on all images, with the length of the folds' runs."""
-    from whaleid.training.full import with_epochs
+    from whaleid.training.schedule import full_data_experiment
 
     if project.starts_pretrained(experiment):
         weights = Path(WEIGHTS, pretrained_path(project).name).as_posix()
@@ -138,7 +138,7 @@ def _as_trained(project: Project, experiment: Experiment, fold: int | None) -> E
         return experiment
     workspace = project.workspace
     runs = [workspace.run(experiment.name, number) for number in project.folds]
-    return with_epochs(experiment, [workspace.stamp(run)["summary"] for run in runs])
+    return full_data_experiment(experiment, [workspace.stamp(run)["summary"] for run in runs])
 
 
 def prepare_training(project: Project, tasks: list[Task]) -> None:
@@ -172,7 +172,7 @@ def _feature_task(project: Project, experiment: Experiment, fold: int | None, st
 
     def check() -> bool:
         """Other heads' runs are not needed any more once the features are there."""
-        trained = not scores_pairs(experiment) or workspace.is_current(run, keys.run_key(project, experiment, fold))
+        trained = not experiment.head.scores_pairs or workspace.is_current(run, keys.run_key(project, experiment, fold))
         return trained and workspace.is_current(out, key)
 
     return Task(
@@ -196,6 +196,6 @@ def feature_reads(project: Project) -> list[str]:
     for experiment in project.experiments:
         for fold in project.folds_of(experiment):
             reads.append(f"features/{workspace.run_item(experiment.name, fold)}")
-            if scores_pairs(experiment):
+            if experiment.head.scores_pairs:
                 reads.append(run_name(workspace, experiment, fold))
     return reads

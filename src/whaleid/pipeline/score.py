@@ -8,6 +8,7 @@ import numpy as np
 
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
+from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.evaluation.topk import read_guesses, score_submission
 from whaleid.pipeline.metrics import require_figures
@@ -37,8 +38,8 @@ def score_tasks(project: Project) -> list[Task]:
 
     def make() -> None:
         written = latest_submission(project)
-        score = score_submission(written, solution, k)
-        log_submission(project, require_figures(project), written, round(score.map, 5))
+        score = get_form(project.competition.answer.form).score_submission(written, solution, k)
+        log_submission(project, require_figures(project), written, round(score.value, 5))
         write_json(path, score.as_json())
 
     def check() -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whaleid.config import Experiment
-from whaleid.pipeline.project import Project, scores_pairs
+from whaleid.pipeline.project import Project
 
 if TYPE_CHECKING:
     from whaleid.ensemble.ladder import Source
@@ -32,7 +32,6 @@ def _source_of(project: Project, experiment: Experiment) -> Source:
     return Source(
         name,
         {fold: workspace.features(name, fold) for fold in project.folds},
-        optimistic=experiment.train.select == "best",
-        pairs=pairs if scores_pairs(experiment) else {},
+        pairs=pairs if experiment.head.scores_pairs else {},
         full=workspace.features(name, None) if None in runs else None,
     )

@@ -12,8 +12,9 @@ import pandas as pd
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.data.tables import read_table
+from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
-from whaleid.evaluation.topk import check_submission, read_guesses, write_submission
+from whaleid.evaluation.topk import read_guesses
 from whaleid.pipeline.ladder import ladder_tasks
 from whaleid.pipeline.metrics import read_figures, require_figures
 from whaleid.pipeline.project import Project
@@ -45,9 +46,14 @@ def write_answer(project: Project, path: Path) -> None:
     """Write the final ranker's guesses, as the candidates hold them, to the submission file `path`."""
     competition = project.competition
     template = submission_template(competition, project.workspace.root)
-    images, guesses = _with_missing(read_guesses_of_rungs(project)[-1], template, _most_frequent(project))
+    final = read_guesses_of_rungs(project)[-1]
+    images, guesses = _with_missing(final, template, _most_frequent(project))
+    scores = None
+    if final.scores is not None:
+        scores = np.pad(final.scores, ((0, len(images) - len(final.images)), (0, 0)), constant_values=-np.inf)
     columns = (competition.submission.image, competition.submission.identities)
-    write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns)
+    form = get_form(competition.answer.form)
+    form.write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns, scores)
 
 
 # -------------------------------------------------------------------------------------------------- where it is
@@ -111,11 +117,14 @@ class TestGuesses:
         Names of the test images.
     guesses : str array, shape (n, k)
         Identities, best first; "" where there are fewer than k.
+    scores : float array, shape (n, k), optional
+        Scores of the guesses; -inf where there are fewer than k.
     """
 
     rung: str
     images: np.ndarray
     guesses: np.ndarray
+    scores: np.ndarray | None = None
 
 
 def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
@@ -127,7 +136,16 @@ def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
     if not path.is_file():
         raise WhaleidError(f"competition {project.competition.name} has no test images: add `test` to its YAML")
     k = project.competition.k
-    return [TestGuesses(rung, lists.queries, labels(lists, k)) for rung, _, lists in read_candidates(path)]
+    rungs = ((rung, lists, lists.scores[:, :k]) for rung, _, lists in read_candidates(path))
+    return [
+        TestGuesses(
+            rung,
+            lists.queries,
+            labels(lists, k),
+            np.pad(scores, ((0, 0), (0, k - scores.shape[1])), constant_values=-np.inf),
+        )
+        for rung, lists, scores in rungs
+    ]
 
 
 def _most_frequent(project: Project) -> list[str]:
@@ -171,7 +189,8 @@ def submission_template(competition: Competition, folder: Path) -> Path:
 def submission_problems(path: Path, competition: Competition, work: Path) -> list[str]:
     """What is wrong with any submission file of a competition, a line for each problem."""
     template = submission_template(competition, work / competition.name)
-    problems = check_submission(path, template, known_labels(competition), competition.k)
+    form = get_form(competition.answer.form)
+    problems = form.check_submission(path, template, known_labels(competition), competition.k)
     return [problem if problem.startswith(str(path)) else f"{path}: {problem}" for problem in problems]
 
 

@@ -7,6 +7,7 @@ much, and is computed only for the nearest images.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from whaleid.utils.errors import WhaleidError
 def load_pairs(run: Path) -> SiamesePairs:
     """The siamese head of a finished run, on the GPU if there is one. Raises WhaleidError for another head."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head = load_run(run, device).head
-    if not isinstance(head, SiamesePairs):
+    trained = load_run(run, device)
+    if not trained.experiment.head.scores_pairs:
         raise WhaleidError(f"{run}: its head scores no pairs; re-scoring needs a run with head.name: siamese")
-    return head
+    return cast(SiamesePairs, trained.head)
 
 
 def rescored_identities(

@@ -16,12 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from whaleid.config import Experiment
+from whaleid.config import Experiment, ExperimentBase
 from whaleid.config.files import read_yaml
 from whaleid.models.embedder import Embedder, build_embedder
 from whaleid.models.heads.base import HeadModule
 from whaleid.models.heads.registry import build_head
-from whaleid.training.state import storable
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
@@ -39,18 +38,18 @@ class TrainedRun:
     embedder: Embedder
     head: HeadModule
     classes: list[str]
-    """What the head's logits stand for; mirrored ones are `<identity>|mirror`."""
+    """Of the head's logits; those of mirrored images are `<identity>|mirror`."""
     class_sizes: np.ndarray
     """int64 (c,): training images of each class."""
     experiment: Experiment
     size: tuple[int, int]
-    """Width and height of the images that it was trained on, pixels."""
+    """Width and height of the training images, pixels."""
     metadata: dict[str, Any]
-    """The checkpoint's own: `summary`, `key`, ..."""
+    """Of the checkpoint: `summary`, `key`, ..."""
 
 
-def write_description(folder: Path, experiment: Experiment, classes: list[str]) -> None:
-    """`config.yaml` and `classes.txt`, written before training: what the weights will be weights of."""
+def write_description(folder: Path, experiment: ExperimentBase, classes: list[str]) -> None:
+    """Write `config.yaml` and `classes.txt`, before training."""
     broken = next((name for name in classes if "\n" in name), None)
     if broken is not None:
         raise WhaleidError(f"identity {broken!r} holds a line break: rename it in the competition's CSV")
@@ -69,7 +68,15 @@ def save_checkpoint(
 ) -> None:
     """Write `checkpoint.safetensors` atomically.
 
-    weights: `embedder.*` and `head.*`; class_sizes: int64 (c,); size: width, height; metadata: JSON values.
+    Parameters
+    ----------
+    folder : Path
+    weights : mapping of names to tensors
+        `embedder.*` and `head.*`.
+    class_sizes : int64 array, shape (c,)
+    size : tuple of int
+        Width and height of the training images.
+    metadata : dict of JSON values
     """
     tensors = {**weights, SIZES: torch.from_numpy(np.asarray(class_sizes, dtype=np.int64))}
     header = {name: json.dumps(value) for name, value in {**metadata, "size": list(size)}.items()}
@@ -87,7 +94,13 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
 
 
 def load_run(folder: Path, device: str | torch.device = "cpu") -> TrainedRun:
-    """Read a finished run; every tensor must be there, none may be left over."""
+    """Read a finished run.
+
+    Raises
+    ------
+    WhaleidError
+        Where a file is missing or broken, or a tensor is missing, unknown or of another shape.
+    """
     weights, metadata = _read_weights(folder / CHECKPOINT)
     experiment = _read_experiment(folder / CONFIG)
     classes = _read_classes(folder / CLASSES)
@@ -97,7 +110,7 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> TrainedRun:
             f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: {_AGAIN.format(folder)}"
         )
     width, height = metadata["size"]
-    embedder = build_embedder(experiment.model, pretrained=False, size=(width, height), slices=experiment.slices)
+    embedder = build_embedder(experiment.model, pretrained=False, size=(width, height), slices=experiment.head.slices)
     head = build_head(experiment.head, embedder.dim, sizes)
     _fill(torch.nn.ModuleDict({"embedder": embedder, "head": head}), weights, folder)
     for module in (embedder, head):
@@ -110,7 +123,7 @@ _AGAIN = "the run's files do not belong together; delete {} and train it again"
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise WhaleidError(f"{path}: there is no checkpoint; the run is not finished: train it first (make train)")
+        raise WhaleidError(f"{path}: there is no checkpoint; the run is not finished: train it first (`whaleid train`)")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
@@ -124,7 +137,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_experiment(path: Path) -> Experiment:
     if not path.is_file():
-        raise WhaleidError(f"{path}: missing; it says how the checkpoint's network is built: train the run again")
+        raise WhaleidError(f"{path}: missing; the checkpoint's network is built from it: train the run again")
     try:
         return Experiment.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -135,12 +148,12 @@ def _read_experiment(path: Path) -> Experiment:
 
 def _read_classes(path: Path) -> list[str]:
     if not path.is_file():
-        raise WhaleidError(f"{path}: missing; it names the checkpoint's classes: train the run again")
+        raise WhaleidError(f"{path}: missing; it has the names of the checkpoint's classes: train the run again")
     return path.read_bytes().decode().split("\n")[:-1]
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """load_state_dict, strict, with its many lines of complaint made one."""
+    """Strict load_state_dict, with an error of one line."""
     wanted = module.state_dict()
     missing, unexpected = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     misshapen = [name for name in wanted if name in weights and wanted[name].shape != weights[name].shape]
@@ -153,3 +166,14 @@ def _fill(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> 
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise WhaleidError(f"{folder / CHECKPOINT}: {what} {names[0]}{more}: {_AGAIN.format(folder)}")
     module.load_state_dict(weights)
+
+
+def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached, contiguous CPU tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        stored[name] = plain.clone() if plain.data_ptr() in seen else plain
+        seen.add(plain.data_ptr())
+    return stored

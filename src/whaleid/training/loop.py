@@ -1,4 +1,4 @@
-"""The loop: batches in, changed weights out; what is logged and saved on the way is its caller's business."""
+"""The training loop: batches in, updated weights out. Its caller logs and saves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from whaleid.data.samplers import EpochPlan
-from whaleid.models.backbone import freeze_batchnorm
-from whaleid.models.heads.divide import DivideLearners
-from whaleid.models.parameters import set_backbone_trainable
+from whaleid.models.backbone import freeze_batchnorm, set_backbone_trainable
 from whaleid.training.optimizer import set_rates
 from whaleid.training.seeds import mix, seed_everything
 from whaleid.training.session import LossModule, Session
@@ -27,25 +25,32 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 def train_epoch(session: Session, plan: EpochPlan, batches: Batches, after_tick: Callable[[int], None]) -> None:
-    """Train what is left of the running epoch.
+    """Train the rest of the running epoch.
 
-    plan: the whole epoch's; batches: those from `progress.batch` on.
-    after_tick is called every few steps and after the last, with the number of steps since the last call; the
-    losses up to then are known to be finite.
+    Parameters
+    ----------
+    session : Session
+    plan : EpochPlan
+        Of the full epoch.
+    batches : iterator
+        Those from `progress.batch` on.
+    after_tick : callable
+        Called every few steps and after the last, with the number of steps since the last call; their losses are
+        finite.
     """
     progress = session.progress
-    todo = list(zip(plan.sizes, plan.parts, strict=True))
+    groups = list(zip(plan.sizes, plan.parts, strict=True))
     set_mode(session)
     model = across_processes(session.module, session.accelerator)
     losses: list[Tensor] = []
     started = time.perf_counter()
-    for start in range(progress.batch, len(todo), session.config.accumulate):
-        group = todo[start : start + session.config.accumulate]
+    for start in range(progress.batch, len(groups), session.config.accumulate):
+        group = groups[start : start + session.config.accumulate]
         losses.append(take_step(session, model, batches, group))
         progress.step += 1
         progress.batch += len(group)
         progress.images += sum(size for size, _ in group)
-        if progress.step % session.tick == 0 or progress.batch == len(todo):
+        if progress.step % session.tick == 0 or progress.batch == len(groups):
             settle(session, losses)
             now = time.perf_counter()
             progress.seconds += now - started
@@ -55,26 +60,26 @@ def train_epoch(session: Session, plan: EpochPlan, batches: Batches, after_tick:
 
 
 def set_mode(session: Session) -> None:
-    """Training mode, with the backbone standing still where the settings say so."""
+    """Training mode, with the backbone frozen where the settings say so."""
     embedder = session.module.embedder
     if session.config.freeze.batchnorm:
         freeze_batchnorm(embedder.backbone)
     if embedder.backbone.trainable == session.frozen:
-        set_backbone_trainable(embedder, not session.frozen)
+        set_backbone_trainable(embedder.backbone, not session.frozen)
     session.module.train()
 
 
 def take_step(session: Session, model: nn.Module, batches: Batches, group: list[tuple[int, int]]) -> Tensor:
-    """One change of the weights from `len(group)` batches; returns their mean loss, detached.
+    """One update of the weights from `len(group)` batches; returns their mean loss, detached.
 
-    group: size of each batch, and which learner of the head it is for. A batch counts by its images, so that the
-    gradient is that of one large batch (where neither loss nor network couples the images of a batch).
+    group: size of each batch, and the learner of the head that it is for. A batch is weighted by its images, so that
+    the gradient is that of one large batch (where neither loss nor network couples the images of a batch).
     """
     accelerator, config, step = session.accelerator, session.config, session.progress.step
     set_rates(session.optimizer, session.schedule.factor(step))
     session.optimizer.zero_grad(set_to_none=True)  # here, not at the end: the forward pass reuses the memory
     losses, total = [], sum(size for size, _ in group)
-    for place, (size, part) in enumerate(group):
+    for place, (size, learner) in enumerate(group):
         images, labels = next(batches)
         seed_everything(mix(session.seed, step, place, accelerator.process_index))
         last = place == len(group) - 1
@@ -83,7 +88,7 @@ def take_step(session: Session, model: nn.Module, batches: Batches, group: list[
                 loss = model(
                     images.to(accelerator.device, non_blocking=True),
                     labels.to(accelerator.device, non_blocking=True),
-                    part,
+                    learner,
                 )
             share = loss * (size / total) if len(group) > 1 else loss
             accelerator.backward(share)
@@ -92,12 +97,12 @@ def take_step(session: Session, model: nn.Module, batches: Batches, group: list[
     session.gradient_norm = accelerator.clip_grad_norm_(session.module.parameters(), limit)
     session.optimizer.step()
     if session.ema:
-        session.ema.update(step)
+        session.ema.update(session.module, step)
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def settle(session: Session, losses: list[Tensor]) -> None:
-    """Bring the losses of the last steps to the CPU, refuse any that is not finite, and add them up."""
+    """Add up the losses of the last steps; raise WhaleidError for one that is not finite."""
     progress = session.progress
     stacked = torch.stack(losses).float()
     if session.accelerator.num_processes > 1:  # all processes must come to the same conclusion
@@ -112,7 +117,7 @@ def settle(session: Session, losses: list[Tensor]) -> None:
 
 
 def require_finite_weights(session: Session) -> None:
-    """Refuse to keep weights that a step has just broken, though its loss was still finite."""
+    """Raise WhaleidError where a step has broken the weights, though its loss was still finite."""
     finite = torch.stack([parameter.detach().isfinite().all() for parameter in session.module.parameters()])
     if not bool(finite.all()):
         raise not_finite(session, "weights are no longer finite", session.progress.step)
@@ -134,21 +139,18 @@ def not_finite(session: Session, what: str, step: int) -> WhaleidError:
 def across_processes(module: LossModule, accelerator: Accelerator) -> nn.Module:
     """The module itself, or with several processes one that averages gradients over them.
 
-    Made anew for each epoch, because it must know which parameters are frozen.
+    Made anew for each epoch, since it must know which parameters are frozen.
     """
     if accelerator.num_processes == 1:
         return module
     device = accelerator.device
-    # A pair or triplet loss without a single pair in its batch leaves its own parameters without gradients, and
-    # of a divided head one learner works at a time.
-    unused = isinstance(module.head, DivideLearners) or any(
-        type(part).__module__.startswith("pytorch_metric_learning") for part in module.head.modules()
-    )
     return DistributedDataParallel(
-        module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=module.head.unused_parameters,
     )
 
 
 def unsynchronised(model: nn.Module):
-    """Context in which gradients stay each process's own: all but the last batch of a step."""
+    """Context without averaging of gradients over processes: for all but the last batch of a step."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

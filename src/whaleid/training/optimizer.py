@@ -1,22 +1,52 @@
-"""The optimizer, its rates during the schedule, and its moments as named tensors."""
+"""The optimizer: its parameter groups, their learning rates during the schedule, and its moments as named tensors."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from whaleid.config import TrainConfig
+from whaleid.models.embedder import Embedder
 
 _MOMENTUM = 0.9  # of SGD (Nesterov); AdamW keeps its usual betas
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD with Nesterov momentum over parameter groups that bring their own `lr` and `weight_decay`.
+def parameter_groups(
+    embedder: Embedder, head: nn.Module, lr: float, backbone_lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: the backbone and the rest, each with and without weight decay.
 
-    Each group's `lr` is its peak; it is kept as `peak`, for `set_rates`. Fused kernels (one pass over all
-    parameters) are used wherever torch has them.
+    timm's rule: no decay on biases and vectors (norms, GeM's p, learned margins) nor on what the network exempts
+    (position embeddings, class tokens). Parameters without gradients (BNNeck's offset) are left out.
+
+    Parameters
+    ----------
+    embedder, head : modules
+    lr : float
+        Peak learning rate of pool, neck and head.
+    backbone_lr : float
+        That of the backbone, as a multiple of `lr`.
+    weight_decay : float
+
+    Returns
+    -------
+    list of dict
+        `params`, `lr`, `weight_decay`.
+    """
+    net = embedder.backbone.net
+    exempt = getattr(net, "no_weight_decay", set)()
+    backbone = param_groups_weight_decay(net, weight_decay, no_weight_decay_list=exempt)
+    rest = param_groups_weight_decay(nn.ModuleList([embedder.pool, embedder.neck, head]), weight_decay)
+    return [{**group, "lr": lr * backbone_lr} for group in backbone] + [{**group, "lr": lr} for group in rest]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD with Nesterov momentum; each group's `lr` is its peak, kept as `peak` for `set_rates`.
+
+    Fused kernels (one pass over all parameters) are used wherever torch has them.
     """
     groups = [{**group, "peak": group["lr"]} for group in groups]
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
@@ -29,13 +59,13 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group its peak rate times `factor`, [0, 1]."""
+    """Set every group's learning rate to its peak times `factor`, in [0, 1]."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's moments as `<moment>/<parameter's name>`; parameters never stepped have none."""
+    """The optimizer's moments as `<moment>/<parameter's name>`; parameters never updated have none."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for parameter, moments in optimizer.state.items():
@@ -46,7 +76,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put saved moments back, in each parameter's own memory layout: results stay equal to the bit."""
+    """Restore saved moments, in each parameter's own memory layout: results stay equal to the bit."""
     parameters = dict(module.named_parameters())
     order = {
         parameter: place

@@ -1,7 +1,7 @@
-"""One source of chance: everything random is a pure function of the run's seed and of where the run stands.
+"""Seeds: everything random is a pure function of the run's seed and of the position in the run.
 
-A run that was killed therefore needs no generator's state to go on exactly as it would have: whatever drew
-random numbers before (a data loader, an evaluation) cannot change what the next step draws.
+A run that was killed needs no generator's state to continue as it would have: whatever drew random numbers before (a
+data loader, feature extraction) does not change what the next step draws.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def mix(*parts: int | str) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Set the generators of Python, numpy and torch (all devices): dropout, stochastic depth, miners."""
+    """Seed the generators of Python, numpy and torch (all devices): for dropout, stochastic depth, miners."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def prefer_determinism() -> None:
-    """Ask for the same result from the same seed where it costs little.
+    """Make cuDNN deterministic; it must not choose its algorithms by timing them.
 
-    On CPU torch is deterministic for a given number of threads; on a GPU cuDNN must not choose its algorithms
-    by timing them. Full determinism there would forbid operations that some backbones need.
+    On a CPU torch is deterministic for a given number of threads. Full determinism on a GPU would forbid operations
+    that some backbones need.
     """
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, digests of contents, JSON, and space on the disk."""
+"""Atomic files, digests, JSON, and free space on the disk."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ OTHER_WORK = "put the work elsewhere with WORK="
 
 
 def digest(*parts: Any) -> str:
-    """Short key of JSON-like parts: equal parts give equal keys, on any machine."""
+    """Digest of JSON-like values, 20 hexadecimal digits: equal values give equal digests, on any machine."""
     text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def file_digest(path: Path) -> str:
-    """Short key of a file's bytes."""
+    """Digest of a file's bytes, 20 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:20]
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Temporary sibling of `path` to write a file or a folder to; it takes `path`'s place when the block ends well.
+    """Temporary path beside `path`, for a file or a folder; it replaces `path` when the block ends without an error.
 
-    When the block fails the temporary is removed and what stood at `path` stays as it was.
+    After an error the temporary file is removed, and `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""What a stage took, and on which machine: noted with its stamp when it is done."""
+"""The machine in one line, and the time that a task took: noted beside its output's key."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def measured(began: float) -> dict[str, Any]:
-    """Notes for a stamp. began: `time.monotonic()` when the stage was. seconds: of this go, where one carried on."""
+    """Seconds since `began` (of `time.monotonic()`; of the last process, where a task was resumed), and the machine."""
     return {"seconds": round(time.monotonic() - began, 3), "machine": machine_line()}
 
 
 def machine_line() -> str:
-    """This machine in a line, without its name: system, processor, cores, memory, GPUs.
-
-    GPUs are those that torch sees, asked for only where it is loaded already: a stage without it uses none.
-    """
+    """System, processor, cores, memory and GPUs; GPUs only where torch is loaded, for nothing else uses them."""
     memory = f"{psutil.virtual_memory().total / _GB:.0f} GB"
     parts = [platform.system(), _processor(), f"{os.cpu_count() or 1} cores", memory, *_gpus()]
     return ", ".join(part for part in parts if part)

@@ -22,6 +22,7 @@ from whaleid.data.cache import ImageCache, build_cache, cache_name, open_cache
 from whaleid.features.extractor import Extractor, load_extractor
 from whaleid.features.files import read_features
 from whaleid.kaggle.kernel.inputs import log
+from whaleid.utils.device import gpu_count
 
 DECODED_BYTES = 4 << 30
 """Decoded images on the scratch disk at a time; if there are more, every run decodes them again in pieces."""
@@ -119,7 +120,7 @@ def free_disk(test: TestImages) -> None:
 
 def gpus() -> list[int | None]:
     """Numbers of the GPUs; [None] for the CPU."""
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else [None]
+    return list(range(gpu_count())) or [None]
 
 
 def _with_one_view(views: Extractor) -> Extractor:

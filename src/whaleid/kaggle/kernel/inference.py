@@ -30,7 +30,6 @@ from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.extraction import TestImages, extract_test_features, free_disk, gpus, time_per_image
 from whaleid.kaggle.kernel.inputs import KernelFolders, log
 from whaleid.kaggle.kernel.rows import join_rows, keep_rows
-from whaleid.pipeline.keys import folds_key
 from whaleid.pipeline.ladder import rank_features
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import write_answer
@@ -161,9 +160,7 @@ def _fill_work_folder(
     workspace.root.mkdir(parents=True)
     both = pd.concat([labelled, images.astype(labelled.dtypes.to_dict(), errors="ignore")], ignore_index=True)
     both.to_parquet(workspace.images, index=False)
-    workspace.mark_current(workspace.images, project.keys.images)
     shutil.copyfile(folders.assets / workspace.folds.name, workspace.folds)
-    workspace.mark_current(workspace.folds, folds_key(project))
     if workspace.round:
         labels = read_pseudo_labels(folders.assets / PSEUDO)
         write_pseudo_labels(labels, workspace.pseudo_labels(project.recipe.name))
@@ -189,7 +186,6 @@ def _describe_keypoints(project: Project, folders: KernelFolders, local: list[st
         masks = masks_of(competition, images)
         describe_images(images, competition.root, out, config, masks=masks, weights=project.settings.weights)
         join_rows([folders.assets / name, out], target)
-        workspace.mark_current(target, project.local_key(target.name))
         shutil.rmtree(out)
     log(f"keypoints of {len(images):,} test images in {(time.monotonic() - began) / 60:.1f} min")
 

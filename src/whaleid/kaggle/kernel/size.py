@@ -12,8 +12,6 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import bytes_text
 
 LOGITS = "logits.npy"
-PAIRWISE = ("metric", "siamese")
-"""Heads that compare images and know no classes: they give no logits."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def planned_size(project: Project, images: int | None, identities: int | None) -
         size += experiment_size(
             weights=FLOAT * cost.parameters,
             dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
-            classes=census.identities if item.features.logits and item.head.name not in PAIRWISE else 0,
+            classes=census.identities if item.features.logits and item.head.has_logits else 0,
             itemsize=2 if item.features.half else FLOAT,
             runs=len(project.folds_of(item)),
             labelled=census.labelled + census.unknown,

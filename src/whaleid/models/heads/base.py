@@ -1,37 +1,83 @@
-"""The one face of all heads: `forward(embeddings, labels)` is a scalar loss, `logits(embeddings)` are class scores or
-None. They compute in float32 whatever autocast says: logits of scale 30 do not fit half precision.
+"""The interface of all heads: `forward(embeddings, labels)` is a scalar loss, `logits(embeddings)` class scores or
+None.
+
+Heads compute in float32 whatever autocast says: logits of scale 30 do not fit half precision.
 """
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class HeadModule(nn.Module):
-    """Base of all heads; a head defines `_loss` and `_logits` on float32 embeddings."""
+    """Base of all heads.
 
-    def forward(self, embeddings: Tensor, labels: Tensor, part: int = 0) -> Tensor:
-        """Training loss, a float32 scalar. embeddings: float (b, d), of any length. labels: int64 (b,).
+    A head is built as `Head(settings, dim, class_sizes)`: its settings (a subclass of `config.HeadSettings`), the
+    length of an embedding, and the number of training images of each class, int64 (c,). It defines `_logits`, and
+    `_loss` where that is not the cross entropy of the logits, both on float32 embeddings.
+    """
 
-        part: which learner of a divided head the batch is for (`EpochPlan.parts`); other heads have one alone.
+    unused_parameters = False
+    """Whether some batches leave some of its parameters without a gradient."""
+
+    @classmethod
+    def network_size(cls, settings: Any, backbone: str, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the network's input, for images of `size` (width, height) and a timm backbone."""
+        return size
+
+    def question(self, images: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the network sees of a batch, and the right answers: a head without labels makes its own.
+
+        Parameters
+        ----------
+        images : uint8 or float tensor, shape (b, h, w, 3)
+        labels : int64 tensor, shape (b,)
+        size : tuple of int
+            Width and height of the network's input, `network_size` of the images'.
+
+        Returns
+        -------
+        images : uint8 or float tensor, shape (m, h', w', 3)
+        answers : int64 tensor
+        """
+        return images, labels
+
+    def forward(self, embeddings: Tensor, labels: Tensor, learner: int = 0) -> Tensor:
+        """Training loss of a batch.
+
+        Parameters
+        ----------
+        embeddings : float tensor, shape (b, d)
+            Not normalised.
+        labels : int64 tensor, shape (b,)
+        learner : int
+            The learner of a divided head that the batch belongs to (`EpochPlan.parts`); 0 for all other heads.
+
+        Returns
+        -------
+        float32 scalar tensor
         """
         with full_precision(embeddings):
-            return self._part_loss(embeddings.float(), labels, part)
+            return self._learner_loss(embeddings.float(), labels, learner)
 
     def logits(self, embeddings: Tensor) -> Tensor | None:
-        """Class scores float32 (b, c), ready for softmax, no margin; None where the head knows no classes."""
+        """Class scores float32 (b, c) for a softmax, without margin; None where the head has no classes."""
         with full_precision(embeddings):
             return self._logits(embeddings.float())
 
-    def _part_loss(self, embeddings: Tensor, labels: Tensor, part: int) -> Tensor:
+    def _learner_loss(self, embeddings: Tensor, labels: Tensor, learner: int) -> Tensor:
         return self._loss(embeddings, labels)
 
-    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
-        """among: int64 (m,), ascending: the classes that compete (None: all). Heads on pairs have no use for it."""
-        raise NotImplementedError
+    def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """classes: int64 (m,), ascending: the classes in the softmax, None for all. Heads on pairs ignore it."""
+        logits = self._logits(embeddings)
+        assert logits is not None
+        return functional.cross_entropy(logits, labels)
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Heads that tell classes apart: softmax, and ArcFace, CosFace and their kin."""
+"""Classifier heads: softmax, and ArcFace and CosFace with sub-centers and margins by class size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from whaleid.config import MarginHead, SoftmaxHead
 from whaleid.models.heads.base import HeadModule
-from whaleid.models.heads.losses import (
+from whaleid.models.heads.margins import (
     LARGEST_MARGIN,
     arcface_cosine,
     classification_loss,
@@ -24,67 +24,84 @@ from whaleid.utils.errors import WhaleidError
 class SoftmaxClassifier(HeadModule):
     """Linear classifier on the embedding as it is, with cross entropy or focal loss."""
 
-    def __init__(self, config: SoftmaxHead, dim: int, classes: int):
+    def __init__(self, settings: SoftmaxHead, dim: int, class_sizes: Tensor):
         super().__init__()
-        self.config = config
-        self.linear = nn.Linear(dim, classes)
+        self.settings = settings
+        self.linear = nn.Linear(dim, len(class_sizes))
 
-    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
-        weight, bias, labels = among_classes(labels, among, self.linear.weight, self.linear.bias)
+    def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        weight, bias, labels = select_classes(labels, classes, self.linear.weight, self.linear.bias)
         logits = functional.linear(embeddings, weight, bias)
-        return classification_loss(logits, labels, self.config.smoothing, self.config.focal)
+        return classification_loss(logits, labels, self.settings.smoothing, self.settings.focal)
 
     def _logits(self, embeddings: Tensor) -> Tensor:
         return self.linear(embeddings)
 
 
 class MarginClassifier(HeadModule):
-    """ArcFace, CosFace and their sub-center and by-size forms: scaled cosines, the true one made harder.
+    """ArcFace and CosFace: scaled cosines with a margin on that of the true class.
 
-    centers: (c, k, d) learnt directions. margins: (c,), one a class (radians for ArcFace).
+    Attributes
+    ----------
+    centers : float tensor, shape (c, k, d)
+        Learned directions, k a class.
+    margins : float tensor, shape (c,)
+        Margin of each class, in radians for ArcFace.
     """
 
-    def __init__(self, config: MarginHead, dim: int, class_sizes: Tensor):
+    def __init__(self, settings: MarginHead, dim: int, class_sizes: Tensor):
         super().__init__()
-        self.config = config
+        self.settings = settings
         classes = len(class_sizes)
-        self.centers = nn.Parameter(torch.empty(classes, config.subcenters, dim))
+        self.centers = nn.Parameter(torch.empty(classes, settings.subcenters, dim))
         nn.init.normal_(self.centers, std=1.0 / math.sqrt(dim))  # rows of length about 1
-        margins = torch.full((classes,), config.margin)
-        if config.by_size is not None:  # takes the place of the one margin
-            margins = margins_by_size(class_sizes, config.by_size)
-        self.register_buffer("margins", margins)
-        self._harder = arcface_cosine if config.name == "arcface" else cosface_cosine
+        self.register_buffer("margins", class_margins(settings, class_sizes))
+        self._with_margin = arcface_cosine if settings.name == "arcface" else cosface_cosine
 
-    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
-        centers, margins, labels = among_classes(labels, among, self.centers, self.get_buffer("margins"))
+    def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        centers, margins, labels = select_classes(labels, classes, self.centers, self.get_buffer("margins"))
         cosine = cosine_logits(embeddings, centers)
         true = cosine.gather(1, labels[:, None]).squeeze(1)
-        harder = self._harder(true, margins[labels])
-        logits = self.config.scale * cosine.scatter(1, labels[:, None], harder[:, None])
-        return classification_loss(logits, labels, self.config.smoothing, self.config.focal)
+        lowered = self._with_margin(true, margins[labels])
+        logits = self.settings.scale * cosine.scatter(1, labels[:, None], lowered[:, None])
+        return classification_loss(logits, labels, self.settings.smoothing, self.settings.focal)
 
     def _logits(self, embeddings: Tensor) -> Tensor:
-        return self.config.scale * cosine_logits(embeddings, self.centers)
+        return self.settings.scale * cosine_logits(embeddings, self.centers)
 
 
-def check_margins(config: MarginHead, sizes: Tensor) -> None:
-    """Raises WhaleidError for angular margins that are too large. sizes: int64 (c,), training images of each class."""
-    largest = config.margin
-    if config.by_size is not None:
-        largest = float(margins_by_size(sizes, config.by_size).max()) if len(sizes) else 0.0
-    if config.name == "arcface" and largest > LARGEST_MARGIN:
-        key = "head.by_size" if config.by_size is not None else "head.margin"
-        raise WhaleidError(f"{key}: a margin of {largest:.3g} radians is above {LARGEST_MARGIN}; 0.2 to 0.5 is usual")
+def class_margins(settings: MarginHead, class_sizes: Tensor) -> Tensor:
+    """Margin of each class, float32 (c,). class_sizes: int64 (c,), training images of each class.
 
-
-def among_classes(
-    labels: Tensor, among: Tensor | None, weights: Tensor, others: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Two tables of one row a class, and labels, with the classes `among` alone (all where it is None).
-
-    labels: int64 (b,), every one in `among`, int64 (m,) ascending. Returns (m, ...), (m, ...), (b,).
+    Raises WhaleidError for angular margins that are too large.
     """
-    if among is None:
-        return weights, others, labels
-    return weights[among], others[among], torch.searchsorted(among, labels)
+    margins = torch.full((len(class_sizes),), settings.margin)
+    if settings.by_size is not None:
+        margins = margins_by_size(class_sizes, settings.by_size)
+    largest = float(margins.max()) if len(margins) else 0.0
+    if settings.name == "arcface" and largest > LARGEST_MARGIN:
+        key = "head.by_size" if settings.by_size is not None else "head.margin"
+        raise WhaleidError(f"{key}: a margin of {largest:.3g} radians is above {LARGEST_MARGIN}; 0.2 to 0.5 is usual")
+    return margins
+
+
+def select_classes(
+    labels: Tensor, classes: Tensor | None, weights: Tensor, more: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of two tables with one row a class, and labels, for some of the classes.
+
+    Parameters
+    ----------
+    labels : int64 tensor, shape (b,)
+        Each one of `classes`.
+    classes : int64 tensor, shape (m,), ascending, or None for all
+    weights, more : tensors, shape (c, ...)
+
+    Returns
+    -------
+    weights, more : tensors, shape (m, ...)
+    labels : int64 tensor, shape (b,), 0..m-1
+    """
+    if classes is None:
+        return weights, more, labels
+    return weights[classes], more[classes], torch.searchsorted(classes, labels)

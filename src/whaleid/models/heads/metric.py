@@ -1,4 +1,4 @@
-"""Any loss and miner of pytorch-metric-learning by class name, as a head, and our own beside them.
+"""Any loss and miner of pytorch-metric-learning as a head, by class name, and some that the library lacks.
 
     head: {name: metric, loss: TripletMarginLoss, arguments: {margin: 0.1}, miner: BatchHardMiner}
 
@@ -7,8 +7,8 @@ Parts of a loss are given by name, or by name and arguments:
     arguments: {distance: CosineSimilarity, reducer: {name: ThresholdReducer, low: 0}}
     loss: CrossBatchMemory, arguments: {loss: ContrastiveLoss, memory_size: 4096}
 
-The number of classes and the embedding's length are filled in where a loss asks for them. Own losses and miners:
-models/heads/own_losses.py, models/heads/own_miners.py; what is mended or refused: models/heads/library_losses.py.
+The number of classes and the embedding's length are filled in where a loss takes them. Losses and miners that the
+library lacks are in extra_losses.py and extra_miners.py, corrected versions of the library's in fixed_losses.py.
 """
 
 from __future__ import annotations
@@ -22,71 +22,74 @@ from pytorch_metric_learning import distances, losses, miners, reducers, regular
 from torch import Tensor, nn
 
 from whaleid.config import MetricHead
-from whaleid.models.heads import own_losses, own_miners
+from whaleid.models.heads import extra_losses, extra_miners
 from whaleid.models.heads.base import HeadModule
-from whaleid.models.heads.library_losses import MENDED, REFUSED
+from whaleid.models.heads.fixed_losses import FIXED, REFUSED
 from whaleid.utils.errors import WhaleidError
 
-Rooms = tuple[ModuleType, ...]
+Modules = tuple[ModuleType, ...]
 
-_PARTS: dict[str, Rooms] = {
-    "loss": (losses, own_losses),
-    "miner": (miners, own_miners),
+_PARTS: dict[str, Modules] = {
+    "loss": (losses, extra_losses),
+    "miner": (miners, extra_miners),
     "distance": (distances,),
     "reducer": (reducers,),
     "embedding_regularizer": (regularizers,),
     "weight_regularizer": (regularizers,),
 }
-"""Arguments that are objects themselves, and where their classes live."""
+"""Arguments that are objects themselves, and the modules of their classes."""
 
 _COMPLAINTS = (ValueError, TypeError, AssertionError, NotImplementedError, IndexError, KeyError)
-"""What the library raises about a batch that it cannot use (no device trouble is among them)."""
+"""What the library raises for a batch that it cannot use; errors of the device are not among them."""
 
 
 class MetricLearning(HeadModule):
-    """A pytorch-metric-learning loss, with a miner that picks its pairs or triplets.
+    """A pytorch-metric-learning loss, with an optional miner that selects its pairs or triplets.
 
     The loss's own parameters (MarginLoss's beta, proxies) are parameters of this module: optimised and saved.
     """
 
-    def __init__(self, config: MetricHead, dim: int, classes: int):
+    unused_parameters = True  # a batch without a pair gives the loss's parameters no gradient
+
+    def __init__(self, settings: MetricHead, dim: int, class_sizes: Tensor):
         super().__init__()
-        self.config = config
-        known = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim}
-        self.loss = _build(_PARTS["loss"], config.loss, config.arguments, known, "head.loss")
+        self.settings = settings
+        known = {"num_classes": len(class_sizes), "embedding_size": dim, "descriptors_dim": dim}
+        self.loss = _build(_PARTS["loss"], settings.loss, settings.arguments, known, "head.loss")
         self.miner = None
-        if config.miner is not None:
-            self.miner = _build(_PARTS["miner"], config.miner, config.miner_arguments, {}, "head.miner")
-        elif config.miner_arguments:
+        if settings.miner is not None:
+            self.miner = _build(_PARTS["miner"], settings.miner, settings.miner_arguments, {}, "head.miner")
+        elif settings.miner_arguments:
             raise WhaleidError("head.miner_arguments is set but head.miner is not: name the miner or drop them")
 
-    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
-        """among: no use here; pairs are made of the batch alone."""
+    def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         try:
             chosen = None if self.miner is None else self.miner(embeddings, labels)
             loss = self.loss(embeddings, labels, chosen)
         except _COMPLAINTS as error:
             raise WhaleidError(
-                f"head.loss {self.config.loss} cannot use this batch of {len(labels)} images of "
+                f"head.loss {self.settings.loss} cannot use this batch of {len(labels)} images of "
                 f"{len(labels.unique())} classes: {_one_line(error)}; "
-                "losses on pairs want sampler.name: balanced"
+                "losses on pairs need sampler.name: balanced"
             ) from error
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise WhaleidError(f"head.loss {self.config.loss}: its reducer leaves no single number; choose another")
+            raise WhaleidError(
+                f"head.loss {self.settings.loss}: its reducer does not give a single number; choose another"
+            )
         return loss
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
-        """Scores of the losses that are classifiers (ArcFaceLoss, ...), None of the others."""
+        """Class scores of the losses that are classifiers (ArcFaceLoss, ...), else None."""
         score = getattr(self.loss, "get_logits", None)
         return None if score is None else score(embeddings)
 
 
-def _build(rooms: Rooms, name: str, arguments: dict[str, Any], known: dict[str, Any], key: str) -> nn.Module:
-    """Object of class `name` of these rooms.
+def _build(modules: Modules, name: str, arguments: dict[str, Any], known: dict[str, Any], key: str) -> nn.Module:
+    """Object of the class `name` of these modules.
 
-    known: values for arguments that the class takes and the configuration leaves out. key: named in errors.
+    known: values of arguments that the class takes and the configuration leaves out. key: named in errors.
     """
-    kind = _find(rooms, name, key)
+    kind = _find(modules, name, key)
     if kind in REFUSED:
         raise WhaleidError(f"{key} {name}: {REFUSED[kind]}")
     accepted = _argument_names(kind)
@@ -98,7 +101,7 @@ def _build(rooms: Rooms, name: str, arguments: dict[str, Any], known: dict[str, 
     given = {argument: _part(argument, value, known, key) for argument, value in arguments.items()}
     given = {**{argument: value for argument, value in known.items() if argument in accepted}, **given}
     try:
-        return MENDED.get(kind, kind)(**given)
+        return FIXED.get(kind, kind)(**given)
     except Exception as error:  # the library checks its arguments with whatever exception came to hand
         raise WhaleidError(f"{key} {name}: arguments {arguments} do not work: {_one_line(error)}") from error
 
@@ -114,11 +117,11 @@ def _part(argument: str, value: Any, known: dict[str, Any], key: str) -> Any:
     return _build(_PARTS[argument], name, content, known, f"{key}.{argument}")
 
 
-def _find(rooms: Rooms, name: str, key: str) -> type[nn.Module]:
+def _find(modules: Modules, name: str, key: str) -> type[nn.Module]:
     kinds = {
         label: kind
-        for room in rooms
-        for label, kind in vars(room).items()
+        for module in modules
+        for label, kind in vars(module).items()
         if inspect.isclass(kind) and issubclass(kind, nn.Module) and not label.startswith(("Base", "_"))
     }
     if name in kinds:
@@ -130,7 +133,7 @@ def _find(rooms: Rooms, name: str, key: str) -> type[nn.Module]:
 
 
 def _argument_names(kind: type) -> list[str]:
-    """Names that a class's constructor takes, its ancestors' included where `**kwargs` passes them on."""
+    """Arguments of a class's constructor, and of its ancestors' where `**kwargs` passes them on."""
     names: list[str] = []
     for ancestor in kind.__mro__:
         if ancestor is nn.Module:

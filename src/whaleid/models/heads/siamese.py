@@ -1,18 +1,17 @@
-"""A learnt similarity of two embeddings, and its training loss.
+"""A learned similarity of two embeddings, and its training loss.
 
 Koch, Zemel and Salakhutdinov ("Siamese neural networks for one-shot image recognition", 2015) compare two embeddings
-dimension by dimension, |a - b|, and learn how much each dimension counts for "the same". The solutions of the humpback
-whale playground competition (Martin Piotte's, 2018, and those after it) let a small network look at four symmetric
-features of each dimension instead, the same network for all dimensions:
+dimension by dimension, |a - b|, and learn a weight for each dimension. The solutions of the humpback whale playground
+competition (Martin Piotte's, 2018, and those after it) apply a small network, the same for all dimensions, to four
+symmetric features of each dimension:
 
     f(a_k, b_k) = u . x_k + v . relu(W x_k + c),    x_k = (|a_k - b_k|, (a_k - b_k)^2, a_k b_k, a_k + b_k)
     similarity(a, b) = mean over k of w_k f(a_k, b_k) - offset
 
-That can say what no cosine can: that one dimension counts more than another, that a difference matters where both
-values are large, that beyond some difference it matters no more. a and b enter by symmetric features alone, so that
-similarity(a, b) = similarity(b, a), bit for bit. Embeddings are brought to length sqrt(d), values of about 1. The
-shortcut u begins as (0, 0, 1, 0), v as 0 and w as 1: at the start the similarity is cosine - 1/2, and the embeddings
-are taught by that until the rest has learnt something.
+Unlike a cosine, it can weight dimensions, make a difference count more where both values are large, and saturate. The
+features are symmetric, so similarity(a, b) = similarity(b, a), bit for bit. Embeddings are scaled to length sqrt(d),
+values of about 1. The shortcut u starts as (0, 0, 1, 0), v as 0 and w as 1: at the start the similarity is
+cosine - 1/2, from which the embeddings learn until the other parameters have moved.
 """
 
 from __future__ import annotations
@@ -29,23 +28,31 @@ from whaleid.models.heads.base import HeadModule, full_precision
 
 _FEATURES = 4
 _UNDECIDED = 0.5
-"""Cosine that says neither same nor other, at the start."""
-_SMALLEST_LENGTH = 1e-6  # shorter embeddings are not stretched: their gradient would be without bound
+"""Cosine at which the similarity is 0, at the start."""
+_SMALLEST_LENGTH = 1e-6  # shorter embeddings are not normalised: their gradient would be unbounded
 _CELLS = 1 << 23
-"""Activations of the hidden layer held at a time: 32 MB, and a few times that in the backward pass."""
+"""Activations of the hidden layer in memory at a time: 32 MB, and a few times that in the backward pass."""
 
 
 class SiamesePairs(HeadModule):
-    """Logit that two embeddings are of one identity; the loss on the pairs of a batch that matter.
+    """Logit that two embeddings are of one identity.
 
-    inner, outer: the network that the dimensions share. shortcut: u, (1, 4). weight: w, (d,). offset: scalar.
+    Attributes
+    ----------
+    inner, outer : linear layers
+        W, c and v: the network that all dimensions share.
+    shortcut : linear layer
+        u.
+    weight : float tensor, shape (d,)
+        w.
+    offset : float scalar tensor
     """
 
-    def __init__(self, config: SiameseHead, dim: int):
+    def __init__(self, settings: SiameseHead, dim: int, class_sizes: Tensor):
         super().__init__()
-        self.config = config
-        self.inner = nn.Linear(_FEATURES, config.hidden)
-        self.outer = nn.Linear(config.hidden, 1, bias=False)
+        self.settings = settings
+        self.inner = nn.Linear(_FEATURES, settings.hidden)
+        self.outer = nn.Linear(settings.hidden, 1, bias=False)
         self.shortcut = nn.Linear(_FEATURES, 1, bias=False)
         self.weight = nn.Parameter(torch.ones(dim))
         self.offset = nn.Parameter(torch.tensor(_UNDECIDED))
@@ -62,48 +69,56 @@ class SiamesePairs(HeadModule):
 
     @torch.no_grad()
     def score_pairs(self, queries: Tensor, gallery: Tensor, rows: Tensor) -> Tensor:
-        """Logit of each query with each of the gallery embeddings chosen for it.
+        """Logit of each query with the gallery embeddings chosen for it.
 
-        queries: float (q, d). gallery: float (g, d), both of any length. rows: int64 (q, m), places in the gallery.
-        Returns float32 (q, m).
+        Parameters
+        ----------
+        queries : float tensor, shape (q, d)
+        gallery : float tensor, shape (g, d)
+            Neither need be normalised.
+        rows : int64 tensor, shape (q, m)
+            Rows of the gallery, for each query.
+
+        Returns
+        -------
+        float32 tensor, shape (q, m)
         """
         with full_precision(queries):
             first = torch.arange(len(queries), device=rows.device).repeat_interleave(rows.shape[1])
             return self._score(self._rows(queries), self._rows(gallery), first, rows.flatten()).view(rows.shape)
 
     def _rows(self, embeddings: Tensor) -> Tensor:
-        """Embeddings brought to length sqrt(d)."""
+        """Embeddings scaled to length sqrt(d)."""
         rows = functional.normalize(embeddings.float(), dim=1, eps=_SMALLEST_LENGTH)
         return rows * math.sqrt(self.dim)
 
     def _score(self, left: Tensor, right: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Logits float32 (p,) of the pairs left[first], right[second]. first, second: int64 (p,).
 
-        In chunks, whose activations are computed again in the backward pass: memory does not grow with the pairs.
+        Computed in chunks whose activations are recomputed in the backward pass: memory does not grow with the pairs.
         """
-        step = max(1, _CELLS // (self.dim * self.config.hidden))
+        step = max(1, _CELLS // (self.dim * self.settings.hidden))
         chunks = zip(first.split(step), second.split(step), strict=True)
-        found = [
+        logits = [
             checkpoint(self._logit, left[one], right[other], use_reentrant=False, preserve_rng_state=False)
             for one, other in chunks
         ]
-        return torch.cat(found)
+        return torch.cat(logits)
 
     def _logit(self, a: Tensor, b: Tensor) -> Tensor:
         """Logits (p,) of rows a and b, float32 (p, d)."""
         apart = a - b
         features = torch.stack([apart.abs(), apart.square(), a * b, a + b], dim=-1)
         each = self.shortcut(features) + self.outer(functional.relu(self.inner(features)))
-        return self.config.scale * ((each.squeeze(-1) * self.weight).mean(dim=1) - self.offset)
+        return self.settings.scale * ((each.squeeze(-1) * self.weight).mean(dim=1) - self.offset)
 
     # ------------------------------------------------------------------------------------------------ training
 
-    def _loss(self, embeddings: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
-        """Half the mean loss of the same pairs and half that of the hardest others; a kind that is missing costs 0.
+    def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Mean of the mean losses of the positive pairs and of the hardest negative pairs; 0 for a kind without pairs.
 
-        Same: every pair of one identity. Others: for each image the `negatives` images of other identities that the
-        head now finds most similar. The loss of a pair is the binary cross entropy of its logit.
-        among: no use here; pairs are made of the batch alone.
+        Positive: every pair of one identity. Negative: for each image, the `negatives` images of other identities with
+        the largest logits. The loss of a pair is the binary cross entropy of its logit.
         """
         rows = self._rows(embeddings)
         first, second = torch.triu_indices(len(labels), len(labels), 1, device=labels.device)
@@ -114,18 +129,18 @@ class SiamesePairs(HeadModule):
 
     @torch.no_grad()
     def _hardest(self, rows: Tensor, labels: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Places (p,), (p,) of each image and its most similar ones of other identities; equals in their order."""
+        """Places (p,), (p,) of each image and its most similar ones of other identities; ties in their order."""
         scores = rows.new_full((len(labels), len(labels)), -math.inf)
         apart = labels[first] != labels[second]
         first, second = first[apart], second[apart]
         scores[first, second] = scores[second, first] = self._score(rows, rows, first, second)
         highest, places = scores.sort(dim=1, descending=True, stable=True)
-        chosen = highest[:, : self.config.negatives] > -math.inf
+        chosen = highest[:, : self.settings.negatives] > -math.inf
         anchors, ranks = chosen.nonzero(as_tuple=True)
         return anchors, places[anchors, ranks]
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
-        """None: it knows pairs, and no classes."""
+        """None: it has no classes."""
         return None
 
 

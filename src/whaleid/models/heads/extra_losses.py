@@ -1,9 +1,9 @@
-"""Losses that pytorch-metric-learning (2.9) lacks, in its own form and found by the same names.
+"""Losses that pytorch-metric-learning (2.9) lacks, with the library's interface and found by class name.
 
     loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)
 
-Each compares the batch with itself, or with ref_emb where given. A miner's choice (indices_tuple) narrows what is
-compared. Both compute in float32 whatever the embeddings are.
+Each compares the batch with itself, or with ref_emb where given; a miner's pairs (indices_tuple) restrict what is
+compared. They compute in float32.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ class LogRatioLoss(losses.BaseMetricLossFunction):
     (log(d(a, i) / d(a, j)) - log(y(a, i) / y(a, j))) ** 2, its mean over all triplets of the batch.
 
     Float labels (b,) or (b, m) are continuous: y is their squared Euclidean distance. Integer labels (b,) are
-    identities, whose numbers have no distance: y is 1 between two identities and `same` within one. With 0.01 two
-    images of an identity want a tenth of the distance between identities; log 0 would want a ratio that none reaches.
+    identities, whose numbers have no distance: y is 1 between two identities and `same` within one. With 0.01, the
+    target distance within an identity is a tenth of that between identities.
 
-    epsilon: added to d and to continuous y, above the rounding error of a squared distance in float32. The default
-    distance is that of unit rows, as the gallery is searched; the paper leaves rows as they are:
-    {distance: {name: LpDistance, normalize_embeddings: false, power: 2}}.
+    Parameters
+    ----------
+    same : float
+        y of two images of one identity, above 0.
+    epsilon : float
+        Added to d and to continuous y, above the rounding error of a squared distance in float32.
+    **kwargs
+        Of the library's losses. The default distance is that of unit rows, as the gallery is searched; the paper does
+        not normalise: {distance: {name: LpDistance, normalize_embeddings: false, power: 2}}.
     """
 
     def __init__(self, same: float = 0.01, epsilon: float = 1e-6, **kwargs: Any):
@@ -50,7 +56,7 @@ class LogRatioLoss(losses.BaseMetricLossFunction):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """Loss, a float32 scalar; 0 where the batch holds no triplet. The library's own refuses labels (b, m).
+        """Loss, a float32 scalar; 0 where the batch has no triplet. The library's own `forward` refuses labels (b, m).
 
         embeddings: float (b, d). labels: float (b,) or (b, m), or integer (b,). indices_tuple: triplets (a, i, j),
         or pairs in the library's form. ref_emb (n, d), ref_labels: where i and j come from, the batch if None.
@@ -77,7 +83,7 @@ class LogRatioLoss(losses.BaseMetricLossFunction):
         return (apart + self.epsilon).log() - self._label_distances(labels, other_labels.to(labels.device)).log()
 
     def _label_distances(self, labels: Tensor, others: Tensor) -> Tensor:
-        """Float32 (b, n), above 0."""
+        """y of each pair, float32 (b, n), above 0."""
         if not labels.is_floating_point():
             return torch.where(labels[:, None] == others[None, :], self.same, 1.0)
         left, right = labels.float().reshape(len(labels), -1), others.float().reshape(len(others), -1)
@@ -87,8 +93,8 @@ class LogRatioLoss(losses.BaseMetricLossFunction):
     def _all_triplets(self, mismatch: Tensor, itself: bool) -> dict[str, Any]:
         """Losses (b,), each anchor's mean over its pairs (i, j).
 
-        The mean squared difference of two of m numbers is twice their variance: b * n numbers instead of b * n * n.
-        itself: the others are the batch, so that an anchor is no partner of its own.
+        The mean squared difference of two of m numbers is twice their variance, which needs b * n numbers instead of
+        b * n * n. itself: the others are the batch, so that an anchor is not compared with itself.
         """
         partners = mismatch.shape[1] - int(itself)
         if partners < 2:
@@ -112,9 +118,9 @@ class LogRatioLoss(losses.BaseMetricLossFunction):
 class QuantizedAPLoss(losses.BaseMetricLossFunction):
     """1 - average precision, from histograms of similarity (Revaud et al., ICCV 2019).
 
-    Each query ranks all others. Cosines are shared out between the two nearest of `bins` centers from 1 down to -1
-    (triangular kernel), precision is read off after each bin. Mean over the queries that have a positive; an image
-    is none of its own. A miner's pairs take the place of all pairs. Takes b * n * bins numbers of memory.
+    Each query ranks all others. Each cosine is divided between the two nearest of `bins` centers from 1 down to -1
+    (triangular kernel), and precision is computed after each bin. The loss is the mean over the queries that have a
+    positive. Needs memory for b * n * bins numbers.
     """
 
     def __init__(self, bins: int = 20, **kwargs: Any):
@@ -142,19 +148,19 @@ class QuantizedAPLoss(losses.BaseMetricLossFunction):
         shares = self._shares(cosine)
         hits = torch.einsum("qnb,qn->qb", shares, same)
         seen = hits + torch.einsum("qnb,qn->qb", shares, different)
-        # before the first image both sums are 0, and so is what the bin adds
+        # 0 / 0 where no image is in the bins so far: the bin adds 0
         precision = hits.cumsum(dim=1) / seen.cumsum(dim=1).clamp_min(1e-12)
         queries = torch.where(same.any(dim=1))[0]
         average = (precision * hits)[queries].sum(dim=1) / same[queries].sum(dim=1)
         return _part(1.0 - average, queries, "element")
 
     def _shares(self, cosine: Tensor) -> Tensor:
-        """How much of each pair falls into each bin, (b, n, bins); a pair's shares add up to 1."""
+        """Share of each pair in each bin, (b, n, bins); a pair's shares sum to 1."""
         centers = self.get_buffer("centers")
         width = 2.0 / (len(centers) - 1)
         return (1.0 - (cosine[:, :, None] - centers).abs() / width).relu()
 
 
 def _part(values: Tensor, indices: Any, kind: str) -> dict[str, Any]:
-    """What the library's reducers read."""
+    """The form that the library's reducers take."""
     return {"loss": {"losses": values, "indices": indices, "reduction_type": kind}}

@@ -1,4 +1,4 @@
-"""Miners that pytorch-metric-learning (2.9) lacks or gets wrong, in its own form and found by the same names."""
+"""Miners that pytorch-metric-learning (2.9) lacks or has with errors, found by class name like the library's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class DistanceWeightedSampler(miners.BaseMiner):
     1 / q(d), log q = (n - 2) log d + ((n - 3) / 2) log(1 - d ** 2 / 4), d no less than `cutoff`. Negatives beyond
     `nonzero_loss_cutoff` are drawn (all alike) only by anchors that have none nearer.
 
-    The library's DistanceWeightedMiner puts all rows of the batch on one scale, set by the heaviest pair, even one
-    that it then leaves out: with hundreds of dimensions one close or one opposite pair rounds the weights of all
-    other anchors to zero, and they get no triplet at all. It drops anchors whose negatives all lie beyond the
-    cutoff, so that nothing pulls their positives, and draws positives at random, some twice and some never.
+    The library's DistanceWeightedMiner normalises all rows of the batch by the heaviest pair, even one that it then
+    leaves out: with hundreds of dimensions, one close or one opposite pair rounds the weights of all other anchors to
+    zero, and they get no triplet. It drops anchors whose negatives all lie beyond the cutoff, and draws positives at
+    random, some twice and some never.
 
     Draws come from torch's own generator, as in the library's miners.
     """
@@ -36,7 +36,7 @@ class DistanceWeightedSampler(miners.BaseMiner):
     def mine(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Anchors, positives, negatives: int64 (t,) each, every positive pair once, ordered by anchor.
+        """Anchors, positives, negatives, int64 (t,) each: every positive pair once, ordered by anchor.
 
         An anchor without a negative has no triplet.
         """
@@ -46,19 +46,20 @@ class DistanceWeightedSampler(miners.BaseMiner):
         if len(anchors) == 0:
             return anchors, positives, positives
         weights = self.weights(self.distance(embeddings.float(), ref_emb.float()), differs, embeddings.shape[1])
-        # as many draws for each row as its positives could need: fewer numbers than a row of weights for each pair
+        # as many draws a row as any row has positives: less memory than a row of weights for each pair
         draws = torch.multinomial(weights, int(usable.sum(dim=1).max()), replacement=True)
         place = usable.long().cumsum(dim=1)[anchors, positives] - 1
         return anchors, positives, draws[anchors, place]
 
     def weights(self, apart: Tensor, allowed: Tensor, dim: int) -> Tensor:
-        """Chance of each negative, float (b, n), rows sum to 1 (a row that allows none: all alike, never used).
+        """Probability of each negative, float (b, n); rows sum to 1 (uniform in a row without a negative, which is not
+        used).
 
-        apart: distances (b, n). allowed: bool (b, n), the pairs of two identities. dim: length of the embeddings.
+        apart: distances (b, n). allowed: bool (b, n), pairs of two identities. dim: length of the embeddings.
         """
         near = allowed & (apart < self.nonzero_loss_cutoff)
         distance = apart.clamp_min(self.cutoff)
-        inside = (1.0 - 0.25 * distance.square()).clamp_min(1e-6)  # opposite rows; their weight counts in no row
+        inside = (1.0 - 0.25 * distance.square()).clamp_min(1e-6)  # opposite embeddings
         log_weight = (2.0 - dim) * distance.log() - 0.5 * (dim - 3) * inside.log()
         log_weight = log_weight.masked_fill(~near.any(dim=1, keepdim=True), 0.0)
         candidates = torch.where(near.any(dim=1, keepdim=True), near, allowed)

@@ -1,4 +1,4 @@
-"""Losses of pytorch-metric-learning (2.9) that need mending, under the library's names, and those beyond it."""
+"""Corrected versions of losses of pytorch-metric-learning (2.9), used under the library's names, and losses refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from torch import Tensor, nn
 class SmoothAP(losses.SmoothAPLoss):
     """SmoothAP (Brown et al., 2020) on any batch.
 
-    The library cuts the batch into blocks by a number of classes that is right only where the batch holds as
-    many classes as images of each, and reads the images as ordered by class. Here the labels alone decide,
-    and classes may differ in size. With as many classes as images of each, in order, both give the same.
-    An image alone in its class is no query: it has nothing to find.
+    The library's version is right only for a batch with as many classes as images of each, ordered by class; there,
+    both give the same. Here classes may differ in size. An image alone in its class is not a query.
     """
 
     def compute_loss(
@@ -27,9 +25,9 @@ class SmoothAP(losses.SmoothAPLoss):
         ref_emb: Any = None,
         ref_labels: Any = None,
     ) -> dict[str, Any]:
-        """Losses 1 - AP of every image that has a positive as the query, itself among them as in the authors' code.
+        """1 - AP of every query that has a positive; as in the authors' code, a query is a positive of itself.
 
-        Takes b ** 3 numbers of memory.
+        Needs memory for b ** 3 numbers.
         """
         if indices_tuple is not None:
             raise ValueError("it ranks whole batches and takes no miner")
@@ -38,7 +36,7 @@ class SmoothAP(losses.SmoothAPLoss):
         queries = torch.where(same.sum(dim=1) > 1)[0]
         if len(queries) == 0:
             return self.zero_losses()
-        # ahead[q, i, j]: how surely j stands before i in the ranking of query q
+        # ahead[q, i, j]: soft indicator that j ranks before i for query q
         ahead = torch.sigmoid((similarity[:, None, :] - similarity[:, :, None]) / self.temperature)
         ahead = ahead * (1.0 - torch.eye(len(labels), device=ahead.device, dtype=ahead.dtype))
         rank = 1.0 + ahead.sum(dim=2)
@@ -48,11 +46,10 @@ class SmoothAP(losses.SmoothAPLoss):
 
 
 class Histogram(losses.HistogramLoss):
-    """Histogram loss (Ustinova and Lempitsky, 2016) that bears two equal embeddings and counts every pair.
+    """Histogram loss (Ustinova and Lempitsky, 2016) for equal embeddings too, over every pair.
 
-    At a cosine of exactly 1 the library writes one bin past the end of its histogram. It makes its pairs out of
-    triplets, so that two images that are each alone in their class are no negative pair, and picks them by lists of
-    lists, which PyTorch means to read otherwise.
+    At a cosine of exactly 1 the library writes one bin past the end of its histogram. It makes its pairs from
+    triplets, and so misses negative pairs of images that are each alone in their class.
     """
 
     def get_default_distance(self) -> distances.CosineSimilarity:
@@ -61,7 +58,7 @@ class Histogram(losses.HistogramLoss):
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Tensor
     ) -> dict[str, Any]:
-        """One number, the chance that a negative pair is more alike than a positive one; pairs are unordered."""
+        """Probability that a negative pair is more similar than a positive one; pairs are unordered."""
         common_functions.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         anchor, positive, other, negative = loss_and_miner_utils.convert_to_pairs(indices_tuple, labels)
         if len(anchor) == 0 or len(other) == 0:
@@ -73,7 +70,7 @@ class Histogram(losses.HistogramLoss):
 
 
 def _once(left: Tensor, right: Tensor, count: int) -> Tensor:
-    """Bool (count, count) that holds each of these pairs once, whichever way round it came."""
+    """Bool (count, count) with each unordered pair once."""
     chosen = torch.zeros(count, count, dtype=torch.bool, device=left.device)
     chosen[left, right] = True
     return (chosen | chosen.t()).triu(diagonal=1)
@@ -85,9 +82,9 @@ class _InnerCosine(distances.CosineSimilarity):
 
 
 class Margin(losses.MarginLoss):
-    """MarginLoss (Wu et al., 2017) whose boundaries move to the device with it, learnt or not.
+    """MarginLoss (Wu et al., 2017) whose boundaries move to the device with it, learned or not.
 
-    The library keeps boundaries that are not learnt as a plain tensor on the CPU, and on a GPU fails to index it.
+    The library keeps boundaries that are not learned as a plain tensor on the CPU, and on a GPU fails to index it.
     """
 
     def initialize_beta(self, beta: float, num_classes: int | None) -> None:
@@ -100,11 +97,11 @@ class Margin(losses.MarginLoss):
 
 
 class Memory(losses.CrossBatchMemory):
-    """CrossBatchMemory (Wang et al., 2020) whose place in its queue is saved with the checkpoint too.
+    """CrossBatchMemory (Wang et al., 2020) that saves the position in its queue with the checkpoint.
 
-    The library keeps it as plain attributes, so that a resumed run would start its memory afresh. It also looks up
-    a miner's choice among the batch at the same numbers of the memory, where other images stand by then. And it
-    takes losses by the name of their class: ours that compare with other rows are among them here.
+    The library keeps the position as plain attributes, so that a resumed run would start with an empty memory. It also
+    uses a miner's indices into the batch as indices into the memory, and accepts only losses of certain names, to
+    which ours are added here.
     """
 
     @staticmethod
@@ -121,7 +118,7 @@ class Memory(losses.CrossBatchMemory):
         input_indices_tuple: tuple[Tensor, ...] | None,
         do_remove_self_comparisons: bool,
     ) -> Any:
-        """The library's pairs; of a given choice, what the anchors are compared with is sought where it now stands."""
+        """The library's pairs; a miner's references are mapped from the batch to their places in the memory."""
         if input_indices_tuple is not None:
             here = self.curr_batch_idx
             anchors = (0,) if len(input_indices_tuple) == 3 else (0, 2)  # triplets a, p, n or pairs a, p, a, n
@@ -154,7 +151,7 @@ class Memory(losses.CrossBatchMemory):
         self.get_buffer("place")[position] = int(value)
 
 
-MENDED: dict[type[nn.Module], type[nn.Module]] = {
+FIXED: dict[type[nn.Module], type[nn.Module]] = {
     losses.SmoothAPLoss: SmoothAP,
     losses.HistogramLoss: Histogram,
     losses.MarginLoss: Margin,
@@ -167,4 +164,4 @@ REFUSED: dict[type[nn.Module], str] = {
         "first); choose another, for example MarginLoss with learn_beta: true"
     ),
 }
-"""Losses that cannot be trained, and what to say about each."""
+"""Losses that cannot be trained, with the message for each."""

@@ -1,4 +1,4 @@
-"""The mathematics of the heads as pure functions: cosine logits, margins, cross entropy and focal loss."""
+"""The mathematics of the classifier heads as pure functions: cosine logits, margins, cross entropy and focal loss."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ LARGEST_MARGIN = 2.33
 """Root of tan(m / 2) = m: with a larger margin `arcface_cosine` would jump up where its extension begins."""
 
 _SMALLEST_LENGTH = 1e-6
-"""Embeddings shorter than this are not stretched to length 1: their gradient would be without bound."""
+"""Shorter embeddings are not normalised to length 1: their gradient would be unbounded."""
 
 _SMALLEST_SINE2 = 1e-8
 """Floor of sin ** 2: at angles 0 and pi the slope of arccos is infinite, here it stays below 1e4."""
 
 
 def cosine_logits(embeddings: Tensor, centers: Tensor) -> Tensor:
-    """Cosine of every embedding with every class, the nearest of a class's centers.
+    """Cosine of every embedding with the nearest center of every class.
 
-    embeddings: float (b, d), any length. centers: (c, k, d), k centers a class (k = 1: ArcFace; more:
-    sub-center ArcFace, Deng et al., 2020). Returns (b, c) in -1..1. A zero embedding has cosine 0 with
-    everything.
+    Parameters
+    ----------
+    embeddings : float tensor, shape (b, d)
+        Of any length; a zero embedding has cosine 0 with everything.
+    centers : float tensor, shape (c, k, d)
+        k centers a class; k = 1 is ArcFace, more are sub-center ArcFace (Deng et al., 2020).
+
+    Returns
+    -------
+    float tensor, shape (b, c), in [-1, 1]
     """
     classes, subcenters, dim = centers.shape
     rows = functional.normalize(embeddings, dim=1, eps=_SMALLEST_LENGTH)
@@ -33,12 +40,20 @@ def cosine_logits(embeddings: Tensor, centers: Tensor) -> Tensor:
 
 
 def arcface_cosine(cosine: Tensor, margin: Tensor) -> Tensor:
-    """cos(theta + margin) of the true class (ArcFace, Deng et al., 2019), falling on all of 0..pi.
+    """cos(theta + margin) of the true class (ArcFace, Deng et al., 2019), decreasing on all of 0..pi.
 
-    cosine: float (b,) = cos(theta). margin: (b,) in radians, 0 <= margin <= LARGEST_MARGIN.
-    Beyond theta = pi - margin, where cos(theta + margin) would rise again and pull the wrong way, it goes on
-    as cos(theta) - margin * sin(margin), the falling extension of the authors' code. Both are finite
-    everywhere, and so are their slopes.
+    Beyond theta = pi - margin, where cos(theta + margin) would rise again, it continues as
+    cos(theta) - margin * sin(margin), the extension in the authors' code. Values and slopes are finite everywhere.
+
+    Parameters
+    ----------
+    cosine : float tensor, shape (b,)
+        cos(theta).
+    margin : float tensor, shape (b,), radians in [0, LARGEST_MARGIN]
+
+    Returns
+    -------
+    float tensor, shape (b,)
     """
     sine = (1.0 - cosine.square()).clamp(min=_SMALLEST_SINE2).sqrt()
     added = cosine * torch.cos(margin) - sine * torch.sin(margin)
@@ -52,21 +67,29 @@ def cosface_cosine(cosine: Tensor, margin: Tensor) -> Tensor:
 
 
 def margins_by_size(class_sizes: Tensor, rule: BySize) -> Tensor:
-    """Margin of each class: factor * n ** power + floor for n images, larger for rare classes.
+    """Margin of each class, larger for rare classes: factor * n ** power + floor for n images (Ha et al., 2020).
 
-    From the winning Google Landmark solutions (Ha et al., 2020). class_sizes: int (c,); 0 counts as 1.
-    Returns float32 (c,).
+    class_sizes: int (c,); 0 counts as 1. Returns float32 (c,).
     """
     return rule.factor * class_sizes.clamp(min=1).float() ** rule.power + rule.floor
 
 
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, focal: float = 0.0) -> Tensor:
-    """Mean over the batch of -sum_j y_j (1 - p_j) ** focal log p_j.
+    """Mean over the batch of -sum_j y_j (1 - p_j) ** focal log p_j, with p = softmax(logits).
 
-    logits: float (b, c). labels: int64 (b,). p = softmax(logits).
-    y: 1 for the true class, spread by label smoothing (Szegedy et al., 2016): 1 - smoothing + smoothing / c
-    for the true class, smoothing / c for the rest. focal: gamma of Lin et al. (2017); 0 leaves plain cross
-    entropy.
+    Parameters
+    ----------
+    logits : float tensor, shape (b, c)
+    labels : int64 tensor, shape (b,)
+    smoothing : float
+        Label smoothing (Szegedy et al., 2016): y is 1 - smoothing + smoothing / c for the true class, and
+        smoothing / c for the others.
+    focal : float
+        Gamma of the focal loss (Lin et al., 2017); 0 is the cross entropy.
+
+    Returns
+    -------
+    float scalar tensor
     """
     if focal == 0:
         return functional.cross_entropy(logits, labels, label_smoothing=smoothing)

@@ -1,13 +1,13 @@
 """What a killed run resumes from: one safetensors file, tensors in its body, the rest as JSON in its header.
 
-One file that is renamed into place is either the old state or the new one, whenever the run is killed.
-No generator's state is in it: see seeds.py.
+It is renamed into place as one file, so whenever the run is killed there is either the old state or the new one.
+accelerate's `save_state` writes a folder of pickles, which a kill can leave half written. No generator's state is
+needed: see seeds.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from whaleid.training.checkpoint import storable
+from whaleid.training.optimizer import optimizer_tensors, restore_optimizer
+from whaleid.training.session import Progress, Session
 from whaleid.utils.files import atomic_path
 
-GROUPS = ("model", "optimizer", "ema", "best", "mined")
+STATE = Path("state", "state.safetensors")
+"""Place of the state in a run's folder."""
+
+GROUPS = ("model", "optimizer", "ema", "planner")
 """Groups of tensors in a state."""
-
-
-@dataclass
-class Progress:
-    """How far a run is. The position is between two steps; all counts are of finished work."""
-
-    epoch: int = 0
-    """Epochs finished; the one that runs is this one, counted from 0."""
-    batch: int = 0
-    """Batches of the running epoch's plan that were used."""
-    step: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    epoch_loss: float = 0.0
-    """Sum over the running epoch's steps; `epoch_steps` of them."""
-    epoch_steps: int = 0
-    window_loss: float = 0.0
-    """Sum since the last line of the log; `window_steps` of them."""
-    window_steps: int = 0
-    last_loss: float | None = None
-    """Mean loss of the last finished epoch."""
-    best_score: float | None = None
-    best_epoch: int | None = None
-    log_length: int = 0
-    """Bytes of log.jsonl that belong to this state."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +39,35 @@ class State:
     """GradScaler's own state; empty without fp16."""
 
 
+def take_state(session: Session) -> State:
+    """What the session needs to continue; the tensors are the session's own, not copies."""
+    scaler = session.accelerator.scaler
+    return State(
+        progress=session.progress,
+        tensors={
+            "model": session.module.state_dict(),
+            "optimizer": optimizer_tensors(session.optimizer, session.module),
+            "ema": session.ema.module.state_dict() if session.ema else {},
+            "planner": session.planner_state,
+        },
+        scaler=scaler.state_dict() if scaler is not None else {},
+    )
+
+
+def restore(session: Session, state: State) -> None:
+    """Put a session back to where `state` was taken."""
+    session.progress = state.progress
+    session.module.load_state_dict(state.tensors["model"])
+    restore_optimizer(session.optimizer, session.module, state.tensors["optimizer"])
+    session.planner_state = state.tensors["planner"]
+    if session.ema:
+        session.ema.module.load_state_dict(state.tensors["ema"])
+    if session.accelerator.scaler is not None:
+        session.accelerator.scaler.load_state_dict(state.scaler)
+
+
 def save_state(path: Path, key: str, state: State) -> None:
-    """Write atomically. key: digest of all that must be equal when the run goes on."""
+    """Write a state atomically. key: digest of all that must be equal for the run to continue."""
     rest = {"progress": asdict(state.progress), "scaler": state.scaler}
     header = {"key": key, **{name: json.dumps(value) for name, value in rest.items()}}
     flat = {f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()}
@@ -82,20 +90,9 @@ def load_state(path: Path, key: str) -> State | None:
 
 
 def is_state_of(path: Path, key: str) -> bool:
-    """Whether a whole state of this key lies at `path`; only its header is read."""
+    """Whether there is a complete state of this key at `path`; only its header is read."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("key") == key
     except (FileNotFoundError, SafetensorError):
         return False
-
-
-def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached, contiguous CPU tensors that share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        stored[name] = plain.clone() if plain.data_ptr() in seen else plain
-        seen.add(plain.data_ptr())
-    return stored

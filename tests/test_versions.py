@@ -23,8 +23,9 @@ from whaleid.config.settings import Settings
 from whaleid.data.sample import make_sample
 from whaleid.local_matching.keypoints import read_described
 from whaleid.pipeline.data_stages import cache_place, keypoints_folder, read_cache
+from whaleid.pipeline.leaderboard import announcement
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.runner import run
+from whaleid.pipeline.runner import run, tasks_to_do
 from whaleid.pipeline.stages import ANSWER, DATA, ROUND, STAGES
 from whaleid.pipeline.versions import VERSION
 from whaleid.pipeline.workspace import read_folds, read_images
@@ -128,9 +129,16 @@ def test_a_second_run_does_nothing_and_a_missing_output_is_made_again(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     project = open_drawn(tmp_path)
+    expected = list(announcement(project, tasks_to_do(project, "score")))
+    assert expected == [
+        "recipe recipe on drawn: 24 labelled images of 6 identities, 8 test images",
+        "to do: images, folds, keypoints, candidates, ladder, submission, score",
+    ]
     first = [task.stage for task in run(project)]
     assert first == ["images", "folds", "keypoints", "candidates", "ladder", "submission", "score"]
     assert run(project) == []
+    up_to_date = f"everything is up to date in {project.workspace.root}"
+    assert list(announcement(project, tasks_to_do(project, "score"))) == [up_to_date]
     project.workspace.metrics.unlink()
     assert [task.stage for task in run(project)] == ["ladder"]
     (tmp_path / "data" / "solution.csv").write_text("Image,Id\n")

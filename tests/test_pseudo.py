@@ -38,7 +38,7 @@ from whaleid.pipeline import pseudo_labels as pseudo_stages
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.submission import read_guesses_of_rungs, submission_path
 from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.utils.errors import WhaleidError
@@ -312,7 +312,7 @@ def test_a_round_that_does_not_help_is_the_last_and_changes_no_answer(
     assert figures["key"] == plain["key"] and figures["ladder"] == plain["ladder"]
     assert (drawn / "work" / "drawn" / "candidates" / "recipe" / "test.parquet").read_bytes() == answer
     assert not any(name.startswith("tiny.round2") for name in written(project))
-    assert answered(project).workspace.round == 0
+    assert in_used_round(project).workspace.round == 0
 
 
 def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,13 +325,13 @@ def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypa
 
     def left(changed: pd.DataFrame) -> list[str]:
         write_pseudo_labels(changed, path)
-        of_round = answered(project).at_round(1)
+        of_round = in_used_round(project).at_round(1)
         return [item for item, is_current in current(of_round, "train").items() if not is_current]
 
     assert left(table.assign(confidence=1.0)) == []
     assert left(table.drop(index=table.index[table["fold"] == 1][0])) == ["tiny.round1/fold1", "tiny.round1/full"]
     assert left(table.drop(index=table.index[table["fold"] == FULL][0])) == ["tiny.round1/full"]
-    assert list(current(answered(project), "train").values()) == [True] * 3
+    assert list(current(in_used_round(project), "train").values()) == [True] * 3
 
 
 def test_killed_in_a_round_it_goes_on_to_the_same_end(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
     """A kernel's project has its runs, its labels and its keys, and no round to make."""
     worth(monkeypatch, [0.01, -0.01])
     figures = figures_of(opened(drawn))
-    project = answered(opened(drawn))
+    project = in_used_round(opened(drawn))
     assert (project.workspace.round, project.recipe.pseudo) == (1, None)
     reads = ensemble_inputs(project)
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]

@@ -35,7 +35,7 @@ def label_tasks(project: Project) -> list[Task]:
         from whaleid.ensemble.pseudo import pseudo_labels
 
         images = read_images(workspace)
-        found = pseudo_labels(
+        labels = pseudo_labels(
             images,
             read_folds(workspace),
             sources(before),
@@ -45,9 +45,9 @@ def label_tasks(project: Project) -> list[Task]:
             keypoints_folder(project),
             project.settings.weights,
         )
-        write_pseudo_labels(found, path)
-        shown = found if project.full_experiments else found[found["fold"] != FULL]
-        for line in describe_pseudo_labels(shown, int((images["split"] == "test").sum())):
+        write_pseudo_labels(labels, path)
+        used = labels if project.full_experiments else labels[labels["fold"] != FULL]
+        for line in describe_pseudo_labels(used, int((images["split"] == "test").sum())):
             Console(stderr=True).print(f"pseudo-labels of round {number}: {line}", markup=False)
 
     known = state is Round.OPEN and round_state(before) is Round.OPEN

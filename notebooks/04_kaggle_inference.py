@@ -58,7 +58,7 @@ print(f"{local}: MAP@{final['k']} out of fold {final['map']:.5f} [{final['low']:
 # the labelled images, tables). Only the test images are embedded on Kaggle. Each data set lists its files and their
 # checksums in `MANIFEST.json`.
 #
-# The owner is a placeholder until you run `make kernel OWNER=<you>`.
+# The owner is a placeholder until you run `whaleid kernel --owner <you>`.
 
 # %%
 bundle = make_bundle(project, KernelOptions(), project.workspace.root.parent / "kaggle-wheels")
@@ -106,7 +106,7 @@ draw_grid(thumbnails(images, [row_of[image] for image, _ in shown], project.comp
 # | command | what it does |
 # |---|---|
 # | `whaleid doctor -c <competition>` | shows what is missing: credentials, accepted rules, space |
-# | `make kernel OWNER=<you>` | this bundle under your name |
-# | `make kernel-push` | shows what would be published; `CONFIRM=1` publishes it, and waits for the data sets |
-# | `make kernel-status`, `make kernel-output` | how far it is, and its `submission.csv`, checked |
-# | `make submit`, `make scores` | the submission (`CONFIRM=1`), and its score on the leaderboard, into the log |
+# | `whaleid kernel --owner <you>` | makes this bundle under your name |
+# | `whaleid kaggle push` | shows what would be published; `--confirm` publishes it |
+# | `whaleid kaggle status`, `whaleid kaggle output` | the kernel's state, and its `submission.csv`, checked |
+# | `whaleid kaggle submit --confirm`, `whaleid kaggle scores` | submits, and reads the leaderboard score into the log |

@@ -1,8 +1,8 @@
-"""The notebooks from their texts, and with --run executed: `make notebooks`.
+"""Generate the notebooks from their .py files, and with --run execute them.
 
-The text (`01_explore.py`, cells between `# %%`) is the source, and what a diff shows; the .ipynb beside it is made
-from it, without outputs. Executed copies, outputs and all, go to `work/<competition>/notebooks/`.
-COMPETITION, RECIPE, WORK and SET are taken from the environment, here and by the notebooks.
+The .py file (cells separated by `# %%`) is the source; the .ipynb beside it is generated from it, without outputs.
+Executed copies with outputs go to `work/<competition>/notebooks/`. COMPETITION, RECIPE, WORK and SET are read from the
+environment, here and by the notebooks.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from whaleid.utils.errors import WhaleidError
 
 HERE = Path(__file__).resolve().parent
 METADATA = {
-    "jupytext": {"formats": "ipynb,py:percent"},  # so that an editor with jupytext keeps the two together
+    "jupytext": {"formats": "ipynb,py:percent"},  # editors with jupytext keep both files in step
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 
 
 def scripts(folder: Path = HERE) -> list[Path]:
-    """The notebooks' texts, in their order."""
+    """The notebooks' .py files, in order."""
     return sorted(folder.glob("[0-9][0-9]_*.py"))
 
 
 def read_script(script: Path) -> nbformat.NotebookNode:
-    """The notebook of a text. The same text gives the same notebook: cells are numbered, not named at random."""
+    """The notebook of a .py file. The same file gives the same notebook: cells have numbers, not random names."""
     notebook = jupytext.reads(script.read_text(encoding="utf-8"), fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
@@ -50,23 +50,23 @@ def read_script(script: Path) -> nbformat.NotebookNode:
 
 
 def notebook_text(script: Path) -> str:
-    """Content of the .ipynb beside a text."""
+    """Content of the .ipynb file of a .py file."""
     return nbformat.writes(read_script(script)) + "\n"
 
 
 def execute(
     script: Path, folder: Path, environment: Mapping[str, str], out: Path | None = None
 ) -> nbformat.NotebookNode:
-    """The notebook of a text with the outputs of its cells, executed by a fresh process in `folder`.
+    """Execute the notebook of a .py file in a new process in `folder`.
 
-    out: where it is written as far as it came, also when a cell fails.
-    Raises WhaleidError that names the notebook and what went wrong in it.
+    out: file to write, also if a cell fails.
+    Raises WhaleidError with the notebook's name and the error.
     """
     notebook = read_script(script)
     with tempfile.TemporaryDirectory() as private:
-        # no history in the user's home; no warning that a library's progress bars lack widgets, which none here needs
+        # no history in the home folder, no warning about missing progress widgets
         own = {"IPYTHONDIR": private, "PYTHONWARNINGS": "ignore:IProgress not found", **environment}
-        # sockets in the file system: no port that another process may take first
+        # sockets are files, so no other process can take the port
         manager = AsyncKernelManager(
             kernel_name="python3", transport="ipc", connection_file=str(Path(private, "kernel.json"))
         )
@@ -85,7 +85,7 @@ def execute(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", help="execute them too, one after the other")
+    parser.add_argument("--run", action="store_true", help="execute them too")
     arguments = parser.parse_args()
     for script in scripts():
         script.with_suffix(".ipynb").write_text(notebook_text(script), encoding="utf-8")

@@ -254,7 +254,7 @@ def test_learned_matches_of_two_folds_are_refused_before_anything_is_made(
 def test_a_stack_of_one_fold_learns_from_it_and_says_so(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The stated rule (`Protocol.others`): a fold alone teaches itself, and every rung is marked optimistic."""
+    """A fold alone is fitted on itself (`Protocol.training_folds`), and every rung is marked optimistic."""
     (place / "recipe.yaml").write_text(
         RECIPE.replace("folds: 3", "folds: 3\ntrain_folds: [1]").replace(
             "concat:", "stack: {num_iterations: 5}, concat:"

@@ -1,4 +1,4 @@
-"""The notebooks: text and .ipynb agree, small and clean; all four run on a tiny competition, training included."""
+"""The notebooks: .py and .ipynb agree, are small and clean; all four run on a tiny competition, with training."""
 
 import importlib.util
 import json
@@ -69,7 +69,7 @@ def test_there_are_four_and_no_notebook_without_its_text() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=named)
 def test_the_notebook_is_made_from_its_text(script: Path) -> None:
-    assert script.with_suffix(".ipynb").read_text() == make.notebook_text(script), "run `make notebooks`"
+    assert script.with_suffix(".ipynb").read_text() == make.notebook_text(script), "run `python notebooks/make.py`"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=named)

@@ -39,9 +39,13 @@ class TreesConfig(Model):
     """LightGBM on matches: are the two images of one identity? Fields are LightGBM's parameters of the same names."""
 
     num_iterations: Positive = 120
+    """Number of trees."""
     num_leaves: Annotated[int, Field(ge=2)] = 31
+    """Largest number of leaves of a tree."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Shrinkage of each tree."""
     min_data_in_leaf: Positive = 200
+    """Smallest number of matches in a leaf."""
     false_per_true: Positive = 10
     """False matches that are trained on for each true one."""
 
@@ -58,7 +62,9 @@ class PairsConfig(TreesConfig):
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """A match is nearer than this times the second nearest keypoint of the same image (Lowe 2004), and mutual."""
     num_iterations: Positive = 100
+    """Number of trees."""
     num_leaves: Annotated[int, Field(ge=2)] = 15
+    """Largest number of leaves of a tree."""
     rest: Annotated[float, Field(ge=0)] = 0.3
     """An identity's score is that of its best image and `rest` times what its images score together: MAP@5 of one trial
     0.436 with the best alone, 0.439 with 0.3."""

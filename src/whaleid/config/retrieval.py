@@ -17,6 +17,7 @@ class ExpansionConfig(Model):
     """Alpha query expansion: the query becomes the mean of itself and its nearest gallery images."""
 
     neighbours: Neighbours = [1, 3, 8]
+    """Nearest gallery images that are averaged."""
     alpha: Powers = [3.0, 6.0]
     """A neighbour has the weight cosine ** alpha."""
 
@@ -25,7 +26,9 @@ class AugmentationConfig(Model):
     """Database augmentation: every gallery image becomes the mean of itself and its nearest in the gallery."""
 
     neighbours: Neighbours = [1, 3, 8]
+    """Nearest gallery images that are averaged."""
     alpha: Powers = [3.0, 6.0]
+    """A neighbour has the weight cosine ** alpha."""
 
 
 class ReciprocalConfig(Model):
@@ -43,6 +46,7 @@ class DiffusionConfig(Model):
     """Diffusion from a query over the graph of all images, until convergence."""
 
     neighbours: Neighbours = [10, 30]
+    """Edges of each image, to its nearest ones."""
     gamma: Powers = [3.0, 6.0]
     """An edge has the weight cosine ** gamma."""
     mutual: Annotated[list[bool], Field(min_length=1)] = [False]
@@ -55,11 +59,15 @@ class LabelConfig(Model):
     """Labels spread over the graph of all images for a few steps."""
 
     neighbours: Neighbours = [10, 30]
+    """Edges of each image, to its nearest ones."""
     gamma: Powers = [3.0, 6.0]
+    """An edge has the weight cosine ** gamma."""
     mutual: Annotated[list[bool], Field(min_length=1)] = [False]
+    """Edges only between images that are both among each other's nearest."""
     alpha: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.5, 0.8]
     """Share that moves on at each step; the rest comes from the labelled images again. 1: nothing comes again."""
     steps: Neighbours = [1, 2, 4]
+    """Number of steps."""
 
 
 class RerankConfig(Model):

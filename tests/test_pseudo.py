@@ -29,16 +29,16 @@ from whaleid.data.pseudo import (
 from whaleid.data.sample import make_sample
 from whaleid.data.samplers import training_items
 from whaleid.ensemble.ladder import protocol_of, rank_all
-from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.ensemble.protocol import FULL_DATA, Protocol
-from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_labels
+from whaleid.ensemble.pseudo import confident_labels, pseudo_labels, rank_with_own_gallery
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain
+from whaleid.ensemble.summary import ladder_lines
 from whaleid.pipeline import pseudo_labels as pseudo_stages
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
 from whaleid.pipeline.project import Project, open_project
-from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.submission import read_guesses_of_rungs, submission_path
 from whaleid.pipeline.transfer import ensemble_inputs, project_from_json, project_to_json
 from whaleid.utils.errors import WhaleidError
@@ -86,7 +86,7 @@ def labels(world: World, sources: list[Source]) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------- the labels
 
 
-def test_sure_labels_are_mostly_right_and_never_unknown(world: World, labels: pd.DataFrame) -> None:
+def test_confident_labels_are_mostly_right_and_never_unknown(world: World, labels: pd.DataFrame) -> None:
     test = world.images.loc[world.images["split"] == "test", "image"].to_numpy()
     truth = labels["image"].map(dict(zip(test, world.solution, strict=True)))
     assert set(labels["fold"]) == {FULL, 0, 1, 2} and set(labels["round"]) == {2}
@@ -109,7 +109,7 @@ def test_a_folds_truth_does_not_reach_its_own_labels(world: World, sources: list
 
     def found(asked: Protocol) -> pd.DataFrame:
         rankings = rank_all(sources, world.images, asked, given.combine, 0)
-        return sure_labels(asked, rankings, sources, world.images, given)
+        return confident_labels(asked, rankings, sources, world.images, given)
 
     part = protocol.parts[1]
     order = np.random.default_rng(0).permutation(len(part.truth))
@@ -129,7 +129,7 @@ def test_a_fold_sees_neither_its_own_images_nor_who_saw_them(
 
     def ranked(images: pd.DataFrame, folds: pd.DataFrame, networks: list[Source], fold: int) -> list[Ranking]:
         asked = protocol_of(images, folds, world.competition, networks)
-        return against_own_gallery(networks, images, asked, asked.parts[fold], given, decided, None)
+        return rank_with_own_gallery(networks, images, asked, asked.parts[fold], given, decided, None)
 
     spoilt = [replace(source, full=source.full and sources[1].folds[0]) for source in sources]
     for fold in range(3):
@@ -156,7 +156,7 @@ def test_a_folds_ranking_is_that_of_its_model_against_its_gallery(
     world: World, sources: list[Source], protocol: Protocol
 ) -> None:
     part = protocol.parts[2]
-    found = against_own_gallery(sources, world.images, protocol, part, sure_recipe(), {}, None)
+    found = rank_with_own_gallery(sources, world.images, protocol, part, sure_recipe(), {}, None)
     table = np.load(sources[1].folds[2] / "embeddings.npy")
     similarity = table[protocol.test_rows] @ table[part.gallery].T
     nearest = part.gallery_codes[similarity.argmax(axis=1)]
@@ -312,7 +312,7 @@ def test_a_round_that_does_not_help_is_the_last_and_changes_no_answer(
     assert figures["key"] == plain["key"] and figures["ladder"] == plain["ladder"]
     assert (drawn / "work" / "drawn" / "candidates" / "recipe" / "test.parquet").read_bytes() == answer
     assert not any(name.startswith("tiny.round2") for name in written(project))
-    assert answered(project).workspace.round == 0
+    assert in_used_round(project).workspace.round == 0
 
 
 def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,13 +325,13 @@ def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypa
 
     def left(changed: pd.DataFrame) -> list[str]:
         write_pseudo_labels(changed, path)
-        of_round = answered(project).at_round(1)
+        of_round = in_used_round(project).at_round(1)
         return [item for item, is_current in current(of_round, "train").items() if not is_current]
 
     assert left(table.assign(confidence=1.0)) == []
     assert left(table.drop(index=table.index[table["fold"] == 1][0])) == ["tiny.round1/fold1", "tiny.round1/full"]
     assert left(table.drop(index=table.index[table["fold"] == FULL][0])) == ["tiny.round1/full"]
-    assert list(current(answered(project), "train").values()) == [True] * 3
+    assert list(current(in_used_round(project), "train").values()) == [True] * 3
 
 
 def test_killed_in_a_round_it_goes_on_to_the_same_end(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +384,7 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
     """A kernel's project has its runs, its labels and its keys, and no round to make."""
     worth(monkeypatch, [0.01, -0.01])
     figures = figures_of(opened(drawn))
-    project = answered(opened(drawn))
+    project = in_used_round(opened(drawn))
     assert (project.workspace.round, project.recipe.pseudo) == (1, None)
     reads = ensemble_inputs(project)
     assert [path.as_posix() for path in reads.runs] == ["runs/tiny.round1/fold0", "runs/tiny.round1/fold1"]

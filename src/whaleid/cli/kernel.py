@@ -44,7 +44,7 @@ def kernel(
     from whaleid.kaggle.kernel.assets import inference_size
     from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
     from whaleid.kaggle.metadata import PLACEHOLDER
-    from whaleid.pipeline.rounds import answered
+    from whaleid.pipeline.rounds import in_used_round
     from whaleid.pipeline.runner import run
 
     project = context.project
@@ -52,7 +52,7 @@ def kernel(
         run(project, "folds")
     else:
         run(project, "submission", context.executor)
-        run(answered(project), "features", context.executor)  # the kernel carries them, with their runs
+        run(in_used_round(project), "features", context.executor)  # the kernel carries them, with their runs
         print(f"the kernel carries {inference_size(project).line()}", flush=True)
     name = owner or os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     options = KernelOptions(name, hours, gpu, notebook, experiment, fold)

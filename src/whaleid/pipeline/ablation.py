@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from whaleid.ensemble.ladder_text import ablation_lines
+from whaleid.ensemble.summary import ablation_lines
 from whaleid.pipeline import keys
 from whaleid.pipeline.data_stages import keypoints_folder
 from whaleid.pipeline.ladder import ladder_tasks
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.run_stages import feature_reads
 from whaleid.pipeline.score import read_truths, score_guesses, solution_digest
 from whaleid.pipeline.sources import sources
@@ -23,7 +23,7 @@ from whaleid.utils.files import atomic_path, digest, write_json
 def ablation_tasks(project: Project) -> list[Task]:
     """`ablation/<recipe>/ablation.json` and `.md`; of several rounds of pseudo-labels, for the one that is used."""
     has_rounds = project.recipe.pseudo is not None
-    used, out = answered(project), project.workspace.ablation(project.recipe.name)
+    used, out = in_used_round(project), project.workspace.ablation(project.recipe.name)
     path, key = out / "ablation.json", ""
     if not has_rounds or ladder_tasks(project)[0].current:
         key = digest("ablation", keys.candidates_key(used), solution_digest(project.competition))

@@ -29,7 +29,7 @@ from whaleid.pipeline.executors import LocalExecutor
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.run_stages import full_tasks, train_tasks
 from whaleid.pipeline.runner import run
 from whaleid.pipeline.submission import submission_path, write_answer
@@ -112,7 +112,7 @@ def write_archive(project: Project, path: Path) -> Manifest:
     WhaleidError
         If the project has no submission of its present settings.
     """
-    figures, project = read_figures(project), answered(project)
+    figures, project = read_figures(project), in_used_round(project)
     if project.competition.test is None:
         raise WhaleidError(f"competition {project.competition.name} has no test images, so there is no submission")
     key = candidates_key(project)

@@ -20,7 +20,7 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.progress import PROGRESS_FILE, follow_bars
 
 MEMORY_OF_A_RUN = 3 * 2**30
-"""Bytes that a run on a CPU is given room for; small networks at small sizes take about half."""
+"""Bytes reserved for a run on a CPU; small networks at small sizes take about half."""
 
 
 class Executor(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from whaleid.ensemble.ladder_text import ladder_lines, slice_lines
+from whaleid.ensemble.summary import ladder_lines, slice_lines
 from whaleid.evaluation.forms import get_form
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.metrics import require_figures
@@ -58,8 +58,8 @@ def announcement(project: Project, tasks: list[Task]) -> Iterator[str]:
     )
     counts = Counter(task.stage for task in tasks)
     names = [stage.name for stage in STAGES if stage.name in counts]
-    said = [f"{name} ({counts[name]} {SPREAD[name]})" if name in SPREAD else name for name in names]
-    yield f"to do: {', '.join(said)}"
+    parts = [f"{name} ({counts[name]} {SPREAD[name]})" if name in SPREAD else name for name in names]
+    yield f"to do: {', '.join(parts)}"
     if any(task.stage in SPREAD for task in tasks):
         minutes, machine = estimate_minutes(project, census, tasks)
         length = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -93,7 +93,7 @@ class Cost:
 def plan_lines(project: Project, tflops: float | None, images: int | None, identities: int | None) -> list[str]:
     """The table that `whaleid plan` prints.
 
-    tflops: sustained rate of the device; None: that of the device found here.
+    tflops: sustained rate of the device; None: that of this machine's device.
     images, identities: counts to plan with where the competition's data is not here.
     """
     census = count_images(project, images, identities)

@@ -20,7 +20,7 @@ from whaleid.pipeline.workspace import fold_name, read_folds, read_images
 from whaleid.utils.files import write_json
 
 if TYPE_CHECKING:
-    from whaleid.ensemble.results import Gain
+    from whaleid.ensemble.intervals import Gain
 
 
 def label_tasks(project: Project) -> list[Task]:
@@ -35,7 +35,7 @@ def label_tasks(project: Project) -> list[Task]:
         from whaleid.ensemble.pseudo import pseudo_labels
 
         images = read_images(workspace)
-        found = pseudo_labels(
+        labels = pseudo_labels(
             images,
             read_folds(workspace),
             sources(before),
@@ -45,9 +45,9 @@ def label_tasks(project: Project) -> list[Task]:
             keypoints_folder(project),
             project.settings.weights,
         )
-        write_pseudo_labels(found, path)
-        shown = found if project.full_experiments else found[found["fold"] != FULL]
-        for line in describe_pseudo_labels(shown, int((images["split"] == "test").sum())):
+        write_pseudo_labels(labels, path)
+        used = labels if project.full_experiments else labels[labels["fold"] != FULL]
+        for line in describe_pseudo_labels(used, int((images["split"] == "test").sum())):
             Console(stderr=True).print(f"pseudo-labels of round {number}: {line}", markup=False)
 
     known = state is Round.OPEN and round_state(before) is Round.OPEN
@@ -77,15 +77,12 @@ def gain_tasks(project: Project) -> list[Task]:
 
 def round_gain(before: Project, project: Project) -> Gain:
     """Difference of two rounds' out-of-fold MAP@k on the same queries, with its interval."""
+    from whaleid.ensemble.intervals import rank_gain
     from whaleid.ensemble.ladder import protocol_of
-    from whaleid.ensemble.results import paired_gain
-    from whaleid.evaluation.metrics import reciprocal_rank_at_k
 
     images, folds = read_images(project.workspace), read_folds(project.workspace)
     protocol = protocol_of(images, folds, project.competition, sources(project))
-    weights = protocol.weights(list(range(len(protocol.parts))))
-    own, other = (reciprocal_rank_at_k(read_ranks(one), protocol.k) for one in (project, before))
-    return paired_gain(own - other, weights, project.recipe.seed)
+    return rank_gain(protocol, read_ranks(project), read_ranks(before), project.recipe.seed)
 
 
 def count_labels(project: Project) -> dict[str, int]:

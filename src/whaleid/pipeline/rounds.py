@@ -107,7 +107,7 @@ def used_round(project: Project) -> Project | None:
     return used
 
 
-def answered(project: Project) -> Project:
+def in_used_round(project: Project) -> Project:
     """The project as its submission was made: in the round that metrics.json names as used, without any other."""
     if project.recipe.pseudo is None:
         return project

@@ -18,7 +18,7 @@ BEFORE_KEYPOINTS = ("images", "folds", "cache")
 
 @dataclass(frozen=True)
 class Only:
-    """Which runs of the stage that is asked for; the stages before do what these need.
+    """Which runs of the target stage; the stages before it do what these need.
 
     Attributes
     ----------
@@ -89,18 +89,18 @@ def run(
 
 def tasks_to_do(project: Project, until: str, only: Only | None = None) -> list[Task]:
     """The tasks that `run` would do, in order; more where what a stage finds decides whether the next is needed."""
-    found: list[Task] = []
+    tasks: list[Task] = []
     wanted = {task.name for task in target_tasks(project, until, only)}
     for step in reversed(list(steps(project))):
         if any(name.partition("/")[0] == step.stage.name for name in wanted):
             stale = [task for task in step.tasks() if task.name in wanted and not task.current]
             wanted.update(name for task in stale for name in task.reads)
-            found = stale + found
-    return found
+            tasks = stale + tasks
+    return tasks
 
 
 def target_tasks(project: Project, until: str, only: Only | None = None) -> list[Task]:
-    """The tasks of the stage that is asked for."""
+    """The tasks of the target stage."""
     if until not in [stage.name for stage in STAGES]:
         raise WhaleidError(f"stage '{until}' not found; stages: {', '.join(stage.name for stage in STAGES)}")
     only = only or Only()

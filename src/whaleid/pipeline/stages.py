@@ -37,7 +37,7 @@ class Stage:
     tasks : callable
         Project -> the stage's tasks; none where the project has no use for it.
     part_of : str, optional
-        Stage with which it is asked for, where it is no target of its own.
+        The stage that names it as a target, too.
     prepare : callable, optional
         (Project, tasks) -> None: what is done once before its tasks start.
     """

@@ -1,8 +1,7 @@
-"""Every path of the work folder, atomic writes, and the knowledge of what is up to date.
+"""Every path of the work folder, and which outputs are current.
 
-A stage asks `is_current(path, key)` with a key made of its configuration and of its inputs' own keys; when it
-has written its output it says `mark_current(path, key)`. Stamps live in `.stamps/`, outputs stay in the
-documented form.
+An output is current while the key that was noted when it was made is the one of now (`keys.py`). The notes lie in
+`.stamps/`, beside the outputs.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths of one competition's work (design: *What passes between rooms*)."""
+    """Paths of one competition's work folder (docs/design.md lists the files)."""
 
     root: Path
     round: int = 0
-    """Of pseudo-labels: runs and features of later ones are `<experiment>.round<r>`."""
+    """Round of pseudo-labels; runs and features of later rounds are in `<experiment>.round<r>`."""
 
     @property
     def images(self) -> Path:
@@ -45,7 +44,7 @@ class Workspace:
         return self.root / "cache" / name
 
     def run(self, experiment: str, fold: int | None) -> Path:
-        """Folder of one run; fold None: the one that is trained on all labelled images."""
+        """Folder of one run; fold None: the run on all labelled images."""
         return self.root / "runs" / self._in_round(experiment) / fold_name(fold)
 
     def run_item(self, experiment: str, fold: int | None) -> str:
@@ -63,18 +62,18 @@ class Workspace:
         return self.root / "pseudo" / recipe / f"round{self.round}.csv"
 
     def local(self, name: str) -> Path:
-        """Folder of the keypoints' descriptors of one size and number."""
+        """Folder of the keypoints of one kind, image size and number."""
         return self.root / "local" / name
 
     def candidates(self, recipe: str) -> Path:
         return self.root / "candidates" / recipe
 
     def round_candidates(self, recipe: str) -> Path:
-        """Those of one round, where a recipe has rounds; `candidates` are then those of the round that is used."""
+        """Candidates of one round of pseudo-labels; `candidates` are then copied from the round that is used."""
         return self.candidates(recipe) / f"round{self.round}"
 
     def ablation(self, recipe: str) -> Path:
-        """Folder of the table that says what every part of a recipe is worth."""
+        """Folder of the table of what each part of a recipe adds."""
         return self.root / "ablation" / recipe
 
     @property
@@ -86,11 +85,11 @@ class Workspace:
         return self.root / "report" / recipe
 
     def is_current(self, output: Path, key: str) -> bool:
-        """Whether `output` is there and was made from exactly what `key` stands for."""
+        """Whether `output` is there and was made from what `key` stands for."""
         return output.exists() and self.stamp(output).get("key") == key
 
     def stamp(self, output: Path) -> dict[str, Any]:
-        """What `mark_current` noted for `output`; empty when nothing was."""
+        """What `mark_current` noted for `output`; empty where it noted nothing."""
         path = self._stamp_path(output)
         try:
             return json.loads(path.read_text())
@@ -98,7 +97,7 @@ class Workspace:
             return {}
 
     def mark_current(self, output: Path, key: str, **notes: Any) -> None:
-        """Note that `output` stands for `key`; `notes` (JSON) are kept beside it."""
+        """Note the key of `output`; `notes` (JSON) are kept with it."""
         write_json(self._stamp_path(output), {"key": key, **notes})
 
     def _stamp_path(self, output: Path) -> Path:
@@ -127,15 +126,15 @@ def _made(path: Path) -> Path:
 
 
 _ROUND = ".round"
-"""Between the name of an experiment and the number of the round that its folder is of."""
+"""Between the name of an experiment and the number of the round in a folder's name."""
 
 
 def source_of(folder: str) -> str:
-    """The experiment that a folder of runs or features is of, whatever round it is of."""
+    """The experiment of a folder of runs or features, of any round."""
     name, _, number = folder.rpartition(_ROUND)
     return name if name and number.isdigit() else folder
 
 
 def fold_name(fold: int | None) -> str:
-    """`fold<k>`, or `full` for what all labelled images taught."""
+    """`fold<k>`, or `full` for the run on all labelled images."""
     return "full" if fold is None else f"fold{fold}"

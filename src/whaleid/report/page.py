@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from whaleid.data.folds import fold_table
-from whaleid.ensemble.ladder_text import round_lines
 from whaleid.ensemble.protocol import FULL_DATA
+from whaleid.ensemble.summary import round_lines
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.rounds import in_used_round
 from whaleid.report import plots
 from whaleid.report.examples import add_gallery_images, choose_examples
 from whaleid.report.inputs import GUESSES, Results, best_single_features, read_losses, read_results
@@ -38,7 +38,7 @@ def write_report(project: Project) -> Path:
     WhaleidError
         If there are no results yet.
     """
-    results = read_results(answered(project))
+    results = read_results(in_used_round(project))
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()

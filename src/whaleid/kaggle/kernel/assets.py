@@ -20,7 +20,7 @@ from whaleid.kaggle.kernel.rows import keep_rows
 from whaleid.kaggle.kernel.size import LOGITS, KernelSize, carried_bytes
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.rounds import answered
+from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.run_stages import pretrained_path
 from whaleid.pipeline.transfer import PROJECT, STAMPS, copy_masks, copy_stamps, ensemble_inputs, project_to_json
 from whaleid.pipeline.workspace import read_folds, read_images
@@ -48,7 +48,7 @@ def write_inference_assets(project: Project, out: Path) -> None:
     WhaleidError
         If a file of a run or the fitted stack is missing.
     """
-    project = answered(project)
+    project = in_used_round(project)
     images, folds, inputs = read_images(project.workspace), read_folds(project.workspace), ensemble_inputs(project)
     labelled, test = labelled_rows(images), images[images["split"] == "test"]
     root = project.workspace.root
@@ -77,7 +77,7 @@ def write_inference_assets(project: Project, out: Path) -> None:
 
 def inference_size(project: Project) -> KernelSize:
     """Size of what `write_inference_assets` will write, calculated from the sizes of the local files."""
-    project = answered(project)
+    project = in_used_round(project)
     images, folds, inputs = read_images(project.workspace), read_folds(project.workspace), ensemble_inputs(project)
     root, labelled, count = project.workspace.root, len(labelled_rows(images)), len(images)
     weights = [*(root / run / name for run in inputs.runs for name in RUN_FILES), *project.local_weights]

@@ -26,6 +26,7 @@ from whaleid.kaggle.kernel.local_run import (
 )
 from whaleid.kaggle.kernel.main import prepare, run_kernel
 from whaleid.kaggle.kernel.sandbox import make_sandbox
+from whaleid.pipeline.keys import run_key
 from whaleid.utils.errors import WhaleidError
 
 
@@ -232,4 +233,4 @@ def test_training_one_run_gives_what_counts_as_up_to_date_at_home(
         assert (done.working / "runs" / "one" / "fold1" / name).is_file()
     assert (done.working / "features" / "one" / "fold1" / "embeddings.npy").is_file()
     stamp = json.loads((done.working / ".stamps" / "runs" / "one" / "fold1.json").read_text())
-    assert stamp["key"] == world.project.run_key(world.project.experiment("one"), 1)
+    assert stamp["key"] == run_key(world.project, world.project.experiment("one"), 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import lightgbm as lgb
@@ -20,11 +21,12 @@ from measuring import cpu_seconds
 
 from whaleid.config import StackConfig
 from whaleid.ensemble.calibrate import fit_calibration
-from whaleid.ensemble.embedding_features import Sight
+from whaleid.ensemble.cross_fitting import OofLists
+from whaleid.ensemble.embedding_features import EmbeddingFeatures, EmbeddingTable
 from whaleid.ensemble.lists import concatenate_lists
 from whaleid.ensemble.protocol import FoldPart, Protocol, Targets
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack import StackInputs, stack_rankings
+from whaleid.ensemble.stack import stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
 from whaleid.ensemble.unknown import best_map, rank_stats
 from whaleid.retrieval.candidates import Candidates
@@ -63,15 +65,15 @@ def questions(
     return Protocol(classes, tuple(parts), asked, asked.astype(str), *gallery, "new", 0.3, 5), favoured
 
 
-def sight(rng: np.random.Generator, queries: int, identities: int, dims: int) -> Sight:
-    """Random embeddings as the models of a fold see them."""
+def embedding_table(rng: np.random.Generator, queries: int, identities: int, dims: int) -> EmbeddingTable:
+    """Random embeddings of a fold's models."""
 
     def unit(rows: int) -> np.ndarray:
         table = rng.normal(size=(rows, dims)).astype(np.float32)
         return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float16)
 
     near = rng.random((2, queries), dtype=np.float32)
-    return Sight(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
+    return EmbeddingTable(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
 
 
 def main() -> None:
@@ -91,22 +93,18 @@ def main() -> None:
     for place in range(given.rankings + 1):
         oof = tuple(candidates(rng, who, given.identities, f"q{fold}_") for fold, who in enumerate(favoured))
         test = tuple(candidates(rng, strangers, given.identities, "t") for _ in favoured) if given.tests else ()
-        rankings.append(Ranking(f"net{place}", "knn", oof, test, False))
+        rankings.append(Ranking(f"net{place}", "knn", OofLists.same(oof), test, False))
     places = list(range(given.folds))
     truth, weights = protocol.truth(places), protocol.weights(places)
     whole = [concatenate_lists(list(ranking.oof)) for ranking in rankings]
     limits = [float(_limit(one, truth, weights)) for one in whole]
     *members, blend = rankings
-    materials = [StackInputs(blend.oof, blend.test, tuple(limits)) for _ in [*places, None]]
     config = StackConfig()
-    extras = None
     if given.dims:
-        oof = tuple(sight(rng, len(who), given.identities, given.dims).extras() for who in favoured)
-        test = tuple(sight(rng, given.tests, given.identities, given.dims).extras() for _ in favoured)
-        extras = oof, test
-    stacked, stage_cpu, stage_s = cpu_seconds(
-        lambda: stack_rankings(protocol, members, materials, config, extras=extras)
-    )
+        oof = tuple(embedding_table(rng, len(who), given.identities, given.dims) for who in favoured)
+        test = tuple(embedding_table(rng, given.tests, given.identities, given.dims) for _ in favoured)
+        members[0] = replace(members[0], embedding_features=EmbeddingFeatures(oof, test if given.tests else ()))
+    stacked, stage_cpu, stage_s = cpu_seconds(lambda: stack_rankings(protocol, members, blend, config))
 
     def features():
         views = [
@@ -140,7 +138,11 @@ def main() -> None:
         "rounds": config.num_iterations,
     }
     figures |= {"threads": config.num_threads, "cpus": os.cpu_count(), "lightgbm": lgb.__version__}
-    figures |= {"stage_cpu_s": stage_cpu, "stage_s": stage_s, "trees used": list(stacked.rounds)}
+    figures |= {
+        "stage_cpu_s": stage_cpu,
+        "stage_s": stage_s,
+        "trees used": [stack.models.trees for stack in (*stacked.fitted.by_fold, stacked.fitted.full)],
+    }
     figures |= {"features_cpu_s": features_cpu, "features_s": features_s, "bare_cpu_s": bare_cpu, "bare_s": bare_s}
     for name, value in figures.items():
         print(f"{name:14} {value:.3f}" if isinstance(value, float) else f"{name:14} {value}")

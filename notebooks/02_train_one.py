@@ -24,8 +24,10 @@ import yaml
 
 from whaleid.data.augmentation import Augmentation
 from whaleid.data.samplers import training_items
+from whaleid.ensemble.ladder import rank_source
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.ensemble.rankings import Source, rank_source
+from whaleid.ensemble.rankers.base import RankerContext
+from whaleid.ensemble.rankings import Source
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.data_stages import read_cache
@@ -118,7 +120,7 @@ run(project, "features", only=only)
 protocol = read_protocol(images, folds, project.competition, [fold])
 source = Source(experiment.name, {fold: project.workspace.features(experiment.name, fold)})
 part, known = protocol.parts[0], protocol.parts[0].truth >= 0
-rankings, dimensions = rank_source(source, images, protocol, project.recipe.combine)
+rankings = rank_source(source, RankerContext(protocol, project.recipe.combine, images=images))
 for ranking in rankings:
     rank = rank_of_truth(ranking.oof[0].codes[known], part.truth[known])
     print(score_ranks(rank, protocol.k).line(f"{ranking.name}, {known.sum():,} known queries", interval=True))

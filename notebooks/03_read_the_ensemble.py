@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, display
 
-from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.summary import ladder_lines
 from whaleid.features.files import read_features
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.metrics import require_figures

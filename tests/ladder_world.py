@@ -7,15 +7,16 @@ another way in every fold, and sees the images it was trained on more clearly th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Recipe
+from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.protocol import FULL_DATA
-from whaleid.ensemble.rankings import Source
+from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.pipeline.workspace import fold_name
 
 UNKNOWN = "new_whale"
@@ -132,6 +133,12 @@ def write_folder(
 def recipe(**combine) -> Recipe:
     combine = {"concat": {"whiten": 32, "power": 0.5}, "classifier": {"epochs": 15, "seeds": 1}, **combine}
     return Recipe.model_validate({"name": "test", "folds": 3, "sources": {"x": "y"}, "combine": combine})
+
+
+def with_lists(ranking: Ranking, **changes) -> Ranking:
+    """A ranking with other lists out of fold (`oof`, the same for every fold that they are used for)."""
+    oof = changes.pop("oof")
+    return replace(ranking, lists=OofLists.same(tuple(oof)), **changes)
 
 
 def spread(identity: np.ndarray, folds: int) -> np.ndarray:

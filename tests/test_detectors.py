@@ -1,4 +1,4 @@
-"""Kinds of keypoints: bytes keep distances, one interface for all, and what was made by RootSIFT stays as it was."""
+"""Kinds of keypoints: bytes keep distances, one interface for all, registries, and names of folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ladder_world import recipe
 from test_local import texture, turned, write_images
 from test_masks import disc, project_at
 from test_masks import make_project as make_masked
@@ -20,7 +19,14 @@ from whaleid.config import LocalConfig
 from whaleid.local_matching.detectors import SIGNED, detector_of, signed_bytes, signed_floats
 from whaleid.local_matching.kaze import kaze
 from whaleid.local_matching.keypoints import Described, describe_images, described_together, local_name, read_described
-from whaleid.local_matching.registry import DETECTORS, MATCHERS, DetectorEntry, matcher_entry, require_parts
+from whaleid.local_matching.registry import (
+    DETECTORS,
+    MATCHERS,
+    DetectorEntry,
+    matcher_entry,
+    require_parts,
+    weights_key,
+)
 from whaleid.local_matching.rootsift import root_sift
 from whaleid.local_matching.votes import build_index, local_candidates
 from whaleid.pipeline.keys import keypoints_key
@@ -104,10 +110,16 @@ def test_keypoints_depend_on_what_describes_them_alone(tmp_path: Path):
     project = project_at(tmp_path, masks=None)
 
     def changed(**local) -> Project:
-        return project.with_combine(local_matching=recipe(local_matching=local).combine.local_matching)
+        return project.with_combine(local_matching=LocalConfig.model_validate(local))
 
     assert project.local_weights == []
     assert keypoints_key(changed(), "n") == keypoints_key(changed(verify={}, neighbours=7), "n")
+
+
+def test_rootsift_needs_no_weights(tmp_path: Path):
+    make_masked(tmp_path, masks=None)
+    assert project_at(tmp_path, masks=None).local_weights == []
+    assert weights_key(LocalConfig.model_validate({"verify": {}}), tmp_path) == ""
 
 
 def test_lightglue_goes_with_aliked_alone():

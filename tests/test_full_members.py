@@ -20,11 +20,11 @@ from whaleid.config import Recipe
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
 from whaleid.ensemble.ladder import combine, protocol_of, rank_all
-from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
+from whaleid.ensemble.summary import ladder_lines
 from whaleid.pipeline import keys as keys_module
 from whaleid.pipeline.keys import run_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
@@ -112,12 +112,12 @@ def test_a_source_without_one_is_stood_in_for_by_its_first_folds_model(world: Wo
 
 def test_the_whole_has_no_queries_and_every_labelled_image(world: World, sources: list[Source]) -> None:
     protocol = protocol_of(world.images, world.folds, world.competition, sources)
-    assert protocol.whole is not None and protocol.whole.fold == FULL_DATA
-    assert not len(protocol.whole.rows) and len(protocol.parts) == 3 and len(protocol.answering) == 4
+    assert protocol.full_data is not None and protocol.full_data.fold == FULL_DATA
+    assert not len(protocol.full_data.rows) and len(protocol.parts) == 3 and len(protocol.test_parts) == 4
     labelled = np.flatnonzero((world.images["split"] == "train").to_numpy())
-    np.testing.assert_array_equal(protocol.whole.training, labelled)
-    np.testing.assert_array_equal(protocol.whole.gallery, protocol.gallery)
-    assert protocol_of(world.images, world.folds, world.competition, without_full(sources)).whole is None
+    np.testing.assert_array_equal(protocol.full_data.training, labelled)
+    np.testing.assert_array_equal(protocol.full_data.gallery, protocol.gallery)
+    assert protocol_of(world.images, world.folds, world.competition, without_full(sources)).full_data is None
 
 
 def test_without_test_images_there_is_nothing_for_them_to_answer(world: World, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_settings_that_make_no_sense() -> None:
 
 
 def test_as_many_epochs_as_the_folds_took() -> None:
-    seen = small(**{"train.epochs": None, "train.images_seen": 100})
+    seen = small(train_epochs=None, train_images_seen=100)
     trained = full_data_experiment(seen, [{"epochs": epochs} for epochs in (3, 4, 7)]).train
     assert (trained.epochs, trained.images_seen) == (5, None)
     last = full_data_experiment(small(), [{"epochs": 2}, {"epochs": 3}])

@@ -11,12 +11,16 @@ import pytest
 from ladder_world import World, make_world, recipe, write_sources
 
 from whaleid.config import RerankConfig
-from whaleid.ensemble.graph_rankings import OFF, Setting, choose_settings, filled, rerank_part
+from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankers.base import Lists, RankerContext
+from whaleid.ensemble.rankers.rerank import OFF, RerankRanker, Setting, choose_setting
 from whaleid.ensemble.rankings import Ranking, Source
-from whaleid.ensemble.results import note_lines
-from whaleid.retrieval.candidates import Candidates, nearest_identities
+from whaleid.ensemble.summary import note_lines
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import nearest_identities
+from whaleid.retrieval.rerankers import every_setting, query_graph, widest_graph
 
 SMALL = {
     "expansion": {"neighbours": [2], "alpha": [3]},
@@ -48,20 +52,22 @@ def features(world: World) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def settings_of(features: np.ndarray, protocol: Protocol, place: int) -> list[Setting]:
-    config = recipe().combine
-    return rerank_part(features, protocol.parts[place], protocol, RerankConfig.model_validate(SMALL), config.knn, 20)
+def settings_of(features: np.ndarray, protocol: Protocol, place: int, test: bool = False) -> dict[Setting, Lists]:
+    query_set = protocol.queries(protocol.parts[place])[test]
+    assert query_set is not None
+    config = RerankConfig.model_validate(SMALL)
+    rows = query_set.gallery, query_set.gallery_codes, query_set.labelled, query_set.rows
+    return dict(every_setting(query_graph(features, *rows, recipe().combine.knn, 20, widest_graph(config)), config))
 
 
-def test_every_setting_answers_every_query(features, protocol):
-    found = settings_of(features, protocol, 0)
-    assert len({(one.method, one.name) for one in found}) == len(found) == 10  # two gammas
-    assert len({one.method for one in found}) == 5
-    for one in found:
-        np.testing.assert_array_equal(one.oof.queries, protocol.parts[0].names)
-        np.testing.assert_array_equal(one.test.queries, protocol.test_names)
-        assert (one.oof.codes >= 0).all() and (one.test.codes >= 0).all()
-        assert set(np.unique(one.oof.codes)) <= set(protocol.parts[0].gallery_codes)
+def test_every_setting_ranks_every_query(features, protocol):
+    found, of_test = settings_of(features, protocol, 0), settings_of(features, protocol, 0, test=True)
+    assert found.keys() == of_test.keys() and len(found) == 10  # two gammas
+    assert len({method for method, _ in found}) == 5
+    for (codes, _), (codes_of_test, _) in zip(found.values(), of_test.values(), strict=True):
+        assert len(codes) == len(protocol.parts[0].names) and len(codes_of_test) == len(protocol.test_names)
+        assert (codes >= 0).all() and (codes_of_test >= 0).all()
+        assert set(np.unique(codes)) <= set(protocol.parts[0].gallery_codes)
 
 
 def test_labels_of_the_queries_never_enter(features, protocol):
@@ -70,9 +76,10 @@ def test_labels_of_the_queries_never_enter(features, protocol):
     order = np.random.default_rng(0).permutation(len(part.truth))
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
     permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
-    for one, other in zip(settings_of(features, protocol, 1), settings_of(features, permuted, 1), strict=True):
-        np.testing.assert_array_equal(one.oof.codes, other.oof.codes)
-        np.testing.assert_array_equal(one.oof.scores, other.oof.scores)
+    one, other = settings_of(features, protocol, 1), settings_of(features, permuted, 1)
+    for setting in one.keys() | other.keys():
+        np.testing.assert_array_equal(one[setting][0], other[setting][0])
+        np.testing.assert_array_equal(one[setting][1], other[setting][1])
 
 
 def test_zero_vectors_have_the_plain_list(features, protocol):
@@ -81,17 +88,9 @@ def test_zero_vectors_have_the_plain_list(features, protocol):
     blank[part.rows[0]] = 0
     knn = recipe().combine.knn
     plain = nearest_identities(blank[part.rows], blank[part.gallery], part.gallery_codes, knn, 20)
-    for one in settings_of(blank, protocol, 0):
-        if "diffusion" in one.method:
-            np.testing.assert_array_equal(one.oof.codes[0], plain[0][0])
-
-
-def test_filled_by_hand():
-    lists = np.array([[4, 2, 9], [1, -1, -1]]), np.array([[0.5, 0.25, 0.0], [0.1, -np.inf, -np.inf]], np.float32)
-    plain = np.array([[2, 7, 4], [3, 1, -1]]), np.array([[0.9, 0.8, 0.7], [0.9, 0.8, -np.inf]], np.float32)
-    codes, scores = filled(lists, plain)
-    assert codes.tolist() == [[4, 2, 7], [1, 3, -1]]
-    np.testing.assert_allclose(scores, [[0.5, 0.25, 0.0], [0.1, 0.0, -np.inf]])
+    for (method, _), (codes, _) in settings_of(blank, protocol, 0).items():
+        if "diffusion" in method:
+            np.testing.assert_array_equal(codes[0], plain[0][0])
 
 
 # ------------------------------------------------------------------------------------------------- the choice
@@ -105,29 +104,28 @@ def fold_lists(protocol: Protocol, place: int, right: bool) -> Candidates:
     return Candidates(protocol.parts[place].names, protocol.classes, codes, np.ones(codes.shape, np.float32))
 
 
-def test_a_fold_is_answered_by_what_the_others_choose(protocol):
+def test_a_fold_has_the_setting_that_the_others_choose(protocol):
     """`good` is right on folds 0 and 1 and wrong on 2; the plain list is wrong everywhere."""
-    plain = [(fold_lists(protocol, place, False), None) for place in range(3)]
-    good = [[Setting("m", "good", fold_lists(protocol, place, place < 2), None)] for place in range(3)]
-    (chosen,) = choose_settings(protocol, plain, good)
-    assert set(chosen.choices.by_fold.values()) == {"good"} and chosen.choices.tuned == "good"
-    assert chosen.oof[2] is good[2][0].oof and chosen.without[0][1] is good[1][0].oof
-    bad = [[Setting("m", "same", plain[place][0], None)] for place in range(3)]
-    (chosen,) = choose_settings(protocol, plain, bad)
-    assert set(chosen.choices.by_fold.values()) == {OFF} and chosen.choices.tuned == OFF
-    only = [[Setting("m", "one", fold_lists(protocol, place, place == 2), None)] for place in range(3)]
-    (chosen,) = choose_settings(protocol, plain, only)
-    assert chosen.choices.by_fold == {0: "one", 1: "one", 2: OFF}
-    assert chosen.oof[2] is plain[2][0]
+    plain = [fold_lists(protocol, place, False) for place in range(3)]
+    good = [fold_lists(protocol, place, place < 2) for place in range(3)]
+    chosen = choose_setting(protocol, {OFF: plain, "good": good})
+    assert set(chosen.by_fold) == {"good"} and chosen.full == "good"
+    chosen = choose_setting(protocol, {OFF: plain, "same": plain})
+    assert set(chosen.by_fold) == {OFF} and chosen.full == OFF
+    only = [fold_lists(protocol, place, place == 2) for place in range(3)]
+    chosen = choose_setting(protocol, {OFF: plain, "one": only})
+    assert chosen.by_fold == ("one", "one", OFF) and chosen.full == "one"
+    assert choose_setting(protocol, {OFF: plain, "one": only}, "decided").by_fold == ("decided",) * 3
 
 
-def test_a_ranking_teaches_without_the_fold(protocol):
-    plain = [(fold_lists(protocol, place, False), None) for place in range(3)]
-    only = [[Setting("m", "one", fold_lists(protocol, place, place == 2), None)] for place in range(3)]
-    (chosen,) = choose_settings(protocol, plain, only)
-    ranking = Ranking("m", "rerank", chosen.oof, chosen.test, False, chosen=chosen)
-    assert ranking.taught(2) == tuple(lists for lists, _ in plain)  # fold 2 had no part in that
-    assert ranking.taught(None) == tuple(of_fold[0].oof for of_fold in only)
+def test_lists_for_a_fold_are_of_the_setting_chosen_without_it(protocol, monkeypatch):
+    plain = tuple(fold_lists(protocol, place, False) for place in range(3))
+    only = [fold_lists(protocol, place, place == 2) for place in range(3)]
+    concat = Ranking("concat kNN", "concat", OofLists.same(plain), (), False)
+    monkeypatch.setattr("whaleid.ensemble.rankers.rerank.rerank_tables", lambda _: {("m", "one"): (only, [])})
+    (ranking,) = RerankRanker().rank(RankerContext(protocol, recipe().combine, rankings=(concat,)))
+    assert ranking.lists.without(2) == plain and ranking.oof[2] is plain[2]  # fold 2 had no part in that
+    assert ranking.lists.without(None) == tuple(only) and ranking.oof[0] is only[0]
 
 
 # ------------------------------------------------------------------------------------------------- the ladder

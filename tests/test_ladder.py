@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, write_folder, write_sources
 
+from whaleid.ensemble.intervals import paired_gain
 from whaleid.ensemble.ladder import combine, common_folds, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import NONE, read_protocol
-from whaleid.ensemble.rankings import Ranking, Source, top_probabilities
-from whaleid.ensemble.results import LadderResult, paired_gain
+from whaleid.ensemble.rankers.single import top_probabilities
+from whaleid.ensemble.rankings import Ranking, Source
+from whaleid.ensemble.results import LadderResult
 from whaleid.retrieval.candidates import read_candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -295,7 +297,7 @@ def test_top_probabilities_in_chunks_equal_softmax(monkeypatch):
     logits = rng.normal(scale=5, size=(40, 9)).astype(np.float16)
     codes = np.array([4, -1, 0, 7, 2, 1, -1, 9, 3])
     rows = rng.permutation(40)[:25]
-    monkeypatch.setattr("whaleid.ensemble.rankings._CELLS", 9 * 4)
+    monkeypatch.setattr("whaleid.ensemble.rankers.single._CELLS", 9 * 4)
     found, scores = top_probabilities(logits, rows, codes, 8)
     chosen = logits[rows].astype(np.float64)[:, codes >= 0]
     p = np.exp(chosen) / np.exp(chosen).sum(axis=1, keepdims=True)

@@ -186,7 +186,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 9))
-def test_whole_centres_equal_a_loop(seed, count):
+def test_integer_kmeans_equal_a_loop(seed, count):
     rng = np.random.default_rng(seed)
     vectors = rng.integers(0, 256, (40, 8)).astype(np.float32)
     centres = vectors[np.random.default_rng(0).choice(40, count, replace=False)].astype(int)
@@ -197,7 +197,7 @@ def test_whole_centres_equal_a_loop(seed, count):
         centres = [
             np.rint(np.mean(own, axis=0)) if own else centre for own, centre in zip(groups, centres, strict=True)
         ]
-    found = local.whole_centres(vectors, count)
+    found = local.integer_kmeans(vectors, count)
     np.testing.assert_array_equal(found, np.array(centres))
     assert found.dtype == np.float32 and (found == np.rint(found)).all()
 
@@ -273,7 +273,7 @@ def test_ladder_with_local_matching(drawn, tmp_path):
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path, folder)
     assert [rung.name for rung in result.rungs][-3:] == ["classifier", "local matching", "blend"]
     rung = result.rung("local matching")
-    assert rung.kind == "local" and rung.weight > 0 and rung.score.map > 0.5
+    assert rung.kind == "votes" and rung.weight > 0 and rung.score.map > 0.5
     without = combine(world.images, world.folds, sources, recipe(), world.competition, tmp_path)
     assert result.final.score.map > without.final.score.map + 0.02
     assert result.best_single == without.best_single != "local matching"
@@ -328,7 +328,7 @@ def test_test_set_is_matched_once_against_all(drawn, monkeypatch):
     asked = []
     real = local.local_candidates
     monkeypatch.setattr(
-        "whaleid.ensemble.local_rankings.local_candidates",
+        "whaleid.ensemble.rankers.local.local_candidates",
         lambda described, queries, gallery, *rest: (
             asked.append((queries, gallery)) or real(described, queries, gallery, *rest)
         ),

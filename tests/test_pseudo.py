@@ -29,11 +29,11 @@ from whaleid.data.pseudo import (
 from whaleid.data.sample import make_sample
 from whaleid.data.samplers import training_items
 from whaleid.ensemble.ladder import protocol_of, rank_all
-from whaleid.ensemble.ladder_text import ladder_lines
 from whaleid.ensemble.protocol import FULL_DATA, Protocol
-from whaleid.ensemble.pseudo import against_own_gallery, pseudo_labels, sure_labels
+from whaleid.ensemble.pseudo import confident_labels, pseudo_labels, rank_with_own_gallery
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import Gain
+from whaleid.ensemble.summary import ladder_lines
 from whaleid.pipeline import pseudo_labels as pseudo_stages
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.plan import Census, plan_lines, recipe_needs
@@ -86,7 +86,7 @@ def labels(world: World, sources: list[Source]) -> pd.DataFrame:
 # --------------------------------------------------------------------------------------------------- the labels
 
 
-def test_sure_labels_are_mostly_right_and_never_unknown(world: World, labels: pd.DataFrame) -> None:
+def test_confident_labels_are_mostly_right_and_never_unknown(world: World, labels: pd.DataFrame) -> None:
     test = world.images.loc[world.images["split"] == "test", "image"].to_numpy()
     truth = labels["image"].map(dict(zip(test, world.solution, strict=True)))
     assert set(labels["fold"]) == {FULL, 0, 1, 2} and set(labels["round"]) == {2}
@@ -109,7 +109,7 @@ def test_a_folds_truth_does_not_reach_its_own_labels(world: World, sources: list
 
     def found(asked: Protocol) -> pd.DataFrame:
         rankings = rank_all(sources, world.images, asked, given.combine, 0)
-        return sure_labels(asked, rankings, sources, world.images, given)
+        return confident_labels(asked, rankings, sources, world.images, given)
 
     part = protocol.parts[1]
     order = np.random.default_rng(0).permutation(len(part.truth))
@@ -129,7 +129,7 @@ def test_a_fold_sees_neither_its_own_images_nor_who_saw_them(
 
     def ranked(images: pd.DataFrame, folds: pd.DataFrame, networks: list[Source], fold: int) -> list[Ranking]:
         asked = protocol_of(images, folds, world.competition, networks)
-        return against_own_gallery(networks, images, asked, asked.parts[fold], given, decided, None)
+        return rank_with_own_gallery(networks, images, asked, asked.parts[fold], given, decided, None)
 
     spoilt = [replace(source, full=source.full and sources[1].folds[0]) for source in sources]
     for fold in range(3):
@@ -156,7 +156,7 @@ def test_a_folds_ranking_is_that_of_its_model_against_its_gallery(
     world: World, sources: list[Source], protocol: Protocol
 ) -> None:
     part = protocol.parts[2]
-    found = against_own_gallery(sources, world.images, protocol, part, sure_recipe(), {}, None)
+    found = rank_with_own_gallery(sources, world.images, protocol, part, sure_recipe(), {}, None)
     table = np.load(sources[1].folds[2] / "embeddings.npy")
     similarity = table[protocol.test_rows] @ table[part.gallery].T
     nearest = part.gallery_codes[similarity.argmax(axis=1)]

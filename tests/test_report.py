@@ -38,7 +38,6 @@ SUMMARY = {
     "seconds": 20.0,
     "device": "cpu",
     "precision": "no",
-    "best_epoch": None,
 }
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ladder_world import UNKNOWN, World, make_world, recipe, write_folder, write_sources
+from ladder_world import UNKNOWN, World, make_world, recipe, with_lists, write_folder, write_sources
 
-from whaleid.ensemble import ladder
 from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankers.base import RankerContext
+from whaleid.ensemble.rankers.second_level import BlendRanker
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.stack import stack_rankings
 from whaleid.retrieval.candidates import Candidates
@@ -44,7 +45,7 @@ def test_an_identity_that_no_list_names_teaches_nothing_and_scores_nothing(asked
         scores = np.take_along_axis(np.where(kept, lists.scores, -np.inf).astype(np.float32), order, axis=1)
         return replace(lists, codes=codes, scores=scores)
 
-    fewer = [replace(one, oof=tuple(map(without, one.oof)), test=tuple(map(without, one.test))) for one in rankings]
+    fewer = [with_lists(one, oof=map(without, one.oof), test=tuple(map(without, one.test))) for one in rankings]
     result = evaluate_ladder(protocol, fewer, recipe(stack=STACK).combine)
     truth = protocol.truth([0, 1, 2])
     assert (truth == gone).sum() > 5 and not result.final.rank[truth == gone].any()
@@ -70,10 +71,10 @@ def test_nothing_but_unknown_and_nothing_to_learn(asked):
     """Lists that never hold the truth: no tree is grown, and the stack is the blend."""
     protocol, rankings = asked
     parts = tuple(replace(part, truth=np.where(part.truth >= 0, 39, -1)) for part in protocol.parts)
-    empty = [replace(one, oof=tuple(map(_never_39, one.oof)), chosen=None) for one in rankings]
+    empty = [with_lists(one, oof=map(_never_39, one.oof), fitted=None) for one in rankings]
     closed = replace(protocol, parts=parts, unknown=None)
     result = evaluate_ladder(closed, empty, recipe(stack=STACK).combine)
-    assert result.stacked is not None and set(result.stacked.rounds) == {0} and result.final.score.map == 0
+    assert set(result.as_json()["stack"]["rounds"]) == {0} and result.final.score.map == 0
 
 
 def _never_39(lists: Candidates) -> Candidates:
@@ -88,23 +89,21 @@ def _never_39(lists: Candidates) -> Candidates:
 def test_rankings_of_different_queries_are_named(asked):
     protocol, rankings = asked
     config = recipe(stack=STACK).combine
-    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
-    limits = [*(ladder._limits(protocol, one) for one in rankings), own]
-    materials = ladder._materials(protocol, rankings, list(by_fold.values()), final, limits, config)
+    (blend,) = BlendRanker().rank(RankerContext(protocol, config, rankings=tuple(rankings)))
     lists = rankings[1].oof[2]
     short = Candidates(lists.queries[:-1], lists.classes, lists.codes[:-1], lists.scores[:-1])
     other = replace(lists, queries=lists.queries[::-1])
     assert config.stack is not None
     for wrong in (short, other):
-        given = [rankings[0], replace(rankings[1], oof=(*rankings[1].oof[:2], wrong)), *rankings[2:]]
+        given = [rankings[0], with_lists(rankings[1], oof=(*rankings[1].oof[:2], wrong)), *rankings[2:]]
         with pytest.raises(WhaleidError, match=f"ranking '{rankings[1].name}': fold 2") as caught:
-            stack_rankings(protocol, given, materials, config.stack)
+            stack_rankings(protocol, given, blend, config.stack)
         assert "\n" not in str(caught.value)
     fewer = [rankings[0], replace(rankings[1], test=rankings[1].test[:1]), *rankings[2:]]
     with pytest.raises(WhaleidError, match="1 lists of the test images, 3 are needed"):
-        stack_rankings(protocol, fewer, materials, config.stack)
+        stack_rankings(protocol, fewer, blend, config.stack)
     with pytest.raises(WhaleidError, match="no rankings"):
-        stack_rankings(protocol, [], materials, config.stack)
+        stack_rankings(protocol, [], blend, config.stack)
 
 
 def test_a_nan_row_a_zero_vector_and_other_rows_are_named_whatever_stands_on_top(world, tmp_path):

@@ -1,4 +1,4 @@
-"""The learned order: its table against a loop, its honesty, and that it repeats itself."""
+"""The stack: its table against a loop, its honesty, and that it repeats itself."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
+from ladder_world import UNKNOWN, World, make_world, recipe, with_lists, write_sources
 from test_unknown import naive_map, random_lists
 
 from whaleid.config import StackConfig
-from whaleid.ensemble import ladder
 from whaleid.ensemble.calibrate import calibrated, fit_calibration
-from whaleid.ensemble.graph_rankings import Choices, Chosen
+from whaleid.ensemble.cross_fitting import CrossFitted, OofLists
 from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
-from whaleid.ensemble.lambdarank import prepare_lesson, train_rankers
+from whaleid.ensemble.lambdarank import train_models, training_table
 from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankers.base import RankerContext
+from whaleid.ensemble.rankers.second_level import BlendRanker
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.stack import deal_groups, stack_rankings
+from whaleid.ensemble.stack import importance, split_identities, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
 from whaleid.ensemble.stack_models import read_stack_models, write_stack_models
 from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, rank_stats, share_curve
@@ -39,17 +40,15 @@ def asked(world, tmp_path_factory) -> tuple[Protocol, list[Ranking]]:
     return protocol, rank_all(sources, world.images, protocol, recipe().combine, 0)
 
 
-def stacked(protocol, rankings, groups=None, orders=None, **settings):
-    materials, config = prepared(protocol, rankings, **settings)
-    return stack_rankings(protocol, rankings, materials, config, 0, groups, orders=orders)
+def stacked(protocol, rankings, groups=None, models=None, **settings):
+    blend, config = blended(protocol, rankings, **settings)
+    return stack_rankings(protocol, rankings, blend, config, 0, groups, models=models)
 
 
-def prepared(protocol, rankings, **settings):
+def blended(protocol, rankings, **settings):
     config = recipe(stack={**SMALL, **settings}).combine
-    limits = [ladder._limits(protocol, one) for one in rankings]
-    final, by_fold, _, own = ladder.blend_rankings(protocol, rankings, config)
-    blends = [by_fold[part.fold] for part in protocol.parts]
-    return ladder._materials(protocol, rankings, blends, final, [*limits, own], config), config.stack
+    (blend,) = BlendRanker().rank(RankerContext(protocol, config, rankings=tuple(rankings)))
+    return blend, config.stack
 
 
 # --------------------------------------------------------------------------------------------------- the table
@@ -138,38 +137,38 @@ def test_nothing_tells_who_is_asked_about(asked):
 
 def test_a_folds_truth_does_not_reach_its_own_order(asked):
     protocol, rankings = asked
-    groups = deal_groups(protocol, 3)
+    groups = split_identities(protocol, 3)
     part = protocol.parts[1]
     order = np.random.default_rng(0).permutation(len(part.truth))
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
     permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
     before, after = (stacked(one, rankings, groups) for one in (protocol, permuted))
-    np.testing.assert_array_equal(before.ranking.oof[1].codes, after.ranking.oof[1].codes)
-    np.testing.assert_array_equal(before.ranking.oof[1].scores, after.ranking.oof[1].scores)
-    assert before.limits.by_fold[1] == after.limits.by_fold[1]
-    assert not np.array_equal(before.ranking.oof[0].scores, after.ranking.oof[0].scores)
+    np.testing.assert_array_equal(before.oof[1].codes, after.oof[1].codes)
+    np.testing.assert_array_equal(before.oof[1].scores, after.oof[1].scores)
+    assert before.fitted.by_fold[1].models.thresholds == after.fitted.by_fold[1].models.thresholds
+    assert not np.array_equal(before.oof[0].scores, after.oof[0].scores)
 
 
-def test_a_model_is_not_taught_by_its_own_group(asked, monkeypatch):
+def test_a_model_is_not_trained_on_its_own_group(asked, monkeypatch):
     protocol, rankings = asked
-    groups = deal_groups(protocol, 3)
+    groups = split_identities(protocol, 3)
     given = []
 
-    def recorded(lesson, chosen, *rest):
-        given.append((lesson.weights, chosen))
-        return train_rankers(lesson, chosen, *rest)
+    def recorded(table, chosen, *rest):
+        given.append((table.weights, chosen))
+        return train_models(table, chosen, *rest)
 
-    monkeypatch.setattr("whaleid.ensemble.stack.train_rankers", recorded)
+    monkeypatch.setattr("whaleid.ensemble.stack.train_models", recorded)
     stacked(protocol, rankings, groups)
     calls = iter(given)
-    places = list(range(len(protocol.parts)))
+    places = protocol.places
     assert len(given) == 3 * (len(places) + 1)
-    for teachers in [*(protocol.others(place) for place in places), places]:
-        group = np.concatenate([groups[place] for place in teachers])
+    for training in [*(protocol.training_folds(place) for place in places), places]:
+        group = np.concatenate([groups[place] for place in training])
         for held in range(3):
             weights, chosen = next(calls)
             np.testing.assert_array_equal(chosen, group != held)
-            np.testing.assert_array_equal(weights, protocol.weights(teachers))
+            np.testing.assert_array_equal(weights, protocol.weights(training))
 
 
 def test_the_truth_of_queries_that_are_not_chosen_reaches_no_tree(asked):
@@ -180,46 +179,43 @@ def test_the_truth_of_queries_that_are_not_chosen_reaches_no_tree(asked):
     rng = np.random.default_rng(0)
     chosen = rng.random(len(truth)) < 0.6
     other = np.where(chosen, truth, rng.integers(-1, len(protocol.classes), len(truth)))
-    lessons = [prepare_lesson(table, one, np.ones(len(truth)), config) for one in (truth, other)]
+    prepared = [training_table(table, one, np.ones(len(truth)), config) for one in (truth, other)]
 
-    def trees(lesson, mask):
-        return [model.model_to_string() for model in train_rankers(lesson, mask, protocol.k, config, 0)]
+    def trees(prepared_table, mask):
+        return [model.model_to_string() for model in train_models(prepared_table, mask, protocol.k, config, 0)]
 
-    assert trees(lessons[0], chosen) == trees(lessons[1], chosen)
-    assert trees(lessons[0], ~chosen) != trees(lessons[1], ~chosen)
-    assert train_rankers(lessons[0], np.zeros(len(truth), dtype=bool), protocol.k, config, 0) == ()
+    assert trees(prepared[0], chosen) == trees(prepared[1], chosen)
+    assert trees(prepared[0], ~chosen) != trees(prepared[1], ~chosen)
+    assert train_models(prepared[0], np.zeros(len(truth), dtype=bool), protocol.k, config, 0) == ()
 
 
-def test_a_lesson_is_the_first_candidates_and_unknown(asked):
+def test_a_training_table_is_the_first_candidates_and_unknown(asked):
     protocol, rankings = asked
     config = StackConfig.model_validate({**SMALL, "training_candidates": 4})
     table, truth = table_of(protocol, rankings, config)
-    lesson = prepare_lesson(table, truth, np.ones(len(truth)), config)
-    label = lesson.data.construct().get_label()
+    prepared = training_table(table, truth, np.ones(len(truth)), config)
+    label = prepared.data.construct().get_label()
     seen = 0
     for query, own in enumerate(truth):
         codes = table.codes[table.query == query]
         codes = [*codes[:-1][:4], codes[-1]]  # unknown is the last row
         wanted = [code == (own if own >= 0 else len(protocol.classes)) for code in codes]
-        assert label[seen : seen + len(codes)].tolist() == wanted and lesson.teaches[query] == any(wanted)
+        assert label[seen : seen + len(codes)].tolist() == wanted and prepared.usable[query] == any(wanted)
         seen += len(codes)
-    assert seen == len(lesson.query) == len(label)
+    assert seen == len(prepared.query) == len(label)
 
 
-def test_what_is_taught_is_by_settings_that_the_fold_had_no_part_in(asked):
-    """A ranking whose setting was chosen by folds' scores: lists of other folds are read as `Ranking.taught` gives
-    them for the fold that is ordered, and never as those folds answer for themselves.
-    """
+def test_the_stack_of_a_fold_reads_lists_that_the_fold_had_no_part_in(asked):
+    """A ranking whose setting was chosen by folds' scores: the stack for fold k reads `OofLists.without(k)` alone."""
     protocol, rankings = asked
     base = next(one for one in rankings if one.kind == "concat")
     mixed = next(one for one in rankings if one.kind == "classifier")
-    names = Choices({part.fold: "a" for part in protocol.parts}, "b")
-    chosen = Chosen("rerank", names, base.oof, base.test, (base.oof,) * 3, mixed.oof)
-    reranked = Ranking("rerank", "rerank", base.oof, base.test, False, chosen=chosen)
-    materials, config = prepared(protocol, [*rankings, reranked], num_iterations=10)
+    lists = OofLists((base.oof,) * 3, mixed.oof)
+    reranked = Ranking("rerank", "rerank", lists, base.test, False, fitted=CrossFitted(("a",) * 3, "b"))
+    blend, config = blended(protocol, [*rankings, reranked], num_iterations=10)
 
-    def ordered(one: Ranking):
-        return stack_rankings(protocol, [*rankings, one], materials, config, 0).ranking
+    def ordered(lists: OofLists):
+        return stack_rankings(protocol, [*rankings, replace(reranked, lists=lists)], blend, config, 0)
 
     def same(one, other):
         return [
@@ -227,13 +223,11 @@ def test_what_is_taught_is_by_settings_that_the_fold_had_no_part_in(asked):
             for a, b in zip((*one.oof, *one.test), (*other.oof, *other.test), strict=True)
         ]
 
-    before = ordered(reranked)
-    answers = tuple(replace(lists, codes=np.roll(lists.codes, 1, axis=0)) for lists in base.oof)
-    assert all(same(before, ordered(replace(reranked, oof=answers))))
-    without = (base.oof, (answers[0], *base.oof[1:]), base.oof)  # what fold 1 is taught of fold 0
-    assert same(before, ordered(replace(reranked, chosen=replace(chosen, without=without))))[:3] == [True, False, True]
-    whole = replace(chosen, whole=answers)
-    assert same(before, ordered(replace(reranked, chosen=whole))) == [True] * 3 + [False] * len(before.test)
+    before = ordered(lists)
+    answers = tuple(replace(one, codes=np.roll(one.codes, 1, axis=0)) for one in base.oof)
+    without = (base.oof, (answers[0], *base.oof[1:]), base.oof)  # what is fitted on for fold 1 of fold 0
+    assert same(before, ordered(replace(lists, by_excluded_fold=without)))[:3] == [True, False, True]
+    assert same(before, ordered(replace(lists, full=answers))) == [True] * 3 + [False] * len(before.test)
 
 
 def table_of(protocol, rankings, config):
@@ -249,7 +243,7 @@ def table_of(protocol, rankings, config):
 
 def test_groups_part_no_identity(asked):
     protocol, _ = asked
-    groups = deal_groups(protocol, 3)
+    groups = split_identities(protocol, 3)
     seen: dict[int, set[int]] = {}
     for part, group in zip(protocol.parts, groups, strict=True):
         for code, own in zip(part.truth, group, strict=True):
@@ -296,46 +290,47 @@ def test_the_stack_is_the_last_rung(world, tmp_path):
     assert np.mean(found) == pytest.approx(result.final.score.map, abs=0.06)
 
 
-def test_orders_come_back_as_they_were(asked, tmp_path):
+def test_models_come_back_as_they_were(asked, tmp_path):
     protocol, rankings = asked
-    learnt = stacked(protocol, rankings)
-    write_stack_models(learnt.orders, tmp_path / "stack")
+    first = stacked(protocol, rankings)
+    models = first.fitted.full.models
+    write_stack_models(models, tmp_path / "stack")
     read = read_stack_models(tmp_path / "stack")
-    assert replace(read, models=()) == replace(learnt.orders, models=())
-    assert [len(seeds) for seeds in read.models] == [1, 1, 1] and read.rounds > 0
-    again = stacked(protocol, rankings, orders=read)
-    for one, other in zip(learnt.ranking.test, again.ranking.test, strict=True):
+    assert replace(read, models=()) == replace(models, models=())
+    assert [len(seeds) for seeds in read.models] == [1, 1, 1] and read.trees > 0
+    again = stacked(protocol, rankings, models=read)
+    for one, other in zip(first.test, again.test, strict=True):
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_last_digits_move_no_carried_order(asked, tmp_path):
-    """Scores as another machine's arithmetic gives them: trees taught by them answer otherwise, carried ones do not."""
+def test_last_digits_change_nothing_with_given_models(asked, tmp_path):
+    """Scores as another machine's arithmetic gives them: trees trained on them rank otherwise, given ones do not."""
     protocol, rankings = asked
-    learnt = stacked(protocol, rankings)
+    first = stacked(protocol, rankings)
     rng = np.random.default_rng(0)
 
     def noisy(lists):
         return replace(lists, scores=(lists.scores * (1 + 1e-7 * rng.integers(-1, 2, lists.scores.shape))).astype("f4"))
 
-    moved = [replace(one, oof=tuple(map(noisy, one.oof)), test=tuple(map(noisy, one.test))) for one in rankings]
-    carried = stacked(protocol, moved, orders=learnt.orders)
-    taught = stacked(protocol, moved)
-    assert taught.orders.models[0][0].model_to_string() != learnt.orders.models[0][0].model_to_string()
-    assert carried.limits.tuned == learnt.limits.tuned
-    for one, other in zip(learnt.ranking.test, carried.ranking.test, strict=True):
+    moved = [with_lists(one, oof=map(noisy, one.oof), test=tuple(map(noisy, one.test))) for one in rankings]
+    models = first.fitted.full.models
+    given = stacked(protocol, moved, models=models)
+    trained = stacked(protocol, moved)
+    assert trained.fitted.full.models.models[0][0].model_to_string() != models.models[0][0].model_to_string()
+    for one, other in zip(first.test, given.test, strict=True):
         assert (one.codes[:, :5] != other.codes[:, :5]).any(axis=1).mean() < 0.01
 
 
-def test_orders_of_other_rankings_or_broken_files_are_one_line(asked, tmp_path):
+def test_models_of_other_rankings_or_broken_files_are_one_line(asked, tmp_path):
     protocol, rankings = asked
-    orders = stacked(protocol, rankings).orders
-    with pytest.raises(WhaleidError, match="learnt from other rankings than these: "):
-        stacked(protocol, rankings[:-1], orders=orders)
-    with pytest.raises(WhaleidError, match="no readable orders of the stack here"):
+    models = stacked(protocol, rankings).fitted.full.models
+    with pytest.raises(WhaleidError, match="trained with other rankings than these: "):
+        stacked(protocol, rankings[:-1], models=models)
+    with pytest.raises(WhaleidError, match="no readable models of a stack"):
         read_stack_models(tmp_path / "nothing")
-    write_stack_models(orders, tmp_path / "stack")
+    write_stack_models(models, tmp_path / "stack")
     (tmp_path / "stack" / "group1-seed0.txt").write_text("tree\n")
-    with pytest.raises(WhaleidError, match="no readable orders of the stack here"):
+    with pytest.raises(WhaleidError, match="no readable models of a stack"):
         read_stack_models(tmp_path / "stack")
 
 
@@ -355,9 +350,11 @@ def test_by_share_and_closed_set(tmp_path):
 def test_the_same_with_any_number_of_threads(asked):
     protocol, rankings = asked
     one, two = (stacked(protocol, rankings, num_threads=threads, num_iterations=4) for threads in (1, 2))
-    for first, second in zip(one.ranking.oof + one.ranking.test, two.ranking.oof + two.ranking.test, strict=True):
+    for first, second in zip(one.oof + one.test, two.oof + two.test, strict=True):
         np.testing.assert_array_equal(first.scores, second.scores)
-    assert one.importance == two.importance and one.rounds == two.rounds
+    models = [[stack.models for stack in (*each.fitted.by_fold, each.fitted.full)] for each in (one, two)]
+    assert [own.trees for own in models[0]] == [own.trees for own in models[1]]
+    assert importance(models[0][-1]) == importance(models[1][-1])
 
 
 # --------------------------------------------------------------------------------------------- shares of unknown

@@ -11,9 +11,9 @@ from ladder_world import make_world, recipe, write_sources
 from test_local import texture, turned, write_described, write_images
 
 from whaleid.config import LocalConfig, VerifyConfig
-from whaleid.ensemble.ladder import combine
-from whaleid.ensemble.local_rankings import rank_locally
+from whaleid.ensemble.ladder import combine, rank_locally
 from whaleid.ensemble.protocol import read_protocol
+from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.local_matching.geometric_verification import (
     affine_inliers,
     agreeing,
@@ -167,8 +167,8 @@ def test_ladder_has_a_rung_for_it_and_own_fold_never_matters(tmp_path):
     images = world.images.assign(identity=names)
     folds = world.folds.assign(identity=world.folds["image"].map(images.set_index("image")["identity"]))
     relabelled = read_protocol(images, folds, world.competition, [0, 1, 2])
-    before, after = (list(rank_locally(folder, images, one, config.combine))[-1] for one in (protocol, relabelled))
-    assert before is not None and after is not None
+    contexts = [RankerContext(one, config.combine, images=images, descriptors=folder) for one in (protocol, relabelled)]
+    before, after = (rank_locally(context)[-1] for context in contexts)
     assert before.name == "local verified" and before.test[0] is before.test[2]
     assert np.array_equal(before.oof[1].codes, after.oof[1].codes)
     assert np.array_equal(before.oof[1].scores, after.oof[1].scores)
@@ -183,5 +183,5 @@ def test_picture_of_matches():
     for x in (5, 61):
         assert drawn[5, x].tolist() == [60, 200, 60] and drawn[30, x + 5].tolist() == [170, 170, 170]
     assert (drawn[45:, :56] == 0).all()
-    with pytest.raises(WhaleidError, match="one each"):
+    with pytest.raises(WhaleidError, match="one of each"):
         draw_matches(query, gallery, points, points, np.array([True]))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import asdict
 
 import numpy as np
 import pytest
-from ladder_world import make_world, recipe, write_sources
+from ladder_world import make_world, recipe, with_lists, write_sources
 
-from whaleid.ensemble.ladder import combine, common_folds, evaluate_ladder, members_worth, rank_all
+from whaleid.ensemble.intervals import Gain
+from whaleid.ensemble.ladder import blend_worth, combine, common_folds, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import read_protocol
-from whaleid.ensemble.worth import blend_worth, worth_lines
+from whaleid.ensemble.results import BlendWorth, MemberWorth
+from whaleid.ensemble.summary import worth_lines
 
 
 @pytest.fixture(scope="module")
@@ -22,34 +25,32 @@ def ranked(tmp_path_factory):
     return protocol, rank_all(sources, world.images, protocol, config, 0), config
 
 
-def test_by_hand():
-    weights = np.array([1.0, 1.0, 2.0])
-    blend, good, bad = np.array([1.0, 0.5, 1.0]), np.array([1.0, 0.0, 0.5]), np.zeros(3)
-    without = {"good": bad, "bad": blend}
-    worth = blend_worth(blend, {"good": good, "bad": bad}, without, {"good": 1.0, "bad": 0.0}, weights)
-    assert worth.map == pytest.approx(3.5 / 4) and worth.best == "good" and worth.gain.gain == pytest.approx(1.5 / 4)
-    first, second = worth.members
-    assert (first.name, first.map, first.dropped) == ("good", pytest.approx(0.5), False)
-    assert first.gain is not None and first.gain.gain == pytest.approx(3.5 / 4)
-    assert second.dropped and second.gain is not None and (second.gain.low, second.gain.high) == (0.0, 0.0)
-    lines = worth_lines(worth.as_json())
-    assert lines[0].startswith("blend 0.87500: +0.37500 [") and lines[0].endswith("over its best member, good")
-    assert lines[1].startswith("  good alone 0.50000, worth +0.87500 [")
-    assert (
-        lines[2] == "  bad alone 0.00000, worth +0.00000 [+0.00000, +0.00000] to the blend (dropped: it does not help)"
+def test_lines_by_hand():
+    members = (
+        MemberWorth("good", 0.5, Gain(0.875, 0.5, 1.0), False),
+        MemberWorth("bad", 0.0, Gain(0.0, 0.0, 0.0), True),
+        MemberWorth("only", 1.0, None, False),
     )
+    lines = worth_lines(asdict(BlendWorth(0.875, "good", Gain(0.375, 0.25, 0.5), members)))
+    assert lines == [
+        "blend 0.87500: +0.37500 [+0.25000, +0.50000] over its best member, good",
+        "  good alone 0.50000, worth +0.87500 [+0.50000, +1.00000] to the blend",
+        "  bad alone 0.00000, worth +0.00000 [+0.00000, +0.00000] to the blend (dropped: it does not help)",
+        "  only alone 1.00000",
+    ]
 
 
-def test_one_member_has_no_blend_without_it():
-    worth = blend_worth(np.ones(2), {"only": np.ones(2)}, {}, {"only": 1.0}, np.ones(2))
-    assert worth.members[0].gain is None
-    assert worth_lines(worth.as_json())[1] == "  only alone 1.00000"
+def test_one_member_has_no_blend_without_it(ranked):
+    protocol, rankings, config = ranked
+    used = [one for one in rankings if one.kind in ("knn", "concat")]
+    worth = blend_worth(protocol, used, config, evaluate_ladder(protocol, used, config))
+    assert [one.gain for one in worth.members] == [None] and worth.best == "concat kNN"
 
 
 def test_figures_are_those_of_the_ladder(ranked):
     protocol, rankings, config = ranked
     ladder = evaluate_ladder(protocol, rankings, config)
-    worth = members_worth(protocol, rankings, config, ladder)
+    worth = blend_worth(protocol, rankings, config, ladder)
     assert worth.map == pytest.approx(ladder.rung("blend").score.map)
     members = {rung.name: rung for rung in ladder.rungs if rung.weight is not None}
     assert [one.name for one in worth.members] == list(members) and len(members) == 4
@@ -61,7 +62,7 @@ def test_figures_are_those_of_the_ladder(ranked):
         assert one.gain.gain == pytest.approx(worth.map - without.rung("blend").score.map)
     best = max(worth.members, key=lambda one: one.map)
     assert worth.best == best.name and worth.gain.gain == pytest.approx(worth.map - best.map)
-    assert len(worth_lines(worth.as_json())) == 1 + len(worth.members)
+    assert len(worth_lines(asdict(worth))) == 1 + len(worth.members)
 
 
 def test_a_member_of_noise_is_worth_nothing(ranked):
@@ -74,15 +75,15 @@ def test_a_member_of_noise_is_worth_nothing(ranked):
         rows = rng.permutation(len(lists))
         return dataclasses.replace(lists, codes=lists.codes[rows], scores=lists.scores[rows])
 
-    noise = dataclasses.replace(concat, name="noise", kind="local", oof=tuple(map(shuffled, concat.oof)))
+    noise = with_lists(concat, name="noise", kind="votes", oof=map(shuffled, concat.oof))
     used = [single, concat, noise]
-    worth = members_worth(protocol, used, config, evaluate_ladder(protocol, used, config))
+    worth = blend_worth(protocol, used, config, evaluate_ladder(protocol, used, config))
     found = {one.name: one for one in worth.members}
     assert set(found) == {"concat kNN", "noise"}
     assert found["noise"].dropped and not found["concat kNN"].dropped
     assert found["noise"].gain.low <= 0 <= found["noise"].gain.high + 0.005
     assert found["concat kNN"].gain.low > 0.2
-    assert "dropped" in worth_lines(worth.as_json())[2]
+    assert "dropped" in worth_lines(asdict(worth))[2]
 
 
 def test_a_setting_chosen_by_folds_is_worth_measured_by_what_it_was_taught(tmp_path):

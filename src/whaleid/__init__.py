@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from whaleid.api import embed, evaluate, open_project, rank, run, score, train, write_submission
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["embed", "evaluate", "open_project", "rank", "run", "score", "train", "write_submission"]
 
 

@@ -47,7 +47,7 @@ def ensemble(context: Context) -> None:
 
     Example: whaleid ensemble -c nyala -s combine.stack=null
     """
-    from whaleid.ensemble.ladder_text import ladder_lines
+    from whaleid.ensemble.summary import ladder_lines
     from whaleid.pipeline.metrics import require_figures
     from whaleid.pipeline.runner import run
 
@@ -60,7 +60,7 @@ def ablation(context: Context) -> None:
 
     Example: whaleid ablation -c nyala
     """
-    from whaleid.ensemble.ladder_text import ablation_lines
+    from whaleid.ensemble.summary import ablation_lines
     from whaleid.pipeline.ablation import read_ablation
     from whaleid.pipeline.runner import run
 

@@ -1,9 +1,9 @@
-"""What the embeddings themselves say of a query and its candidates: further columns of the stack's table.
+"""Features of a query and its candidates from the embeddings themselves: further columns of the stack's table.
 
-Lists of candidates tell the score of an identity's nearest images. They do not tell how its images lie around their
+Candidate lists hold the score of an identity's nearest images. They do not hold how its images lie around their
 centroid, nor how close to anything at all the query lies: an unknown animal lies where few images are. All of it is
-taken within a fold, from the whitened features that concat kNN compares, and from galleries that the fold's queries
-have no part in.
+computed within a fold, from the whitened embeddings that the concatenation's kNN compares, and from galleries without
+the fold's queries.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from whaleid.config import KnnConfig
-from whaleid.ensemble.protocol import FoldPart, Protocol
-from whaleid.ensemble.stack_features import Extras
-from whaleid.retrieval.approximate import IndexConfig, open_index
-from whaleid.retrieval.candidates import centroids
+from whaleid.ensemble.protocol import QuerySet
+from whaleid.retrieval.approximate import open_index
+from whaleid.retrieval.identities import centroids
 
 COLUMNS = {
     "centroid: cosine": "cosine of the query and the candidate's centroid (the mean direction of its gallery images)",
@@ -26,16 +25,24 @@ COLUMNS = {
     "query: nearest": "cosine of the query and the nearest image of the gallery",
     "query: local density": "mean cosine of the query and its 10 nearest images of the gallery",
 }
-"""Name of every further column and what it is; NaN of unknown where it is about a candidate's images."""
+"""Name and description of every column; NaN for unknown where the column is about a candidate's images."""
 _NEAR = 10
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Queries and a gallery as the models of one fold see them.
+class EmbeddingTable:
+    """What the columns are computed from: a query set as the models of one fold embed it.
 
-    queries: float16 (q, d), unit rows. centroids: float16 (c, d), unit rows, zero for a class without images.
-    spread: float32 (c,), NaN there. nearest, density: float32 (q,).
+    Attributes
+    ----------
+    queries : float16 array, shape (q, d)
+        Unit rows.
+    centroids : float16 array, shape (c, d)
+        Unit rows, zero for a class without images.
+    spread : float32 array, shape (c,)
+        Mean cosine of a class's images and their centroid, NaN for a class without images.
+    nearest, density : float32 arrays, shape (q,)
+        Cosine of the nearest gallery image, and mean cosine of the 10 nearest.
     """
 
     queries: np.ndarray
@@ -44,12 +51,20 @@ class Sight:
     nearest: np.ndarray
     density: np.ndarray
 
-    def extras(self) -> Extras:
-        """As the stack's table takes them."""
-        return Extras(tuple(COLUMNS), self.columns)
-
     def columns(self, rows: slice, codes: np.ndarray) -> np.ndarray:
-        """COLUMNS float32 (n, u + 1, 6) of some queries' candidates, codes int64 (n, u), -1 padded, and of unknown."""
+        """The columns of some queries' candidates and, last, of the unknown identity.
+
+        Parameters
+        ----------
+        rows : slice
+            The queries.
+        codes : int64 array, shape (n, u)
+            Their candidates, -1 padded.
+
+        Returns
+        -------
+        float32 array, shape (n, u + 1, len(COLUMNS))
+        """
         out = np.full((len(codes), codes.shape[1] + 1, len(COLUMNS)), np.nan, dtype=np.float32)
         listed = codes >= 0
         places = np.maximum(codes, 0)
@@ -72,36 +87,36 @@ class Sight:
 
 @dataclass(frozen=True)
 class EmbeddingFeatures:
-    """oof: of each fold's queries against the other folds' images. test: of the test images, under each fold's models,
-    against all labelled ones; empty where there are none.
+    """Embedding tables of a ranking.
+
+    Attributes
+    ----------
+    oof : tuple of EmbeddingTable
+        Each fold's queries and the other folds' images.
+    test : tuple of EmbeddingTable
+        The test images and all labelled ones, under each fold's models; empty where there are no test images.
     """
 
-    oof: tuple[Sight, ...]
-    test: tuple[Sight, ...]
-
-    def extras(self) -> tuple[tuple[Extras, ...], tuple[Extras, ...]]:
-        """As `stack_rankings` takes them."""
-        return tuple(one.extras() for one in self.oof), tuple(one.extras() for one in self.test)
+    oof: tuple[EmbeddingTable, ...]
+    test: tuple[EmbeddingTable, ...]
 
 
-def see_part(
-    embeddings: np.ndarray, part: FoldPart, protocol: Protocol, knn: KnnConfig
-) -> tuple[Sight | None, Sight | None]:
-    """What one part's models see, out of fold (None where it holds no fold out) and of the test images (None where
-    there are none). embeddings: float (n, d), unit rows, of all.
+def embedding_table(embeddings: np.ndarray, query_set: QuerySet, classes: int, knn: KnnConfig) -> EmbeddingTable:
+    """Centroids, spreads and densities for a query set.
+
+    Parameters
+    ----------
+    embeddings : float array, shape (n, d)
+        Unit rows, of all images.
+    query_set : QuerySet
+        Its gallery has at least one image.
+    classes : int
+        Number of identities.
+    knn : KnnConfig
+        Its index is used to find the nearest images.
     """
-    count = len(protocol.classes)
-    oof = None
-    if len(part.rows):
-        oof = see(embeddings[part.rows], embeddings[part.gallery], part.gallery_codes, count, knn)
-    if not len(protocol.test_rows):
-        return oof, None
-    whole = embeddings[protocol.gallery]
-    return oof, see(embeddings[protocol.test_rows], whole, protocol.gallery_codes, count, knn)
-
-
-def see(queries: np.ndarray, gallery: np.ndarray, codes: np.ndarray, classes: int, knn: KnnConfig) -> Sight:
-    """queries: float (q, d), gallery: float (g, d), g >= 1, unit rows. codes: int64 (g,), below `classes`."""
+    queries, gallery = embeddings[query_set.rows], embeddings[query_set.gallery]
+    codes = query_set.gallery_codes
     middle, names = centroids(gallery, codes)
     mean = np.zeros(classes)
     np.add.at(mean, codes, np.einsum("nd,nd->n", gallery, middle[np.searchsorted(names, codes)], dtype=np.float64))
@@ -111,7 +126,7 @@ def see(queries: np.ndarray, gallery: np.ndarray, codes: np.ndarray, classes: in
     all_middles = np.zeros((classes, gallery.shape[1]), dtype=np.float16)
     all_middles[names] = middle
     near = min(_NEAR, len(gallery))
-    similarity, rows = open_index(gallery, IndexConfig(kind=knn.index)).search(queries, near)
+    similarity, rows = open_index(gallery, knn.index).search(queries, near)
     found = np.where(rows >= 0, similarity, np.nan)  # an approximate index may leave places empty
     density = np.nansum(found, axis=1) / np.maximum((rows >= 0).sum(axis=1), 1)
-    return Sight(queries.astype(np.float16), all_middles, spread, found[:, 0], density.astype(np.float32))
+    return EmbeddingTable(queries.astype(np.float16), all_middles, spread, found[:, 0], density.astype(np.float32))

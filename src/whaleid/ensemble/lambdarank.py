@@ -1,7 +1,7 @@
-"""Trees that order candidates: LambdaRank of LightGBM as the stack uses it.
+"""Trees that rank candidates: LightGBM's LambdaRank, as the stack uses it.
 
-Values are binned once for all models that learn from the same folds: a model that must not see some queries gets the
-binned rows of the others. Which rows are there, and so where the bins lie, is nothing that a truth has a part in.
+Values are binned once for all models that are trained on the same folds; a model that must not use some queries gets
+the binned rows of the others. Which rows there are, and so where the bins lie, does not depend on any truth.
 """
 
 from __future__ import annotations
@@ -20,24 +20,38 @@ _TINY = 1e-9  # what a sum of weights is kept above
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """The rows that rankers learn from: of each query its first candidates, and unknown.
+class TrainingTable:
+    """The rows that models are trained on: of each query its first candidates, and the unknown identity.
 
-    names: of the features. data: lightgbm's Dataset of them. query: int64 (r,), ascending, of each row. teaches: bool
-    (queries,), whether the truth is among the rows, so that there is something to learn. weights: float64 (queries,).
+    Attributes
+    ----------
+    names : tuple of str
+        Of the features.
+    data : lightgbm.Dataset
+    query : int64 array, shape (r,)
+        Query of each row, ascending.
+    usable : bool array, shape (queries,)
+        Whether a query has a weight and its truth is among its rows.
+    weights : float64 array, shape (queries,)
     """
 
     names: tuple[str, ...]
     data: Any
     query: np.ndarray
-    teaches: np.ndarray
+    usable: np.ndarray
     weights: np.ndarray
 
 
-def prepare_lesson(table: Table, truth: np.ndarray, weights: np.ndarray, config: StackConfig) -> Lesson:
-    """The table's rows as rankers learn from them.
+def training_table(table: Table, truth: np.ndarray, weights: np.ndarray, config: StackConfig) -> TrainingTable:
+    """The rows of a table that models are trained on, with their labels.
 
-    truth: int64 (queries,), -1 = unknown. weights: float64 (queries,).
+    Parameters
+    ----------
+    table : Table
+    truth : int64 array, shape (queries,)
+        -1 = unknown.
+    weights : float64 array, shape (queries,)
+    config : StackConfig
     """
     import lightgbm as lgb
 
@@ -55,22 +69,33 @@ def prepare_lesson(table: Table, truth: np.ndarray, weights: np.ndarray, config:
         init_score=table.start[rows],
         params=_binning(config),
     )
-    teaches = np.bincount(query, label, table.queries) > 0
-    return Lesson(table.names, data, query, teaches & (weights > 0), weights)
+    has_truth = np.bincount(query, label, table.queries) > 0
+    return TrainingTable(table.names, data, query, has_truth & (weights > 0), weights)
 
 
-def train_rankers(lesson: Lesson, chosen: np.ndarray, k: int, config: StackConfig, seed: int) -> tuple[Any, ...]:
-    """LightGBM boosters of `config.seeds` seeds, taught by the chosen queries alone; none where these teach nothing.
+def train_models(table: TrainingTable, chosen: np.ndarray, k: int, config: StackConfig, seed: int) -> tuple[Any, ...]:
+    """Models of `config.seeds` seeds, trained on the chosen queries alone; none where no chosen query is usable.
 
-    chosen: bool (queries,).
+    Parameters
+    ----------
+    table : TrainingTable
+    chosen : bool array, shape (queries,)
+    k : int
+        Number of guesses that count.
+    config : StackConfig
+    seed : int
+
+    Returns
+    -------
+    tuple of lightgbm.Booster
     """
     import lightgbm as lgb
 
-    rows = np.flatnonzero((lesson.teaches & chosen)[lesson.query])
+    rows = np.flatnonzero((table.usable & chosen)[table.query])
     if not len(rows):
         return ()
-    weights = lesson.weights[lesson.query[rows]]
-    data = lesson.data.subset(rows.astype(np.int32)).construct()
+    weights = table.weights[table.query[rows]]
+    data = table.data.subset(rows.astype(np.int32)).construct()
     data.set_weight(weights / max(weights.mean(), _TINY))
     settings = {
         **_binning(config),
@@ -81,28 +106,39 @@ def train_rankers(lesson: Lesson, chosen: np.ndarray, k: int, config: StackConfi
         "min_data_in_leaf": config.min_data_in_leaf,
         "lambda_l2": config.lambda_l2,
         "feature_fraction": config.feature_fraction,
-        "monotone_constraints": directions(lesson.names),
         "deterministic": True,
+        "monotone_constraints": directions(table.names),
     }
     if config.bagging_fraction < 1:
         settings |= {"bagging_fraction": config.bagging_fraction, "bagging_freq": 1, "bagging_by_query": True}
 
-    def trained(number: int) -> Any:
+    def train(number: int) -> Any:
         own = seed + 1000 * number  # `seed` itself would have the rows binned anew
-        return lgb.train(
-            {**settings, "bagging_seed": own, "feature_fraction_seed": own + 1}, data, config.num_iterations
-        )
+        seeds = {"bagging_seed": own, "feature_fraction_seed": own + 1}
+        return lgb.train({**settings, **seeds}, data, config.num_iterations)
 
-    return tuple(trained(number) for number in range(config.seeds))
+    return tuple(train(number) for number in range(config.seeds))
 
 
 def score_rows(
-    models: Sequence[Any], values: np.ndarray, rounds: int, config: StackConfig, first: int = 0
+    models: Sequence[Any], values: np.ndarray, trees: int, config: StackConfig, first: int = 0
 ) -> np.ndarray:
-    """Mean score float64 (r,) of the models by their trees first .. rounds; 0 where there is no model, or no tree."""
-    if rounds == first or not models or not len(values):
+    """Mean score of the models by their trees first .. trees; 0 where there is no model, or no tree.
+
+    Parameters
+    ----------
+    models : sequence of lightgbm.Booster
+    values : float32 array, shape (r, features)
+    trees, first : int
+    config : StackConfig
+
+    Returns
+    -------
+    float64 array, shape (r,)
+    """
+    if trees == first or not models or not len(values):
         return np.zeros(len(values))
-    options = {"start_iteration": first, "num_iteration": rounds - first, "raw_score": True}
+    options = {"start_iteration": first, "num_iteration": trees - first, "raw_score": True}
     return np.mean([model.predict(values, num_threads=config.num_threads, **options) for model in models], axis=0)
 
 

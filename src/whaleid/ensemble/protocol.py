@@ -1,9 +1,9 @@
-"""Who is asked, against whom, and what the truth is: the rules of honest validation as tables of rows.
+"""Queries, galleries and truth of every fold and of the test set: the rules of honest validation as tables of rows.
 
-Everything later in this room takes its rows from here, so that no later file can quietly look at a fold it
-must not see. Out of fold, the queries of fold k stand against the labelled images of the other folds; an
-identity with no image left there **is** the unknown identity (design: *The rules of honest validation*, 3).
-For the test set every labelled image is in the gallery, whichever fold trained the model.
+All of `ensemble` takes its rows from here, so that no ranker can use a fold that it must not see. Out of fold, the
+queries of fold k are compared with the labelled images of the other folds; an identity with no image left there **is**
+the unknown identity (docs/design.md, *The rules of honest validation*, 3). For the test set every labelled image is in
+the gallery, whichever fold trained the model.
 """
 
 from __future__ import annotations
@@ -21,18 +21,56 @@ NONE = -1
 """Code of an identity that no candidate can name: unknown, or none at all."""
 
 FULL_DATA = -1
-"""Number of the part that holds no fold out: that of the models which all labelled images taught."""
+"""Number of the part without a fold: that of the models trained on all labelled images."""
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """Some queries and the gallery that they are compared with. Rows are those of images.parquet.
+
+    Attributes
+    ----------
+    rows : int64 array, shape (q,)
+        The queries.
+    names : str array, shape (q,)
+        Their image names.
+    gallery : int64 array, shape (g,)
+        Labelled images of known identity.
+    gallery_codes : int64 array, shape (g,)
+        Identity of each gallery image, as its place in `Protocol.classes`.
+    labelled : int64 array
+        The gallery, and images that are known to be of none of its identities.
+    """
+
+    rows: np.ndarray
+    names: np.ndarray
+    gallery: np.ndarray
+    gallery_codes: np.ndarray
+    labelled: np.ndarray
 
 
 @dataclass(frozen=True)
 class FoldPart:
-    """One fold's questions, out of fold. Rows are those of images.parquet.
+    """One fold: its queries, and the images of the other folds. Rows are those of images.parquet.
 
-    rows: int64 (q,), the labelled images of the fold. names: str (q,).
-    training: int64 (t,), every labelled image of the other folds: whitening is fitted on these alone.
-    gallery: int64 (g,), those of them whose identity is known. gallery_codes: int64 (g,).
-    truth: int64 (q,), -1 where the identity is unknown or has no image in the gallery.
-    sizes: int64 (q,), gallery images of the true identity; 0 where truth is -1.
+    Attributes
+    ----------
+    fold : int
+        Number of the fold; `FULL_DATA` for the models trained on all labelled images, which have no queries.
+    rows : int64 array, shape (q,)
+        Labelled images of the fold: its queries.
+    names : str array, shape (q,)
+        Their image names.
+    training : int64 array, shape (t,)
+        Labelled images of the other folds. Whitening is fitted on these alone.
+    gallery : int64 array, shape (g,)
+        Those of them whose identity is known.
+    gallery_codes : int64 array, shape (g,)
+        Their identities.
+    truth : int64 array, shape (q,)
+        True identity of each query, -1 where it is unknown or has no image in the gallery.
+    sizes : int64 array, shape (q,)
+        Gallery images of the true identity; 0 where `truth` is -1.
     """
 
     fold: int
@@ -69,14 +107,27 @@ class Targets:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The whole set of questions: the folds that have features, and the test set.
+    """The folds that have features, and the test set.
 
-    classes: str (c,), known identities, sorted; codes are places in it.
-    test_rows: int64 (n,), test_names: str (n,). gallery, gallery_codes: every labelled image of known
-    identity. unknown: label of the unknown identity; None: every query's identity is in the training data.
-    share: expected share of unknown queries, None: as it is. k: guesses that count.
-    whole: the part of the models that all labelled images taught, where there are such. It has no queries out of
-    fold (`rows` is empty): it answers the test set alone, so that nothing can be learnt from it or scored by it.
+    Attributes
+    ----------
+    classes : str array, shape (c,)
+        Known identities, sorted; a code is a place in it.
+    parts : tuple of FoldPart
+        One a fold. "Place" means the position in this tuple.
+    test_rows, test_names : arrays, shape (n,)
+        The test images, int64 rows of images.parquet and str names.
+    gallery, gallery_codes : int64 arrays
+        Every labelled image of known identity, and its identity.
+    unknown : str or None
+        Label of the unknown identity; None: the identity of every query is in the training data.
+    share : float or None
+        Expected share of unknown queries; None: as it is among the labelled images.
+    k : int
+        Number of guesses that count.
+    full_data : FoldPart or None
+        The part of the models trained on all labelled images, where there are any. It has no queries out of fold: it
+        ranks the test set only, nothing is fitted on it or scored by it.
     """
 
     classes: np.ndarray
@@ -88,24 +139,39 @@ class Protocol:
     unknown: str | None
     share: float | None
     k: int
-    whole: FoldPart | None = None
+    full_data: FoldPart | None = None
 
     @property
-    def answering(self) -> tuple[FoldPart, ...]:
-        """The parts whose models answer the test set: every fold and, where there is one, the whole."""
-        return self.parts if self.whole is None else (*self.parts, self.whole)
+    def places(self) -> list[int]:
+        """Places of all folds."""
+        return list(range(len(self.parts)))
 
-    def others(self, place: int) -> list[int]:
-        """Places of the folds that may teach what is used on fold `place`: all the others.
+    @property
+    def test_parts(self) -> tuple[FoldPart, ...]:
+        """The parts whose models rank the test set: every fold and, where there is one, the full-data part."""
+        return self.parts if self.full_data is None else (*self.parts, self.full_data)
 
-        With one fold alone there is no other: it teaches itself, and what comes of it is optimistic.
+    def training_folds(self, place: int) -> list[int]:
+        """Places of the folds that may be fitted on for the fold at `place`: all others.
+
+        With one fold alone there is no other: it is fitted on itself, and its score is marked optimistic.
         """
-        return [other for other in range(len(self.parts)) if other != place] or [place]
+        return [other for other in self.places if other != place] or [place]
 
     @property
     def crossfitted(self) -> bool:
-        """Whether there are other folds to learn weights and thresholds from."""
+        """Whether there are other folds to fit weights and thresholds on."""
         return len(self.parts) > 1
+
+    def queries(self, part: FoldPart) -> tuple[QuerySet | None, QuerySet | None]:
+        """The fold's queries (None for the full-data part), and the test images (None where there are none)."""
+        oof = test = None
+        if len(part.rows):
+            oof = QuerySet(part.rows, part.names, part.gallery, part.gallery_codes, part.training)
+        if len(self.test_rows):
+            labelled = np.union1d(part.training, part.rows)
+            test = QuerySet(self.test_rows, self.test_names, self.gallery, self.gallery_codes, labelled)
+        return oof, test
 
     def truth(self, places: list[int]) -> np.ndarray:
         """True codes int64 of the queries of these folds, in order; -1 = unknown."""
@@ -123,9 +189,26 @@ class Protocol:
 def query_weights(truth: np.ndarray, unknown: str | None, share: float | None) -> np.ndarray:
     """Weight of each query in the score.
 
-    truth: int (n,), -1 = unknown. With an unknown label, unknown queries are brought to the expected share;
-    without one nothing can answer them, and they weigh 0.
-    Returns float64 (n,). Raises WhaleidError where no query weighs anything.
+    With an unknown label, unknown queries are weighted to the expected share; without one they can never be right,
+    and weigh 0.
+
+    Parameters
+    ----------
+    truth : int array, shape (n,)
+        True identities, -1 = unknown.
+    unknown : str or None
+        Label of the unknown identity.
+    share : float or None
+        Expected share of unknown queries.
+
+    Returns
+    -------
+    float64 array, shape (n,)
+
+    Raises
+    ------
+    WhaleidError
+        Where every weight is 0.
     """
     weights = (truth >= 0).astype(np.float64) if unknown is None else expected_share_weights(truth < 0, share)
     if not weights.any():
@@ -137,12 +220,24 @@ def query_weights(truth: np.ndarray, unknown: str | None, share: float | None) -
 
 
 def read_protocol(
-    images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, numbers: list[int], whole: bool = False
+    images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, numbers: list[int], full_data: bool = False
 ) -> Protocol:
-    """The questions of the folds `numbers` and of the test set.
+    """The protocol of the folds `numbers` and of the test set.
 
-    images, folds: the tables images.parquet and folds.csv. whole: models that all labelled images taught answer, too.
-    Raises WhaleidError where the two tables disagree, or a fold of `numbers` has no image.
+    Parameters
+    ----------
+    images, folds : DataFrame
+        images.parquet and folds.csv.
+    competition : Competition
+    numbers : list of int
+        Folds that have features.
+    full_data : bool
+        Whether models trained on all labelled images rank the test set too.
+
+    Raises
+    ------
+    WhaleidError
+        Where the two tables disagree, or a fold of `numbers` has no image.
     """
     fold_of, identity = _labelled(images, folds)
     rows = np.flatnonzero(fold_of >= 0)
@@ -165,8 +260,14 @@ def read_protocol(
         unknown=competition.unknown,
         share=competition.unknown_share,
         k=competition.k,
-        whole=whole_part(rows, gallery, codes[gallery]) if whole and len(test) else None,
+        full_data=full_data_part(rows, gallery, codes[gallery]) if full_data and len(test) else None,
     )
+
+
+def full_data_part(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:
+    """The part whose models are trained on all labelled images: it has no queries out of fold."""
+    empty = np.empty(0, dtype=np.int64)
+    return FoldPart(FULL_DATA, empty, np.empty(0, dtype=str), labelled, gallery, gallery_codes, empty, empty)
 
 
 def _labelled(images: pd.DataFrame, folds: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -199,12 +300,6 @@ def _labelled(images: pd.DataFrame, folds: pd.DataFrame) -> tuple[np.ndarray, np
             f"images.parquet; {len(differ)} such images: make the folds again"
         )
     return fold_of, identity
-
-
-def whole_part(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:
-    """Every labelled image to train on and to compare with, and none to ask about."""
-    nobody = np.empty(0, dtype=np.int64)
-    return FoldPart(FULL_DATA, nobody, np.empty(0, dtype=str), labelled, gallery, gallery_codes, nobody, nobody)
 
 
 def _part(number: int, fold_of: np.ndarray, codes: np.ndarray, names: np.ndarray, classes: int) -> FoldPart:

@@ -1,43 +1,52 @@
-"""What the ladder found: its rungs, the gain of each over the best single network, and the files it
-leaves.
-"""
+"""The ladder's results: each ranking scored out of fold, the gains between them, and the files that hold them."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whaleid.ensemble.blend import Blend
-from whaleid.ensemble.gains import Gain, paired_gain
+from whaleid.ensemble.cross_fitting import CrossFitted
+from whaleid.ensemble.intervals import Gain
 from whaleid.ensemble.protocol import Protocol
-from whaleid.ensemble.stack import Stacked
+from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
-from whaleid.ensemble.worth import BlendWorth
-from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.evaluation.metrics import MapScore
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.utils.files import write_json
 
-SINGLE = ("knn", "logits", "siamese")
-"""Kinds of ranking that one network gives by itself."""
 AVERAGED = -1
 """Number of the fold in test.parquet: the scores are averaged over the folds."""
 
 
 @dataclass(frozen=True)
 class UnknownSummary:
-    """The score of `unknown` in one rung, and how often it stands first.
+    """The score of the unknown identity in one rung, and how often it is the first guess.
 
-    tuned: on all folds, for the scores of one fold's model. matched: the same for scores averaged over the
-    folds. by_share: puts the expected share of the test images first (None where no share is expected).
-    used: for the test set, matched or by_share.
-    by_fold: fold -> tuned on the other folds. oof_first (weighted), test_first: share of queries whose first
-    guess is unknown. oof_median, test_median: of the queries' best scores.
+    Attributes
+    ----------
+    used : float
+        Threshold for the test set: `matched` or `by_share`.
+    tuned : float
+        Fitted on all folds, for the scores of one fold's model.
+    matched : float
+        The same for scores that are averaged over the folds.
+    by_share : float or None
+        Threshold that puts the unknown identity first for the expected share of the test images.
+    by_fold : dict of int to float or None
+        Fold to the threshold fitted on the other folds.
+    oof_first : float
+        Weighted share of the queries out of fold whose first guess is unknown.
+    test_first : float or None
+        The same of the test images.
+    oof_median, test_median : float
+        Median of the queries' best scores.
     """
 
     used: float
@@ -53,18 +62,43 @@ class UnknownSummary:
 
 @dataclass(frozen=True)
 class Rung:
-    """One way of answering.
+    """One ranking and its score.
 
-    score: out of fold, cross-fitted. rank: int32 (n,), rank of the truth for every query out of fold.
-    optimistic: something was chosen by looking at the fold itself. gain: over the best single network (None for that
-    one). below: over the rung before this one (joint rungs only). weight: in the final blend, None where it is no
-    member; weights: fold -> in that fold's blend. setting: of a re-ranking method, chosen on all folds; settings:
-    fold -> chosen on the others. oof: candidates with `unknown` placed, one a fold. test: the same for the test
-    images, None where there are none.
+    Attributes
+    ----------
+    name, kind : str
+        As of the ranking.
+    source : str or None
+        The source, where one network alone gives the ranking.
+    score : MapScore
+        Out of fold, cross-fitted.
+    rank : int32 array, shape (n,)
+        Rank of the truth for every query out of fold, 0 where it is not among the first k.
+    optimistic : bool
+        Whether something was chosen by looking at the fold itself.
+    thresholds : UnknownSummary or None
+        None where there is no unknown label.
+    oof : tuple of Candidates
+        One a fold, the unknown identity placed.
+    test : Candidates or None
+        The same of the test images.
+    gain : Gain or None
+        Over the best single network; None for that one.
+    below : Gain or None
+        Over the rung before this one; None for single networks.
+    weight : float or None
+        In the final blend; None where it is no member.
+    weights : dict of int to float, or None
+        Fold to the weight in that fold's blend.
+    setting : str or None
+        Of a re-ranking method, chosen on all folds.
+    settings : dict of int to str, or None
+        Fold to the setting chosen on the other folds.
     """
 
     name: str
     kind: str
+    source: str | None
     score: MapScore
     rank: np.ndarray
     optimistic: bool
@@ -82,17 +116,83 @@ class Rung:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
         return np.empty((0, k), dtype=str) if self.test is None else labels(self.test, k)
 
+    def as_json(self) -> dict[str, Any]:
+        """Every figure as plain types."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "source": self.source,
+            **self.score.as_json(),
+            "gain": None if self.gain is None else asdict(self.gain),
+            "below": None if self.below is None else asdict(self.below),
+            "optimistic": self.optimistic,
+            "weight": self.weight,
+            "weights": self.weights,
+            "dropped": self.weight == 0.0,
+            "setting": self.setting,
+            "settings": self.settings,
+            "unknown": None if self.thresholds is None else asdict(self.thresholds),
+        }
+
+
+@dataclass(frozen=True)
+class MemberWorth:
+    """What a member is worth to the blend.
+
+    Attributes
+    ----------
+    name : str
+    map : float
+        MAP@k of the member alone.
+    gain : Gain or None
+        Of the blend over the same blend fitted without it; None where there is no other member.
+    dropped : bool
+        Whether it has weight 0 in the final blend.
+    """
+
+    name: str
+    map: float
+    gain: Gain | None
+    dropped: bool
+
+
+@dataclass(frozen=True)
+class BlendWorth:
+    """What the blend is worth over its best member, and each member to the blend.
+
+    The best member is the one whose reported score is the largest, which is a little lucky: the gain over it is rather
+    too small than too large.
+    """
+
+    map: float
+    best: str
+    gain: Gain
+    members: tuple[MemberWorth, ...]
+
 
 @dataclass(frozen=True)
 class LadderResult:
-    """Rungs from the ground up; the last is the answer.
+    """All rungs; the last gives the submission.
 
-    best_single: name of the single network with the largest out-of-fold score: every gain is over this one.
-    unanswerable: queries that weigh nothing (no unknown label, and no other image of their identity).
-    test_images: str (n_test,), in the order of the guesses. stacked: what the learned order found, where there is one.
-    shares: what the final rung would score if other shares of the queries were unknown.
-    full: sources whose models of all labelled images answer the test set beside the folds'. worth: what each member is
-    worth to the blend; None where it was not asked for.
+    Attributes
+    ----------
+    rungs : tuple of Rung
+    best_single : str
+        Name of the single network's rung with the largest score out of fold: every gain is over this one.
+    queries, unanswerable : int
+        Queries out of fold, and those of weight 0 (no unknown label, and no other image of their identity).
+    k : int
+        Number of guesses that count.
+    test_images : str array, shape (n_test,)
+        In the order of the guesses.
+    stacks : CrossFitted of Stack, or None
+        Where the recipe has a stack.
+    shares : tuple of ShareMap
+        What the final rung would score if other shares of the queries were unknown.
+    full : tuple of str
+        Sources whose full-data models rank the test set too.
+    worth : BlendWorth or None
+        None where it was not computed.
     """
 
     rungs: tuple[Rung, ...]
@@ -101,7 +201,7 @@ class LadderResult:
     unanswerable: int
     k: int
     test_images: np.ndarray
-    stacked: Stacked | None = None
+    stacks: CrossFitted[Stack] | None = None
     shares: tuple[ShareMap, ...] = ()
     full: tuple[str, ...] = ()
     worth: BlendWorth | None = None
@@ -112,7 +212,7 @@ class LadderResult:
 
     @property
     def test_guesses(self) -> np.ndarray:
-        """Labels str (n_test, k) of the final rung, `unknown` among them; "" where there are fewer than k."""
+        """Labels str (n_test, k) of the final rung, unknown among them; "" where there are fewer than k."""
         return self.final.test_guesses(self.k)
 
     def rung(self, name: str) -> Rung:
@@ -126,11 +226,11 @@ class LadderResult:
             "unanswerable": self.unanswerable,
             "best_single": self.best_single,
             "final": self.final.name,
-            "rungs": [_rung_json(rung) for rung in self.rungs],
-            "stack": None if self.stacked is None else _stack_json(self.stacked),
+            "rungs": [rung.as_json() for rung in self.rungs],
+            "stack": None if self.stacks is None else _stack_json(self.stacks),
             "shares": [asdict(point) for point in self.shares],
             "full": list(self.full),
-            "worth": None if self.worth is None else self.worth.as_json(),
+            "worth": None if self.worth is None else asdict(self.worth),
         }
 
 
@@ -141,45 +241,22 @@ def labels(candidates: Candidates, k: int) -> np.ndarray:
     return np.append(candidates.classes.astype(str), "")[codes]
 
 
-def compare(
-    rungs: list[Rung],
-    final: Blend,
-    by_fold: dict[int, Blend],
-    protocol: Protocol,
-    seed: int,
-    stacked: Stacked | None = None,
-    shares: tuple[ShareMap, ...] = (),
-) -> LadderResult:
-    """The rungs with their gain over the best single network and over the rung below, and their weight in the blend."""
-    weights = protocol.weights(list(range(len(protocol.parts))))
-    best = max((rung for rung in rungs if rung.kind in SINGLE), key=lambda rung: rung.score.map)
-    base = reciprocal_rank_at_k(best.rank, protocol.k)
-    finished = []
-    for rung in rungs:
-        gain = None
-        if rung is not best:
-            gain = paired_gain(reciprocal_rank_at_k(rung.rank, protocol.k) - base, weights, seed)
-        below = None
-        if rung.kind not in SINGLE and finished:
-            step = reciprocal_rank_at_k(rung.rank, protocol.k) - reciprocal_rank_at_k(finished[-1].rank, protocol.k)
-            below = paired_gain(step, weights, seed)
-        finished.append(replace(rung, gain=gain, below=below, **_weights(rung.name, final, by_fold)))
-    return LadderResult(
-        rungs=tuple(finished),
-        best_single=best.name,
-        queries=len(weights),
-        unanswerable=int((weights == 0).sum()) if protocol.unknown is None else 0,
-        k=protocol.k,
-        test_images=protocol.test_names,
-        stacked=stacked,
-        shares=shares,
-    )
+def blend_weights(
+    name: str, blends: CrossFitted[Blend], protocol: Protocol
+) -> tuple[float | None, dict[int, float] | None]:
+    """Weight of a ranking in the final blend and in each fold's, of those blends in which it is a member."""
+
+    def weight(blend: Blend) -> float | None:
+        return dict(zip(blend.names, blend.weights, strict=True)).get(name)
+
+    by_fold = {part.fold: weight(blend) for part, blend in zip(protocol.parts, blends.by_fold, strict=True)}
+    return weight(blends.full), {fold: value for fold, value in by_fold.items() if value is not None} or None
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
-    """`oof.parquet` and `test.parquet` (candidates of every rung, `unknown` placed), `stack/` and `ladder.json`.
+    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `stack/` and, last, `ladder.json`.
 
-    test.parquet is left out where there are no test images, stack/ where nothing is stacked; ladder.json comes last.
+    test.parquet is left out where there are no test images, stack/ where there is no stack.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
@@ -188,8 +265,8 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
         tests = ((rung.name, AVERAGED, rung.test) for rung in result.rungs if rung.test is not None)
         write_candidates(out / "test.parquet", tests)
     shutil.rmtree(out / STACK_FOLDER, ignore_errors=True)
-    if result.stacked is not None:
-        write_stack_models(result.stacked.orders, out / STACK_FOLDER)
+    if result.stacks is not None:
+        write_stack_models(result.stacks.full.models, out / STACK_FOLDER)
     write_json(out / "ladder.json", result.as_json())
 
 
@@ -199,48 +276,6 @@ def _oof_blocks(result: LadderResult, protocol: Protocol) -> Iterator[tuple[str,
             yield rung.name, part.fold, lists
 
 
-def _weights(name: str, final: Blend, by_fold: dict[int, Blend]) -> dict[str, Any]:
-    """Weight in the final blend and in each fold's, of those blends that considered it."""
-
-    def of(blend: Blend) -> float | None:
-        return dict(zip(blend.names, blend.weights, strict=True)).get(name)
-
-    weights = {fold: weight for fold, blend in by_fold.items() if (weight := of(blend)) is not None}
-    return {"weight": of(final), "weights": weights or None}
-
-
-def _rung_json(rung: Rung) -> dict[str, Any]:
-    return {
-        "name": rung.name,
-        "kind": rung.kind,
-        **rung.score.as_json(),
-        "gain": None if rung.gain is None else asdict(rung.gain),
-        "below": None if rung.below is None else asdict(rung.below),
-        "optimistic": rung.optimistic,
-        "weight": rung.weight,
-        "weights": rung.weights,
-        "dropped": rung.weight == 0.0,
-        "setting": rung.setting,
-        "settings": rung.settings,
-        "unknown": None if rung.thresholds is None else asdict(rung.thresholds),
-    }
-
-
-def note_lines(ladder: dict[str, Any]) -> list[str]:
-    """Settings of re-ranking and trees of the stack: for the test set and, where they differ, for each fold."""
-    parts = []
-    for rung in ladder["rungs"]:
-        if rung.get("setting") is not None:
-            parts.append(f"{rung['name']} {_with_folds(rung['setting'], rung['settings'])}")
-    if ladder.get("stack") is not None:
-        *folds, final = ladder["stack"]["rounds"]
-        parts.append(f"trees {_with_folds(final, dict(enumerate(folds)))}")
-    return [f"chosen out of fold: {'; '.join(parts)}"] if parts else []
-
-
-def _with_folds(final: object, folds: dict[Any, Any]) -> str:
-    return str(final) + ("" if set(folds.values()) <= {final} else f" (by fold: {', '.join(map(str, folds.values()))})")
-
-
-def _stack_json(stacked: Stacked) -> dict[str, Any]:
-    return {"rounds": list(stacked.rounds), "rows": stacked.rows, "importance": stacked.importance}
+def _stack_json(stacks: CrossFitted[Stack]) -> dict[str, Any]:
+    trees = [stack.models.trees for stack in (*stacks.by_fold, stacks.full)]
+    return {"rounds": trees, "rows": stacks.full.rows, "importance": importance(stacks.full.models)}

@@ -1,20 +1,21 @@
-"""What the learned order knows of a candidate: a table with a row for each candidate of each query.
+"""The stack's table: a row for each candidate of each query.
 
 Candidates are the identities near the front of any ranking, and the unknown identity as one more. Nothing in a
-row tells which identity or which image it is about: scores, places, agreement, how much the gallery knows of
-the candidate, and how sure the rankings are of the query as a whole. FEATURES says what each column is.
+row tells which identity or which image it is about: scores, places, agreement, how many images of the candidate the
+gallery holds, and how sure the rankings are of the query as a whole. FEATURES describes each column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from whaleid.config import StackConfig
 from whaleid.ensemble.calibrate import Calibration, calibrated_scores
-from whaleid.retrieval.candidates import PADDING, Candidates
+from whaleid.ensemble.embedding_features import COLUMNS, EmbeddingTable
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 
 OF_RANKING = {
     "odds": "logarithm of the candidate's calibrated probability against that of none of the candidates",
@@ -57,10 +58,16 @@ _CHUNK = 256  # queries at a time: their features stay in the processor's cache
 
 @dataclass(frozen=True)
 class View:
-    """One ranking of some queries as the stack sees it.
+    """One ranking of some queries, as the stack reads it.
 
-    lists: their candidates. calibration: of its scores. limit: score of `unknown` in it, None without unknown
-    label. Both come from queries that the one who looks may learn from.
+    Attributes
+    ----------
+    name : str
+    lists : Candidates
+    calibration : Calibration
+        Of its scores, fitted on the stack's training folds.
+    limit : float or None
+        Score of the unknown identity in it, fitted on the same folds; None without unknown label.
     """
 
     name: str
@@ -70,22 +77,22 @@ class View:
 
 
 @dataclass(frozen=True)
-class Extras:
-    """Further columns. columns: (slice of queries, codes int64 (n, u), -1 padded) -> float32 (n, u + 1, names), unknown
-    last.
-    """
-
-    names: tuple[str, ...]
-    columns: Callable[[slice, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
 class Table:
     """One row a candidate, queries in their order, each query's candidates together.
 
-    names: of the features. query: int64 (r,), ascending, place of the query in the lists. codes: int64 (r,),
-    the number of classes for unknown. values: float32 (r, features). start: float64 (r,), the blend's odds.
-    queries: how many there are (some may have no row).
+    Attributes
+    ----------
+    names : tuple of str
+        Of the features.
+    query : int64 array, shape (r,)
+        Place of the query in the lists, ascending.
+    codes : int64 array, shape (r,)
+        Identity; the number of classes stands for unknown.
+    values : float32 array, shape (r, len(names))
+    start : float64 array, shape (r,)
+        The blend's log-odds, from which boosting starts.
+    queries : int
+        Number of queries; some may have no row.
     """
 
     names: tuple[str, ...]
@@ -97,14 +104,30 @@ class Table:
 
 
 def feature_table(
-    views: list[View], sizes: np.ndarray, k: int, unknown: bool, config: StackConfig, extras: Extras | None = None
+    views: list[View],
+    sizes: np.ndarray,
+    k: int,
+    unknown: bool,
+    config: StackConfig,
+    embeddings: EmbeddingTable | None = None,
 ) -> Table:
     """The candidates of all queries and their features, a chunk of queries at a time.
 
-    views: rankings of the same queries, the blend last. sizes: int64 (c,), gallery images of each identity.
-    unknown: whether the unknown identity is a candidate.
+    Parameters
+    ----------
+    views : list of View
+        Rankings of the same queries, the blend last.
+    sizes : int64 array, shape (c,)
+        Gallery images of each identity.
+    k : int
+        Number of guesses that count.
+    unknown : bool
+        Whether the unknown identity is a candidate.
+    config : StackConfig
+    embeddings : EmbeddingTable or None
+        Of the same queries; gives the columns `embedding_features.COLUMNS`.
     """
-    names = feature_names([view.name for view in views], extras)
+    names = feature_names([view.name for view in views], embeddings is not None)
     count = len(views[0].lists)
     relative = sizes / max(sizes[sizes > 0].mean(), 1.0) if sizes.any() else sizes.astype(float)
     parts = []
@@ -114,18 +137,18 @@ def feature_table(
         real = np.column_stack([codes >= 0, np.full(len(codes), unknown)])
         block = np.full((*real.shape, len(names)), np.nan, dtype=np.float32)
         base = _fill(block, [_look(view, rows) for view in views], codes, relative, k)
-        if extras is not None:
-            block[:, :, len(names) - len(extras.names) :] = extras.columns(rows, codes)
+        if embeddings is not None:
+            block[:, :, len(names) - len(COLUMNS) :] = embeddings.columns(rows, codes)
         codes = np.column_stack([codes, np.full(len(codes), len(views[0].lists.classes))])
         parts.append((np.nonzero(real)[0] + start, codes[real], block[real], base[real]))
     query, codes, values, base = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Table(names, query.astype(np.int64), codes.astype(np.int64), values, base, count)
 
 
-def feature_names(rankings: list[str], extras: Extras | None = None) -> tuple[str, ...]:
-    """Names of the columns, in their order."""
+def feature_names(rankings: list[str], embeddings: bool) -> tuple[str, ...]:
+    """Names of the columns, in their order. embeddings: whether those of the embeddings are among them."""
     own = [f"{ranking}: {name}" for ranking in rankings for name in OF_RANKING]
-    return (*own, *OF_CANDIDATE, *OF_QUERY, *(() if extras is None else extras.names))
+    return (*own, *OF_CANDIDATE, *OF_QUERY, *(COLUMNS if embeddings else ()))
 
 
 def directions(names: tuple[str, ...]) -> list[int]:

@@ -1,9 +1,9 @@
-"""What the stack has learnt for the test set, in memory and as files.
+"""The models of a fitted stack, in memory and as files.
 
-Trees cut where two values differ: scores that differ in their last digit, as another processor or another build of
-a library gives them, grow other trees, and other trees order a few queries in a hundred otherwise. Whoever answers on
-another machine (a Kaggle kernel) therefore takes along what was learnt and validated at home, as text: `orders.json`
-and `group<g>-seed<s>.txt`, LightGBM's own form, whose numbers come back as they were.
+Trees split where two values differ: scores that differ in their last digit, as another processor or another build of
+a library gives them, grow other trees, and other trees rank a few queries in a hundred otherwise. What ranks the test
+set on another machine (a Kaggle kernel) therefore uses the models that were trained and validated at home, as text:
+`stack.json` and `group<g>-seed<s>.txt`, LightGBM's own format, whose numbers come back as they were.
 """
 
 from __future__ import annotations
@@ -22,47 +22,53 @@ from whaleid.ensemble.stack_features import Table
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, write_json
 
-_ORDERS = "orders.json"
-
 STACK_FOLDER = "stack"
-"""Beside a recipe's candidates: the fitted stack, for the test set."""
+"""Folder of the files, beside a recipe's candidates."""
+_FILE = "stack.json"
 
 
 @dataclass(frozen=True)
 class StackModels:
-    """Models and all that they look through.
+    """Models, and everything that gives them their features.
 
-    names: of the features. models: of every group, of every seed; no seed where a group had nothing to learn from.
-    rounds: trees used of each. limit: score of unknown; None without unknown label. calibrations, limits: of every
-    ranking and, last, of the blend; a limit is the score of unknown there, None without unknown label.
+    Attributes
+    ----------
+    names : tuple of str
+        Of the features.
+    models : tuple of tuple of Booster
+        One tuple a group of identities, one model a seed; empty where a group had nothing to train on.
+    trees : int
+        Number of trees that are used of each model.
+    calibrations, thresholds : tuples
+        Of every ranking and, last, of the blend. A threshold is the score of the unknown identity; None without
+        unknown label.
     """
 
     names: tuple[str, ...]
     models: tuple[tuple[Any, ...], ...]
-    rounds: int
-    limit: float | None
+    trees: int
     calibrations: tuple[Calibration, ...]
-    limits: tuple[float | None, ...]
+    thresholds: tuple[float | None, ...]
 
     def score(self, group: int, table: Table, rows: np.ndarray | slice, config: StackConfig) -> np.ndarray:
         """Score float64 of some rows by the models of one group."""
-        return table.start[rows] + score_rows(self.models[group], table.values[rows], self.rounds, config)
+        return table.start[rows] + score_rows(self.models[group], table.values[rows], self.trees, config)
 
     def mean_score(self, table: Table, config: StackConfig) -> np.ndarray:
-        """Score float64 (r,) averaged over the groups' models: for images that no model was taught by."""
+        """Score float64 (r,) averaged over the groups' models: for queries that no model was trained on."""
         return np.mean([self.score(group, table, slice(None), config) for group in range(len(self.models))], axis=0)
 
 
-def write_stack_models(orders: StackModels, folder: Path) -> None:
+def write_stack_models(stack: StackModels, folder: Path) -> None:
     """Write them to the folder, which appears whole or not at all."""
-    said = asdict(replace(orders, models=()))
-    said["models"] = [len(seeds) for seeds in orders.models]
+    content = asdict(replace(stack, models=()))
+    content["models"] = [len(seeds) for seeds in stack.models]
     with atomic_path(folder) as out:
         out.mkdir()
-        for group, seeds in enumerate(orders.models):
+        for group, seeds in enumerate(stack.models):
             for seed, model in enumerate(seeds):
-                (out / _name(group, seed)).write_text(model.model_to_string(num_iteration=orders.rounds))
-        write_json(out / _ORDERS, said)
+                (out / _name(group, seed)).write_text(model.model_to_string(num_iteration=stack.trees))
+        write_json(out / _FILE, content)
 
 
 def read_stack_models(folder: Path) -> StackModels:
@@ -70,23 +76,20 @@ def read_stack_models(folder: Path) -> StackModels:
     import lightgbm as lgb
 
     try:
-        said = json.loads((folder / _ORDERS).read_text())
+        content = json.loads((folder / _FILE).read_text())
         models = tuple(
             tuple(lgb.Booster(model_str=(folder / _name(group, seed)).read_text()) for seed in range(seeds))
-            for group, seeds in enumerate(said["models"])
+            for group, seeds in enumerate(content["models"])
         )
         return StackModels(
-            names=tuple(said["names"]),
+            names=tuple(content["names"]),
             models=models,
-            rounds=said["rounds"],
-            limit=said["limit"],
-            calibrations=tuple(Calibration(**one) for one in said["calibrations"]),
-            limits=tuple(said["limits"]),
+            trees=content["trees"],
+            calibrations=tuple(Calibration(**one) for one in content["calibrations"]),
+            thresholds=tuple(content["thresholds"]),
         )
     except (OSError, ValueError, KeyError, TypeError, lgb.basic.LightGBMError) as error:
-        raise WhaleidError(
-            f"{folder}: no readable orders of the stack here ({error}); make the ensemble again"
-        ) from error
+        raise WhaleidError(f"{folder}: no readable models of a stack ({error}); make the ensemble again") from error
 
 
 def _name(group: int, seed: int) -> str:

@@ -39,17 +39,6 @@ class RankStats:
     weights: np.ndarray
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Tuned thresholds of a ranking. by_fold: in the order of the folds, each tuned on the others; tuned: on all.
-
-    All None where there is no unknown label.
-    """
-
-    by_fold: list[float | None]
-    tuned: float | None
-
-
 def rank_stats(candidates: Candidates, truth: np.ndarray, weights: np.ndarray, k: int) -> RankStats:
     """Where the truth stands in each list. truth: int64 (n,), -1 = unknown. weights: float64 (n,)."""
     found = (candidates.codes == truth[:, None]) & (truth >= 0)[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from whaleid.ensemble.ladder_text import ablation_lines
+from whaleid.ensemble.summary import ablation_lines
 from whaleid.pipeline import keys
 from whaleid.pipeline.data_stages import keypoints_folder
 from whaleid.pipeline.ladder import ladder_tasks

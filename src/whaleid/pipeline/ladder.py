@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from whaleid.ensemble.ladder_text import Figures
 from whaleid.ensemble.stack_models import STACK_FOLDER
+from whaleid.ensemble.summary import Figures
 from whaleid.pipeline import keys
 from whaleid.pipeline.data_stages import keypoints_folder
 from whaleid.pipeline.metrics import commit, read_figures, write_figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from whaleid.ensemble.ladder_text import ladder_lines, slice_lines
+from whaleid.ensemble.summary import ladder_lines, slice_lines
 from whaleid.evaluation.forms import get_form
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.metrics import require_figures

@@ -20,7 +20,7 @@ from whaleid.pipeline.workspace import fold_name, read_folds, read_images
 from whaleid.utils.files import write_json
 
 if TYPE_CHECKING:
-    from whaleid.ensemble.results import Gain
+    from whaleid.ensemble.intervals import Gain
 
 
 def label_tasks(project: Project) -> list[Task]:
@@ -77,15 +77,12 @@ def gain_tasks(project: Project) -> list[Task]:
 
 def round_gain(before: Project, project: Project) -> Gain:
     """Difference of two rounds' out-of-fold MAP@k on the same queries, with its interval."""
+    from whaleid.ensemble.intervals import rank_gain
     from whaleid.ensemble.ladder import protocol_of
-    from whaleid.ensemble.results import paired_gain
-    from whaleid.evaluation.metrics import reciprocal_rank_at_k
 
     images, folds = read_images(project.workspace), read_folds(project.workspace)
     protocol = protocol_of(images, folds, project.competition, sources(project))
-    weights = protocol.weights(list(range(len(protocol.parts))))
-    own, other = (reciprocal_rank_at_k(read_ranks(one), protocol.k) for one in (project, before))
-    return paired_gain(own - other, weights, project.recipe.seed)
+    return rank_gain(protocol, read_ranks(project), read_ranks(before), project.recipe.seed)
 
 
 def count_labels(project: Project) -> dict[str, int]:

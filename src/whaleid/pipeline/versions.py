@@ -14,6 +14,6 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 1,
-    "candidates": 3,
+    "candidates": 4,
     "score": 1,
 }

@@ -153,7 +153,7 @@ def best_single_features(results: Results) -> tuple[str, dict[int, Path]]:
     """Name of the best single network, and its folder of features for each fold; {} where one is missing."""
     name = results.best_single["name"]
     for source in sources(results.project):
-        if name in (source.name, f"{source.name} logits", f"{source.name} siamese"):
+        if source.name == results.best_single.get("source"):
             complete = all((path / "embeddings.npy").is_file() for path in source.folds.values())
             return source.name, dict(source.folds) if complete else {}
     return name, {}

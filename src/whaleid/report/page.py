@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from whaleid.data.folds import fold_table
-from whaleid.ensemble.ladder_text import round_lines
 from whaleid.ensemble.protocol import FULL_DATA
+from whaleid.ensemble.summary import round_lines
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.project import Project

@@ -24,7 +24,7 @@ from whaleid.data.images_table import images_table, unreadable_line
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.data.tables import read_table
-from whaleid.ensemble.ladder_text import ladder_lines
+from whaleid.ensemble.summary import ladder_lines
 from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, SOURCES, STACK
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.extraction import TestImages, extract_test_features, free_disk, gpus, time_per_image

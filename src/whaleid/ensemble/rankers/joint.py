@@ -1,0 +1,81 @@
+"""Rankers of all sources together: kNN on their whitened concatenation, and a classifier trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from whaleid.config import CombineConfig
+from whaleid.ensemble.classifier import top_classes, train_classifier
+from whaleid.ensemble.embedding_features import EmbeddingFeatures, EmbeddingTable, embedding_table
+from whaleid.ensemble.protocol import FoldPart, QuerySet
+from whaleid.ensemble.rankers.base import JointFeatures, Lists, Ranker, RankerContext, Without, rank_parts
+from whaleid.ensemble.rankers.single import rank_by_knn
+from whaleid.ensemble.rankings import Ranking
+
+
+class ConcatRanker(Ranker):
+    """kNN on the whitened concatenation. Where the recipe has a stack, its embedding features are computed too."""
+
+    kind, level, blend = "concat", "joint", "member"
+
+    def rank(self, context: RankerContext) -> list[Ranking]:
+        joint = joint_features(context)
+
+        def model(part: FoldPart) -> Callable[[QuerySet], Lists]:
+            context.report(f"concatenation: {part.fold}")
+            return lambda query_set: rank_by_knn(context, joint[part], query_set)
+
+        lists, test = rank_parts(context, model)
+        features = None if context.config.stack is None else _embedding_features(context, joint)
+        ranking = Ranking("concat kNN", self.kind, lists, test, False, joint.optimistic, embedding_features=features)
+        return [ranking]
+
+    def ablations(self, config: CombineConfig) -> Iterator[Without]:
+        if config.concat.whiten is not None:
+            plain = config.concat.model_copy(update={"whiten": None})
+            yield Without("whitening", config.model_copy(update={"concat": plain}), redo=True)
+
+
+class ClassifierRanker(Ranker):
+    """Class probabilities of a classifier that is trained on the concatenation of each part's gallery."""
+
+    kind, level, blend = "classifier", "joint", "member"
+
+    def is_on(self, config: CombineConfig) -> bool:
+        return config.classifier is not None
+
+    def rank(self, context: RankerContext) -> list[Ranking]:
+        joint, config = joint_features(context), context.config.classifier
+        assert config is not None
+
+        def model(part: FoldPart) -> Callable[[QuerySet], Lists]:
+            context.report(f"classifier: {part.fold}")
+            embeddings = joint[part]
+            trained = train_classifier(embeddings[part.gallery], part.gallery_codes, config, context.seed)
+            return lambda query_set: top_classes(trained, embeddings[query_set.rows], context.keep)
+
+        lists, test = rank_parts(context, model)
+        return [Ranking("classifier", self.kind, lists, test, True, joint.optimistic)]
+
+    def ablations(self, config: CombineConfig) -> Iterator[Without]:
+        yield Without("classifier on the features", config.model_copy(update={"classifier": None}), (self.kind,))
+
+
+def joint_features(context: RankerContext) -> JointFeatures:
+    """The concatenation of the sources' features."""
+    assert context.joint is not None
+    return context.joint
+
+
+def _embedding_features(context: RankerContext, joint: JointFeatures) -> EmbeddingFeatures:
+    oof: list[EmbeddingTable] = []
+    test: list[EmbeddingTable] = []
+    for part in context.parts:
+        embeddings: np.ndarray = joint[part]
+        for query_set, tables in zip(context.protocol.queries(part), (oof, test), strict=True):
+            if query_set is not None:
+                classes = len(context.protocol.classes)
+                tables.append(embedding_table(embeddings, query_set, classes, context.config.knn))
+    return EmbeddingFeatures(tuple(oof), tuple(test))

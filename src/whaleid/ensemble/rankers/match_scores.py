@@ -1,0 +1,194 @@
+"""Rankers by learned match scores: what a match of two keypoints is worth, fitted on the other folds' queries.
+
+Fold f's queries are scored by a model fitted on all other folds. What is fitted *for* fold f (weights of the blend,
+thresholds, the stack) must not use f either: it reads lists of fold g by a model that was fitted on neither f nor g.
+With n folds that is n models, n (n - 1) / 2 more for the pairs, and one of all folds for the test images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from whaleid.config import CombineConfig, LearnedConfig, TreesConfig
+from whaleid.config.recipe import FEWEST_FOLDS
+from whaleid.ensemble.cross_fitting import OofLists
+from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
+from whaleid.ensemble.rankers.local import LocalQueries, local_inputs, test_lists
+from whaleid.ensemble.rankings import Ranking
+from whaleid.local_matching.keypoints import frames_of
+from whaleid.local_matching.match_score import (
+    MatchScorer,
+    TrainingMatches,
+    fit_match_scorer,
+    match_score_candidates,
+    training_matches_of,
+)
+from whaleid.local_matching.pair_score import likely_images, match_pairs, pair_score_candidates, pair_training_matches
+from whaleid.retrieval.candidates import Candidates
+from whaleid.utils.errors import WhaleidError
+
+LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
+"""Form of the match score -> name of the ranking."""
+BY_PAIRS = "local pairs"
+"""Name of the ranking by pairs of images."""
+_PAIRS = "pairs"
+
+_Result = TypeVar("_Result")
+_Excluded = frozenset[int]  # places of the folds that a model was not fitted on
+_Rank = Callable[[int, list[MatchScorer | None]], list[dict[str, Lists]]]
+"""(place in `LocalInputs.all`, models) -> for each model the lists of every form."""
+
+
+class MatchScoreRanker(Ranker):
+    """Identities by the summed scores of their matches, one ranking for each form of the sum."""
+
+    kind, level, blend = "match_score", "local", "member"
+
+    def is_on(self, config: CombineConfig) -> bool:
+        return config.local_matching is not None and config.local_matching.learned is not None
+
+    def rank(self, context: RankerContext) -> list[Ranking]:
+        local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
+        frames = _frames(context)
+        if len(local.folds) < FEWEST_FOLDS:
+            raise WhaleidError(
+                f"combine.local_matching.learned: {len(local.folds)} folds with features; it needs {FEWEST_FOLDS}: "
+                "what is fitted for a fold must be checked on folds that had no part in it. Take more, or leave it out"
+            )
+
+        def training_matches(place: int) -> TrainingMatches:
+            one = local.folds[place]
+            given = local.described, frames, one.queries.rows, one.truth, one.codes, one.nearest
+            return training_matches_of(*given, config)
+
+        def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
+            one = local.all[place]
+            given = local.described, frames, one.queries.rows, one.codes, classes, one.nearest, models
+            return match_score_candidates(*given, config, context.keep, workers=_workers())
+
+        context.report("matches of the training folds")
+        tables = _in_parallel(training_matches, len(local.folds))
+        return _cross_fitted(context, self.kind, LEARNED, tables, rank, config)
+
+    def ablations(self, config: CombineConfig) -> Iterator[Without]:
+        assert config.local_matching is not None
+        votes = config.local_matching.model_copy(update={"learned": None})
+        kinds = (self.kind, PairScoreRanker.kind)
+        yield Without("learned match score", config.model_copy(update={"local_matching": votes}), kinds)
+
+
+class PairScoreRanker(Ranker):
+    """The images of the likeliest identities matched pair by pair, each match with its learned score."""
+
+    kind, level, blend = "pair_score", "local", "member"
+
+    def is_on(self, config: CombineConfig) -> bool:
+        return (
+            config.local_matching is not None
+            and config.local_matching.learned is not None
+            and config.local_matching.learned.pairs is not None
+        )
+
+    def rank(self, context: RankerContext) -> list[Ranking]:
+        local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
+        frames = _frames(context)
+        pairs = config.pairs
+        assert pairs is not None
+        matched = []
+        for number, one in enumerate(local.all):
+            context.report(f"{BY_PAIRS}: {number + 1} of {len(local.all)}")
+            given = local.described, frames, one.queries.rows
+            likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images)
+            matched.append(match_pairs(*given, likely, pairs, _workers()))
+
+        def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
+            one: LocalQueries = local.all[place]
+            given = one.codes, (len(one.queries.rows), classes), pairs.rest, context.keep
+            return [{_PAIRS: pair_score_candidates(matched[place], model, *given)} for model in models]
+
+        tables = [
+            pair_training_matches(matched[place], one.truth, one.codes, pairs) for place, one in enumerate(local.folds)
+        ]
+        return _cross_fitted(context, self.kind, {_PAIRS: BY_PAIRS}, tables, rank, pairs)
+
+    def ablations(self, config: CombineConfig) -> Iterator[Without]:
+        assert config.local_matching is not None and config.local_matching.learned is not None
+        learned = config.local_matching.learned.model_copy(update={"pairs": None})
+        local = config.local_matching.model_copy(update={"learned": learned})
+        yield Without("pair score", config.model_copy(update={"local_matching": local}), (self.kind,))
+
+
+def _config(context: RankerContext) -> LearnedConfig:
+    assert context.config.local_matching is not None and context.config.local_matching.learned is not None
+    return context.config.local_matching.learned
+
+
+def _frames(context: RankerContext) -> np.ndarray:
+    """Width and height of every image as described, float (n, 2)."""
+    assert context.config.local_matching is not None
+    return frames_of(context.images, context.config.local_matching.size)
+
+
+def _cross_fitted(
+    context: RankerContext,
+    kind: str,
+    names: dict[str, str],
+    tables: list[TrainingMatches],
+    rank: _Rank,
+    trees: TreesConfig,
+) -> list[Ranking]:
+    """One ranking for each form, by models that are fitted as described at the top of this file.
+
+    names: form -> name of the ranking. tables: training matches of each fold.
+    """
+    protocol, local = context.protocol, local_inputs(context)
+    places = range(len(tables))
+    models = _fit_models(tables, trees)
+
+    def ranked(place: int, excluded: list[_Excluded]) -> dict[_Excluded, dict[str, Candidates]]:
+        names_of_queries = local.all[place].queries.names
+        found = rank(place, [models[one] for one in excluded])
+        named = [{form: Candidates(names_of_queries, protocol.classes, *of[form]) for form in names} for of in found]
+        return dict(zip(excluded, named, strict=True))
+
+    oof: list[dict[_Excluded, dict[str, Candidates]]] = []
+    for place in places:
+        context.report(f"{next(iter(names.values()))}: {place + 1} of {len(local.all)}")
+        oof.append(ranked(place, [frozenset({place, other}) for other in places]))
+    of_test = ranked(len(tables), [frozenset()])[frozenset()] if local.test is not None else None
+    rankings = []
+    for form, name in names.items():
+        lists = OofLists(
+            tuple(tuple(oof[other][frozenset({place, other})][form] for other in places) for place in places),
+            tuple(oof[place][frozenset({place})][form] for place in places),
+        )
+        test = test_lists(protocol, None if of_test is None else of_test[form])
+        rankings.append(Ranking(name, kind, lists, test, False))
+    return rankings
+
+
+def _fit_models(tables: list[TrainingMatches], trees: TreesConfig) -> dict[_Excluded, MatchScorer | None]:
+    """The models without no fold, without each fold and without each pair of folds."""
+    places = range(len(tables))
+    wanted = {frozenset[int]()} | {frozenset({one, other}) for one in places for other in places}
+    order = sorted(wanted, key=sorted)
+
+    def fit(number: int) -> MatchScorer | None:
+        return fit_match_scorer([tables[place] for place in places if place not in order[number]], trees)
+
+    return dict(zip(order, _in_parallel(fit, len(order)), strict=True))
+
+
+def _in_parallel(work: Callable[[int], _Result], count: int) -> list[_Result]:
+    """work(0) .. work(count - 1), on all cores."""
+    with ThreadPoolExecutor(_workers()) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def _workers() -> int:
+    return os.cpu_count() or 1

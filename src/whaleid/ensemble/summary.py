@@ -1,0 +1,120 @@
+"""What is printed of the ladder and of the ablation: the tables and the lines below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from whaleid.evaluation.metrics import MapScore
+
+Figures = dict[str, Any]
+"""A recipe's part of `metrics.json`: every figure that was printed, with the settings that gave it."""
+
+
+def ladder_lines(figures: Figures, solution: dict[str, MapScore] | None = None) -> list[str]:
+    """The ladder as a table, a row a rung; then notes, and what each member is worth to the blend.
+
+    Parameters
+    ----------
+    figures : dict
+        The recipe's part of `metrics.json`.
+    solution : dict of str to MapScore, optional
+        Score of each rung against the competition's solution.
+    """
+    ladder = figures["ladder"]
+    rows = [_ladder_row(rung, ladder, solution) for rung in ladder["rungs"]]
+    table = pd.DataFrame(rows).to_string(index=False).splitlines()
+    notes = []
+    if ladder["unanswerable"]:
+        notes.append(
+            f"{ladder['unanswerable']} of {ladder['queries']} out-of-fold queries are not scored: "
+            "no other image of their identity is in the gallery, and the competition has no unknown label"
+        )
+    if ladder.get("full"):
+        notes.append(
+            f"also trained on all labelled images: {', '.join(ladder['full'])}; these models rank the test images "
+            "beside the folds' models, and have no score out of fold of their own"
+        )
+    worth = ladder.get("worth")
+    return [*table, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
+
+
+def note_lines(ladder: dict[str, Any]) -> list[str]:
+    """Settings of re-ranking and trees of the stack: for the test set and, where they differ, for each fold."""
+    parts = []
+    for rung in ladder["rungs"]:
+        if rung.get("setting") is not None:
+            parts.append(f"{rung['name']} {_with_folds(rung['setting'], rung['settings'])}")
+    if ladder.get("stack") is not None:
+        *folds, final = ladder["stack"]["rounds"]
+        parts.append(f"trees {_with_folds(final, dict(enumerate(folds)))}")
+    return [f"chosen out of fold: {'; '.join(parts)}"] if parts else []
+
+
+def worth_lines(worth: dict[str, Any]) -> list[str]:
+    """The gain of the blend over its best member, then a line a member. worth: `BlendWorth` as plain types."""
+    lines = [f"blend {worth['map']:.5f}: {_gain(worth['gain'])} over its best member, {worth['best']}"]
+    for one in worth["members"]:
+        gain = "" if one["gain"] is None else f", worth {_gain(one['gain'])} to the blend"
+        dropped = " (dropped: it does not help)" if one["dropped"] else ""
+        lines.append(f"  {one['name']} alone {one['map']:.5f}{gain}{dropped}")
+    return lines
+
+
+def round_lines(figures: Figures) -> Iterator[str]:
+    """What each round of pseudo-labels was worth, a line a round; none where the recipe has no rounds."""
+    for row in figures.get("rounds", [])[1:]:
+        gain, title = row["gain"], f"round {row['round']} of pseudo-labels"
+        if gain is None:
+            yield f"{title}: no test image is confident enough; nothing to train"
+            continue
+        counts = ", ".join(f"{name} {count:,}" for name, count in row["labels"].items())
+        score = f"MAP@{figures['ladder']['k']} (out of fold) {row['map']:.5f}"
+        verdict = "used" if row["used"] else "not used, its interval reaches 0"
+        yield f"{title} ({counts}): {score}, {_gain(gain)} over the round before: {verdict}"
+
+
+def ablation_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The ablation as a Markdown table: a row a part that is left out, and the change against the whole recipe."""
+    k = rows[0]["k"]
+    solved = any(row["solution"] is not None for row in rows)
+    head = ["off", f"MAP@{k} out of fold", "change [95 %]", *([f"MAP@{k} solution"] if solved else [])]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        change = "" if row["change"] is None else _gain(row["change"], digits=4)
+        cells = [row["off"], f"{row['map']:.4f} ± {(row['high'] - row['low']) / 2:.4f}", change]
+        lines.append([*cells, *([f"{row['solution']:.4f}"] if solved else [])])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def slice_lines(rung: dict[str, Any]) -> list[str]:
+    """The score by the number of the identity's images, in one line."""
+    parts = [f"{name} {part['map']:.3f} ({part['queries']:,})" for name, part in rung["slices"].items()]
+    return ["out of fold by images of the identity: " + ", ".join(parts)] if parts else []
+
+
+def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:
+    k, gain = ladder["k"], rung["gain"]
+    row = {
+        "rung": rung["name"],
+        f"MAP@{k} (out of fold)": f"{rung['map']:.5f} ± {(rung['high'] - rung['low']) / 2:.5f}",
+        "gain": "best single" if gain is None else f"{gain['gain']:+.5f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
+    }
+    if solution:
+        row[f"MAP@{k} (solution)"] = f"{solution[rung['name']].map:.5f}"
+    weight = rung["weight"]
+    row["weight"] = "" if weight is None else "dropped" if weight == 0 else f"{weight:.2f}"
+    if any(other["optimistic"] for other in ladder["rungs"]):
+        row["note"] = "optimistic" if rung["optimistic"] else ""
+    return row
+
+
+def _gain(gain: dict[str, float], digits: int = 5) -> str:
+    mean, low, high = (f"{gain[key]:+.{digits}f}" for key in ("gain", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _with_folds(final: object, folds: dict[Any, Any]) -> str:
+    return str(final) + ("" if set(folds.values()) <= {final} else f" (by fold: {', '.join(map(str, folds.values()))})")

@@ -29,6 +29,8 @@ from whaleid.local_matching.registry import (
 )
 from whaleid.local_matching.rootsift import root_sift
 from whaleid.local_matching.votes import build_index, local_candidates
+from whaleid.pipeline.keys import keypoints_key
+from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
 
 HAS_KAZE = hasattr(cv2, "KAZE_create") or hasattr(getattr(cv2, "xfeatures2d", None), "KAZE_create")
@@ -100,6 +102,18 @@ def test_names_of_rootsift_stay_and_others_say_their_kind():
     assert local_name(LocalConfig(size=256, keypoints=500)) == "256-500"
     assert local_name(LocalConfig(size=256, keypoints=500, features="aliked")) == "aliked-256-500"
     assert local_name(KAZE) == "kaze-128-60"
+
+
+def test_keypoints_depend_on_what_describes_them_alone(tmp_path: Path):
+    """RootSIFT needs no weights, and how keypoints are matched has no part in their key."""
+    make_masked(tmp_path, masks=None)
+    project = project_at(tmp_path, masks=None)
+
+    def changed(**local) -> Project:
+        return project.with_combine(local_matching=LocalConfig.model_validate(local))
+
+    assert project.local_weights == []
+    assert keypoints_key(changed(), "n") == keypoints_key(changed(verify={}, neighbours=7), "n")
 
 
 def test_rootsift_needs_no_weights(tmp_path: Path):

@@ -89,7 +89,7 @@ bench: setup  ## timings as ratios to a bare loop or call, into benchmarks/resul
 
 docs: setup  ## the documentation as web pages, in site/
 	@$(VENV)/bin/python -m whaleid.config.reference docs/configuration.md
-	@$(VENV)/bin/python -m mkdocs build --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet $(ARGS)
 
 # A folder outside of this one may hold other files: it is named, and left alone.
 clean:  ## remove work/ and the sample (never weights/, submissions/ or your data)

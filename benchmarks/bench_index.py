@@ -18,7 +18,6 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from whaleid.config import IndexConfig
 from whaleid.retrieval.approximate import index_kind, open_index
 from whaleid.retrieval.index import search
 from whaleid.utils.files import write_json
@@ -40,7 +39,7 @@ def world(images: int, queries: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 def row(kind: str, gallery: np.ndarray, queries: np.ndarray, true: np.ndarray, exact_s: float) -> dict[str, object]:
     """One line. true: int64 (q, m), the nearest of each query. exact_s: seconds of exact search for all queries."""
     start = time.process_time()
-    opened = open_index(gallery, IndexConfig(kind=kind))
+    opened = open_index(gallery, kind)
     build_s = time.process_time() - start
     start = time.process_time()
     _, found = opened.search(queries, NEIGHBOURS)

@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
 from whaleid.local_matching.keypoints import Described
-from whaleid.local_matching.match_score import evidence_candidates, learn, lesson_of
-from whaleid.local_matching.pair_score import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.local_matching.match_score import fit_match_scorer, match_score_candidates, training_matches_of
+from whaleid.local_matching.pair_score import likely_images, match_pairs, pair_score_candidates, pair_training_matches
 from whaleid.local_matching.rootsift import LENGTH, rooted
 from whaleid.local_matching.votes import EXACT, build_index, local_candidates, nearest_descriptors
 from whaleid.utils.files import write_json
@@ -101,16 +101,20 @@ def measure(images: int, keypoints: int, threads: int) -> dict[str, Any]:
         lambda: local_candidates(described, queries, gallery, identity[gallery], local, KEEP, nearest)
     )
     given = described, frames, queries, truth, codes, nearest, learned
-    model, teaching, _ = cpu_seconds(lambda: learn([lesson_of(*given)], learned))
+    model, teaching, _ = cpu_seconds(lambda: fit_match_scorer([training_matches_of(*given)], learned))
     given = described, frames, queries, codes, classes, nearest, [model], learned, KEEP
-    weighed, weighing, _ = cpu_seconds(lambda: evidence_candidates(*given)[0]["supported"])
+    weighed, weighing, _ = cpu_seconds(lambda: match_score_candidates(*given)[0]["supported"])
     given = described, frames, queries, codes, classes, nearest, learned, pairs.images
-    pictures, choosing, _ = cpu_seconds(lambda: likely_pictures(*given))
+    pictures, choosing, _ = cpu_seconds(lambda: likely_images(*given))
     matched, matching, _ = cpu_seconds(lambda: match_pairs(described, frames, queries, pictures, pairs))
     products = bare_products(described, queries, pictures)
-    paired_model, paired_teaching, _ = cpu_seconds(lambda: learn([pair_lesson(matched, truth, codes, pairs)], pairs))
+    paired_model, paired_teaching, _ = cpu_seconds(
+        lambda: fit_match_scorer([pair_training_matches(matched, truth, codes, pairs)], pairs)
+    )
     shape = len(queries), classes
-    paired, ranking, _ = cpu_seconds(lambda: pair_candidates(matched, paired_model, codes, shape, pairs.rest, KEEP))
+    paired, ranking, _ = cpu_seconds(
+        lambda: pair_score_candidates(matched, paired_model, codes, shape, pairs.rest, KEEP)
+    )
     return {
         "images": images,
         "queries": len(queries),

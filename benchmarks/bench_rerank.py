@@ -21,10 +21,11 @@ import numpy as np
 from measuring import in_own_process, peak_gib
 
 from whaleid.config import KnnConfig
-from whaleid.retrieval.diffusion import diffuse, from_rows, spread_labels
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.identities import best_columns, identity_candidates
-from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
+from whaleid.retrieval.rerankers.diffusion import diffuse, from_rows
+from whaleid.retrieval.rerankers.label_diffusion import spread_labels
+from whaleid.retrieval.rerankers.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
 from whaleid.utils.files import write_json
 
 NEIGHBOURS, KEEP, BLOCK = 20, 50, 128

@@ -29,7 +29,7 @@ from whaleid.local_matching.detectors import SIGNED, Detector, signed_bytes, sig
 from whaleid.local_matching.geometric_verification import agreeing, matched_keypoints, verified_candidates
 from whaleid.local_matching.keypoints import Described, describe_images, frames_of, read_described
 from whaleid.local_matching.lightglue import lightglue_matcher, lightglue_network
-from whaleid.local_matching.match_score import FEATURES, learn, lesson_of, matches_of, supported
+from whaleid.local_matching.match_score import FEATURES, fit_match_scorer, matches_of, supported, training_matches_of
 from whaleid.local_matching.matchers import Matcher, matcher_of
 from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
 from whaleid.local_matching.votes import local_candidates, nearest_descriptors
@@ -220,13 +220,15 @@ def test_sizes_and_directions_that_are_all_the_same(pictures):
     with np.errstate(all="raise"):
         found = matches_of(described, frames, queries, nearest)
     columns = {name: found.values[:, FEATURES.index(name)] for name in FEATURES}
-    assert np.isfinite(found.values).all() and len(found.asker) > 50
+    assert np.isfinite(found.values).all() and len(found.query) > 50
     assert not columns["size ratio"].any() and not columns["turn"].any() and (columns["size"] == SIZE).all()
     assert 0 < columns["distance"].max() < 2  # between unit vectors, whatever they are stored as
     assert supported(found, LearnedConfig()).any()
     config = LearnedConfig(min_data_in_leaf=5, num_iterations=5)
-    model = learn([lesson_of(described, frames, queries, np.arange(8), codes, nearest, config)], config)
-    assert model is not None and np.isfinite(model.ratio(found.values)).all()
+    model = fit_match_scorer(
+        [training_matches_of(described, frames, queries, np.arange(8), codes, nearest, config)], config
+    )
+    assert model is not None and np.isfinite(model.log_ratio(found.values)).all()
     pairs = match_pairs(described, frames, queries, np.tile(gallery, (8, 1)), MUTUAL_PAIRS, 1)
     assert np.isfinite(pairs.values).all() and (pairs.values[:, PAIR_FEATURES.index("size")] == SIZE).all()
 

@@ -99,7 +99,7 @@ def test_a_rebuilt_submission_is_the_original(
         monkeypatch.setattr("whaleid.training.run.train_run", called)
         monkeypatch.setattr("whaleid.models.weights.ensure_weights", called)
     if start == "predictions":
-        monkeypatch.setattr("whaleid.features.extraction.embed_run", called)
+        monkeypatch.setattr("whaleid.features.extraction.extract_features", called)
         monkeypatch.setattr("whaleid.ensemble.ladder.combine", called)
     project = opened(finished)
     result = rebuild(project, start, archive_path(project), tmp_path / "out", 1, [])

@@ -184,7 +184,7 @@ def shorter_template(folder: Path) -> None:
         (fewer_rows, ["alien/fold1/rows.csv", "2 of 80 images are missing, first '", "embed them too"]),
         (strange_row, ["other/fold2/rows.csv", "1 of 80 images are missing", "embed them too"]),
         (no_fold, ["source 'alien'", "alien/fold2: no such folder", "mend the path"]),
-        (no_source, ["alien: folder of foreign features not found", "mend `sources` in the recipe"]),
+        (no_source, ["alien: folder of foreign features not found", "correct `sources` in the recipe"]),
         (nan_row, ["alien/fold0/embeddings.npy", ".jpg' holds NaN", "embed that image again"]),
         (zero_row, ["alien/fold0/embeddings.npy", ".jpg' is all zeros", "embed that image again"]),
         (nan_logit, ["other/fold1/logits.npy", ".jpg' holds NaN or infinity", "embed that image again"]),
@@ -291,7 +291,7 @@ def test_more_guesses_than_identities_name_each_once(
     guesses = pd.read_csv(written)["Id"].str.split(" ")
     assert all(len(row) == len(set(row)) and set(row) <= labels for row in guesses)
     assert guesses.map(len).max() == len(labels)
-    assert run(monkeypatch, place, "submission", "write") == 0
+    assert run(monkeypatch, place, "submission") == 0
 
 
 @pytest.mark.parametrize("command", ["leaderboard", "score", "report", "ablation"])
@@ -333,10 +333,11 @@ def test_score_counts_as_many_guesses_as_are_asked_for(
 def test_a_disk_that_takes_no_more_at_the_ensemble_leaves_the_answers_that_were_there(
     place: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(monkeypatch, place, "ensemble") == 0  # up to date; notes the digests of the copied images
     before = tree(place)
     (place / "recipe.yaml").write_text(RECIPE.replace("whiten: 8", "whiten: 6"))
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(number, "Error writing bytes to file")  # as arrow says it: without the file's name
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)

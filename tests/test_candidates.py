@@ -11,15 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import KnnConfig
-from whaleid.retrieval.candidates import (
-    Candidates,
-    centroids,
-    identity_candidates,
-    nearest_identities,
-    read_candidates,
-    write_candidates,
-)
-from whaleid.retrieval.identities import best_columns
+from whaleid.retrieval.candidates import Candidates, read_candidates, write_candidates
+from whaleid.retrieval.identities import best_columns, centroids, identity_candidates, nearest_identities
 from whaleid.retrieval.index import search
 from whaleid.utils.errors import WhaleidError
 

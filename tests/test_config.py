@@ -186,6 +186,7 @@ def test_the_page_of_all_keys_is_up_to_date() -> None:
 def test_the_page_says_type_default_and_meaning() -> None:
     rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
     assert {len(row) for row in rows} == {4}
+    assert [row[0] for row in rows if not row[3].strip("| ")] == []
     cells = {row[0].removeprefix("| ").strip("`"): row[1:] for row in rows}
     assert cells["folds"][:2] == ["integer ≥ 2", "required"]
     assert cells["combine.unknown"][:2] == ["`threshold` or `share`", "`threshold`"]

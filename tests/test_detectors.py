@@ -1,9 +1,8 @@
-"""Kinds of keypoints: bytes keep distances, one interface for all, and what was made by RootSIFT stays as it was."""
+"""Kinds of keypoints: bytes keep distances, one interface for all, registries, and names of folders."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,18 +11,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ladder_world import recipe
 from test_local import texture, turned, write_images
 from test_masks import disc, project_at
 from test_masks import make_project as make_masked
 
-from whaleid.config import LocalConfig, VerifyConfig
+from whaleid.config import LocalConfig
 from whaleid.local_matching.detectors import SIGNED, detector_of, signed_bytes, signed_floats
 from whaleid.local_matching.kaze import kaze
 from whaleid.local_matching.keypoints import Described, describe_images, described_together, local_name, read_described
-from whaleid.local_matching.registry import DETECTORS, MATCHERS, DetectorEntry, matcher_entry, require_parts
+from whaleid.local_matching.registry import (
+    DETECTORS,
+    MATCHERS,
+    DetectorEntry,
+    matcher_entry,
+    require_parts,
+    weights_key,
+)
 from whaleid.local_matching.rootsift import root_sift
 from whaleid.local_matching.votes import build_index, local_candidates
+from whaleid.pipeline.keys import keypoints_key
+from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
 
 HAS_KAZE = hasattr(cv2, "KAZE_create") or hasattr(getattr(cv2, "xfeatures2d", None), "KAZE_create")
@@ -97,22 +104,22 @@ def test_names_of_rootsift_stay_and_others_say_their_kind():
     assert local_name(KAZE) == "kaze-128-60"
 
 
-def test_keys_of_rootsift_are_what_they_were(tmp_path: Path):
+def test_keypoints_depend_on_what_describes_them_alone(tmp_path: Path):
+    """RootSIFT needs no weights, and how keypoints are matched has no part in their key."""
     make_masked(tmp_path, masks=None)
     project = project_at(tmp_path, masks=None)
-    assert project.detector_key == project.networks_key == "" and project.local_weights == []
 
-    def settings_of(**local):
-        combine = recipe(local_matching=local).combine
-        return replace(project, recipe=project.recipe.model_copy(update={"combine": combine})).combine_settings()
+    def changed(**local) -> Project:
+        return project.with_combine(local_matching=LocalConfig.model_validate(local))
 
-    before = settings_of(verify={})["combine"]["local_matching"]
-    assert "features" not in before and "matcher" not in before["verify"]
-    assert set(before) == set(LocalConfig.model_fields) - {"features"}
-    assert set(before["verify"]) == set(VerifyConfig.model_fields) - {"matcher"}
-    other = settings_of(verify={"matcher": "lightglue"}, features="aliked")["combine"]["local_matching"]
-    assert other["features"] == "aliked" and other["verify"]["matcher"] == "lightglue"
-    assert settings_of()["combine"]["local_matching"]["verify"] is None
+    assert project.local_weights == []
+    assert keypoints_key(changed(), "n") == keypoints_key(changed(verify={}, neighbours=7), "n")
+
+
+def test_rootsift_needs_no_weights(tmp_path: Path):
+    make_masked(tmp_path, masks=None)
+    assert project_at(tmp_path, masks=None).local_weights == []
+    assert weights_key(LocalConfig.model_validate({"verify": {}}), tmp_path) == ""
 
 
 def test_lightglue_goes_with_aliked_alone():

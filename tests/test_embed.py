@@ -22,8 +22,8 @@ from torch.nn import functional
 from whaleid.config import Experiment
 from whaleid.config.files import load_experiment
 from whaleid.data.cache import ImageCache
-from whaleid.features import views
-from whaleid.features.extraction import embed_run
+from whaleid.features import extractor
+from whaleid.features.extraction import extract_features
 from whaleid.features.files import read_features
 from whaleid.utils.errors import WhaleidError
 
@@ -96,7 +96,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
         )
         for module in (run.embedder, run.head):
             module.requires_grad_(False)
-        monkeypatch.setattr(views, "load_run", lambda folder, device: run)
+        monkeypatch.setattr(extractor, "load_run", lambda folder, device: run)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "checkpoint.safetensors").write_text("weights")
@@ -107,7 +107,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
 
 def embed(tmp_path: Path, images: pd.DataFrame, cache: ImageCache) -> Path:
     out = tmp_path / "features" / "tiny" / "fold0"
-    embed_run(tmp_path / "run", images, cache, out, "tiny")
+    extract_features(tmp_path / "run", images, cache, out, "tiny")
     return out
 
 
@@ -290,7 +290,7 @@ import sys, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from whaleid.data.cache import ImageCache
-from whaleid.features.extraction import embed_run
+from whaleid.features.extraction import extract_features
 
 class Slow(ImageCache):
     def read_many(self, rows):
@@ -300,7 +300,7 @@ class Slow(ImageCache):
 folder = Path(sys.argv[1])
 images = pd.read_parquet(folder / "images.parquet")
 pixels = np.load(folder / "pixels.npy")
-embed_run(folder / "run", images, Slow(folder, (64, 32), pixels, None), folder / "out", "tiny")
+extract_features(folder / "run", images, Slow(folder, (64, 32), pixels, None), folder / "out", "tiny")
 """
 
 
@@ -329,7 +329,7 @@ def real_run(folder: Path, images: pd.DataFrame, cache: ImageCache) -> None:
 
 def test_kill_9_in_a_real_run_changes_nothing(tmp_path: Path, images: pd.DataFrame, cache: ImageCache) -> None:
     real_run(tmp_path, images, cache)
-    embed_run(tmp_path / "run", images, cache, tmp_path / "whole", "tiny")
+    extract_features(tmp_path / "run", images, cache, tmp_path / "whole", "tiny")
     with subprocess.Popen([sys.executable, "-c", _REAL, str(tmp_path)]) as job:
         table = tmp_path / ".out.part" / "embeddings.npy"
         deadline = time.monotonic() + 60
@@ -337,7 +337,7 @@ def test_kill_9_in_a_real_run_changes_nothing(tmp_path: Path, images: pd.DataFra
             time.sleep(0.02)
         os.kill(job.pid, signal.SIGKILL)
     assert not (tmp_path / "out").exists() and table.exists()
-    embed_run(tmp_path / "run", images, cache, tmp_path / "out", "tiny")
+    extract_features(tmp_path / "run", images, cache, tmp_path / "out", "tiny")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     features = read_features(tmp_path / "out", images)
     assert features.embeddings.shape == (IMAGES, 256) and features.logits is not None

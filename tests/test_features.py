@@ -90,9 +90,9 @@ def set_row(folder: Path, value: float, name: str = "embeddings.npy") -> None:
         (lambda folder: np.save(folder / "embeddings.npy", table()[:-1]), "22 rows, but rows.csv lists 23"),
         (lambda folder: np.save(folder / "embeddings.npy", table().astype(int)), "int64 .* is needed"),
         (lambda folder: np.save(folder / "embeddings.npy", table()[:, 0]), "is needed"),
-        (lambda folder: np.save(folder / "embeddings.npy", np.array([{}])), "not a whole .npy"),
-        (lambda folder: (folder / "embeddings.npy").write_bytes(b""), "not a whole .npy"),
-        (lambda folder: os.truncate(folder / "embeddings.npy", 500), "not a whole .npy"),
+        (lambda folder: np.save(folder / "embeddings.npy", np.array([{}])), "not a complete .npy"),
+        (lambda folder: (folder / "embeddings.npy").write_bytes(b""), "not a complete .npy"),
+        (lambda folder: os.truncate(folder / "embeddings.npy", 500), "not a complete .npy"),
         (lambda folder: set_row(folder, np.nan), "'4, with comma.jpg' holds NaN"),
         (lambda folder: set_row(folder, 0.0), "'4, with comma.jpg' is all zeros"),
         (lambda folder: set_row(folder, 1e200), "too large"),
@@ -124,7 +124,7 @@ def test_logits_of_some_images_are_read_by_their_own_list(foreign: Path, images:
         assert np.array_equal(some.logits[rows], whole.logits[rows])
     few = read_features(foreign, images, np.array([19, 7]))
     assert few.logits is not None and np.array_equal(few.logits[np.array([1, 0])], whole.logits[[7, 19]])
-    with pytest.raises(WhaleidError, match=r"logits\.npy: has no row of 1 of 2 images"):
+    with pytest.raises(WhaleidError, match=r"logits\.npy: has no row for 1 of the 2 images"):
         some.logits[np.array([2, 3])]
     np.save(foreign / "logits.npy", whole.logits[:2])
     with pytest.raises(WhaleidError, match=r"2 rows, but logits\.rows\.csv lists 3"):

@@ -154,7 +154,7 @@ def test_settings_that_make_no_sense() -> None:
 
 
 def test_as_many_epochs_as_the_folds_took() -> None:
-    seen = small(**{"train.epochs": None, "train.images_seen": 100})
+    seen = small(train_epochs=None, train_images_seen=100)
     trained = full_data_experiment(seen, [{"epochs": epochs} for epochs in (3, 4, 7)]).train
     assert (trained.epochs, trained.images_seen) == (5, None)
     last = full_data_experiment(small(), [{"epochs": 2}, {"epochs": 3}])

@@ -15,10 +15,12 @@ from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankers.base import Lists, RankerContext
-from whaleid.ensemble.rankers.rerank import OFF, RerankRanker, Setting, choose_setting, every_setting, filled
+from whaleid.ensemble.rankers.rerank import OFF, RerankRanker, Setting, choose_setting
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.summary import note_lines
-from whaleid.retrieval.candidates import Candidates, nearest_identities
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import nearest_identities
+from whaleid.retrieval.rerankers import every_setting, query_graph, widest_graph
 
 SMALL = {
     "expansion": {"neighbours": [2], "alpha": [3]},
@@ -53,7 +55,9 @@ def features(world: World) -> np.ndarray:
 def settings_of(features: np.ndarray, protocol: Protocol, place: int, test: bool = False) -> dict[Setting, Lists]:
     query_set = protocol.queries(protocol.parts[place])[test]
     assert query_set is not None
-    return dict(every_setting(features, query_set, RerankConfig.model_validate(SMALL), recipe().combine.knn, 20))
+    config = RerankConfig.model_validate(SMALL)
+    rows = query_set.gallery, query_set.gallery_codes, query_set.labelled, query_set.rows
+    return dict(every_setting(query_graph(features, *rows, recipe().combine.knn, 20, widest_graph(config)), config))
 
 
 def test_every_setting_ranks_every_query(features, protocol):
@@ -87,14 +91,6 @@ def test_zero_vectors_have_the_plain_list(features, protocol):
     for (method, _), (codes, _) in settings_of(blank, protocol, 0).items():
         if "diffusion" in method:
             np.testing.assert_array_equal(codes[0], plain[0][0])
-
-
-def test_filled_by_hand():
-    lists = np.array([[4, 2, 9], [1, -1, -1]]), np.array([[0.5, 0.25, 0.0], [0.1, -np.inf, -np.inf]], np.float32)
-    plain = np.array([[2, 7, 4], [3, 1, -1]]), np.array([[0.9, 0.8, 0.7], [0.9, 0.8, -np.inf]], np.float32)
-    codes, scores = filled(lists, plain)
-    assert codes.tolist() == [[4, 2, 7], [1, 3, -1]]
-    np.testing.assert_allclose(scores, [[0.5, 0.25, 0.0], [0.1, 0.0, -np.inf]])
 
 
 # ------------------------------------------------------------------------------------------------- the choice

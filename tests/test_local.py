@@ -186,7 +186,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 9))
-def test_whole_centres_equal_a_loop(seed, count):
+def test_integer_kmeans_equal_a_loop(seed, count):
     rng = np.random.default_rng(seed)
     vectors = rng.integers(0, 256, (40, 8)).astype(np.float32)
     centres = vectors[np.random.default_rng(0).choice(40, count, replace=False)].astype(int)
@@ -197,7 +197,7 @@ def test_whole_centres_equal_a_loop(seed, count):
         centres = [
             np.rint(np.mean(own, axis=0)) if own else centre for own, centre in zip(groups, centres, strict=True)
         ]
-    found = local.whole_centres(vectors, count)
+    found = local.integer_kmeans(vectors, count)
     np.testing.assert_array_equal(found, np.array(centres))
     assert found.dtype == np.float32 and (found == np.rint(found)).all()
 

@@ -22,6 +22,7 @@ from whaleid.local_matching.keypoints import describe, describe_images, describe
 from whaleid.local_matching.rootsift import root_sift
 from whaleid.pipeline.keys import cache_key, candidates_key, folds_key, keypoints_key
 from whaleid.pipeline.project import Project
+from whaleid.pipeline.runner import run
 from whaleid.pipeline.transfer import copy_masks, project_from_json, project_to_json
 from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.utils.errors import WhaleidError
@@ -256,12 +257,13 @@ def test_keys_know_the_masks_and_nothing_else_does(tmp_path: Path) -> None:
 
 def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> None:
     project = make_project(tmp_path / "home")
+    run(project, "images")
     images = read_images(project.workspace)
     copy_masks(project.competition, images[images["split"] == "test"], tmp_path / "carried")
     assert sorted(path.name for path in (tmp_path / "carried").rglob("*.png")) == ["8.png", "9.png"]
     settings = Settings(work=tmp_path / "there")
     there = project_from_json(project_to_json(project), tmp_path / "home", settings, masks=tmp_path / "carried")
-    assert there.masks_key == project.masks_key and there.local_key("n") == project.local_key("n")
+    assert there.keys == project.keys and keypoints_key(there, "n") == keypoints_key(project, "n")
     test = images[images["split"] == "test"]
     masks = masks_of(there.competition, test)
     assert masks is not None and [read_mask(mask).shape for mask in masks] == [(128, 128)] * 2

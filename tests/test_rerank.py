@@ -9,12 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whaleid.retrieval import diffusion, reciprocal
-from whaleid.retrieval.diffusion import diffuse, from_rows, spread_labels, strongest_path
-from whaleid.retrieval.expansion import augment, expand
+from whaleid.config import KnnConfig, RerankConfig
+from whaleid.config.base import Model
 from whaleid.retrieval.graph import csr, find_neighbours, neighbour_graph, normalised
 from whaleid.retrieval.index import search
-from whaleid.retrieval.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
+from whaleid.retrieval.rerankers import (
+    RERANKERS,
+    QueryGraph,
+    Reranker,
+    diffusion,
+    every_setting,
+    query_graph,
+    reciprocal,
+    widest_graph,
+)
+from whaleid.retrieval.rerankers.base import Settings, fill_from_plain
+from whaleid.retrieval.rerankers.diffusion import diffuse, from_rows, strongest_path
+from whaleid.retrieval.rerankers.expansion import augment, expand
+from whaleid.retrieval.rerankers.label_diffusion import spread_labels
+from whaleid.retrieval.rerankers.reciprocal import jaccard, reciprocal_codes, reciprocal_scores
 from whaleid.utils.errors import WhaleidError
 
 
@@ -234,6 +247,39 @@ def test_the_strongest_path(table: np.ndarray, k: int, seed: int) -> None:
     assert path[0] == 0 and path[-1] in rows and len(set(path.tolist())) == len(path)
     product = np.prod([dense[one, other] for one, other in pairwise(path)])
     assert product == pytest.approx(best[0, rows].max(), rel=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- registry
+
+
+def test_filled_by_hand():
+    lists = np.array([[4, 2, 9], [1, -1, -1]]), np.array([[0.5, 0.25, 0.0], [0.1, -np.inf, -np.inf]], np.float32)
+    plain = np.array([[2, 7, 4], [3, 1, -1]]), np.array([[0.9, 0.8, 0.7], [0.9, 0.8, -np.inf]], np.float32)
+    codes, scores = fill_from_plain(lists, plain)
+    assert codes.tolist() == [[4, 2, 7], [1, 3, -1]]
+    np.testing.assert_allclose(scores, [[0.5, 0.25, 0.0], [0.1, 0.0, -np.inf]])
+
+
+def test_a_reranker_is_one_file_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy that returns the plain lists with their scores shifted, by a grid of shifts."""
+
+    class Grid(Model):
+        shift: tuple[float, ...] = (1.0, 2.0)
+
+    def shifted(graph: QueryGraph, grid: Grid) -> Settings:
+        for shift in grid.shift:
+            yield f"shift {shift:g}", (graph.plain[0], graph.plain[1] + np.float32(shift))
+
+    monkeypatch.setitem(RERANKERS, "toy", Reranker("toy", shifted))
+    table = unit(np.random.default_rng(0), 20)
+    nothing = dict.fromkeys(RerankConfig.model_fields)
+    config = RerankConfig.model_validate(nothing).model_copy(update={"toy": Grid()})
+    assert widest_graph(config) == 0
+    graph = query_graph(table, np.arange(15), np.arange(15) // 3, np.arange(16), np.arange(16, 20), KnnConfig(), 4)
+    found = dict(every_setting(graph, config))
+    assert list(found) == [("toy", "shift 1"), ("toy", "shift 2")]
+    np.testing.assert_array_equal(found["toy", "shift 2"][0], graph.plain[0])
+    np.testing.assert_array_equal(found["toy", "shift 2"][1], graph.plain[1] + 2)
 
 
 # -------------------------------------------------------------------------------------------------- bad input

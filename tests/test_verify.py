@@ -183,5 +183,5 @@ def test_picture_of_matches():
     for x in (5, 61):
         assert drawn[5, x].tolist() == [60, 200, 60] and drawn[30, x + 5].tolist() == [170, 170, 170]
     assert (drawn[45:, :56] == 0).all()
-    with pytest.raises(WhaleidError, match="one each"):
+    with pytest.raises(WhaleidError, match="one of each"):
         draw_matches(query, gallery, points, points, np.array([True]))

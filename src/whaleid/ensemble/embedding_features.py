@@ -14,8 +14,8 @@ import numpy as np
 
 from whaleid.config import KnnConfig
 from whaleid.ensemble.protocol import QuerySet
-from whaleid.retrieval.approximate import IndexConfig, open_index
-from whaleid.retrieval.candidates import centroids
+from whaleid.retrieval.approximate import open_index
+from whaleid.retrieval.identities import centroids
 
 COLUMNS = {
     "centroid: cosine": "cosine of the query and the candidate's centroid (the mean direction of its gallery images)",
@@ -126,7 +126,7 @@ def embedding_table(embeddings: np.ndarray, query_set: QuerySet, classes: int, k
     all_middles = np.zeros((classes, gallery.shape[1]), dtype=np.float16)
     all_middles[names] = middle
     near = min(_NEAR, len(gallery))
-    similarity, rows = open_index(gallery, IndexConfig(kind=knn.index)).search(queries, near)
+    similarity, rows = open_index(gallery, knn.index).search(queries, near)
     found = np.where(rows >= 0, similarity, np.nan)  # an approximate index may leave places empty
     density = np.nansum(found, axis=1) / np.maximum((rows >= 0).sum(axis=1), 1)
     return EmbeddingTable(queries.astype(np.float16), all_middles, spread, found[:, 0], density.astype(np.float32))

@@ -29,7 +29,8 @@ from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, full_data_p
 from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.ensemble.rankers.second_level import BlendRanker
 from whaleid.ensemble.rankings import Ranking, Source, fit_thresholds
-from whaleid.retrieval.candidates import PADDING, Candidates
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 
 

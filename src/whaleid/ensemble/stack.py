@@ -32,7 +32,8 @@ from whaleid.ensemble.rankings import Ranking, fit_thresholds
 from whaleid.ensemble.stack_features import Table, View, feature_table
 from whaleid.ensemble.stack_models import StackModels
 from whaleid.ensemble.unknown import map_at, map_without_unknown, rank_stats
-from whaleid.retrieval.candidates import PADDING, Candidates
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 
 _STAGES = 10  # numbers of trees that are compared, evenly spaced

@@ -14,7 +14,8 @@ import numpy as np
 from whaleid.config import StackConfig
 from whaleid.ensemble.calibrate import Calibration, calibrated_scores
 from whaleid.ensemble.embedding_features import COLUMNS, EmbeddingTable
-from whaleid.retrieval.candidates import PADDING, Candidates
+from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 
 OF_RANKING = {
     "odds": "logarithm of the candidate's calibrated probability against that of none of the candidates",

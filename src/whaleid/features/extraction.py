@@ -1,6 +1,6 @@
-"""Every image through a trained run, into a folder of features (`features.py`): batch by batch, kill it when you like.
+"""Extraction: every image through a trained run (`extractor.py`) into a folder of features (`files.py`).
 
-How an image becomes an embedding is in `views.py`; torch is loaded there, when the first image is asked for.
+It goes batch by batch and resumes after being stopped at any moment.
 """
 
 from __future__ import annotations
@@ -26,48 +26,62 @@ from whaleid.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from whaleid.data.cache import ImageCache
-    from whaleid.features.views import Views
+    from whaleid.features.extractor import Extractor
 
 _AHEAD = 2  # batches of images read while the model is busy
 
 
-def embed_run(run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, source: str) -> None:
-    """Embed every image by a trained run and write its folder of features to `out`.
+def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, source: str) -> None:
+    """Embed every image by a trained run and write a folder of features.
 
-    run: folder of the run (`runs/<experiment>/fold<k>`). images: images.parquet; cache: its images at the
-    run's size. source: shown before the progress bar.
-    Rows are appended to files in a working folder beside `out`, which takes its place when whole. Killed at
-    any moment, the same call goes on where it stood and ends with the same files.
-    Raises WhaleidError for a cache that does not fit, an embedding of NaN or zeros, a disk too small, and
-    where another process is at the same folder.
+    Rows are appended to files in a working folder beside `out`, which replaces `out` when complete. Stopped at any
+    moment, the same call resumes and ends with the same files.
+
+    Parameters
+    ----------
+    run : Path
+        Folder of the run (`runs/<experiment>/fold<k>`).
+    images : DataFrame
+        images.parquet.
+    cache : ImageCache
+        Its images at the run's size.
+    out : Path
+    source : str
+        Title of the progress bar.
+
+    Raises
+    ------
+    WhaleidError
+        For a cache that does not fit, an embedding of NaN or zeros, a full disk, and where another process is writing
+        the same folder.
     """
-    from whaleid.features.views import load_views  # torch: seconds that those who only read need not wait
+    from whaleid.features.extractor import load_extractor  # torch takes seconds to import
 
-    views = load_views(run, images["identity"].dropna().astype(str).unique())
-    _check_cache(cache, views, len(images), run)
+    extractor = load_extractor(run, images["identity"].dropna().astype(str).unique())
+    _check_cache(cache, extractor, len(images), run)
     names = images["image"].to_numpy()
     work = out.with_name(f".{out.name}.part")
     with _alone(out.with_name(f".{out.name}.lock"), out):
-        _prepare(work, digest(file_digest(run / "checkpoint.safetensors"), views.key(), names.tolist()))
+        _prepare(work, digest(file_digest(run / "checkpoint.safetensors"), extractor.key(), names.tolist()))
         try:
-            _embed(views, cache, names, work, f"embed {source}")
-            _finish(work, out, images["image"], views.classes)
+            _embed(extractor, cache, names, work, f"embed {source}")
+            _finish(work, out, images["image"], extractor.classes)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise WhaleidError(f"{out}: the disk is full ({error.strerror}); free some space and run again") from error
 
 
-def _check_cache(cache: ImageCache, views: Views, images: int, run: Path) -> None:
-    if tuple(cache.size) != tuple(views.size):
-        raise WhaleidError(f"{run}: trained on images of {views.size}, but the cache holds {cache.size} pixels")
+def _check_cache(cache: ImageCache, extractor: Extractor, images: int, run: Path) -> None:
+    if tuple(cache.size) != tuple(extractor.size):
+        raise WhaleidError(f"{run}: trained on images of {extractor.size}, but the cache holds {cache.size} pixels")
     if len(cache) != images:
         raise WhaleidError(f"cache: {len(cache)} images, but images.parquet has {images}; build it again")
 
 
 @contextmanager
 def _alone(lock: Path, out: Path) -> Iterator[None]:
-    """Two writers would mix their rows: the second is refused. The system lets go when a process dies."""
+    """Only one process at a time: two would mix their rows. The lock ends with the process."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
@@ -79,7 +93,7 @@ def _alone(lock: Path, out: Path) -> Iterator[None]:
 
 
 def _prepare(work: Path, key: str) -> None:
-    """A working folder for `key`: what a killed job of the same key left, else an empty one."""
+    """A working folder for `key`: that of a stopped job of the same key, else an empty one."""
     note = work / "key.txt"
     if note.is_file() and note.read_text() == key:
         return
@@ -89,7 +103,7 @@ def _prepare(work: Path, key: str) -> None:
 
 
 class _Table:
-    """An .npy (rows, width) that grows at its end: its length says how many rows stand."""
+    """An .npy file (rows, width) that rows are appended to; its length says how many it has."""
 
     def __init__(self, path: Path, rows: int, width: int, kind: np.dtype):
         self.kind = kind
@@ -113,23 +127,25 @@ class _Table:
         self._file.close()
 
 
-def _embed(views: Views, cache: ImageCache, names: np.ndarray, work: Path, title: str) -> None:
-    """Bring the tables in `work` to their full length, batch by batch, from where they stand."""
-    kind = np.dtype(np.float16 if views.half else np.float32)
-    widths = {"embeddings": views.dim} | ({} if views.classes is None else {"logits": len(views.classes)})
+def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, work: Path, title: str) -> None:
+    """Append what is missing to the tables in `work`, batch by batch."""
+    kind = np.dtype(np.float16 if extractor.half else np.float32)
+    widths = {"embeddings": extractor.dim}
+    if extractor.classes is not None:
+        widths["logits"] = len(extractor.classes)
     with ExitStack() as stack:
         tables = [_Table(work / f"{name}.npy", len(names), width, kind) for name, width in widths.items()]
         for table in tables:
             stack.callback(table.close)
-        done = min(table.done for table in tables) // views.batch * views.batch
+        done = min(table.done for table in tables) // extractor.batch * extractor.batch
         require_space(work, (len(names) - done) * sum(widths.values()) * kind.itemsize, "features")
         for table in tables:
             table.cut(done)
         began = time.monotonic()
         bar = stack.enter_context(progress_bar(title, total=len(names), start=done))
-        for part, pictures in _batches(cache, done, len(names), views.batch):
-            found = [_storable(values, kind, names[part], work.parent) for values in views.embed(pictures)]
-            for table, values in zip(tables, found, strict=True):
+        for part, batch in _batches(cache, done, len(names), extractor.batch):
+            rows = [_storable(values, kind, names[part], work.parent) for values in extractor.embed(batch)]
+            for table, values in zip(tables, rows, strict=True):
                 table.append(values)
             speed = (part.stop - done) / max(time.monotonic() - began, 1e-9)
             bar.advance(part.stop - part.start, f"{speed:.0f} images/s")
@@ -138,8 +154,8 @@ def _embed(views: Views, cache: ImageCache, names: np.ndarray, work: Path, title
 def _batches(cache: ImageCache, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows and their images uint8 (b, h, w, 3), in order, read by a thread while the model works.
 
-    A thread is enough: decoding and copying leave Python's lock alone. `start` is a multiple of `batch`, so a
-    resumed job sees the very batches of one that ran through.
+    One thread suffices: decoding and copying release Python's lock. `start` is a multiple of `batch`, so that a resumed
+    job has the same batches as one that was never stopped.
     """
     parts = [slice(first, min(first + batch, end)) for first in range(start, end, batch)]
     waiting: deque[Future[np.ndarray]] = deque()
@@ -151,7 +167,7 @@ def _batches(cache: ImageCache, start: int, end: int, batch: int) -> Iterator[tu
 
 
 def _storable(values: np.ndarray, kind: np.dtype, names: np.ndarray, place: Path) -> np.ndarray:
-    """`values` in the type of the disk; NaN (zeros have no direction) or too much for float16 is refused."""
+    """`values` in the type of the file. Raises WhaleidError for NaN (an embedding of zeros) and float16 overflow."""
     with np.errstate(over="ignore"):
         stored = values.astype(kind)
     good = np.isfinite(stored).all(axis=1)
@@ -164,7 +180,7 @@ def _storable(values: np.ndarray, kind: np.dtype, names: np.ndarray, place: Path
 
 
 def _finish(work: Path, out: Path, names: pd.Series, classes: np.ndarray | None) -> None:
-    """Add the names to the working folder and let it take the place of `out`."""
+    """Add the names to the working folder and replace `out` by it."""
     names.rename("image").to_csv(work / "rows.csv", index=False)
     if classes is not None:
         (work / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")

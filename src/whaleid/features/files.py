@@ -1,8 +1,8 @@
-"""Features on disk: written by our own runs (`embed.py`), or dropped in from any model, and read with the same care.
+"""Reading features: of our own runs (`extraction.py`) or of any other model, with the same checks.
 
 A folder holds `embeddings.npy` (n, d), `rows.csv` (column `image`, same order) and, where the model is also a
-classifier, `logits.npy` (n, c) with `classes.txt` (one identity a line). Where the logits are those of some images
-alone, `logits.rows.csv` lists these (a Kaggle kernel carries no others than it asks for).
+classifier, `logits.npy` (n, c) with `classes.txt` (one identity a line). Where only some images have logits,
+`logits.rows.csv` lists them (a Kaggle kernel carries only those it needs).
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ SOME_LOGITS = "logits.rows.csv"
 
 @dataclass(frozen=True)
 class Features:
-    """What one model says of the images, in the order asked for.
+    """Features of one model.
 
-    embeddings: float32 (n, d), unit rows. logits: float (n, c) of the type on disk, finite, or None.
-    classes: str (c,), the identities that the logits' columns stand for, or None.
+    Attributes
+    ----------
+    embeddings : float32 array, shape (n, d)
+        Unit rows.
+    logits : float array, shape (n, c), or SomeRows or None
+        Of the type on disk, finite.
+    classes : str array, shape (c,), or None
+        Identities of the logits' columns.
     """
 
     embeddings: np.ndarray
@@ -35,9 +41,15 @@ class Features:
 
 @dataclass(frozen=True)
 class SomeRows:
-    """A table that has rows for some images alone, indexed as if it had all.
+    """A table with rows for only some images, indexed as if it had all.
 
-    table: float (m, c). place: int64 (n,), row of each image, -1 where it has none. path: named in errors.
+    Attributes
+    ----------
+    table : float array, shape (m, c)
+    place : int64 array, shape (n,)
+        Row of each image, -1 where it has none.
+    path : Path
+        Named in errors.
     """
 
     table: np.ndarray
@@ -49,18 +61,27 @@ class SomeRows:
         return len(self.place), self.table.shape[1]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """rows: int (q,). Returns float (q, c); WhaleidError where one has no row."""
+        """Rows float (q, c) of images int (q,). Raises WhaleidError where one has no row."""
         wanted = self.place[rows]
         if (wanted < 0).any():
-            raise WhaleidError(f"{self.path}: has no row of {(wanted < 0).sum()} of {len(wanted)} images asked for")
+            raise WhaleidError(
+                f"{self.path}: has no row for {(wanted < 0).sum()} of the {len(wanted)} images that are needed"
+            )
         return self.table[wanted]
 
 
 @dataclass(frozen=True)
 class UnitTable:
-    """Checked embeddings that stay in their file: only the rows asked for are read.
+    """Checked embeddings that stay in their file: rows are read when needed.
 
-    table: float (m, d), memory-mapped. place: int64 (n,), row of each image. scale: float64 (n,), 1 / its length.
+    Attributes
+    ----------
+    table : float array, shape (m, d)
+        Memory-mapped.
+    place : int64 array, shape (n,)
+        Row of each image.
+    scale : float64 array, shape (n,)
+        1 / length of each image's embedding.
     """
 
     table: np.ndarray
@@ -75,14 +96,11 @@ class UnitTable:
         return len(self), self.table.shape[1]
 
     def stored(self, selection: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows as they are in the file, float (m, d), and what brings each to length 1, float64 (m,).
-
-        selection: int (m,), in the order of images.parquet.
-        """
+        """Rows as in the file, float (m, d), and 1 / their lengths, float64 (m,), of images int (m,)."""
         return self.table[self.place[selection]], self.scale[selection]
 
     def rows(self, selection: np.ndarray) -> np.ndarray:
-        """Rows of length 1. selection: int (m,), in the order of images.parquet. Returns float32 (m, d)."""
+        """Unit rows float32 (m, d) of images int (m,)."""
         block, scale = self.stored(selection)
         if block.dtype == np.float16:  # no length of such a row, and no inverse of one, is too much for float32
             return np.multiply(block, scale[:, None].astype(np.float32), dtype=np.float32)
@@ -90,10 +108,7 @@ class UnitTable:
 
 
 def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:
-    """The embeddings of `read_features`, checked as there in one pass over the file, but not held in memory.
-
-    Raises WhaleidError as `read_features` does: rows that are missing, foreign or twice, NaN, a zero embedding.
-    """
+    """The embeddings of `read_features`, with the same checks in one pass over the file, but not held in memory."""
     names = images["image"].to_numpy()
     path = folder / "embeddings.npy"
     place = _places(folder / "rows.csv", names)
@@ -106,13 +121,24 @@ def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:
 
 
 def read_features(folder: Path, images: pd.DataFrame, rows: np.ndarray | None = None, logits: bool = True) -> Features:
-    """The features of `images` from a folder, checked, in the order of images.parquet whatever theirs is.
+    """Read and check a folder of features, in the order of images.parquet.
 
-    images: the whole table, column `image`. rows: int (m,), only these rows of it, in this order; None: all.
-    logits: whether to read them where there are any. All in order, they stay on disk, memory-mapped.
-    Embeddings may be float16, 32 or 64 of any length; rows are brought to length 1.
-    Raises WhaleidError naming the file and the image: images missing, foreign or twice, shapes that do not
-    fit, NaN, a zero embedding.
+    Parameters
+    ----------
+    folder : Path
+        Embeddings may be float16, 32 or 64 of any length, in any order.
+    images : DataFrame
+        The whole table, column `image`.
+    rows : int array, shape (m,), or None
+        Only these rows of the table, in this order.
+    logits : bool
+        Read logits where there are any; in the table's order, they stay on disk, memory-mapped.
+
+    Raises
+    ------
+    WhaleidError
+        Naming the file and the image: images missing, not in the table or listed twice, shapes that do not fit, NaN, a
+        zero embedding.
     """
     names = images["image"].to_numpy()
     place = _places(folder / "rows.csv", names)
@@ -146,7 +172,7 @@ def read_logits(
 
 
 def _read_some(folder: Path, names: np.ndarray) -> SomeRows:
-    """Logits of the images that `logits.rows.csv` lists. names: str (n,), of images.parquet."""
+    """Logits of the images in `logits.rows.csv`. names: str (n,), of images.parquet."""
     place = _places(folder / SOME_LOGITS, names, whole=False)
     present = np.flatnonzero(place >= 0)
     path = folder / "logits.npy"
@@ -156,7 +182,7 @@ def _read_some(folder: Path, names: np.ndarray) -> SomeRows:
 
 
 def _places(path: Path, names: np.ndarray, whole: bool = True) -> np.ndarray:
-    """Row of the features for each image of the table, int64 (n,); -1 for none, unless each must have one (`whole`)."""
+    """Row of the features for each image of the table, int64 (n,). whole: every image must have one; else -1."""
     given = _read_rows(path)
     index = pd.Index(given)
     if not index.is_unique:
@@ -193,7 +219,7 @@ def _open_table(path: Path, expected: int, listing: str = "rows.csv") -> np.ndar
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise WhaleidError(f"{path}: not a whole .npy file of numbers: {error}") from error
+        raise WhaleidError(f"{path}: not a complete .npy file of numbers: {error}") from error
     if table.ndim != 2 or table.shape[1] < 1 or table.dtype not in _TYPES:
         raise WhaleidError(f"{path}: {table.dtype} {table.shape}; float16, 32 or 64 of shape (n, d) is needed")
     if len(table) != expected:
@@ -202,7 +228,7 @@ def _open_table(path: Path, expected: int, listing: str = "rows.csv") -> np.ndar
 
 
 def _unit_rows(path: Path, table: np.ndarray, rows: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """`table[rows]` as float32 rows of length 1; a zero or NaN row is an error naming its image."""
+    """`table[rows]` as unit rows, float32. Raises WhaleidError for a zero or NaN row, naming its image."""
     unit = np.empty((len(rows), table.shape[1]), dtype=np.float32)
     for start in range(0, len(rows), _BLOCK):
         part = slice(start, start + _BLOCK)
@@ -212,7 +238,7 @@ def _unit_rows(path: Path, table: np.ndarray, rows: np.ndarray, names: np.ndarra
 
 
 def _lengths(path: Path, block: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """Length of each row, float64 (b,); a zero or NaN row is an error naming its image."""
+    """Length of each row, float64 (b,). Raises WhaleidError for a zero or NaN row, naming its image."""
     _check_finite(path, block, names)
     with np.errstate(over="ignore"):
         length = np.linalg.norm(block.astype(np.float64, copy=False), axis=1)
@@ -234,7 +260,7 @@ def _check_finite(path: Path, table: np.ndarray, names: np.ndarray) -> None:
 
 
 def has_logits(folder: Path) -> bool:
-    """Whether both files of logits are there; one without the other is an error."""
+    """Whether there are logits. Raises WhaleidError where one of the two files is missing."""
     there = [(folder / name).is_file() for name in ("logits.npy", "classes.txt")]
     if any(there) and not all(there):
         raise WhaleidError(f"{folder}: logits.npy and classes.txt go together; add the other or remove this one")
@@ -242,7 +268,7 @@ def has_logits(folder: Path) -> bool:
 
 
 def _read_classes(path: Path, expected: int) -> np.ndarray:
-    """One identity a line, str (c,)."""
+    """The identities, str (c,)."""
     try:
         classes = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

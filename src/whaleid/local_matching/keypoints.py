@@ -1,15 +1,11 @@
-"""What an image looks like in many small places: descriptors of its strongest keypoints, and on disk.
+"""Keypoints of all images: detection, and the folder on disk.
 
-A flank or a fluke is told by its marks, not by its outline. SIFT (Lowe, "Distinctive image features from
-scale-invariant keypoints", 2004) describes the gradients around a mark so that turning and scaling the picture
-change little; RootSIFT (Arandjelovic and Zisserman, "Three things everyone should know to improve object
-retrieval", 2012) takes the square root of each descriptor's shares, so that Euclidean distance between two
-becomes Hellinger's, which a few large gradients do not rule. A recipe may ask for others
-(`local_matching/detectors.py`).
+A flank or a fluke is recognised by its marks. A detector (`registry.py`) finds the strongest keypoints of an image and
+describes each.
 
-The folder holds `descriptors.npy` uint8 (N, length): 128 numbers, of KAZE 64; `points.npy` float32 (N, 4): x, y and
-size in pixels of the picture as described, direction in degrees; `offsets.npy` int64 (n + 1): image i has the
-descriptors offsets[i] to offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
+The folder holds `descriptors.npy` uint8 (N, length); `points.npy` float32 (N, 4): x, y and size in pixels of the image
+as described, direction in degrees; `offsets.npy` int64 (n + 1): image i has the descriptors offsets[i] to
+offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
 """
 
 from __future__ import annotations
@@ -37,17 +33,27 @@ from whaleid.utils.progress import progress_bar
 _NAMED = 10  # broken images named in an error
 
 
-# ------------------------------------------------------------------------------------------------- one image
-
-
 def describe(
     path: Path, box: np.ndarray, config: LocalConfig, mask: Mask | None = None, detector: Detector | None = None
 ) -> Found:
-    """Descriptors of the part of a picture inside its box, whose longer side is shrunk to `config.size`.
+    """Keypoints of an image inside its box, whose longer side is shrunk to `config.size`.
 
-    box: x0, y0, x1, y1 in pixels of the picture. mask: keypoints outside of its white are left out. detector: None
-    takes the recipe's, with weights of WEIGHTS_DIR; for many pictures, make it once.
-    Returns descriptors uint8 (n, length) and points float32 (n, 4), as `detectors.Found`. Errors name the file.
+    Parameters
+    ----------
+    path : Path
+        Named in errors.
+    box : array, shape (4,)
+        x0, y0, x1, y1 in pixels of the image.
+    config : LocalConfig
+    mask : Mask or None
+        Keypoints outside of its white are left out.
+    detector : Detector or None
+        None: the recipe's, with weights of WEIGHTS_DIR; for many images, make it once.
+
+    Returns
+    -------
+    uint8 array, shape (n, length), and float32 array, shape (n, 4)
+        As `detectors.Found`.
     """
     detector = detector or detector_of(config, read_settings().weights)
     size = described_size(box, config.size)
@@ -66,25 +72,22 @@ def describe(
 
 
 def frames_of(images: pd.DataFrame, longest: int) -> np.ndarray:
-    """Width and height of every picture as described, float64 (n, 2). images: images.parquet."""
+    """Width and height of every image as described, float64 (n, 2). images: images.parquet."""
     boxes = images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
     return np.array([described_size(box, longest) for box in boxes], dtype=float).reshape(-1, 2)
 
 
 def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
-    """Width and height of the picture that is described: the box's, its longer side shrunk to `longest`."""
+    """Width and height of an image as described: the box's, its longer side shrunk to `longest`."""
     width, height = float(box[2] - box[0]), float(box[3] - box[1])
     factor = min(1.0, longest / max(width, height, 1.0))
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-# ------------------------------------------------------------------------------------------------- the stage
-
-
 def local_name(config: LocalConfig) -> str:
-    """Name of the descriptors' folder: recipes of one kind, size and number of keypoints share it.
+    """Name of the folder of keypoints, shared by recipes of one detector, size and number of keypoints.
 
-    256-500 of RootSIFT, else aliked-256-500.
+    256-500 for RootSIFT, aliked-256-500 for others.
     """
     kind = [] if config.features == "rootsift" else [config.features]
     return "-".join([*kind, str(config.size), str(config.keypoints)])
@@ -99,11 +102,26 @@ def describe_images(
     masks: list[Mask] | None = None,
     weights: Path | None = None,
 ) -> None:
-    """Write the descriptors of all `images` to the folder `out`.
+    """Write the keypoints of all images to the folder `out`.
 
-    images: images.parquet; `path` is relative to `root`. workers: threads, default: as many as cores. masks: one an
-    image. weights: folder of a network's weights, default WEIGHTS_DIR.
-    Raises WhaleidError for broken images and masks (all of them counted, the first named, in one line).
+    Parameters
+    ----------
+    images : DataFrame
+        images.parquet; `path` is relative to `root`.
+    root : Path
+    out : Path
+    config : LocalConfig
+    workers : int or None
+        Threads, default: as many as cores.
+    masks : list of Mask or None
+        One for each image.
+    weights : Path or None
+        Folder of a network's weights, default WEIGHTS_DIR.
+
+    Raises
+    ------
+    WhaleidError
+        For broken images and masks: their number, and the first ones.
     """
     detector, length = detector_of(config, weights or read_settings().weights), detector_entry(config.features).length
     most = len(images) * config.keypoints
@@ -138,7 +156,7 @@ def describe_images(
 def _described(
     jobs: list[tuple[Path, np.ndarray, Mask | None]], config: LocalConfig, detector: Detector, workers: int
 ) -> Iterator[Found | str]:
-    """Descriptors and points of each image in turn, or what is wrong with it; few of them wait in memory."""
+    """Keypoints of each image in turn, or what is wrong with it; only few wait in memory."""
 
     def one(path: Path, box: np.ndarray, mask: Mask | None) -> Found | str:
         try:
@@ -157,7 +175,7 @@ def _described(
 
 
 class _Growing:
-    """A .npy of rows of one width, appended to; its header, which leaves room for the count, is written last."""
+    """An .npy file that rows of one width are appended to; the header has room for their number, written last."""
 
     def __init__(self, path: Path, kind: type, width: int):
         self._path, self._kind, self._width, self._rows = path, np.dtype(kind), width, 0
@@ -181,16 +199,20 @@ class _Growing:
         self._file.close()
 
 
-# ---------------------------------------------------------------------------------------------------- reading
-
-
 @dataclass(frozen=True)
 class Described:
-    """Descriptors of all images, in the order of images.parquet.
+    """Keypoints of all images, in the order of images.parquet.
 
-    vectors: uint8 (N, length), on disk. offsets: int64 (n + 1,): where each image's begin, and the last ones end.
-    points: float32 (N, 4), on disk: x, y, size, direction (`detectors.Found`); None: not known, votes need none.
-    unit: what a descriptor of length 1 is stored as (`registry.DetectorEntry`).
+    Attributes
+    ----------
+    vectors : uint8 array, shape (N, length)
+        Descriptors, on disk.
+    offsets : int64 array, shape (n + 1,)
+        Where each image's descriptors begin, and the last image's end.
+    points : float32 array, shape (N, 4), or None
+        x, y, size, direction (`detectors.Found`), on disk; None: votes need none.
+    unit : float
+        Length of a unit descriptor as stored (`registry.DetectorEntry`).
     """
 
     vectors: np.ndarray
@@ -226,10 +248,7 @@ class Described:
 
 
 def described_together(found: list[Found], features: str = "rootsift") -> Described:
-    """A few images' descriptors and points, as `describe` gives them, as one in memory: row i is found[i].
-
-    features: their kind, as in `LocalConfig`.
-    """
+    """Keypoints of a few images from `describe`, in memory: image i is found[i]. features: their detector."""
     kind, counts = detector_entry(features), [len(vectors) for vectors, _ in found]
     vectors = np.concatenate([np.empty((0, kind.length), np.uint8), *(vectors for vectors, _ in found)])
     points = np.concatenate([np.empty((0, 4), np.float32), *(points for _, points in found)])
@@ -237,7 +256,7 @@ def described_together(found: list[Found], features: str = "rootsift") -> Descri
 
 
 def read_described(folder: Path, images: pd.DataFrame, features: str = "rootsift") -> Described:
-    """The descriptors in `folder`, which must be those of these images in this order, of this kind (`LocalConfig`)."""
+    """Read a folder of keypoints. Raises WhaleidError where it is not of these images, in this order and detector."""
     kind = detector_entry(features)
     try:
         vectors = np.load(folder / "descriptors.npy", mmap_mode="r", allow_pickle=False)

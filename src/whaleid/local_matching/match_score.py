@@ -1,16 +1,16 @@
-"""What a match of two keypoints is worth as evidence for an identity, learnt from matches whose truth is known.
+"""Learned match score: how much a match of two keypoints supports an identity, fitted on matches whose truth is known.
 
-Votes (`local_matching/votes.py`) weigh a match by its distance alone. Two photographs of one animal agree in more: its
-marks lie at about the same place, size and turn of the frame, on the animal and not on the ground beside it, and
-they agree together. A match is described by all of that, and trees (Ke et al., "LightGBM", 2017) learn from out-of-fold
-queries how much likelier such a match is between two pictures of one identity than of two:
+Votes (`votes.py`) weigh a match by its distance alone. Two images of one animal agree in more: its marks lie at about
+the same place, size and direction of the frame, on the animal and not on the ground beside it, and they agree with one
+another. All of that describes a match, and trees (Ke et al., "LightGBM", 2017) fitted on out-of-fold queries say how
+much likelier such a match is between two images of one identity than of two:
 
-    evidence(match) = max(0, log p(match | same) - log p(match | other))
+    score(match) = max(0, log p(match | same identity) - log p(match | different identities))
 
-An identity is given the sum over its matches, the sum over those that others of the same picture support (a vote for
+An identity has the sum over its matches, the sum over those that other matches of the same image support (as votes for
 one arrangement: Jegou, Douze and Schmid, "Hamming embedding and weak geometric consistency", 2008), or the supported
-sum of its best picture. No feature names an identity or a picture. Who may teach whom is decided by the caller
-(`ensemble/rankers/match_scores.py`).
+sum of its best image. No feature names an identity or an image. Which folds a model is fitted on is decided by the
+caller (the ensemble's ranker).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import lightgbm as lgb
 
 FORMS = ("all", "supported", "image")
-"""Sum over an identity's matches; over its supported ones; over the supported ones of its best picture."""
+"""Sum over an identity's matches; over its supported ones; over the supported ones of its best image."""
 FEATURES = (
     "distance",
     "distance of the last",
@@ -48,9 +48,9 @@ FEATURES = (
     "direction",
     "strength",
 )
-LARGEST = np.log(2.0)  # wider than any match between two pictures of one animal that frames show alike
-WIDEST = 60.0  # degrees, as above
-FARTHEST = 0.4  # share of the frame, as above
+LARGEST = np.log(2.0)  # log ratio of sizes; wider than between two similarly framed images of one animal
+WIDEST = 60.0  # degrees, likewise
+FARTHEST = 0.4  # share of the frame, likewise
 _SHIFTS = ("shift x", "shift y")
 _SEED = 0
 
@@ -59,37 +59,46 @@ _SEED = 0
 class Matches:
     """Matches of some queries' keypoints that agree roughly in size, direction and place.
 
-    asker: int64 (m,), place of the query. rows: int64 (m,), the gallery image in images.parquet. values: float32
-    (m, len(FEATURES)). keypoint, other: int64 (m,), the two descriptors (rows of `Described.vectors`).
+    Attributes
+    ----------
+    query : int64 array, shape (m,)
+        Place of the query.
+    rows : int64 array, shape (m,)
+        The gallery image's row in images.parquet.
+    keypoint, gallery_keypoint : int64 arrays, shape (m,)
+        The two descriptors (rows of `Described.vectors`).
+    values : float32 array, shape (m, len(FEATURES))
     """
 
-    asker: np.ndarray
+    query: np.ndarray
     rows: np.ndarray
     keypoint: np.ndarray
-    other: np.ndarray
+    gallery_keypoint: np.ndarray
     values: np.ndarray
 
 
 def matches_of(described: Described, frames: np.ndarray, queries: np.ndarray, nearest: Nearest) -> Matches:
-    """Every neighbour but the last of each keypoint, described; those that disagree widely are left out.
+    """Every neighbour but the last of each keypoint, with its features; those that disagree widely are left out.
 
-    frames: float (n, 2), width and height of every picture as described. queries: int64 (q,), rows of images.parquet.
-    nearest: of these queries' descriptors, in their order; its last column says how near chance alone comes.
+    Parameters
+    ----------
+    described : Described
+    frames : float array, shape (n, 2)
+        Width and height of every image as described.
+    queries : int64 array, shape (q,)
+        Rows of images.parquet.
+    nearest : Nearest
+        Of these queries' descriptors, in their order. The last neighbour's distance is that of a chance match.
     """
     assert described.points is not None
-    own = described.places(queries)
-    asker = np.repeat(np.arange(len(queries)), described.counts(queries))
-    strength = own - described.offsets[queries][asker]
+    keypoints = described.places(queries)
+    query = np.repeat(np.arange(len(queries)), described.counts(queries))
+    strength = keypoints - described.offsets[queries][query]
     descriptor, place = np.nonzero(nearest.places[:, :-1] != PADDING)
-    other = nearest.places[descriptor, place].astype(np.int64)
-    rows = described.image_of(other)
-    one, two = described.points[own[descriptor]], described.points[other]
-    frame, other_frame = frames[queries[asker[descriptor]]], frames[rows]
-    ratio = np.log(two[:, 2] / one[:, 2])
-    turn = (two[:, 3] - one[:, 3] + 180) % 360 - 180
-    at = one[:, :2] / frame
-    shift = two[:, :2] / other_frame - at
-    near = (np.abs(ratio) <= LARGEST) & (np.abs(turn) <= WIDEST) & (np.abs(shift).max(axis=1) <= FARTHEST)
+    gallery_keypoint = nearest.places[descriptor, place].astype(np.int64)
+    rows = described.image_of(gallery_keypoint)
+    one, two = described.points[keypoints[descriptor]], described.points[gallery_keypoint]
+    near, ratio, turn, at, shift = compare_points(one, two, frames[queries[query[descriptor]]], frames[rows])
     distance = np.sqrt(np.maximum(nearest.distance, 0)) / described.unit
     chance = np.maximum(np.where(nearest.places != PADDING, distance, 0).max(axis=1), 1e-6)
     own_distance = distance[descriptor, place]
@@ -101,34 +110,60 @@ def matches_of(described: Described, frames: np.ndarray, queries: np.ndarray, ne
         place,
         ratio,
         turn,
-        shift[:, 0],
-        shift[:, 1],
+        *shift.T,
         one[:, 2],
-        at[:, 0],
-        at[:, 1],
+        *at.T,
         one[:, 3],
         strength[descriptor],
     )
     values = np.stack([np.asarray(column, dtype=np.float32)[near] for column in columns], axis=1)
     descriptor = descriptor[near]
-    return Matches(asker[descriptor], rows[near], own[descriptor], other[near], values)
+    return Matches(query[descriptor], rows[near], keypoints[descriptor], gallery_keypoint[near], values)
+
+
+def compare_points(
+    one: np.ndarray, two: np.ndarray, frame: np.ndarray, other_frame: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """How matched points differ.
+
+    Parameters
+    ----------
+    one, two : float32 arrays, shape (m, 4)
+        Matched points (`detectors.Found`).
+    frame, other_frame : float arrays, shape (m, 2) or (2,)
+        Width and height of their images.
+
+    Returns
+    -------
+    bool array, shape (m,)
+        Whether the points agree roughly in size, direction and place.
+    float arrays, shape (m,), (m,), (m, 2), (m, 2)
+        Log ratio of sizes, turn in degrees, place of the first in its frame, shift as a share of the frames.
+    """
+    ratio = np.log(two[:, 2] / one[:, 2])
+    turn = (two[:, 3] - one[:, 3] + 180) % 360 - 180
+    at = one[:, :2] / frame
+    shift = two[:, :2] / other_frame - at
+    near = (np.abs(ratio) <= LARGEST) & (np.abs(turn) <= WIDEST)
+    return near & (np.abs(shift).max(axis=1, initial=0) <= FARTHEST), ratio, turn, at, shift
 
 
 def supported(matches: Matches, config: LearnedConfig) -> np.ndarray:
-    """Which matches another match of the same two pictures agrees with, in shift, size and turn, bool (m,).
+    """Which matches another match of the same two images agrees with in shift, size and turn, bool (m,).
 
-    The two must be of different keypoints on both sides. Cost: matches x matches of their two pictures.
+    The two must be of different keypoints on both sides. Cost: the square of the number of matches of two images.
     """
     ratio, turn, *shift = (matches.values[:, FEATURES.index(name)] for name in ("size ratio", "turn", *_SHIFTS))
-    order = np.lexsort((matches.rows, matches.asker))
-    pair = np.stack([matches.asker[order], matches.rows[order]])
+    order = np.lexsort((matches.rows, matches.query))
+    pair = np.stack([matches.query[order], matches.rows[order]])
     found, left, lag = np.zeros(len(order), dtype=bool), np.arange(len(order)), 0
-    while len(left):
+    while len(left):  # matches `lag` places apart in the order, as long as any two are of the same images
         lag += 1
         left = left[left + lag < len(order)]
         left = left[(pair[:, left] == pair[:, left + lag]).all(axis=0)]
         one, two = order[left], order[left + lag]
-        agree = (matches.keypoint[one] != matches.keypoint[two]) & (matches.other[one] != matches.other[two])
+        agree = matches.keypoint[one] != matches.keypoint[two]
+        agree &= matches.gallery_keypoint[one] != matches.gallery_keypoint[two]
         agree &= np.abs(ratio[one] - ratio[two]) <= np.log(config.scale)
         agree &= np.abs((turn[one] - turn[two] + 180) % 360 - 180) <= config.turn
         for axis in shift:
@@ -137,36 +172,50 @@ def supported(matches: Matches, config: LearnedConfig) -> np.ndarray:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ learning
+# ------------------------------------------------------------------------------------------------------- fitting
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Matches that teach. values: float32 (m, features). same: bool (m,)."""
+class TrainingMatches:
+    """Matches that a scorer is fitted on.
+
+    Attributes
+    ----------
+    values : float32 array, shape (m, features)
+    same : bool array, shape (m,)
+        Whether the two images are of one identity.
+    """
 
     values: np.ndarray
     same: np.ndarray
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Trees that say how likely a match is one of one identity. prior: log-odds of that among what taught them."""
+class MatchScorer:
+    """Trees that say how likely a match is one between images of one identity.
 
-    trees: lgb.Booster
+    Attributes
+    ----------
+    booster : lightgbm.Booster
+    prior : float
+        Log-odds of that in the training matches.
+    """
+
+    booster: lgb.Booster
     prior: float
 
-    def of(self, values: np.ndarray) -> np.ndarray:
-        """Evidence of matches, float64 (m,), >= 0. values: float32 (m, features)."""
-        return np.maximum(self.ratio(values), 0.0)
+    def score(self, values: np.ndarray) -> np.ndarray:
+        """Scores of matches, float64 (m,), >= 0. values: float32 (m, features)."""
+        return np.maximum(self.log_ratio(values), 0.0)
 
-    def ratio(self, values: np.ndarray) -> np.ndarray:
-        """Logarithm of how much likelier each match is between pictures of one identity, float64 (m,)."""
+    def log_ratio(self, values: np.ndarray) -> np.ndarray:
+        """log p(match | same identity) - log p(match | different identities), float64 (m,)."""
         if not len(values):
             return np.zeros(0)
-        return np.asarray(self.trees.predict(values, raw_score=True, num_threads=1)) - self.prior
+        return np.asarray(self.booster.predict(values, raw_score=True, num_threads=1)) - self.prior
 
 
-def lesson_of(
+def training_matches_of(
     described: Described,
     frames: np.ndarray,
     queries: np.ndarray,
@@ -174,41 +223,49 @@ def lesson_of(
     codes: np.ndarray,
     nearest: Nearest,
     config: LearnedConfig,
-) -> Lesson:
-    """All true matches of these queries, and `config.others` times as many false ones, drawn the same each time.
+) -> TrainingMatches:
+    """All true matches of these queries, and `config.false_per_true` times as many false ones; deterministic.
 
-    truth: int64 (q,), -1 = unknown. codes: int64 (n,), identity of every image of images.parquet, -1 = not in the
-    gallery.
+    Parameters
+    ----------
+    described, frames, queries, nearest
+        As for `matches_of`.
+    truth : int64 array, shape (q,)
+        True identities, -1 = unknown.
+    codes : int64 array, shape (n,)
+        Identity of every image of images.parquet, -1 = not in the gallery.
+    config : LearnedConfig
     """
     parts = []
-    for part, descriptors in in_chunks(described, queries):
+    for part, descriptors in query_chunks(described, queries):
         found = matches_of(described, frames, queries[part], nearest.of(descriptors))
-        own = truth[part][found.asker]
-        parts.append(some_false(found.values, (own == codes[found.rows]) & (own != PADDING), config.others))
-    return join_lessons(parts)
+        true = truth[part][found.query]
+        same = (true == codes[found.rows]) & (true != PADDING)
+        parts.append(sample_false_matches(found.values, same, config.false_per_true))
+    return join_training_matches(parts)
 
 
-def some_false(values: np.ndarray, same: np.ndarray, others: int) -> Lesson:
-    """All true matches, and `others` times as many false ones (some where none is true), the same each time."""
+def sample_false_matches(values: np.ndarray, same: np.ndarray, false_per_true: int) -> TrainingMatches:
+    """All true matches, and a sample of the false ones (some where none is true); deterministic."""
     false = np.flatnonzero(~same)
-    few = min(len(false), others * max(1, int(same.sum())))
+    few = min(len(false), false_per_true * max(1, int(same.sum())))
     drawn = np.random.default_rng(_SEED).choice(false, few, replace=False)
     kept = np.sort(np.concatenate([np.flatnonzero(same), drawn]))
-    return Lesson(values[kept], same[kept])
+    return TrainingMatches(values[kept], same[kept])
 
 
-def join_lessons(parts: list[Lesson]) -> Lesson:
-    """One lesson of several; needs one at least."""
-    return Lesson(np.concatenate([part.values for part in parts]), np.concatenate([part.same for part in parts]))
+def join_training_matches(parts: list[TrainingMatches]) -> TrainingMatches:
+    """All matches of at least one part."""
+    values, same = [part.values for part in parts], [part.same for part in parts]
+    return TrainingMatches(np.concatenate(values), np.concatenate(same))
 
 
-def learn(lessons: list[Lesson], config: TreesConfig) -> Evidence | None:
-    """Trees taught by these lessons; None where they hold no true match, or no false one. The same each time."""
+def fit_match_scorer(training: list[TrainingMatches], config: TreesConfig) -> MatchScorer | None:
+    """A scorer fitted on these matches, deterministic; None where no match is true, or none is false."""
     import lightgbm as lgb
 
-    taught = join_lessons(lessons)
-    values, same = taught.values, taught.same
-    if same.all() or not same.any():
+    matches = join_training_matches(training)
+    if matches.same.all() or not matches.same.any():
         return None
     settings = {
         "objective": "binary",
@@ -217,19 +274,18 @@ def learn(lessons: list[Lesson], config: TreesConfig) -> Evidence | None:
         "min_data_in_leaf": config.min_data_in_leaf,
         "deterministic": True,
         "force_row_wise": True,
-        "num_threads": 1,  # models learn beside one another instead: trees of this size wait for their threads
+        "num_threads": 1,  # several models are fitted at once instead: in trees this small, threads wait
         "seed": _SEED,
         "verbosity": -1,
     }
-    share = same.mean()
-    data = lgb.Dataset(values, same.astype(np.float32), params={"verbosity": -1})
-    return Evidence(
-        lgb.train(settings, data, num_boost_round=config.num_iterations), float(np.log(share / (1 - share)))
-    )
+    share = matches.same.mean()
+    data = lgb.Dataset(matches.values, matches.same.astype(np.float32), params={"verbosity": -1})
+    booster = lgb.train(settings, data, num_boost_round=config.num_iterations)
+    return MatchScorer(booster, float(np.log(share / (1 - share))))
 
 
-def in_chunks(described: Described, queries: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Some queries at a time: their slice of `queries`, and their descriptors' slice."""
+def query_chunks(described: Described, queries: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """A few queries at a time: their slice of `queries`, and their descriptors' slice."""
     counts = described.counts(queries)
     starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
     return ((part, slice(starts[part.start], starts[part.stop])) for part in chunks(counts))
@@ -238,28 +294,44 @@ def in_chunks(described: Described, queries: np.ndarray) -> Iterator[tuple[slice
 # ------------------------------------------------------------------------------------------------------- ranking
 
 
-def evidence_candidates(
+def match_score_candidates(
     described: Described,
     frames: np.ndarray,
     queries: np.ndarray,
     codes: np.ndarray,
     classes: int,
     nearest: Nearest,
-    models: list[Evidence | None],
+    models: list[MatchScorer | None],
     config: LearnedConfig,
     keep: int,
     workers: int = 1,
 ) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The identities with most evidence for each query: for each model, the lists of every form.
+    """The identities with the largest match scores for each query, by each model and in every form.
 
-    codes: int64 (n,), identity of every image, -1 = not in the gallery. classes: number of identities. A model that is
-    None gives nobody evidence.
-    Returns for each model {form: (codes int64 (q, keep), -1 padded, scores float32 (q, keep), descending, -inf
-    padded)}, scores as `local.scores_of` gives them.
+    Parameters
+    ----------
+    described, frames, queries, nearest
+        As for `matches_of`.
+    codes : int64 array, shape (n,)
+        Identity of every image, -1 = not in the gallery.
+    classes : int
+        Number of identities.
+    models : list of MatchScorer or None
+        None scores every match 0.
+    config : LearnedConfig
+    keep : int
+        Width of the lists.
+    workers : int
+        Threads; the result does not depend on them.
+
+    Returns
+    -------
+    list of dict
+        For each model, form -> codes int64 (q, keep), -1 padded, and scores float32 (q, keep), descending, -inf padded,
+        as `votes.scores_of` gives them.
     """
-    held = np.zeros(classes, dtype=np.int64)
-    owned = codes[codes != PADDING], described.counts(np.flatnonzero(codes != PADDING))
-    np.add.at(held, *owned)
+    in_gallery = np.flatnonzero(codes != PADDING)
+    held = np.bincount(codes[in_gallery], described.counts(in_gallery), classes).astype(np.int64)
     shape = len(queries), keep
     lists = [{form: (np.full(shape, PADDING), np.full(shape, -np.inf, np.float32)) for form in FORMS} for _ in models]
 
@@ -268,33 +340,44 @@ def evidence_candidates(
         found = matches_of(described, frames, queries[part], nearest.of(descriptors))
         agreed = supported(found, config)
         for place, model in enumerate(models):
-            given = np.zeros(len(found.asker)) if model is None else model.of(found.values)
-            for form, sums in sums_of(found, given, agreed, codes, part.stop - part.start, classes).items():
+            scores = np.zeros(len(found.query)) if model is None else model.score(found.values)
+            for form, sums in sum_by_identity(found, scores, agreed, codes, part.stop - part.start, classes).items():
                 power = 0.0 if form == "image" else config.power
                 ranked = best_identities(scores_of(sums, held, power), keep)
                 lists[place][form][0][part], lists[place][form][1][part] = ranked
 
-    with ThreadPoolExecutor(workers) as pool:  # numpy and trees let other threads run while they work
-        for _ in pool.map(fill, in_chunks(described, queries)):
+    with ThreadPoolExecutor(workers) as pool:  # numpy and LightGBM release Python's lock
+        for _ in pool.map(fill, query_chunks(described, queries)):
             pass
     return lists
 
 
-def sums_of(
-    matches: Matches, given: np.ndarray, agreed: np.ndarray, codes: np.ndarray, queries: int, classes: int
+def sum_by_identity(
+    matches: Matches, scores: np.ndarray, agreed: np.ndarray, codes: np.ndarray, queries: int, classes: int
 ) -> dict[str, np.ndarray]:
-    """Evidence for each identity in every form of `FORMS`, float64 (queries, classes).
+    """Match scores summed for each identity, in every form of `FORMS`.
 
-    given: float64 (m,), evidence of each match. agreed: bool (m,), whether it is supported. codes: as
-    `evidence_candidates`; every matched picture has one.
+    Parameters
+    ----------
+    matches : Matches
+    scores : float64 array, shape (m,)
+    agreed : bool array, shape (m,)
+        Whether a match is supported.
+    codes : int64 array, shape (n,)
+        Identity of every image; every matched image has one.
+    queries, classes : int
+
+    Returns
+    -------
+    dict of str to float64 array, shape (queries, classes)
     """
-    cells = matches.asker * classes + codes[matches.rows]
+    cells = matches.query * classes + codes[matches.rows]
 
     def total(weights: np.ndarray) -> np.ndarray:
         return np.bincount(cells, weights, queries * classes).reshape(queries, classes)
 
-    strong = np.where(agreed, given, 0.0)
-    pictures, inverse = np.unique(np.stack([cells, matches.rows]), axis=1, return_inverse=True)
+    strong = np.where(agreed, scores, 0.0)
+    images, inverse = np.unique(np.stack([cells, matches.rows]), axis=1, return_inverse=True)
     best = np.zeros(queries * classes)
-    np.maximum.at(best, pictures[0], np.bincount(inverse.ravel(), strong, pictures.shape[1]))
-    return {"all": total(given), "supported": total(strong), "image": best.reshape(queries, classes)}
+    np.maximum.at(best, images[0], np.bincount(inverse.ravel(), strong, images.shape[1]))
+    return {"all": total(scores), "supported": total(strong), "image": best.reshape(queries, classes)}

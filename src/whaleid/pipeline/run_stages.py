@@ -166,9 +166,9 @@ def _feature_task(project: Project, experiment: Experiment, fold: int | None, st
     run = workspace.run(experiment.name, fold)
 
     def make() -> None:
-        from whaleid.features.extraction import embed_run
+        from whaleid.features.extraction import extract_features
 
-        embed_run(run, read_images(workspace), read_cache(workspace, experiment), out, experiment.name)
+        extract_features(run, read_images(workspace), read_cache(workspace, experiment), out, experiment.name)
 
     def check() -> bool:
         """Other heads' runs are not needed any more once the features are there."""

@@ -11,8 +11,8 @@ from whaleid.config.retrieval import DiffusionConfig
 from whaleid.ensemble.protocol import FoldPart
 from whaleid.features.files import read_features
 from whaleid.report.inputs import Results, best_single_features
-from whaleid.retrieval.diffusion import strongest_path
 from whaleid.retrieval.graph import Graph, find_neighbours, neighbour_graph
+from whaleid.retrieval.rerankers.diffusion import strongest_path
 
 COUNT = 4
 """Paths that are shown."""

@@ -1,7 +1,7 @@
 """Candidates: for each query its best identities with scores, as arrays and as the table on disk.
 
-Not the images but this short list is what every later stage reads: blending, stacking, the unknown identity,
-the submission. How it is made of similar images is in `identities.py`.
+This short list is what every later stage reads: blend, stack, unknown identity, submission. `identities.py` makes it
+from similar images.
 """
 
 from __future__ import annotations
@@ -14,31 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from whaleid.retrieval.identities import PADDING, centroids, identity_candidates, nearest_identities
+from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
-
-__all__ = [
-    "PADDING",
-    "Candidates",
-    "centroids",
-    "identity_candidates",
-    "nearest_identities",
-    "read_candidates",
-    "write_candidates",
-]
-
-
-# ------------------------------------------------------------------------------------------------- candidates
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best identities of each query, best first; refuses to exist when it cannot be true.
+    """The best identities of each query, best first; checked when made.
 
-    queries: str (q,), distinct image names. classes: str (c,), distinct identities.
-    codes: int64 (q, m), positions in `classes`, distinct within a row; -1 = padding, only at a row's end.
-    scores: float32 (q, m), descending along a row, finite; -inf exactly where padded.
+    Attributes
+    ----------
+    queries : str array, shape (q,)
+        Distinct image names.
+    classes : str array, shape (c,)
+        Distinct identities.
+    codes : int64 array, shape (q, m)
+        Positions in `classes`, distinct within a row; -1 = padding, only at a row's end.
+    scores : float32 array, shape (q, m)
+        Descending along a row, finite; -inf exactly where padded.
     """
 
     queries: np.ndarray
@@ -54,40 +48,40 @@ class Candidates:
         return len(self.queries)
 
 
-def _check_tables(given: Candidates) -> None:
+def _check_tables(candidates: Candidates) -> None:
     """Shapes, types and names."""
-    codes, scores = given.codes, given.scores
-    if codes.ndim != 2 or codes.shape != scores.shape or len(codes) != len(given.queries):
+    codes, scores = candidates.codes, candidates.scores
+    if codes.ndim != 2 or codes.shape != scores.shape or len(codes) != len(candidates.queries):
         raise WhaleidError(
             f"candidates: codes {codes.shape} and scores {scores.shape} "
-            f"do not fit {len(given.queries)} queries; all need one row a query"
+            f"do not fit {len(candidates.queries)} queries; all need one row a query"
         )
     if codes.dtype != np.int64 or scores.dtype != np.float32:
         raise WhaleidError(f"candidates: codes {codes.dtype}, scores {scores.dtype}; int64, float32 are needed")
-    for name, values in (("queries", given.queries), ("classes", given.classes)):
+    for name, values in (("queries", candidates.queries), ("classes", candidates.classes)):
         if values.ndim != 1 or len(np.unique(values)) < len(values):
             raise WhaleidError(f"candidates: {name} must be one row of distinct names")
 
 
-def _check_rows(given: Candidates) -> None:
-    """What holds along each row of codes and scores; the first query that breaks it is named."""
-    codes, scores = given.codes, given.scores
+def _check_rows(candidates: Candidates) -> None:
+    """Rules for each row of codes and scores; an error names the first query that breaks one."""
+    codes, scores = candidates.codes, candidates.scores
     padded = codes == PADDING
     in_order = np.sort(codes, axis=1)
     finite = np.where(padded, scores == -np.inf, np.isfinite(scores))
     repeated = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] != PADDING)
     rules = (
-        ((codes < PADDING) | (codes >= len(given.classes)), f"a code outside -1..{len(given.classes) - 1}"),
+        ((codes < PADDING) | (codes >= len(candidates.classes)), f"a code outside -1..{len(candidates.classes) - 1}"),
         (padded[:, :-1] & ~padded[:, 1:], "padding before a candidate"),
         (repeated, "an identity twice"),
         (~finite, "a score not finite, or padding without -inf"),
-        (scores[:, 1:] > scores[:, :-1], "scores that rise along the row"),
+        (scores[:, 1:] > scores[:, :-1], "ascending scores"),
     )
     for broken, problem in rules:
         rows = np.flatnonzero(broken.any(axis=1))
         if len(rows):
             raise WhaleidError(
-                f"candidates: query {given.queries[rows[0]]!s} (row {rows[0]}) has {problem}; "
+                f"candidates: query {candidates.queries[rows[0]]!s} (row {rows[0]}) has {problem}; "
                 f"{len(rows)} of {len(codes)} queries do"
             )
 
@@ -108,10 +102,16 @@ _SCHEMA = pa.schema(
 
 
 def write_candidates(path: Path, blocks: Iterable[tuple[str, int, Candidates]]) -> None:
-    """Write blocks of (source, fold, candidates) as one parquet, a row a candidate.
+    """Write candidates as one parquet file, one row a candidate.
 
-    Columns: query, identity, rank, score, source, fold. Ranks count from 1. A query without candidates keeps
-    one row: rank 0, no identity, no score. The same source and fold twice is refused.
+    Columns: query, identity, rank, score, source, fold. Ranks count from 1. A query without candidates has one row with
+    rank 0, without identity and score.
+
+    Parameters
+    ----------
+    path : Path
+    blocks : iterable of (str, int, Candidates)
+        Source, fold, candidates; each source and fold once.
     """
     seen: set[tuple[str, int]] = set()
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
@@ -124,12 +124,12 @@ def write_candidates(path: Path, blocks: Iterable[tuple[str, int, Candidates]]) 
 
 def _long(source: str, fold: int, candidates: Candidates) -> pa.Table:
     """One block as a long table, queries in their order, best candidate first."""
-    shown = candidates.codes != PADDING
-    empty = ~shown.any(axis=1)
+    listed = candidates.codes != PADDING
+    empty = ~listed.any(axis=1)
     width = candidates.codes.shape[1]
     codes = np.column_stack([candidates.codes, np.full(len(candidates), PADDING)])
     scores = np.column_stack([candidates.scores, np.full(len(candidates), np.nan, np.float32)])
-    query, place = np.nonzero(np.column_stack([shown, empty]))  # an added column for queries without any
+    query, place = np.nonzero(np.column_stack([listed, empty]))  # an added column for queries without any
     nothing = place == width
     return pa.table(
         {
@@ -150,11 +150,23 @@ def _named(codes: np.ndarray, names: np.ndarray, missing: np.ndarray | None = No
 
 
 def read_candidates(path: Path, classes: np.ndarray | None = None) -> list[tuple[str, int, Candidates]]:
-    """The blocks of a candidates parquet, in the order in which they come; its rows may stand in any order.
+    """Read a candidates file; its rows may have any order.
 
-    classes: str (c,), what the codes stand for; None: the identities that the file names, sorted.
-    Each block's queries keep the order of their first rows; its width is its longest list.
-    Raises WhaleidError for a file that is not such a table, an identity not in `classes`, ranks with gaps.
+    Parameters
+    ----------
+    path : Path
+    classes : str array, shape (c,), or None
+        What the codes stand for; None: the identities in the file, sorted.
+
+    Returns
+    -------
+    list of (str, int, Candidates)
+        Source, fold and candidates in the order of their first rows, as wide as the longest list.
+
+    Raises
+    ------
+    WhaleidError
+        For a file that is not such a table, an identity not in `classes`, ranks with gaps.
     """
     table = _read_table(path)
     query, query_names = _codes(table["query"])
@@ -213,7 +225,7 @@ def _recoded(path: Path, codes: np.ndarray, names: np.ndarray, classes: np.ndarr
     foreign = [str(names[code]) for code in used if str(names[code]) not in place]
     if foreign:
         raise WhaleidError(f"{path}: {len(foreign)} identities are not among the classes, first '{foreign[0]}'")
-    table = np.full(len(names) + 1, PADDING, dtype=np.int64)  # the last one answers for -1
+    table = np.full(len(names) + 1, PADDING, dtype=np.int64)  # the last one is for -1
     table[used] = [place[str(names[code])] for code in used]
     return table[codes]
 
@@ -223,8 +235,8 @@ def _wide(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The long rows of one block as codes (q, m), scores (q, m), and the code of each row's query.
 
-    What a file got wrong shows in the result, for Candidates to refuse: a rank left out, or given twice,
-    leaves padding before a candidate or a score of NaN; a rank without an identity is padding with a score.
+    Mistakes of a file are left for `Candidates` to refuse: a rank left out or given twice leaves padding before a
+    candidate or a score of NaN; a rank without an identity is padding with a score.
     """
     queries, first, row = np.unique(query, return_index=True, return_inverse=True)
     order = np.argsort(first)

@@ -1,7 +1,7 @@
-"""The graph of nearest neighbours among images: sparse, symmetric, never an n x n table.
+"""The graph of nearest neighbours among images: sparse and symmetric, never an n x n table.
 
-A nearest neighbour of one image may have nearer ones of its own, so that the raw graph is lopsided; what spreads
-over a graph wants it symmetric. `plain` keeps an edge that either end asks for, `mutual` only where both do.
+An image need not be among the nearest of its own nearest neighbour; diffusion needs symmetric edges. An edge is kept
+where either image has the other among its nearest, or, in a mutual graph, only where both have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from whaleid.config.retrieval import IndexConfig
 from whaleid.retrieval.approximate import open_index
 from whaleid.retrieval.index import check_finite, search
 from whaleid.utils.errors import WhaleidError
@@ -24,9 +23,14 @@ Graph = Any
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest other images of each image, most similar first; equals by ascending row.
+    """The nearest other images of each image.
 
-    similarity: float32 (n, m), cosines, descending. rows: int64 (n, m), never the image itself.
+    Attributes
+    ----------
+    similarity : float32 array, shape (n, m)
+        Cosines, descending; ties by ascending row.
+    rows : int64 array, shape (n, m)
+        Never the image itself.
     """
 
     similarity: np.ndarray
@@ -41,11 +45,22 @@ class Neighbours:
 
 
 def find_neighbours(embeddings: np.ndarray, neighbours: int, kind: str = "auto") -> Neighbours:
-    """The `neighbours` nearest other images of each image; n - 1 where there are fewer.
+    """The `neighbours` nearest other images of each image.
 
-    embeddings: float (n, d), unit rows; a zero row is as near to all as chance (cosine 0).
-    kind: of the index (`IndexConfig`); places that an approximate index leaves empty are filled by exact search.
-    Raises WhaleidError for NaN or infinity, or nothing to look for.
+    Parameters
+    ----------
+    embeddings : float array, shape (n, d)
+        Unit rows; a zero row has cosine 0 with all.
+    neighbours : int
+        All n - 1 where there are fewer.
+    kind : str
+        Of the index (`approximate.open_index`). Places that an approximate index leaves empty are filled by exact
+        search.
+
+    Raises
+    ------
+    WhaleidError
+        For NaN or infinity, or less than 1 neighbour.
     """
     if neighbours < 1:
         raise WhaleidError(f"graph: {neighbours} neighbours; at least 1 is needed")
@@ -54,29 +69,38 @@ def find_neighbours(embeddings: np.ndarray, neighbours: int, kind: str = "auto")
     if count < 2:
         return Neighbours(np.empty((count, 0), np.float32), np.empty((count, 0), np.int64))
     most = min(neighbours, count - 1)
-    similarity, rows = open_index(embeddings, IndexConfig(kind=kind), count).search(embeddings, most + 1)
+    similarity, rows = open_index(embeddings, kind, count).search(embeddings, most + 1)
     missing = np.flatnonzero((rows < 0).any(axis=1))
     if len(missing):
         similarity[missing], rows[missing] = search(embeddings[missing], embeddings, most + 1)
     own = rows == np.arange(count)[:, None]
-    own[~own.any(axis=1), -1] = (
-        True  # among many equals the image itself may not be in sight: one too many all the same
-    )
+    own[~own.any(axis=1), -1] = True  # among many equals the image itself may not be listed: drop the last one then
     return Neighbours(similarity[~own].reshape(count, most), rows[~own].reshape(count, most))
 
 
 def neighbour_graph(nearest: Neighbours, gamma: float = 3.0, mutual: bool = False) -> Graph:
-    """Symmetric graph float32 (n, n): an edge weighs its cosine to the power gamma; none at or below 0, none to itself.
+    """Symmetric graph of nearest neighbours.
 
-    mutual: only edges that both ends ask for; else those that either does.
+    Parameters
+    ----------
+    nearest : Neighbours
+    gamma : float
+        An edge has the weight cosine ** gamma; there is none at or below 0.
+    mutual : bool
+        Keep only edges between images that are both among each other's nearest.
+
+    Returns
+    -------
+    sparse float32 array, shape (n, n)
+        Without loops.
     """
     count, width = nearest.rows.shape
     weight = np.maximum(nearest.similarity, 0.0) ** gamma
     weight[nearest.similarity <= 0] = 0.0  # also where gamma is 0
-    starts = np.arange(0, count * width + 1, max(width, 1)) if width else np.zeros(count + 1, dtype=np.int64)
-    one_way = csr((weight.astype(np.float32).ravel(), nearest.rows.ravel(), starts), shape=(count, count))
-    other_way = csr(one_way.T)
-    graph = csr(one_way.minimum(other_way) if mutual else one_way.maximum(other_way))
+    starts = np.arange(count + 1) * width
+    outgoing = csr((weight.astype(np.float32).ravel(), nearest.rows.ravel(), starts), shape=(count, count))
+    incoming = csr(outgoing.T)
+    graph = csr(outgoing.minimum(incoming) if mutual else outgoing.maximum(incoming))
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph

@@ -1,14 +1,14 @@
 """From similar images to candidate identities: search, group by identity, keep the best.
 
-An identity is photographed many times; its score is that of its best image, the mean of its best few, or that
-of its mean direction. All queries are done at once, by sorting, and none in a Python loop.
+The score of an identity is that of its best image, the mean of its best few, or that of its mean direction. All queries
+are handled at once by sorting, not in a Python loop.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from whaleid.config import IndexConfig, KnnConfig
+from whaleid.config import KnnConfig
 from whaleid.retrieval.approximate import open_index
 from whaleid.utils.errors import WhaleidError
 
@@ -24,14 +24,32 @@ def nearest_identities(
     keep: int,
     chunk: int = 4096,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `keep` best identities of each query: search, then `identity_candidates`, for every score alike.
+    """The `keep` best identities of each query: search, then `identity_candidates`.
 
-    queries: float (q, d), gallery: float (g, d), unit rows. gallery_codes: int64 (g,), -1 = not a candidate.
-    Where a query's `knn.neighbours` nearest images hold fewer than `keep` identities, that query is searched
-    twice as wide again and again, until they hold enough or the gallery ends: a list is only ever short
-    (padded) where the gallery has too few identities. Score `max` is exact; `mean` is of the images seen.
-    Where `knn.index` is approximate, what it misses is missing; queries that it leaves short are searched exactly.
-    Returns codes int64 (q, keep), -1 padded, and scores float32 (q, keep), -inf padded, descending.
+    Where a query's `knn.neighbours` nearest images hold fewer than `keep` identities, the query is searched again for
+    twice as many, until they hold enough or the gallery ends: a list is shorter than `keep` only where the gallery has
+    too few identities. Queries that an approximate index leaves short are searched exactly.
+
+    Parameters
+    ----------
+    queries : float array, shape (q, d)
+        Unit rows.
+    gallery : float array, shape (g, d)
+        Unit rows.
+    gallery_codes : int64 array, shape (g,)
+        -1 = not a candidate.
+    knn : KnnConfig
+        Score `max` is exact; `mean` is of the images found.
+    keep : int
+    chunk : int
+        Queries at a time.
+
+    Returns
+    -------
+    int64 array, shape (q, keep)
+        Codes, -1 padded.
+    float32 array, shape (q, keep)
+        Scores, descending, -inf padded.
     """
     if len(gallery) != len(gallery_codes):
         raise WhaleidError(f"gallery: {len(gallery)} embeddings but {len(gallery_codes)} codes")
@@ -41,8 +59,8 @@ def nearest_identities(
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
     if not len(queries):
         return codes, scores
-    first, exact = (open_index(gallery, IndexConfig(kind=kind), len(queries)) for kind in (knn.index, "exact"))
-    for start in range(0, len(queries), chunk):  # neighbours are wide: never those of all queries at once
+    first, exact = (open_index(gallery, kind, len(queries)) for kind in (knn.index, "exact"))
+    for start in range(0, len(queries), chunk):  # neighbours of all queries at once could exceed memory
         short = np.arange(start, min(start + chunk, len(queries)))
         neighbours = keep if knn.score == "centroid" else max(knn.neighbours, keep)
         index = first
@@ -56,7 +74,7 @@ def nearest_identities(
 
 
 def _comparable(gallery: np.ndarray, codes: np.ndarray, knn: KnnConfig) -> tuple[np.ndarray, np.ndarray]:
-    """What queries are compared with and its codes: float32 images of known identity, or their centroids."""
+    """What queries are compared with, and its codes: float32 images of known identity, or their centroids."""
     if knn.score == "centroid":
         return centroids(gallery, codes)
     known = codes >= 0
@@ -70,13 +88,25 @@ def identity_candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct identities of each query's nearest images, best first.
 
-    similarity: float (q, m), descending. rows: int64 (q, m), gallery rows, -1 = none. gallery_codes: int64
-    (g,), the identity of each gallery row, -1 = not a candidate.
-    Score of an identity: `max`, its most similar image; `mean`, the mean of its `knn.top` most similar images
-    among the neighbours (of those there are, if fewer); `centroid`: as `max`, the gallery being `centroids`.
-    Equal scores stand in the order of their best images among the neighbours.
-    Returns codes int64 (q, keep) and scores float32 (q, keep), descending. Where the neighbours hold fewer
-    than `keep` identities the rest is -1 and -inf: `nearest_identities` widens the search instead.
+    The score of an identity is that of its most similar image (`max`), the mean over its `knn.top` most similar images
+    among the neighbours (`mean`; fewer where there are fewer), or as `max` with `centroids` for a gallery (`centroid`).
+
+    Parameters
+    ----------
+    similarity : float array, shape (q, m)
+        Descending.
+    rows : int64 array, shape (q, m)
+        Rows of the gallery, -1 = none.
+    gallery_codes : int64 array, shape (g,)
+        Identity of each gallery row, -1 = not a candidate.
+    knn : KnnConfig
+    keep : int
+
+    Returns
+    -------
+    int64 and float32 arrays, shape (q, keep)
+        Codes and scores, descending, ties in the order of their best images; -1 and -inf where the neighbours hold
+        fewer than `keep` identities.
     """
     _check_neighbours(similarity, rows, keep)
     if not similarity.size:
@@ -93,9 +123,8 @@ def identity_candidates(
 def _score_at_first(similarity: np.ndarray, codes: np.ndarray, top: int) -> np.ndarray:
     """Each identity's score, put where its best image stands among the neighbours; -inf elsewhere.
 
-    similarity float, codes int64, both (q, m). Sorting a row's codes (stably) brings the images of an
-    identity together, most similar first: a run, whose first `top` members are averaged.
-    Returns float32 (q, m).
+    similarity float, codes int64, both (q, m); returns float32 (q, m). Sorting a row's codes stably brings the images
+    of an identity together, most similar first: a run, whose first `top` members are averaged.
     """
     queries, neighbours = codes.shape
     order = np.argsort(codes, axis=1, kind="stable")
@@ -124,10 +153,19 @@ def _padded(codes: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarra
 
 
 def best_columns(scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `most` largest of each row, descending, and their columns; equals by ascending column.
+    """The largest scores of each row and their columns.
 
-    scores: float (b, g), no NaN. Returns float32 (b, m) and int64 (b, m), m = min(most, g): what a stable sort of each
-    row begins with, but only what reaches the m-th largest is sorted.
+    Parameters
+    ----------
+    scores : float array, shape (b, g)
+        No NaN.
+    most : int
+
+    Returns
+    -------
+    float32 and int64 arrays, shape (b, min(most, g))
+        Scores, descending, and columns, ties by ascending column: the beginning of a stable sort of each row, but only
+        what reaches the last one is sorted.
     """
     width = scores.shape[1]
     if most >= width or not len(scores):
@@ -146,19 +184,29 @@ def best_columns(scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]
 def centroids(embeddings: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean direction of each identity.
 
-    embeddings: float (n, d), unit rows. codes: int64 (n,), -1 = left out.
-    Returns unit rows float32 (c, d) and their codes int64 (c,), ascending. An identity whose embeddings
-    cancel to zero has no direction: its row is zero, as similar to every query as chance.
+    Parameters
+    ----------
+    embeddings : float array, shape (n, d)
+        Unit rows.
+    codes : int64 array, shape (n,)
+        -1 = left out.
+
+    Returns
+    -------
+    float32 array, shape (c, d)
+        Unit rows; zero where an identity's embeddings cancel to zero.
+    int64 array, shape (c,)
+        Their codes, ascending.
     """
     known = np.flatnonzero(codes >= 0)
     known = known[np.argsort(codes[known], kind="stable")]
-    names, starts = np.unique(codes[known], return_index=True)
-    if not len(names):
-        return np.empty((0, embeddings.shape[1]), dtype=np.float32), names
+    identities, starts = np.unique(codes[known], return_index=True)
+    if not len(identities):
+        return np.empty((0, embeddings.shape[1]), dtype=np.float32), identities
     sums = np.add.reduceat(embeddings[known], starts, axis=0, dtype=np.float64)
     length = np.linalg.norm(sums, axis=1, keepdims=True)
     unit = np.divide(sums, length, out=np.zeros_like(sums), where=length > 1e-6)
-    return unit.astype(np.float32), names
+    return unit.astype(np.float32), identities
 
 
 def _check_neighbours(similarity: np.ndarray, rows: np.ndarray, keep: int) -> None:
@@ -167,4 +215,4 @@ def _check_neighbours(similarity: np.ndarray, rows: np.ndarray, keep: int) -> No
     if keep < 1:
         raise WhaleidError(f"candidates: keep {keep}; at least 1 is needed")
     if np.isnan(similarity).any() or (similarity[:, 1:] > similarity[:, :-1]).any():
-        raise WhaleidError("neighbours: similarities must fall along each row, without NaN")
+        raise WhaleidError("neighbours: similarities must be descending along each row, without NaN")

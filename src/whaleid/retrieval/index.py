@@ -1,9 +1,8 @@
-"""Nearest images by inner product: faiss does the arithmetic, in chunks of queries.
+"""Nearest images by inner product, exactly: faiss in chunks of queries.
 
-Brute force is the right index for this field: 25,000 gallery images of 512 dimensions are 50 MB, a query
-costs 13 million multiplications, and nothing is lost to an approximation. What must not happen is the full
-matrix of queries x gallery, 25 GB for happywhale; faiss keeps only the best of each query, and the chunks
-bound the rest. Much larger galleries take an approximate index (`approximate.py`).
+Brute force suits this field: 25,000 gallery images of 512 dimensions are 50 MB, a query costs 13 million
+multiplications, and nothing is lost. The full matrix of queries x gallery (25 GB for happywhale) is never made: faiss
+keeps only the best of each query. Much larger galleries use an approximate index (`approximate.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +26,27 @@ _WIDE = 1 << 23  # similarities held at a time while ties are widened: 100 MB
 def search(
     queries: np.ndarray, gallery: np.ndarray, neighbours: int, chunk: int = _CHUNK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `neighbours` gallery rows with the largest inner product with each query, exactly.
+    """The gallery rows with the largest inner product with each query, exactly.
 
-    queries: float (q, d). gallery: float (g, d), g >= 1. Any float type; float32 is compared.
-    chunk: queries at a time.
-    Returns similarity float32 (q, m), descending, and gallery rows int64 (q, m), m = min(neighbours, g).
-    Equal similarities stand by ascending row, also where the last place is shared: the lowest rows stay.
-    Raises WhaleidError for an empty gallery, different dimensions, NaN or infinity, nothing to look for.
+    Parameters
+    ----------
+    queries : float array, shape (q, d)
+    gallery : float array, shape (g, d), g >= 1
+        float32 is compared, whatever the type.
+    neighbours : int
+    chunk : int
+        Queries at a time.
+
+    Returns
+    -------
+    float32 and int64 arrays, shape (q, min(neighbours, g))
+        Similarity, descending, and gallery rows. Ties by ascending row, also where the last place is shared: the lowest
+        rows are kept.
+
+    Raises
+    ------
+    WhaleidError
+        For an empty gallery, different dimensions, NaN or infinity, less than 1 neighbour.
     """
     check_search(queries, gallery, neighbours, chunk)
     most = min(neighbours, len(gallery))
@@ -48,7 +61,7 @@ def search(
 
 
 def _finder(gallery: np.ndarray, most: int) -> Search:
-    """faiss on the gallery: on the first GPU where one can answer, else on the CPU, without a copy."""
+    """faiss on the gallery: on the first GPU if there is one, else on the CPU, without a copy."""
     if gpus() and most < _GPU_MOST:
         return _gpu_finder(gallery)
 
@@ -59,7 +72,7 @@ def _finder(gallery: np.ndarray, most: int) -> Search:
 
 
 def gpus() -> int:
-    """GPUs that this faiss can use: a build for CPUs lacks even the question."""
+    """GPUs that this faiss can use; a build for CPUs cannot be asked."""
     return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
 
 
@@ -81,11 +94,10 @@ def _gpu_finder(gallery: np.ndarray) -> Search:
 
 
 def _settled(queries: np.ndarray, gallery: int, most: int, find: Search) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of one chunk with ties settled by row.
+    """Neighbours of one chunk with ties by row.
 
-    faiss keeps any of several equal similarities at the last place. One neighbour more than asked for shows
-    where that happened; such a query is searched again, twice as wide each time, until all of its equals are
-    in sight.
+    faiss keeps any of several equal similarities at the last place. One further neighbour shows where that happened;
+    such a query is searched again, for twice as many each time, until all its ties are found.
     """
     wide = min(most + 1, gallery)
     similarity, rows = by_row(*find(queries, wide))
@@ -106,7 +118,7 @@ def _widen(
     rows: np.ndarray,
     find: Search,
 ) -> np.ndarray:
-    """Search `open_end` again with `wide` neighbours, write what is found; return those still not settled."""
+    """Search `open_end` again with `wide` neighbours, in place; returns the queries with ties still open."""
     most = similarity.shape[1]
     step = max(1, _WIDE // wide)
     unsettled = []
@@ -119,13 +131,13 @@ def _widen(
 
 
 def by_row(similarity: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same neighbours with equal similarities by ascending row; in place. Few queries need it."""
+    """The same neighbours with ties by ascending row; in place. Few queries need it."""
     unruly = (similarity[:, 1:] == similarity[:, :-1]) & (rows[:, 1:] < rows[:, :-1])
-    mend = np.flatnonzero(unruly.any(axis=1))
-    if len(mend):
-        order = np.lexsort((rows[mend], -similarity[mend]), axis=-1)
-        similarity[mend] = np.take_along_axis(similarity[mend], order, axis=1)
-        rows[mend] = np.take_along_axis(rows[mend], order, axis=1)
+    broken = np.flatnonzero(unruly.any(axis=1))
+    if len(broken):
+        order = np.lexsort((rows[broken], -similarity[broken]), axis=-1)
+        similarity[broken] = np.take_along_axis(similarity[broken], order, axis=1)
+        rows[broken] = np.take_along_axis(rows[broken], order, axis=1)
     return similarity, rows
 
 
@@ -133,6 +145,7 @@ def by_row(similarity: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_search(queries: np.ndarray, gallery: np.ndarray, neighbours: int, chunk: int) -> None:
+    """Raise WhaleidError for what cannot be searched."""
     for name, table in (("queries", queries), ("gallery", gallery)):
         if table.ndim != 2 or not np.issubdtype(table.dtype, np.floating):
             raise WhaleidError(f"{name}: {table.dtype} {table.shape}; float embeddings (n, d) are needed")
@@ -150,7 +163,7 @@ def check_search(queries: np.ndarray, gallery: np.ndarray, neighbours: int, chun
 
 
 def check_finite(name: str, table: np.ndarray, block: int = 8192) -> None:
-    """A NaN would quietly lose its image: faiss compares it as smaller than anything."""
+    """Raise WhaleidError for NaN, which faiss would compare as smaller than anything, and infinity."""
     for start in range(0, len(table), block):
         finite = np.isfinite(table[start : start + block]).all(axis=1)
         if not finite.all():

@@ -1,7 +1,7 @@
-"""A siamese head's second look: the nearest gallery images of each query, ranked again by its pair similarity.
+"""Re-scoring by a siamese head: the nearest gallery images of each query, ranked again by their pair similarity.
 
-A cosine finds images in a large gallery at the price of one multiplication a dimension; the learnt similarity
-(models/heads/siamese.py) costs some hundred times as much, and need only be asked about images that may win.
+A cosine costs one multiplication a dimension; the pair similarity (models/heads/siamese.py) costs some hundred times as
+much, and is computed only for the nearest images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from whaleid.utils.errors import WhaleidError
 
 
 def load_pairs(run: Path) -> SiamesePairs:
-    """The head of a finished run with a siamese head, on the GPU if there is one; WhaleidError for another head."""
+    """The siamese head of a finished run, on the GPU if there is one. Raises WhaleidError for another head."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_run(run, device)
     if not trained.experiment.head.scores_pairs:
@@ -37,14 +37,32 @@ def rescored_identities(
     images: int,
     keep: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Identities of the `images` gallery images with the largest cosine, by the best pair similarity of each.
+    """Identities of the nearest gallery images by the best pair similarity of each.
 
-    queries: float32 (q, d), gallery: float32 (g, d), unit rows; d is the head's, or twice that where a mirrored image
-    is another identity: the two sides stand side by side then, and the similarity is the mean of both sides'.
-    gallery_codes: int64 (g,), identity of each image, >= 0.
-    Returns codes int64 (q, keep), -1 padded, and logits float32 (q, keep), descending, -inf padded. Equals stand by
-    cosine. A list is as long as there are identities among those images: others get no score.
-    Raises WhaleidError where the embeddings are of another length than the head's.
+    Parameters
+    ----------
+    pairs : SiamesePairs
+    queries : float32 array, shape (q, d)
+        Unit rows. d is the head's, or twice that where a mirrored image is another identity: then an embedding holds
+        both sides, and the similarity is the mean over the sides.
+    gallery : float32 array, shape (g, d)
+        Unit rows.
+    gallery_codes : int64 array, shape (g,)
+        Identities, >= 0.
+    images : int
+        Gallery images with the largest cosine that are scored for each query.
+    keep : int
+
+    Returns
+    -------
+    int64 and float32 arrays, shape (q, keep)
+        Codes, -1 padded, and logits, descending, -inf padded; ties by cosine. Only identities of the scored images are
+        listed.
+
+    Raises
+    ------
+    WhaleidError
+        Where the embeddings' length is not the head's.
     """
     sides = gallery.shape[1] / pairs.dim
     if sides not in (1, 2):
@@ -61,6 +79,6 @@ def rescored_identities(
 
 def _logits(pairs: SiamesePairs, queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Mean over the sides of each query's logit with its rows of the gallery, float32 (q, m)."""
-    asked, known, chosen = (torch.from_numpy(table).to(pairs.weight.device) for table in (queries, gallery, rows))
-    sides = zip(asked.split(pairs.dim, dim=1), known.split(pairs.dim, dim=1), strict=True)
+    left, right, chosen = (torch.from_numpy(table).to(pairs.weight.device) for table in (queries, gallery, rows))
+    sides = zip(left.split(pairs.dim, dim=1), right.split(pairs.dim, dim=1), strict=True)
     return torch.stack([pairs.score_pairs(one, other, chosen) for one, other in sides]).mean(dim=0).cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 
 
 class Ema(ModelEmaV3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from whaleid.config import TrainConfig

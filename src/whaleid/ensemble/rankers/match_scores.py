@@ -21,8 +21,14 @@ from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
 from whaleid.ensemble.rankers.local import LocalQueries, local_inputs, test_lists
 from whaleid.ensemble.rankings import Ranking
 from whaleid.local_matching.keypoints import frames_of
-from whaleid.local_matching.match_score import Evidence, Lesson, evidence_candidates, learn, lesson_of
-from whaleid.local_matching.pair_score import likely_pictures, match_pairs, pair_candidates, pair_lesson
+from whaleid.local_matching.match_score import (
+    MatchScorer,
+    TrainingMatches,
+    fit_match_scorer,
+    match_score_candidates,
+    training_matches_of,
+)
+from whaleid.local_matching.pair_score import likely_images, match_pairs, pair_score_candidates, pair_training_matches
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -34,7 +40,7 @@ _PAIRS = "pairs"
 
 _Result = TypeVar("_Result")
 _Excluded = frozenset[int]  # places of the folds that a model was not fitted on
-_Rank = Callable[[int, list[Evidence | None]], list[dict[str, Lists]]]
+_Rank = Callable[[int, list[MatchScorer | None]], list[dict[str, Lists]]]
 """(place in `LocalInputs.all`, models) -> for each model the lists of every form."""
 
 
@@ -55,15 +61,15 @@ class MatchScoreRanker(Ranker):
                 "what is fitted for a fold must be checked on folds that had no part in it. Take more, or leave it out"
             )
 
-        def training_matches(place: int) -> Lesson:
+        def training_matches(place: int) -> TrainingMatches:
             one = local.folds[place]
             given = local.described, frames, one.queries.rows, one.truth, one.codes, one.nearest
-            return lesson_of(*given, config)
+            return training_matches_of(*given, config)
 
-        def rank(place: int, models: list[Evidence | None]) -> list[dict[str, Lists]]:
+        def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
             one = local.all[place]
             given = local.described, frames, one.queries.rows, one.codes, classes, one.nearest, models
-            return evidence_candidates(*given, config, context.keep, workers=_workers())
+            return match_score_candidates(*given, config, context.keep, workers=_workers())
 
         context.report("matches of the training folds")
         tables = _in_parallel(training_matches, len(local.folds))
@@ -97,15 +103,17 @@ class PairScoreRanker(Ranker):
         for number, one in enumerate(local.all):
             context.report(f"{BY_PAIRS}: {number + 1} of {len(local.all)}")
             given = local.described, frames, one.queries.rows
-            likely = likely_pictures(*given, one.codes, classes, one.nearest, config, pairs.images)
+            likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images)
             matched.append(match_pairs(*given, likely, pairs, _workers()))
 
-        def rank(place: int, models: list[Evidence | None]) -> list[dict[str, Lists]]:
+        def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
             one: LocalQueries = local.all[place]
             given = one.codes, (len(one.queries.rows), classes), pairs.rest, context.keep
-            return [{_PAIRS: pair_candidates(matched[place], model, *given)} for model in models]
+            return [{_PAIRS: pair_score_candidates(matched[place], model, *given)} for model in models]
 
-        tables = [pair_lesson(matched[place], one.truth, one.codes, pairs) for place, one in enumerate(local.folds)]
+        tables = [
+            pair_training_matches(matched[place], one.truth, one.codes, pairs) for place, one in enumerate(local.folds)
+        ]
         return _cross_fitted(context, self.kind, {_PAIRS: BY_PAIRS}, tables, rank, pairs)
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
@@ -130,7 +138,7 @@ def _cross_fitted(
     context: RankerContext,
     kind: str,
     names: dict[str, str],
-    tables: list[Lesson],
+    tables: list[TrainingMatches],
     rank: _Rank,
     trees: TreesConfig,
 ) -> list[Ranking]:
@@ -164,14 +172,14 @@ def _cross_fitted(
     return rankings
 
 
-def _fit_models(tables: list[Lesson], trees: TreesConfig) -> dict[_Excluded, Evidence | None]:
+def _fit_models(tables: list[TrainingMatches], trees: TreesConfig) -> dict[_Excluded, MatchScorer | None]:
     """The models without no fold, without each fold and without each pair of folds."""
     places = range(len(tables))
     wanted = {frozenset[int]()} | {frozenset({one, other}) for one in places for other in places}
     order = sorted(wanted, key=sorted)
 
-    def fit(number: int) -> Evidence | None:
-        return learn([tables[place] for place in places if place not in order[number]], trees)
+    def fit(number: int) -> MatchScorer | None:
+        return fit_match_scorer([tables[place] for place in places if place not in order[number]], trees)
 
     return dict(zip(order, _in_parallel(fit, len(order)), strict=True))
 

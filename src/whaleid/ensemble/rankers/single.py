@@ -12,7 +12,7 @@ from whaleid.ensemble.protocol import FoldPart, Protocol, QuerySet
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without, rank_parts
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.features.files import SomeRows, has_logits, read_features, read_logits
-from whaleid.retrieval.candidates import nearest_identities
+from whaleid.retrieval.identities import nearest_identities
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 from whaleid.utils.errors import WhaleidError
 

@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 from whaleid.data.cache import ImageCache, build_cache, cache_name, open_cache
+from whaleid.features.extractor import Extractor, load_extractor
 from whaleid.features.files import read_features
-from whaleid.features.views import Views, load_views
 from whaleid.kaggle.kernel.inputs import log
 from whaleid.utils.device import gpu_count
 
@@ -60,7 +60,7 @@ class TestImages:
 def time_per_image(run: Path, test: TestImages) -> tuple[float, float]:
     """Seconds that one image takes with one view, and with all views, estimated on a few images."""
     few = replace(test, images=test.images.iloc[:TIMED_IMAGES], scratch=test.scratch / "timing")
-    views = load_views(run, test.identities)
+    views = load_extractor(run, test.identities)
     began = time.monotonic()
     images = _cache(views, few, 0, len(few.images)).read_many(np.arange(len(few.images)))
     decoding = time.monotonic() - began
@@ -98,7 +98,7 @@ def extract_test_features(
         For an embedding of NaN, infinity or zeros; names the image.
     """
     with torch.cuda.device(device) if device is not None else nullcontext():
-        views = load_views(run, test.identities)
+        views = load_extractor(run, test.identities)
         views = views if all_views else _with_one_view(views)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
@@ -123,19 +123,19 @@ def gpus() -> list[int | None]:
     return list(range(gpu_count())) or [None]
 
 
-def _with_one_view(views: Views) -> Views:
+def _with_one_view(views: Extractor) -> Extractor:
     """The run without test-time augmentation; where mirrored embeddings stand side by side, both sides stay."""
     experiment = views.run.experiment
     settings = experiment.features.model_copy(update={"scales": [1.0], "mirror": views.side_by_side})
     return replace(views, run=replace(views.run, experiment=experiment.model_copy(update={"features": settings})))
 
 
-def _count_views(views: Views) -> int:
+def _count_views(views: Extractor) -> int:
     features = views.run.experiment.features
     return len(features.scales) * (2 if features.mirror else 1)
 
 
-def _write_arrays(views: Views, test: TestImages, out: Path, title: str) -> None:
+def _write_arrays(views: Extractor, test: TestImages, out: Path, title: str) -> None:
     """embeddings.npy and, if the run has classes, logits.npy."""
     dtype, total = np.dtype(np.float16 if views.half else np.float32), len(test.images)
     widths = {"embeddings": views.dim} | ({} if views.classes is None else {"logits": len(views.classes)})
@@ -155,7 +155,7 @@ def _write_arrays(views: Views, test: TestImages, out: Path, title: str) -> None
         array.flush()
 
 
-def _batches(views: Views, test: TestImages) -> Iterator[tuple[slice, np.ndarray, int]]:
+def _batches(views: Extractor, test: TestImages) -> Iterator[tuple[slice, np.ndarray, int]]:
     """Rows of the test images, the batch uint8 (b, h, w, 3), and the number of zero images that it starts with."""
     count, batch = len(test.images), views.batch
     padding = test.before % batch
@@ -177,7 +177,7 @@ def _batches(views: Views, test: TestImages) -> Iterator[tuple[slice, np.ndarray
                 yield part, np.concatenate([np.zeros((zeros, *images.shape[1:]), np.uint8), images]), zeros
 
 
-def _cache(views: Views, test: TestImages, start: int, stop: int) -> ImageCache:
+def _cache(views: Extractor, test: TestImages, start: int, stop: int) -> ImageCache:
     """The images start to stop, decoded at the run's size unless they are already."""
     config = views.run.experiment.image
     folder = test.scratch / cache_name(config, views.size)

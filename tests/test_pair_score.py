@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_evidence import described_at_random
+from test_match_score import described_at_random
 
 from whaleid.config import LearnedConfig, PairsConfig
 from whaleid.local_matching.keypoints import Described
-from whaleid.local_matching.match_score import FEATURES, learn, matches_of, supported
+from whaleid.local_matching.match_score import FEATURES, fit_match_scorer, matches_of, supported
 from whaleid.local_matching.pair_score import (
     PAIR_FEATURES,
     PairMatches,
-    likely_pictures,
+    likely_images,
     match_pairs,
-    pair_candidates,
-    pair_lesson,
+    pair_score_candidates,
+    pair_training_matches,
 )
 from whaleid.local_matching.rootsift import UNIT
 from whaleid.local_matching.votes import nearest_descriptors
 
 
 class Ratio:
-    """A model whose answer is the first feature; it stands in for `Evidence`, whose trees no loop could repeat."""
+    """A model whose answer is the first feature; it stands in for `MatchScorer`, whose trees no loop could repeat."""
 
-    def ratio(self, values: np.ndarray) -> np.ndarray:
+    def log_ratio(self, values: np.ndarray) -> np.ndarray:
         return values[:, 0].astype(float)
 
 
@@ -40,10 +40,10 @@ def test_likely_pictures_equal_loops(seed, most):
     matches = matches_of(described, frames, queries, nearest)
     share = matches.values[:, FEATURES.index("share of the last")]
     sums = np.zeros((3, 3))
-    for asker, row, near, agrees in zip(matches.asker, matches.rows, share, supported(matches, config), strict=True):
+    for asker, row, near, agrees in zip(matches.query, matches.rows, share, supported(matches, config), strict=True):
         sums[asker, codes[row]] += (1 - float(near) ** 2) * (3 if agrees else 1)
     sums /= np.array([4, 11, 3]) ** config.power
-    found = likely_pictures(described, frames, queries, codes, 3, nearest, config, most)
+    found = likely_images(described, frames, queries, codes, 3, nearest, config, most)
     assert found.shape == (3, most) and (found[1] == -1).all()
     for own, row in zip(sums, found, strict=True):
         order = [code for code in np.argsort(-own, kind="stable")[:most] if own[code] > 0]
@@ -80,7 +80,7 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
                 continue
             values = [np.sqrt(distance[i, j]) / UNIT, np.sqrt(distance[i, j] / second)]
             expected.append((asker, row, [*values, size, turn, *shift, one[2], *at, one[3], i]))
-    assert list(zip(found.asker.tolist(), found.rows.tolist(), strict=True)) == [row[:2] for row in expected]
+    assert list(zip(found.query.tolist(), found.rows.tolist(), strict=True)) == [row[:2] for row in expected]
     assert found.values.shape == (len(expected), len(PAIR_FEATURES))
     if expected:
         assert np.allclose(found.values, [row[2] for row in expected], rtol=1e-4, atol=1e-4)
@@ -93,7 +93,7 @@ def test_scores_of_pairs_equal_loops(seed, count, rest):
     asker, rows = np.sort(rng.integers(0, 3, count)), rng.integers(0, 4, count)
     values = rng.normal(size=(count, len(PAIR_FEATURES))).astype(np.float32)
     codes = np.array([0, 2, 2, 1])
-    found, scores = pair_candidates(PairMatches(asker, rows, values), Ratio(), codes, (3, 4), rest, 4)  # type: ignore[arg-type]
+    found, scores = pair_score_candidates(PairMatches(asker, rows, values), Ratio(), codes, (3, 4), rest, 4)  # type: ignore[arg-type]
     for query in range(3):
         pictures: dict[int, float] = {}
         for own, row, value in zip(asker, rows, values[:, 0], strict=True):
@@ -111,7 +111,7 @@ def test_scores_of_pairs_equal_loops(seed, count, rest):
 
 def test_a_model_that_knows_nothing_lists_what_was_matched():
     matches = PairMatches(np.array([0, 0]), np.array([1, 2]), np.zeros((2, len(PAIR_FEATURES)), np.float32))
-    codes, scores = pair_candidates(matches, None, np.array([0, 0, 1]), (1, 2), 0.3, 3)
+    codes, scores = pair_score_candidates(matches, None, np.array([0, 0, 1]), (1, 2), 0.3, 3)
     assert codes.tolist() == [[0, 1, -1]] and scores[0, :2].tolist() == [0, 0]
 
 
@@ -130,10 +130,10 @@ def test_marks_in_one_arrangement_find_their_picture():
     frames, config = np.full((24, 2), 80.0), PairsConfig(min_data_in_leaf=5, num_iterations=20)
     codes = np.where(np.arange(24) < 8, np.arange(24) % 8, -1)
     every = np.tile(np.arange(8), (8, 1))
-    taught = match_pairs(described, frames, np.arange(8, 16), every, config)
-    model = learn([pair_lesson(taught, np.arange(8), codes, config)], config)
+    training = match_pairs(described, frames, np.arange(8, 16), every, config)
+    model = fit_match_scorer([pair_training_matches(training, np.arange(8), codes, config)], config)
     asked = match_pairs(described, frames, np.arange(16, 24), every, config)
-    found, scores = pair_candidates(asked, model, codes, (8, 8), config.rest, 8)
+    found, scores = pair_score_candidates(asked, model, codes, (8, 8), config.rest, 8)
     assert found[:, 0].tolist() == list(range(8))
     assert model is not None and scores[:, 0].min() > 1 > scores[:, 1].max()
 

@@ -1,4 +1,4 @@
-"""Matches weighed by what the other folds taught: features and support against loops, learning, and honesty."""
+"""Learned match scores: features and support against loops, fitting, and no leak from a fold to its own scores."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import (
     FEATURES,
     FORMS,
-    Lesson,
     Matches,
-    evidence_candidates,
-    learn,
-    lesson_of,
+    TrainingMatches,
+    fit_match_scorer,
+    match_score_candidates,
     matches_of,
-    sums_of,
+    sum_by_identity,
     supported,
+    training_matches_of,
 )
 from whaleid.local_matching.rootsift import LENGTH, UNIT
 from whaleid.local_matching.votes import nearest_descriptors
@@ -87,9 +87,9 @@ def test_matches_equal_loops(seed, neighbours):
                     "strength": own - offsets[query],
                 }
                 expected.append((asker, row, own, place, [values[name] for name in FEATURES]))
-    assert [tuple(row) for row in zip(found.asker, found.rows, found.keypoint, found.other, strict=True)] == [
-        row[:4] for row in expected
-    ]
+    assert [
+        tuple(row) for row in zip(found.query, found.rows, found.keypoint, found.gallery_keypoint, strict=True)
+    ] == [row[:4] for row in expected]
     if expected:
         assert np.allclose(found.values, [row[4] for row in expected], rtol=1e-4, atol=1e-4)
 
@@ -111,9 +111,9 @@ def test_support_equals_loops(seed, count):
     )
     expected = [
         any(
-            (matches.asker[i], matches.rows[i]) == (matches.asker[j], matches.rows[j])
+            (matches.query[i], matches.rows[i]) == (matches.query[j], matches.rows[j])
             and matches.keypoint[i] != matches.keypoint[j]
-            and matches.other[i] != matches.other[j]
+            and matches.gallery_keypoint[i] != matches.gallery_keypoint[j]
             and abs(ratio[i] - ratio[j]) <= np.log(config.scale)
             and abs((turn[i] - turn[j] + 180) % 360 - 180) <= config.turn
             and abs(across[i] - across[j]) <= config.shift
@@ -130,47 +130,48 @@ def test_support_equals_loops(seed, count):
 def test_sums_equal_loops(seed, count):
     rng = np.random.default_rng(seed)
     matches, codes = drawn_matches(rng, count), np.array([0, 2, 2])
-    evidence, agreed = rng.random(count), rng.random(count) < 0.5
+    scores, agreed = rng.random(count), rng.random(count) < 0.5
     expected = {form: np.zeros((2, 4)) for form in FORMS}
     pictures = np.zeros((2, 3))
-    for asker, row, weight, agrees in zip(matches.asker, matches.rows, evidence, agreed, strict=True):
+    for asker, row, weight, agrees in zip(matches.query, matches.rows, scores, agreed, strict=True):
         expected["all"][asker, codes[row]] += weight
         expected["supported"][asker, codes[row]] += weight * agrees
         pictures[asker, row] += weight * agrees
     for asker, row in np.ndindex(pictures.shape):
         expected["image"][asker, codes[row]] = max(expected["image"][asker, codes[row]], pictures[asker, row])
-    found = sums_of(matches, evidence, agreed, codes, 2, 4)
+    found = sum_by_identity(matches, scores, agreed, codes, 2, 4)
     assert list(found) == list(FORMS)
     for form in FORMS:
         assert np.allclose(found[form], expected[form])
 
 
-def test_evidence_is_the_likelihood_ratio_of_what_was_taught():
+def test_the_score_is_the_likelihood_ratio_of_the_training_matches():
     """One feature that tells: matches of share below 0.5 are true 9 times in 10, the others once in 10."""
     rng = np.random.default_rng(0)
     values = np.zeros((4000, len(FEATURES)), np.float32)
     values[:, 2] = rng.random(4000)
     same = rng.random(4000) < np.where(values[:, 2] < 0.5, 0.9, 0.1)
-    evidence = learn(
-        [Lesson(values[:1500], same[:1500]), Lesson(values[1500:], same[1500:])], LearnedConfig(num_leaves=2)
+    scorer = fit_match_scorer(
+        [TrainingMatches(values[:1500], same[:1500]), TrainingMatches(values[1500:], same[1500:])],
+        LearnedConfig(num_leaves=2),
     )
-    assert evidence is not None
+    assert scorer is not None
     strong, weak = values[values[:, 2] < 0.5], values[values[:, 2] >= 0.5]
-    assert np.median(evidence.of(strong)) == pytest.approx(np.log(0.9 / 0.1), abs=0.4)  # prior odds are even
-    assert (evidence.of(weak) == 0).mean() > 0.9
-    again = learn([Lesson(values, same)], LearnedConfig(num_leaves=2))
-    assert again is not None and np.array_equal(again.of(values), evidence.of(values))
+    assert np.median(scorer.score(strong)) == pytest.approx(np.log(0.9 / 0.1), abs=0.4)  # prior odds are even
+    assert (scorer.score(weak) == 0).mean() > 0.9
+    again = fit_match_scorer([TrainingMatches(values, same)], LearnedConfig(num_leaves=2))
+    assert again is not None and np.array_equal(again.score(values), scorer.score(values))
 
 
-def test_nothing_to_learn_from_gives_nobody_evidence():
+def test_without_true_matches_nothing_is_fitted_and_no_identity_scores():
     described, frames = described_at_random(np.random.default_rng(1), [5, 5, 5])
     codes = np.array([-1, 0, 1])
     queries = np.array([0])
     nearest = nearest_descriptors(described, queries, np.array([1, 2]), 4)
     config = LearnedConfig(**FEW)
-    lesson = lesson_of(described, frames, queries, np.array([-1]), codes, nearest, config)
-    assert not lesson.same.any() and learn([lesson], config) is None
-    lists = evidence_candidates(described, frames, queries, codes, 2, nearest, [None], config, 3)
+    training = training_matches_of(described, frames, queries, np.array([-1]), codes, nearest, config)
+    assert not training.same.any() and fit_match_scorer([training], config) is None
+    lists = match_score_candidates(described, frames, queries, codes, 2, nearest, [None], config, 3)
     assert (lists[0]["all"][0] == -1).all() and np.isneginf(lists[0]["image"][1]).all()
 
 
@@ -181,8 +182,10 @@ def test_false_matches_are_drawn_and_true_ones_all_kept():
     codes = np.array([-1, 0, 1, 2])
     every = matches_of(described, frames, np.array([0]), nearest)
     true = int((codes[every.rows] == 1).sum())
-    lesson = lesson_of(described, frames, np.array([0]), np.array([1]), codes, nearest, LearnedConfig(others=1))
-    assert 0 < true < len(every.rows) / 2 and lesson.same.sum() == true and len(lesson.same) == 2 * true
+    training = training_matches_of(
+        described, frames, np.array([0]), np.array([1]), codes, nearest, LearnedConfig(false_per_true=1)
+    )
+    assert 0 < true < len(every.rows) / 2 and training.same.sum() == true and len(training.same) == 2 * true
 
 
 # ---------------------------------------------------------------------------------------------------- the ladder
@@ -287,8 +290,9 @@ def test_settings_are_checked():
         LearnedConfig(neighbours=1)
 
 
-def test_no_evidence_of_no_matches():
-    empty = learn(
-        [Lesson(np.zeros((10, len(FEATURES)), np.float32), np.arange(10) < 5)], LearnedConfig(min_data_in_leaf=1)
+def test_no_matches_have_no_scores():
+    empty = fit_match_scorer(
+        [TrainingMatches(np.zeros((10, len(FEATURES)), np.float32), np.arange(10) < 5)],
+        LearnedConfig(min_data_in_leaf=1),
     )
-    assert empty is not None and empty.of(np.empty((0, len(FEATURES)), np.float32)).shape == (0,)
+    assert empty is not None and empty.score(np.empty((0, len(FEATURES)), np.float32)).shape == (0,)

@@ -1,9 +1,8 @@
-"""One image seen several ways: mirrored, larger, smaller; and what a trained run makes of all the views
-together.
+"""A trained run that embeds images, with test-time augmentation: mirrored, larger, smaller.
 
-Averaging the embeddings of a few views (test-time augmentation) is the cheapest ensemble there is. Where a
-mirrored image is another identity, its embedding is not averaged but stands beside: [e(x), e(mirror x)] /
-sqrt 2, so that the cosine of two images is the mean of the cosines of their two sides.
+Embeddings of the augmented images are averaged. Where a mirrored image is another identity, its embedding is
+concatenated instead: [e(x), e(mirror x)] / sqrt 2, so that the cosine of two images is the mean of the cosines of their
+two sides.
 """
 
 from __future__ import annotations
@@ -28,12 +27,19 @@ _STRIDE = 32  # networks halve their input five times
 
 
 @dataclass(frozen=True)
-class Views:
-    """A trained run ready to embed, with the views that its experiment asks for.
+class Extractor:
+    """A trained run ready to embed, with the test-time augmentation of its experiment.
 
-    classes: str (c,), identities that the logits stand for, or None. columns: int64 (c,), where the head has
-    them.
-    mirror_columns: the same for the mirrored image: other ones where a mirror is another identity.
+    Attributes
+    ----------
+    run : TrainedRun
+    device : torch.device
+    classes : str array, shape (c,), or None
+        Identities of the logits.
+    columns : int64 tensor, shape (c,)
+        Their columns in the head's logits.
+    mirror_columns : int64 tensor, shape (c,)
+        The same for the mirrored image: others where a mirror is another identity.
     """
 
     run: TrainedRun
@@ -44,7 +50,7 @@ class Views:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the images it takes, pixels."""
+        """Width and height of its input, in pixels."""
         return self.run.size
 
     @property
@@ -57,16 +63,16 @@ class Views:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether the mirrored image's embedding stands beside the image's own."""
+        """Whether the mirrored image's embedding is concatenated, not averaged."""
         return self.run.experiment.features.mirror and self.run.experiment.image.mirror_identities
 
     @property
     def dim(self) -> int:
-        """Length of the embedding that `embed` gives."""
+        """Length of an embedding."""
         return self.run.embedder.dim * (2 if self.side_by_side else 1)
 
     def key(self) -> dict[str, Any]:
-        """What besides the weights and the images decides the features: equal keys, equal features."""
+        """What determines the features, besides the weights and the images."""
         return {
             "features": self.run.experiment.features.model_dump(mode="json"),
             "mirror_identities": self.run.experiment.image.mirror_identities,
@@ -76,30 +82,30 @@ class Views:
         }
 
     def embed(self, images: np.ndarray) -> list[np.ndarray]:
-        """images: uint8 (b, h, w, 3). Returns unit embeddings float32 (b, dim), and logits (b, c) if any."""
+        """Embed images, uint8 (b, h, w, 3): unit embeddings float32 (b, dim), and logits (b, c) if there are any."""
         with torch.inference_mode(), self._precision():
-            shown = torch.from_numpy(images).to(self.device)
-            embeddings, logits = self._side(shown, self.columns)
+            pixels = torch.from_numpy(images).to(self.device)
+            embeddings, logits = self._side(pixels, self.columns)
             if self.run.experiment.features.mirror:
-                mirrored, mirrored_logits = self._side(shown.flip(2), self.mirror_columns)
+                mirrored, mirrored_logits = self._side(pixels.flip(2), self.mirror_columns)
                 logits = [*logits, *mirrored_logits]
                 if self.side_by_side:
                     embeddings = torch.cat([_mean_direction(embeddings), _mean_direction(mirrored)], dim=1)[None]
                 else:
                     embeddings = torch.cat([embeddings, mirrored])
-            found = [_mean_direction(embeddings)] + ([torch.stack(logits).mean(0)] if logits else [])
-            return [values.cpu().numpy() for values in found]
+            outputs = [_mean_direction(embeddings)] + ([torch.stack(logits).mean(0)] if logits else [])
+            return [values.cpu().numpy() for values in outputs]
 
     def _side(self, images: Tensor, columns: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Unit embeddings (s, b, d) of the images at every scale, and each scale's logits (b, c), float32."""
+        """Unit embeddings float32 (s, b, d) at every scale, and each scale's logits (b, c)."""
         embeddings, logits = [], []
         for scaled in self._scaled(images):
             raw = self.run.embedder(scaled).float()
             embeddings.append(functional.normalize(raw, dim=1))
             if self.classes is not None:
-                found = self.run.head.logits(raw)
-                assert found is not None  # load_views asked it
-                logits.append(found.float()[:, columns])
+                raw_logits = self.run.head.logits(raw)
+                assert raw_logits is not None  # checked by load_extractor
+                logits.append(raw_logits.float()[:, columns])
         return torch.stack(embeddings), logits
 
     def _scaled(self, images: Tensor) -> Iterator[Tensor]:
@@ -115,7 +121,7 @@ class Views:
             yield scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """Half precision on a GPU as in training; a CPU computes in float32, which it is best at."""
+        """The precision of training on a GPU; float32 on a CPU."""
         wanted = self.run.experiment.train.precision
         if self.device.type != "cuda" or wanted == "no":
             return nullcontext()
@@ -123,11 +129,16 @@ class Views:
         return torch.autocast("cuda", dtype=torch.bfloat16 if bf16 else torch.float16)
 
 
-def load_views(folder: Path, identities: np.ndarray) -> Views:
-    """A trained run on the GPU if there is one, else the CPU.
+def load_extractor(folder: Path, identities: np.ndarray) -> Extractor:
+    """Load a trained run, on the GPU if there is one.
 
-    identities: str, those of the competition. Classes of the head that are not among them (mirrors, unknown
-    images trained as identities of their own) are left out of the logits.
+    Parameters
+    ----------
+    folder : Path
+        The run.
+    identities : str array
+        Identities of the competition. The head's other classes (mirrors, unknown images trained as identities of their
+        own) are left out of the logits.
     """
     device = default_device()
     run = load_run(folder, device)
@@ -137,7 +148,7 @@ def load_views(folder: Path, identities: np.ndarray) -> Views:
     with_logits = run.experiment.features.logits and _has_logits(run, device)
     if with_logits and not len(columns):
         raise WhaleidError(f"{folder}: none of its {len(run.classes)} classes is an identity of these images")
-    return Views(
+    return Extractor(
         run,
         device,
         np.array(run.classes, dtype=str)[columns] if with_logits else None,
@@ -153,7 +164,7 @@ def _has_logits(run: TrainedRun, device: torch.device) -> bool:
 
 
 def _mirror_columns(run: TrainedRun, columns: np.ndarray) -> np.ndarray:
-    """Where the head has the mirrored image's classes, int64 (c,)."""
+    """Columns of the mirrored image's classes in the head's logits, int64 (c,)."""
     if not run.experiment.image.mirror_identities:
         return columns
     place = {name: number for number, name in enumerate(run.classes)}
@@ -161,6 +172,6 @@ def _mirror_columns(run: TrainedRun, columns: np.ndarray) -> np.ndarray:
 
 
 def _mean_direction(embeddings: Tensor) -> Tensor:
-    """Mean over the views (v, b, d), brought to length 1: (b, d); NaN where there is no direction."""
+    """Mean over the first axis of (v, b, d), L2-normalised: (b, d); NaN where the mean is zero."""
     mean = embeddings.mean(0)
     return mean / mean.norm(dim=1, keepdim=True)

@@ -200,7 +200,7 @@ def test_the_road_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch
         {**rung, "unknown": None} for rung in before["ladder"]["rungs"]
     ]
     assert figures["ladder"]["full"] == ["two"] and before["ladder"]["full"] == []
-    assert any("all labelled images too: two" in line for line in ladder_lines(figures))
+    assert any("also trained on all labelled images: two" in line for line in ladder_lines(figures))
     assert not any("all labelled images" in line for line in ladder_lines(before))
 
     folds = [figures["runs"][f"two/fold{fold}"]["epochs"] for fold in range(2)]

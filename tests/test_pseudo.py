@@ -274,7 +274,7 @@ def test_rounds_as_long_as_they_help(drawn: Path, monkeypatch: pytest.MonkeyPatc
     assert figures["key"] == candidates_key(project.at_round(1)) != plain["key"]
     said = "\n".join(ladder_lines(figures))
     assert "round 1 of pseudo-labels (fold0" in said and "over the round before: used" in said
-    assert "[-0.01000, +0.20000] over the round before: no sure help, not used" in said
+    assert "[-0.01000, +0.20000] over the round before: not used, its interval reaches 0" in said
 
     table = read_pseudo_labels(project.at_round(1).workspace.pseudo_labels("recipe"))
     test = {path.name for path in (drawn / "data" / "test").iterdir()}
@@ -357,7 +357,7 @@ def test_nobody_sure_trains_nothing(drawn: Path) -> None:
     project = opened(drawn, "pseudo: {confidence: 1.0}\n")
     figures = figures_of(project)
     assert [row["used"] for row in figures["rounds"]] == [True, False]
-    assert "no test image is sure enough" in ladder_lines(figures)[-1]
+    assert "no test image is confident enough" in ladder_lines(figures)[-1]
     assert sorted(written(project)) == ["tiny/fold0", "tiny/fold1"]
 
 

@@ -114,7 +114,7 @@ def test_centroid_score_by_hand() -> None:
 def test_neighbours_are_checked() -> None:
     rows, codes = np.array([[0, 1]]), np.array([0, 1])
     for similarity in ([[0.1, 0.2]], [[np.nan, 0.2]]):
-        with pytest.raises(WhaleidError, match="must fall along each row"):
+        with pytest.raises(WhaleidError, match="must be descending along each row"):
             identity_candidates(np.array(similarity, np.float32), rows, codes, KnnConfig(), 2)
     with pytest.raises(WhaleidError, match="no image to compare"):
         nearest_identities(np.ones((1, 2)), np.ones((2, 2)), np.array([-1, -1]), KnnConfig(), 1)
@@ -147,7 +147,7 @@ def test_short_and_empty_lists_are_candidates() -> None:
         ([[0, -2]], [[0.2, -INF]], "outside -1..3"),
         ([[-1, 0]], [[-INF, 0.1]], "padding before"),
         ([[1, 1]], [[0.2, 0.1]], "twice"),
-        ([[1, 2]], [[0.1, 0.2]], "rise"),
+        ([[1, 2]], [[0.1, 0.2]], "ascending"),
         ([[1, 2]], [[0.1, float("nan")]], "not finite"),
         ([[1, -1]], [[0.1, 0.0]], "without -inf"),
         ([[1, 2]], [[0.1]], "do not fit"),
@@ -247,7 +247,7 @@ def test_foreign_tables_in_any_order_are_read(tmp_path: Path) -> None:
         ({"rank": [-1, 1, 1]}, "ranks must count"),
         ({"rank": [1, 1, 1]}, "query b .* not finite"),
         ({"rank": [2, 1, 0]}, "padding before"),
-        ({"score": [0.9, 0.5, 0.75]}, "rise"),
+        ({"score": [0.9, 0.5, 0.75]}, "ascending"),
         ({"identity": ["v", "w", "v"]}, "twice"),
         ({"identity": ["w", None, "v"]}, "without -inf"),
         ({"query": ["b", None, "b"]}, "'query' has 1 empty"),

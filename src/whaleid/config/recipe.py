@@ -37,12 +37,8 @@ class ConcatConfig(Model):
 
 
 class KnnConfig(Model):
-    """Nearest neighbours: from similarities of images to scores of identities."""
+    """Nearest neighbours. The score of an identity is that of its most similar image."""
 
-    score: Literal["max", "mean", "centroid"] = "max"
-    """Score of an identity: its most similar image, the mean of its `top` most similar, or its mean embedding."""
-    top: Positive = 2
-    """Images of an identity that `mean` averages."""
     neighbours: Positive = 200
     """Nearest images that are retrieved for each query."""
     index: str = "auto"

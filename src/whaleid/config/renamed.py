@@ -28,6 +28,8 @@ RECIPE: dict[str, str] = {
     "combine.classifier.dropout": "the classifier has no hidden layer; leave it out",
     "combine.unknown=isotonic": "write threshold or share",
     "combine.unknown=platt": "write threshold or share",
+    "combine.knn.score": "an identity always has the score of its most similar image; leave it out",
+    "combine.knn.top": "an identity always has the score of its most similar image; leave it out",
     "combine.stack.taught": "combine.stack.training_candidates",
     "combine.stack.rounds": "combine.stack.num_iterations",
     "combine.stack.rate": "combine.stack.learning_rate",

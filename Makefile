@@ -35,7 +35,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	  { echo "whaleid needs Python 3.11 or newer; found $$("$(PYTHON)" --version). Try: make setup PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
 	@echo "installing the packages of requirements.txt (about 3 minutes the first time)"
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -r requirements.txt
 	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

@@ -32,7 +32,7 @@ class Ratio:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6))
-def test_likely_pictures_equal_loops(seed, most):
+def test_likely_images_equal_loops(seed, most):
     described, frames = described_at_random(np.random.default_rng(seed), [6, 0, 5, 7, 4, 6, 3])
     codes = np.array([-1, -1, 1, -1, 0, 1, 2])
     queries, gallery, config = np.array([0, 1, 3]), np.array([2, 4, 5, 6]), LearnedConfig(neighbours=5)

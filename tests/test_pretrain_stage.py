@@ -55,7 +55,15 @@ PRETRAIN = "pretrain: {experiment: turns, test: true}\nexperiments: [tiny]"
 def test_a_recipe_pretrains_once_and_its_runs_start_from_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     one = project(place, PRETRAIN)
-    assert [task.stage for task in run(one, "train")] == ["images", "folds", "cache", "pretrain", "train", "train"]
+    assert [task.stage for task in run(one, "train")] == [
+        "images",
+        "folds",
+        "cache",
+        "cache",
+        "pretrain",
+        "train",
+        "train",
+    ]
     path = place / "weights" / f"drawn-turns-{pretrain_key(one)[:8]}.safetensors"
     written = path.stat().st_mtime_ns
     stamp = one.workspace.stamp(one.workspace.root / "pretrain" / path.stem)

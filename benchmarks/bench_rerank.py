@@ -65,7 +65,7 @@ def reciprocal_part(images: int, dim: int) -> dict[str, float]:
         part = slice(first, min(first + BLOCK, queries))
         scores = reciprocal_scores(jaccard(sparse[part], lists), table[part] @ gallery.T, 0.3)
         best, rows = best_columns(scores, KnnConfig().neighbours)
-        identity_candidates(best, rows, codes[queries:], KnnConfig(), KEEP)
+        identity_candidates(best, rows, codes[queries:], KEEP)
     times.append(time.process_time())
     steps = dict(zip(("neighbours_s", "codes_s", "scores_s"), np.diff(times).tolist(), strict=True))
     whole = times[-1] - times[0]

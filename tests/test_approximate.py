@@ -46,12 +46,11 @@ def test_codes_are_trained_without_what_no_search_uses(kind: str) -> None:
     assert approximate._innermost(index).do_polysemous_training is False
 
 
-@pytest.mark.parametrize("score", ["max", "mean", "centroid"])
-def test_lists_are_never_short(score: str) -> None:
+def test_lists_are_never_short() -> None:
     """One cell of 64 holds few identities: those queries are searched exactly."""
     table = world()
     codes = np.arange(len(table)) // 10
-    knn = KnnConfig(index="IVF64,Flat", neighbours=60, score=score)
+    knn = KnnConfig(index="IVF64,Flat", neighbours=60)
     found, scores = nearest_identities(table[:50], table, codes, knn, 250)
     assert (found >= 0).all() and np.isfinite(scores).all()
     assert all(len(set(row)) == 250 for row in found)

@@ -17,19 +17,16 @@ from whaleid.retrieval.index import search
 from whaleid.utils.errors import WhaleidError
 
 
-def naive(
-    similarity: np.ndarray, rows: np.ndarray, codes: np.ndarray, top: int, keep: int
-) -> tuple[np.ndarray, np.ndarray]:
+def naive(similarity: np.ndarray, rows: np.ndarray, codes: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """One query and one neighbour at a time."""
     out_codes = np.full((len(rows), keep), -1)
     out_scores = np.full((len(rows), keep), -np.inf, dtype=np.float32)
     for query in range(len(rows)):
-        seen: dict[int, list[float]] = {}  # a dict keeps the order of the best images
+        seen: dict[int, float] = {}  # a dict keeps the order of the best images
         for value, row in zip(similarity[query], rows[query], strict=True):
             if row >= 0 and codes[row] >= 0:
-                seen.setdefault(int(codes[row]), []).append(float(value))
-        scored = [(code, np.float32(sum(found[:top]) / len(found[:top]))) for code, found in seen.items()]
-        scored.sort(key=lambda item: -item[1])
+                seen.setdefault(int(codes[row]), float(value))
+        scored = sorted(seen.items(), key=lambda item: -item[1])
         for place, (code, score) in enumerate(scored[:keep]):
             out_codes[query, place], out_scores[query, place] = code, score
     return out_codes, out_scores
@@ -47,43 +44,39 @@ def test_identities_equal_a_plain_loop_with_ties(data: st.DataObject) -> None:
     if data.draw(st.booleans()):  # fewer neighbours than asked for, as faiss says it
         cut = np.arange(neighbours) >= rng.integers(0, neighbours + 1, (queries, 1))
         rows, similarity = np.where(cut, -1, rows), np.where(cut, -np.inf, similarity)
-    knn = KnnConfig(score=data.draw(st.sampled_from(["max", "mean"])), top=data.draw(st.integers(1, 50)))
     keep = data.draw(st.integers(1, 15))
-    found = identity_candidates(similarity, rows, codes, knn, keep)
-    expected = naive(similarity, rows, codes, knn.top if knn.score == "mean" else 1, keep)
+    found = identity_candidates(similarity, rows, codes, keep)
+    expected = naive(similarity, rows, codes, keep)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
     assert found[0].dtype == np.int64 and found[1].dtype == np.float32
 
 
-def test_max_and_mean_by_hand() -> None:
+def test_identities_by_hand() -> None:
     codes = np.array([7, 3, 7, 7, 3])
     similarity, rows = np.array([[0.9, 0.8, 0.75, 0.5, 0.125]], np.float32), np.array([[0, 1, 4, 2, 3]])
-    best, scores = identity_candidates(similarity, rows, codes, KnnConfig(score="max"), 3)
+    best, scores = identity_candidates(similarity, rows, codes, 3)
     assert best.tolist() == [[7, 3, -1]] and scores[0, :2].tolist() == pytest.approx([0.9, 0.8])
-    best, scores = identity_candidates(similarity, rows, codes, KnnConfig(score="mean", top=2), 2)
-    assert best.tolist() == [[3, 7]] and scores[0].tolist() == pytest.approx([0.775, 0.7])
 
 
-@pytest.mark.parametrize("score", ["max", "mean"])
-def test_search_widens_until_there_are_enough_identities(score: str) -> None:
+def test_search_widens_until_there_are_enough_identities() -> None:
     """400 images of one identity hide the others: 10 neighbours would find it alone."""
     rng = np.random.default_rng(0)
     crowd = np.tile([1.0, 0.0], (400, 1)) + rng.normal(0, 1e-3, (400, 2))
     others = np.array([[0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     gallery, codes = np.concatenate([crowd, others]), np.array([5] * 400 + [0, 1, 2])
     queries = np.array([[1.0, 0.1], [0.1, 1.0]])
-    found, scores = nearest_identities(queries, gallery, codes, KnnConfig(score=score, neighbours=10), 3)
+    found, scores = nearest_identities(queries, gallery, codes, KnnConfig(neighbours=10), 3)
     assert found.tolist() == [[5, 0, 2], [0, 5, 1]]
     assert np.isfinite(scores).all()
-    found, _ = nearest_identities(queries, gallery, codes, KnnConfig(score=score, neighbours=10), 6)
+    found, _ = nearest_identities(queries, gallery, codes, KnnConfig(neighbours=10), 6)
     assert found[0].tolist() == [5, 0, 2, 1, -1, -1]
 
 
 def test_nearest_max_is_exact_whatever_the_neighbours_and_chunks() -> None:
     rng = np.random.default_rng(1)
     queries, gallery, codes = rng.normal(size=(40, 8)), rng.normal(size=(300, 8)), rng.integers(-1, 30, 300)
-    whole = naive(*search(queries, gallery, 300), codes, 1, 12)
+    whole = naive(*search(queries, gallery, 300), codes, 12)
     for neighbours, chunk in ((1, 7), (20, 40), (300, 4096)):
         found, scores = nearest_identities(queries, gallery, codes, KnnConfig(neighbours=neighbours), 12, chunk)
         np.testing.assert_array_equal(found, whole[0])
@@ -102,20 +95,11 @@ def test_centroids_are_mean_directions() -> None:
     assert opposite.tolist() == [[0.0, 0.0]]
 
 
-def test_centroid_score_by_hand() -> None:
-    gallery = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    found, scores = nearest_identities(
-        np.array([[1.0, 0.0]]), gallery, np.array([8, 8, 2]), KnnConfig(score="centroid"), 2
-    )
-    assert found.tolist() == [[2, 8]]
-    np.testing.assert_allclose(scores, [[1.0, np.sqrt(0.5)]], rtol=1e-6)
-
-
 def test_neighbours_are_checked() -> None:
     rows, codes = np.array([[0, 1]]), np.array([0, 1])
     for similarity in ([[0.1, 0.2]], [[np.nan, 0.2]]):
         with pytest.raises(WhaleidError, match="must be descending along each row"):
-            identity_candidates(np.array(similarity, np.float32), rows, codes, KnnConfig(), 2)
+            identity_candidates(np.array(similarity, np.float32), rows, codes, 2)
     with pytest.raises(WhaleidError, match="no image to compare"):
         nearest_identities(np.ones((1, 2)), np.ones((2, 2)), np.array([-1, -1]), KnnConfig(), 1)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from whaleid.config import ClassifierConfig
 from whaleid.ensemble import classifier
 from whaleid.ensemble.classifier import Classifier, top_classes, train_classifier
 
-CONFIG = ClassifierConfig(epochs=10, batch=64, seeds=2)
+CONFIG = ClassifierConfig(epochs=10, seeds=2)
+
+
+@pytest.fixture(autouse=True)
+def several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "_BATCH", 64)
 
 
 def clusters(seed=0, classes=12, each=8, dims=16, useless=16, noise=0.4):

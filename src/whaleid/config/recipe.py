@@ -37,12 +37,8 @@ class ConcatConfig(Model):
 
 
 class KnnConfig(Model):
-    """Nearest neighbours: from similarities of images to scores of identities."""
+    """Nearest neighbours. The score of an identity is that of its most similar image."""
 
-    score: Literal["max", "mean", "centroid"] = "max"
-    """Score of an identity: its most similar image, the mean of its `top` most similar, or its mean embedding."""
-    top: Positive = 2
-    """Images of an identity that `mean` averages."""
     neighbours: Positive = 200
     """Nearest images that are retrieved for each query."""
     index: str = "auto"
@@ -55,18 +51,8 @@ class ClassifierConfig(Model):
 
     epochs: Positive = 40
     """Passes over the training part."""
-    batch: Positive = 256
-    """Rows in a batch."""
     lr: Annotated[float, Field(gt=0)] = 1.0e-3
     """Peak learning rate of AdamW."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1.0e-2
-    """Weight decay of AdamW."""
-    smoothing: Share = 0.1
-    """Label smoothing."""
-    scale: Annotated[float, Field(gt=0)] = 20.0
-    """Factor from cosines to logits."""
-    mixup: Annotated[float, Field(ge=0)] = 0.2
-    """Parameter of mixup's beta distribution; 0: no mixup."""
     seeds: Positive = 2
     """Classifiers trained with different seeds and averaged."""
 
@@ -157,8 +143,8 @@ class Recipe(Model):
             and used < FEWEST_FOLDS
         ):
             raise ValueError(
-                f"combine.local_matching.learned needs {FEWEST_FOLDS} folds, and the recipe trains {used}: what is "
-                "learnt for a fold is shown by folds that had no part in it; take more, or leave it out"
+                f"combine.local_matching.learned needs {FEWEST_FOLDS} folds, and the recipe trains {used}: it is "
+                "fitted on the other folds, of which one is held out; use more folds, or set it to null"
             )
         outside = [fold for fold in self.train_folds or [] if not 0 <= fold < self.folds]
         if outside:

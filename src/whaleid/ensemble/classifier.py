@@ -1,15 +1,13 @@
 """Softmax classifier on the concatenated features: it learns weights where kNN weights all dimensions alike.
 
-A linear layer on unit features with unit class vectors (a cosine softmax: Wang et al., "NormFace", 2017),
-started at the class centroids, so that it begins as good as the nearest centroid and can only learn from
-there. Label smoothing and mix-up of features (Zhang et
-al., "mixup", 2018; manifold mix-up, Verma et al. 2019) keep it from memorising identities of one image. The
-training images' features come from networks that saw those images: they are tidier than any query's, and this
-is why it is regularised this much and judged out of fold alone.
+A linear layer on unit features with unit class vectors (a cosine softmax: Wang et al., "NormFace", 2017), started at
+the class centroids, so that it begins as good as the nearest centroid. Label smoothing and mixup of features (Zhang et
+al., "mixup", 2018; manifold mixup, Verma et al. 2019) keep it from memorising identities of one image: the training
+images' features come from networks that were trained on these images, so they are tidier than any query's.
 
-The number of epochs is fixed beforehand: stopping where the fold's own score is best would look at the fold. Time is
-linear in images; features are read in mini-batches, and what is held is classes x dimensions and
-`_CELLS` logits.
+The number of epochs is fixed beforehand, because early stopping on the fold that is scored would make its score
+optimistic. Time is linear in images. Features are read in mini-batches; held are classes x dimensions and `_CELLS`
+logits.
 """
 
 from __future__ import annotations
@@ -24,6 +22,11 @@ from torch.nn import functional
 from whaleid.config import ClassifierConfig
 from whaleid.utils.device import default_device
 
+_BATCH = 256  # rows; larger batches would make too few steps on a few thousand images
+_WEIGHT_DECAY = 1e-2  # AdamW's default; class vectors are normalised, so it only keeps their lengths from growing
+_SMOOTHING = 0.1  # the usual value (Szegedy et al., 2016); labels of identities with one image are easily memorised
+_SCALE = 20.0  # from cosines to logits: 1 against 0 is then nearly certain even among thousands of classes
+_MIXUP = 0.2  # of the beta distribution, in the paper's range for ImageNet; most mixtures stay close to one image
 _WARMUP = 0.05  # share of the steps spent raising the learning rate
 _CELLS = 1 << 24  # logits at a time: 64 MB
 _BLOCK = 4096  # rows summed at a time for the centroids
@@ -33,32 +36,53 @@ _BLOCK = 4096  # rows summed at a time for the centroids
 class Classifier:
     """Class vectors of several trainings: probability = mean over them of softmax(scale x cosine).
 
-    codes: int64 (c,), the identity of each class. vectors: float32 (seeds, c, d), unit rows. scale: > 0.
+    Attributes
+    ----------
+    codes : int64 array, shape (c,)
+        Identity of each class.
+    vectors : float32 array, shape (seeds, c, d)
+        Unit rows.
+    scale : float
+        Above 0.
     """
 
     codes: np.ndarray
     vectors: np.ndarray
-    scale: float
+    scale: float = _SCALE
 
 
 def train_classifier(features: np.ndarray, codes: np.ndarray, config: ClassifierConfig, seed: int = 0) -> Classifier:
     """Train `config.seeds` classifiers on the same images; same arguments, same result on the same machine.
 
-    features: float (n, d), unit rows; may be memory-mapped, only mini-batches are copied. codes: int64 (n,),
-    identities, all >= 0.
+    Parameters
+    ----------
+    features : float array, shape (n, d)
+        Unit rows; may be memory-mapped, only mini-batches are copied.
+    codes : int64 array, shape (n,)
+        Identities, >= 0.
+    config : ClassifierConfig
+    seed : int
     """
     classes, labels = np.unique(codes, return_inverse=True)
     start = _centroids(features, labels, len(classes))
     trained = [_train_once(features, labels, start, config, seed * 1000 + number) for number in range(config.seeds)]
-    return Classifier(classes.astype(np.int64), torch.stack(trained).cpu().numpy(), config.scale)
+    return Classifier(classes.astype(np.int64), torch.stack(trained).cpu().numpy())
 
 
 def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` most probable identities of each query.
 
-    features: float (q, d), unit rows.
-    Returns codes int64 (q, keep), -1 padded where there are fewer classes, and probabilities float32,
-    descending, -inf padded.
+    Parameters
+    ----------
+    classifier : Classifier
+    features : float array, shape (q, d)
+        Unit rows.
+    keep : int
+
+    Returns
+    -------
+    int64 and float32 arrays, shape (q, keep)
+        Codes, -1 padded where there are fewer classes, and probabilities, descending, -inf padded.
     """
     device = default_device()
     networks = [torch.from_numpy(vectors).to(device) for vectors in classifier.vectors]
@@ -101,14 +125,14 @@ def _train_once(
     mixing = np.random.default_rng(seed)
     target = torch.from_numpy(labels.astype(np.int64)).to(start.device)
     vectors = start.clone().requires_grad_()
-    optimizer = torch.optim.AdamW([vectors], lr=config.lr, weight_decay=config.weight_decay)
-    batches = math.ceil(len(features) / config.batch)
+    optimizer = torch.optim.AdamW([vectors], lr=config.lr, weight_decay=_WEIGHT_DECAY)
+    batches = math.ceil(len(features) / _BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(config.epochs * batches))
     for _ in range(config.epochs):
         order = torch.randperm(len(features), generator=generator)
         for batch in order.tensor_split(batches):
             data = _batch(features, batch.numpy())
-            loss = _loss(vectors, data, target[batch.to(target.device)], config, mixing)
+            loss = _loss(vectors, data, target[batch.to(target.device)], mixing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -117,20 +141,14 @@ def _train_once(
 
 
 def _loss(
-    vectors: torch.Tensor,
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    config: ClassifierConfig,
-    mixing: np.random.Generator,
+    vectors: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, mixing: np.random.Generator
 ) -> torch.Tensor:
-    """Cross entropy of one batch; with mix-up, of each image blended with its neighbour in the (shuffled)
-    batch.
-    """
-    share = float(mixing.beta(config.mixup, config.mixup)) if config.mixup > 0 else 1.0
+    """Cross entropy of one batch, each image mixed with the one before it in the (shuffled) batch."""
+    share = float(mixing.beta(_MIXUP, _MIXUP))
     mixed = functional.normalize(share * features + (1 - share) * features.roll(1, 0))
-    logits = config.scale * (mixed @ functional.normalize(vectors).T)
-    first = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
-    second = functional.cross_entropy(logits, labels.roll(1, 0), label_smoothing=config.smoothing)
+    logits = _SCALE * (mixed @ functional.normalize(vectors).T)
+    first = functional.cross_entropy(logits, labels, label_smoothing=_SMOOTHING)
+    second = functional.cross_entropy(logits, labels.roll(1, 0), label_smoothing=_SMOOTHING)
     return share * first + (1 - share) * second
 
 

@@ -269,6 +269,6 @@ def _feature_bytes(project: Project, census: Census) -> int:
     total = 0
     for experiment in project.experiments:
         width = experiment.model.embedding * (2 if experiment.image.mirror_identities else 1)
-        width += census.identities if experiment.features.logits else 0
+        width += census.identities if experiment.features.logits and experiment.head.has_logits else 0
         total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds_of(experiment))
     return total

@@ -1,7 +1,7 @@
 """From similar images to candidate identities: search, group by identity, keep the best.
 
-The score of an identity is that of its best image, the mean of its best few, or that of its mean direction. All queries
-are handled at once by sorting, not in a Python loop.
+The score of an identity is that of its most similar image. All queries are handled at once by sorting, not in a Python
+loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def nearest_identities(
     gallery_codes : int64 array, shape (g,)
         -1 = not a candidate.
     knn : KnnConfig
-        Score `max` is exact; `mean` is of the images found.
     keep : int
     chunk : int
         Queries at a time.
@@ -53,7 +52,10 @@ def nearest_identities(
     """
     if len(gallery) != len(gallery_codes):
         raise WhaleidError(f"gallery: {len(gallery)} embeddings but {len(gallery_codes)} codes")
-    gallery, gallery_codes = _comparable(gallery, gallery_codes, knn)
+    known = gallery_codes >= 0
+    if not known.all():
+        gallery, gallery_codes = gallery[known], gallery_codes[known]
+    gallery = np.ascontiguousarray(gallery, dtype=np.float32)
     reachable = min(keep, len(np.unique(gallery_codes)))
     codes = np.full((len(queries), keep), PADDING, dtype=np.int64)
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
@@ -62,34 +64,21 @@ def nearest_identities(
     first, exact = (open_index(gallery, kind, len(queries)) for kind in (knn.index, "exact"))
     for start in range(0, len(queries), chunk):  # neighbours of all queries at once could exceed memory
         short = np.arange(start, min(start + chunk, len(queries)))
-        neighbours = keep if knn.score == "centroid" else max(knn.neighbours, keep)
+        neighbours = max(knn.neighbours, keep)
         index = first
         while len(short):
             similarity, rows = index.search(queries[short], neighbours)
-            codes[short], scores[short] = identity_candidates(similarity, rows, gallery_codes, knn, keep)
+            codes[short], scores[short] = identity_candidates(similarity, rows, gallery_codes, keep)
             short = short[(codes[short] >= 0).sum(axis=1) < reachable]
             neighbours = neighbours * 2 if index.exact else neighbours
             index = exact
     return codes, scores
 
 
-def _comparable(gallery: np.ndarray, codes: np.ndarray, knn: KnnConfig) -> tuple[np.ndarray, np.ndarray]:
-    """What queries are compared with, and its codes: float32 images of known identity, or their centroids."""
-    if knn.score == "centroid":
-        return centroids(gallery, codes)
-    known = codes >= 0
-    if not known.all():
-        gallery, codes = gallery[known], codes[known]
-    return np.ascontiguousarray(gallery, dtype=np.float32), codes
-
-
 def identity_candidates(
-    similarity: np.ndarray, rows: np.ndarray, gallery_codes: np.ndarray, knn: KnnConfig, keep: int
+    similarity: np.ndarray, rows: np.ndarray, gallery_codes: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct identities of each query's nearest images, best first.
-
-    The score of an identity is that of its most similar image (`max`), the mean over its `knn.top` most similar images
-    among the neighbours (`mean`; fewer where there are fewer), or as `max` with `centroids` for a gallery (`centroid`).
 
     Parameters
     ----------
@@ -99,7 +88,6 @@ def identity_candidates(
         Rows of the gallery, -1 = none.
     gallery_codes : int64 array, shape (g,)
         Identity of each gallery row, -1 = not a candidate.
-    knn : KnnConfig
     keep : int
 
     Returns
@@ -112,35 +100,23 @@ def identity_candidates(
     if not similarity.size:
         return _padded(np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), np.float32), keep)
     neighbour_codes = np.where(rows >= 0, gallery_codes[rows], PADDING)
-    top = knn.top if knn.score == "mean" else 1
-    score_at = _score_at_first(similarity, neighbour_codes, top)
+    best_images = _first_of_each(neighbour_codes) & (neighbour_codes != PADDING)
+    score_at = np.where(best_images, similarity, -np.inf).astype(np.float32)
     order = np.argsort(-score_at, axis=1, kind="stable")[:, :keep]
     scores = np.take_along_axis(score_at, order, axis=1)
     codes = np.where(np.isfinite(scores), np.take_along_axis(neighbour_codes, order, axis=1), PADDING)
     return _padded(codes, scores, keep)
 
 
-def _score_at_first(similarity: np.ndarray, codes: np.ndarray, top: int) -> np.ndarray:
-    """Each identity's score, put where its best image stands among the neighbours; -inf elsewhere.
-
-    similarity float, codes int64, both (q, m); returns float32 (q, m). Sorting a row's codes stably brings the images
-    of an identity together, most similar first: a run, whose first `top` members are averaged.
-    """
-    queries, neighbours = codes.shape
+def _first_of_each(codes: np.ndarray) -> np.ndarray:
+    """Whether a code, int64 (q, m), is the first of its kind in its row: a stable sort brings equal codes together."""
     order = np.argsort(codes, axis=1, kind="stable")
     in_runs = np.take_along_axis(codes, order, axis=1)
-    opens = np.ones((queries, neighbours), dtype=bool)
+    opens = np.ones(codes.shape, dtype=bool)
     opens[:, 1:] = in_runs[:, 1:] != in_runs[:, :-1]
-    starts = np.flatnonzero(opens)
-    lengths = np.diff(starts, append=opens.size)
-    flat = (order + np.arange(queries)[:, None] * neighbours).ravel()  # a place in the whole (q, m) table
-    values = similarity.ravel()[flat].astype(np.float64)
-    for later in range(1, min(top, neighbours)):  # the second, third, ... image of a run joins its first
-        values[starts[lengths > later]] += values[starts[lengths > later] + later]
-    score_at = np.full(queries * neighbours, -np.inf, dtype=np.float32)
-    real = in_runs.ravel()[starts] != PADDING
-    score_at[flat[starts[real]]] = (values[starts] / np.minimum(lengths, top))[real]
-    return score_at.reshape(queries, neighbours)
+    first = np.empty(codes.shape, dtype=bool)
+    np.put_along_axis(first, order, opens, axis=1)
+    return first
 
 
 def _padded(codes: np.ndarray, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ from typing import cast
 import numpy as np
 import torch
 
-from whaleid.config import KnnConfig
 from whaleid.models.heads.siamese import SiamesePairs
 from whaleid.retrieval.identities import identity_candidates
 from whaleid.retrieval.index import search
@@ -74,7 +73,7 @@ def rescored_identities(
     logits = _logits(pairs, queries, gallery, rows)
     order = np.argsort(-logits, axis=1, kind="stable")
     logits, rows = (np.take_along_axis(table, order, axis=1) for table in (logits, rows))
-    return identity_candidates(logits, rows, gallery_codes, KnnConfig(score="max"), keep)
+    return identity_candidates(logits, rows, gallery_codes, keep)
 
 
 def _logits(pairs: SiamesePairs, queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> np.ndarray:

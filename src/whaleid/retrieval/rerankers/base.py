@@ -128,7 +128,7 @@ def image_scores_to_identities(scores: np.ndarray, graph: QueryGraph) -> Lists:
     neighbours, reachable = max(knn.neighbours, keep), min(keep, len(np.unique(codes)))
     while len(short):
         best, rows = best_columns(scores[short], neighbours)
-        out[0][short], out[1][short] = identity_candidates(best, rows, codes, knn, keep)
+        out[0][short], out[1][short] = identity_candidates(best, rows, codes, keep)
         short = short[(out[0][short] >= 0).sum(axis=1) < reachable]
         neighbours *= 2
     return out

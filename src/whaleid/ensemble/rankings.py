@@ -24,7 +24,7 @@ class Source:
     folds : dict of int to Path
         Fold to the folder with embeddings.npy, rows.csv and, maybe, logits.npy.
     optimistic : bool
-        Whether its epoch was chosen by the fold's own score (`train.select: best`); every rung that uses it says so.
+        Whether something was chosen by the fold's own score; every rung that uses it says so.
     pairs : dict of int to Path
         Fold to the run that the features are of, where its head scores pairs (siamese); else empty. The full-data
         model's run has the key `FULL_DATA`.

@@ -32,7 +32,7 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
     yield ""
     final, k = figures["ladder"]["rungs"][-1], figures["ladder"]["k"]
     yield from slice_lines(final)
-    optimistic = " (optimistic: an epoch was chosen by the fold's own score)" if final["optimistic"] else ""
+    optimistic = " (optimistic: one fold alone is fitted and scored on the same queries)" if final["optimistic"] else ""
     yield f"MAP@{k} (out of fold): {final['map']:.5f} ± {(final['high'] - final['low']) / 2:.5f}{optimistic}"
     if not has_test:
         yield "no submission: the competition's YAML names no test images"

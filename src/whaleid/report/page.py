@@ -275,7 +275,8 @@ def _strip(path: GraphPath, found: FoldPaths, results: Results) -> list[dict[str
 
 
 def _folds(results: Results) -> list[dict[str, Any]]:
-    return fold_table(results.folds, results.project.competition.unknown).to_dict("records")
+    table = fold_table(results.folds, results.project.competition.unknown)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False, name=None)]
 
 
 def _settings(results: Results) -> dict[str, str]:

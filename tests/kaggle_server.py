@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -95,13 +96,21 @@ class State:
         return [method for method, _ in self.asked]
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing where a client hangs up: it shares its standard error with the commands that are tested."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class FakeKaggle:
     """The running server, to be used in a `with`; `environment` makes the client speak to it."""
 
     def __init__(self) -> None:
         self.state = State()
         self.stopped = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self.state, self.stopped))
+        self._server = _Server(("127.0.0.1", 0), _handler(self.state, self.stopped))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 

@@ -264,14 +264,6 @@ def test_one_fold_alone_is_optimistic(world, sources, tmp_path):
     assert len(result.test_guesses) == len(world.solution)
 
 
-def test_optimistic_sources_mark_what_uses_them(world, sources, tmp_path):
-    marked = [replace(sources[0], optimistic=True), *sources[1:]]
-    result = combine(world.images, world.folds, marked, recipe(logits=0), world.competition, tmp_path)
-    found = {rung.name: rung.optimistic for rung in result.rungs}
-    assert found["net0"] and found["net0 logits"] and found["concat kNN"] and found["blend"]
-    assert not found["net1"] and result.rungs[0].optimistic
-
-
 def test_one_source_without_logits_classifier_or_test(world, tmp_path):
     sources = write_sources(world, tmp_path / "features", count=1, logits=False)
     images = world.images[world.images["split"] == "train"].reset_index(drop=True)

@@ -23,8 +23,6 @@ class Source:
     name : str
     folds : dict of int to Path
         Fold to the folder with embeddings.npy, rows.csv and, maybe, logits.npy.
-    optimistic : bool
-        Whether something was chosen by the fold's own score; every rung that uses it says so.
     pairs : dict of int to Path
         Fold to the run that the features are of, where its head scores pairs (siamese); else empty. The full-data
         model's run has the key `FULL_DATA`.
@@ -34,7 +32,6 @@ class Source:
 
     name: str
     folds: dict[int, Path]
-    optimistic: bool = False
     pairs: dict[int, Path] = field(default_factory=dict)
     full: Path | None = None
 
@@ -62,8 +59,6 @@ class Ranking:
         are any; empty where there are no test images.
     probability : bool
         Whether scores are probabilities over all classes, not similarities.
-    optimistic : bool
-        Whether something was chosen by looking at the fold itself.
     source : str or None
         Name of the source, where one network alone gives the ranking.
     threshold : float or None
@@ -79,7 +74,6 @@ class Ranking:
     lists: OofLists
     test: tuple[Candidates, ...]
     probability: bool
-    optimistic: bool = False
     source: str | None = None
     threshold: float | None = None
     fitted: CrossFitted[Any] | None = None

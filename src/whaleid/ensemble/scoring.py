@@ -34,7 +34,7 @@ def score_ranking(protocol: Protocol, ranking: Ranking, config: CombineConfig, s
         source=ranking.source,
         score=score_ranks(rank[scored], protocol.k, weights[scored], slices[scored], seed=seed),
         rank=rank,
-        optimistic=ranking.optimistic or not protocol.crossfitted,
+        optimistic=not protocol.crossfitted,
         thresholds=summary,
         oof=oof,
         test=None if test is None else with_unknown(test, summary and summary.used, protocol.unknown),

@@ -109,9 +109,8 @@ def stack_rankings(
         stacks = CrossFitted(stacks.by_fold, _replaced(stacks.full, models))
     lists = OofLists.same(tuple(inputs.rank(stacks.by_fold[place], place) for place in protocol.places))
     test = tuple(inputs.rank_test(stacks.full, number) for number in range(len(blend.test)))
-    optimistic = any(one.optimistic for one in inputs.rankings)
     threshold = None if protocol.unknown is None else 0.0
-    return Ranking("stack", "stack", lists, test, False, optimistic, threshold=threshold, fitted=stacks)
+    return Ranking("stack", "stack", lists, test, False, threshold=threshold, fitted=stacks)
 
 
 def importance(models: StackModels) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class Without:
     redo: bool = False
 
 
-class Ranker:
+class Ranker(ABC):
     """What gives candidates: the interface of every ranker.
 
     Attributes
@@ -73,9 +74,9 @@ class Ranker:
         """Whether the recipe asks for it."""
         return True
 
+    @abstractmethod
     def rank(self, context: RankerContext) -> list[Ranking]:
         """Its rankings; empty where the sources do not have what it needs."""
-        raise NotImplementedError
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         """Its rows of the ablation; called where it is on."""
@@ -94,7 +95,6 @@ class JointFeatures:
     ) -> None:
         full = any(source.full is not None for source in sources)
         self.parts: tuple[FoldPart, ...] = protocol.test_parts if full else protocol.parts
-        self.optimistic = any(source.optimistic for source in sources)
         self._sources, self._images, self._config, self._seed = sources, images, config, seed
         self._folder = TemporaryDirectory(prefix="whaleid-")
         self._paths: dict[int, Path] = {}

@@ -29,7 +29,7 @@ class ConcatRanker(Ranker):
 
         lists, test = rank_parts(context, model)
         features = None if context.config.stack is None else _embedding_features(context, joint)
-        ranking = Ranking("concat kNN", self.kind, lists, test, False, joint.optimistic, embedding_features=features)
+        ranking = Ranking("concat kNN", self.kind, lists, test, False, embedding_features=features)
         return [ranking]
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
@@ -57,7 +57,7 @@ class ClassifierRanker(Ranker):
             return lambda query_set: top_classes(trained, embeddings[query_set.rows], context.keep)
 
         lists, test = rank_parts(context, model)
-        return [Ranking("classifier", self.kind, lists, test, True, joint.optimistic)]
+        return [Ranking("classifier", self.kind, lists, test, True)]
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         yield Without("classifier on the features", config.model_copy(update={"classifier": None}), (self.kind,))

@@ -53,7 +53,7 @@ class RerankRanker(Ranker):
             chosen = choose_setting(context.protocol, {name: oof for name, (oof, _) in settings.items()}, decided)
             without = tuple(tuple(settings[name][0]) for name in chosen.by_fold)
             lists, test = OofLists(without, tuple(settings[chosen.full][0])), tuple(settings[chosen.full][1])
-            rankings.append(Ranking(method, self.kind, lists, test, False, plain.optimistic, fitted=chosen))
+            rankings.append(Ranking(method, self.kind, lists, test, False, fitted=chosen))
         return rankings
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:

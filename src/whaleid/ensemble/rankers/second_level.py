@@ -38,9 +38,7 @@ class BlendRanker(Ranker):
             apply_blend(blends.full, {one.name: one.test[place] for one in rankings}, context.keep)
             for place in range(len(rankings[0].test))
         )
-        used = set(blends.full.used).union(*(blend.used for blend in blends.by_fold))
-        optimistic = any(one.optimistic for one in rankings if one.name in used)
-        return [Ranking(BLEND, self.kind, lists, test, True, optimistic, fitted=blends)]
+        return [Ranking(BLEND, self.kind, lists, test, True, fitted=blends)]
 
 
 class StackRanker(Ranker):

@@ -38,7 +38,7 @@ class KnnRanker(Ranker):
                 f"source '{source.name}': its folds differ: dimensions {sorted(dims)}; all must come from one "
                 "experiment"
             )
-        return [Ranking(source.name, self.kind, lists, test, False, source.optimistic, source.name)]
+        return [Ranking(source.name, self.kind, lists, test, False, source.name)]
 
 
 class LogitsRanker(Ranker):
@@ -75,7 +75,7 @@ class LogitsRanker(Ranker):
             return rank
 
         lists, test = rank_parts(context, model)
-        return [Ranking(f"{source.name} logits", self.kind, lists, test, True, source.optimistic, source.name)]
+        return [Ranking(f"{source.name} logits", self.kind, lists, test, True, source.name)]
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         if config.logits:
@@ -102,7 +102,7 @@ class SiameseRanker(Ranker):
             return rank
 
         lists, test = rank_parts(context, model)
-        return [Ranking(f"{source.name} siamese", self.kind, lists, test, False, source.optimistic, source.name)]
+        return [Ranking(f"{source.name} siamese", self.kind, lists, test, False, source.name)]
 
 
 def rank_by_knn(context: RankerContext, embeddings: np.ndarray, query_set: QuerySet) -> Lists:

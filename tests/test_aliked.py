@@ -1,4 +1,4 @@
-"""ALIKED and LightGlue with weights that are nobody's: the stage, the matcher, the whole road, and missing files."""
+"""ALIKED and LightGlue with random weights: the stage, the matcher, the whole pipeline, and missing files."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_sizes_and_directions_that_are_all_the_same(pictures):
 MUTUAL_PAIRS = LearnedConfig().pairs or pytest.fail("pairs are on by default")
 
 
-# ------------------------------------------------------------------------------------------------ the whole road
+# ------------------------------------------------------------------------------------------------ the whole pipeline
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def project(tmp_path_factory, weights: Path) -> Project:
     return replace(made, recipe=recipe, settings=replace(made.settings, weights=weights))
 
 
-def test_the_road_with_networks(project: Project):
+def test_the_pipeline_with_networks(project: Project):
     figures = figures_of(project)
     scores = {rung["name"]: rung["map"] for rung in figures["ladder"]["rungs"]}
     assert scores["local matching"] > 0.5 and scores["local verified"] > 0.5  # by chance: about 0.3

@@ -162,7 +162,7 @@ def test_as_many_epochs_as_the_folds_took() -> None:
     assert full_data_experiment(small(), [{"epochs": 3}] * 2) == small()
 
 
-# ------------------------------------------------------------------------------------------------ the whole road
+# ------------------------------------------------------------------------------------------------ the whole pipeline
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def opened(folder: Path, full: str = "", work: str = "work") -> Project:
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
 
 
-def test_the_road_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_with_full_members(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(drawn)
     plain = opened(drawn)
     before = figures_of(plain)

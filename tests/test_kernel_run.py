@@ -99,7 +99,7 @@ def test_logits_are_carried_out_of_fold_alone_and_the_size_was_told(
     kept = 0
     for path in sorted((world.bundle.folder / "datasets" / "assets" / "features").rglob("logits.npy")):
         images = pd.read_csv(path.with_name("logits.rows.csv"))["image"]
-        own = "fold" + folds["fold"].astype(str) == path.parent.name  # nobody's where all images taught the model
+        own = "fold" + folds["fold"].astype(str) == path.parent.name  # nobody's where the model is fitted on all images
         assert list(images) == list(folds["image"][own])
         assert len(np.load(path)) == len(images) < len(np.load(path.with_name("embeddings.npy"))) == len(folds)
         kept += path.stat().st_size

@@ -59,7 +59,7 @@ def test_matches_equal_loops(seed, neighbours):
     offsets, vectors, points = described.offsets, described.vectors.astype(float), described.points
     assert points is not None
     pool = [(row, place) for row in gallery for place in range(offsets[row], offsets[row + 1])]
-    for asker, query in enumerate(queries):
+    for q, query in enumerate(queries):
         for own in range(offsets[query], offsets[query + 1]):
             distance = [np.sqrt(((vectors[own] - vectors[place]) ** 2).sum()) / UNIT for _, place in pool]
             order = np.argsort(distance, kind="stable")[:neighbours]
@@ -86,7 +86,7 @@ def test_matches_equal_loops(seed, neighbours):
                     "direction": points[own, 3],
                     "strength": own - offsets[query],
                 }
-                expected.append((asker, row, own, place, [values[name] for name in FEATURES]))
+                expected.append((q, row, own, place, [values[name] for name in FEATURES]))
     assert [
         tuple(row) for row in zip(found.query, found.rows, found.keypoint, found.gallery_keypoint, strict=True)
     ] == [row[:4] for row in expected]
@@ -133,12 +133,12 @@ def test_sums_equal_loops(seed, count):
     scores, agreed = rng.random(count), rng.random(count) < 0.5
     expected = {form: np.zeros((2, 4)) for form in FORMS}
     pictures = np.zeros((2, 3))
-    for asker, row, weight, agrees in zip(matches.query, matches.rows, scores, agreed, strict=True):
-        expected["all"][asker, codes[row]] += weight
-        expected["supported"][asker, codes[row]] += weight * agrees
-        pictures[asker, row] += weight * agrees
-    for asker, row in np.ndindex(pictures.shape):
-        expected["image"][asker, codes[row]] = max(expected["image"][asker, codes[row]], pictures[asker, row])
+    for q, row, weight, agrees in zip(matches.query, matches.rows, scores, agreed, strict=True):
+        expected["all"][q, codes[row]] += weight
+        expected["supported"][q, codes[row]] += weight * agrees
+        pictures[q, row] += weight * agrees
+    for q, row in np.ndindex(pictures.shape):
+        expected["image"][q, codes[row]] = max(expected["image"][q, codes[row]], pictures[q, row])
     found = sum_by_identity(matches, scores, agreed, codes, 2, 4)
     assert list(found) == list(FORMS)
     for form in FORMS:

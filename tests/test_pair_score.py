@@ -40,8 +40,8 @@ def test_likely_images_equal_loops(seed, most):
     matches = matches_of(described, frames, queries, nearest)
     share = matches.values[:, FEATURES.index("share of the last")]
     sums = np.zeros((3, 3))
-    for asker, row, near, agrees in zip(matches.query, matches.rows, share, supported(matches, config), strict=True):
-        sums[asker, codes[row]] += (1 - float(near) ** 2) * (3 if agrees else 1)
+    for q, row, near, agrees in zip(matches.query, matches.rows, share, supported(matches, config), strict=True):
+        sums[q, codes[row]] += (1 - float(near) ** 2) * (3 if agrees else 1)
     sums /= np.array([4, 11, 3]) ** config.power
     found = likely_images(described, frames, queries, codes, 3, nearest, config, most)
     assert found.shape == (3, most) and (found[1] == -1).all()
@@ -62,8 +62,8 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
     vectors, points, offsets = described.vectors.astype(float), described.points, described.offsets
     assert points is not None
     expected = []
-    for asker, row in [(0, 1), (0, 3), (1, 3), (1, 2), (1, 4)]:
-        query = queries[asker]
+    for q, row in [(0, 1), (0, 3), (1, 3), (1, 2), (1, 4)]:
+        query = queries[q]
         mine, theirs = (np.arange(offsets[one], offsets[one + 1]) for one in (query, row))
         if len(theirs) < 2:
             continue
@@ -79,7 +79,7 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
             if abs(size) > np.log(2) or abs(turn) > 60 or np.abs(shift).max() > 0.4:
                 continue
             values = [np.sqrt(distance[i, j]) / UNIT, np.sqrt(distance[i, j] / second)]
-            expected.append((asker, row, [*values, size, turn, *shift, one[2], *at, one[3], i]))
+            expected.append((q, row, [*values, size, turn, *shift, one[2], *at, one[3], i]))
     assert list(zip(found.query.tolist(), found.rows.tolist(), strict=True)) == [row[:2] for row in expected]
     assert found.values.shape == (len(expected), len(PAIR_FEATURES))
     if expected:
@@ -90,13 +90,13 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
 @given(st.integers(0, 10_000), st.integers(0, 30), st.sampled_from([0.0, 0.3]))
 def test_scores_of_pairs_equal_loops(seed, count, rest):
     rng = np.random.default_rng(seed)
-    asker, rows = np.sort(rng.integers(0, 3, count)), rng.integers(0, 4, count)
+    q, rows = np.sort(rng.integers(0, 3, count)), rng.integers(0, 4, count)
     values = rng.normal(size=(count, len(PAIR_FEATURES))).astype(np.float32)
     codes = np.array([0, 2, 2, 1])
-    found, scores = pair_score_candidates(PairMatches(asker, rows, values), Ratio(), codes, (3, 4), rest, 4)  # type: ignore[arg-type]
+    found, scores = pair_score_candidates(PairMatches(q, rows, values), Ratio(), codes, (3, 4), rest, 4)  # type: ignore[arg-type]
     for query in range(3):
         pictures: dict[int, float] = {}
-        for own, row, value in zip(asker, rows, values[:, 0], strict=True):
+        for own, row, value in zip(q, rows, values[:, 0], strict=True):
             if own == query:
                 pictures[int(row)] = pictures.get(int(row), 0.0) + float(value)
         expected: dict[int, float] = {}

@@ -211,9 +211,9 @@ def test_a_run_is_trained_on_them(tmp_path: Path) -> None:
     folds[folds["fold"] != 4].to_csv(tmp_path / "folds.csv", index=False)
     experiment = small(train_epochs=1)
     without = train(tmp_path, tmp_path / "a", experiment)
-    taught = train(tmp_path, tmp_path / "b", experiment, labels=truth)
-    assert (without.pseudo, taught.pseudo) == (0, 8)
-    assert taught.images == without.images + 8
+    trained = train(tmp_path, tmp_path / "b", experiment, labels=truth)
+    assert (without.pseudo, trained.pseudo) == (0, 8)
+    assert trained.images == without.images + 8
 
 
 def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:

@@ -122,7 +122,7 @@ def test_a_path_of_weights_means_the_weights_folder(file: Path, tmp_path: Path) 
 def test_every_stage_keeps_to_the_folders_and_the_command_line_wins(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole road, jobs as processes of their own too, from an empty current folder that stays empty."""
+    """The whole pipeline, jobs as processes of their own too, from an empty current folder that stays empty."""
     place = tmp_path / "configs"
     place.mkdir()
     (place / "drawn.yaml").write_text(COMPETITION.format(root="data/drawn"))

@@ -212,7 +212,7 @@ def test_it_learns_what_a_cosine_cannot_say() -> None:
     assert learnt > by_cosine + 0.15, (learnt, by_cosine)
 
 
-def test_embeddings_are_taught_from_the_first_step() -> None:
+def test_embeddings_are_trained_from_the_first_step() -> None:
     """Free embeddings of three identities, mixed at the start, come apart by cosine too."""
     torch.manual_seed(0)
     head, labels = pairs_head(seed=None), torch.arange(12) % 3

@@ -374,8 +374,8 @@ def test_map_at_and_share_curve_equal_a_loop():
         weights = expected_share_weights(np.concatenate(truths) < 0, point.share)
         for place, kept in ((0, 0.2), (1, -0.1)):
             other = 1 - place
-            taught = expected_share_weights(truths[other] < 0, point.share)
-            best = best_threshold(rank_stats(lists[other], truths[other], taught, 5), 5)[0]
+            fitted_on = expected_share_weights(truths[other] < 0, point.share)
+            best = best_threshold(rank_stats(lists[other], truths[other], fitted_on, 5), 5)[0]
             own = weights[30 * place : 30 * place + 30]
             for name, limit in (("kept", kept), ("best", best)):
                 total[name] += naive_map(lists[place], truths[place], own, limit, 5) * own.sum() / weights.sum()

@@ -86,7 +86,7 @@ def test_a_member_of_noise_is_worth_nothing(ranked):
     assert "dropped" in worth_lines(asdict(worth))[2]
 
 
-def test_a_setting_chosen_by_folds_is_worth_measured_by_what_it_was_taught(tmp_path):
+def test_a_setting_chosen_by_folds_is_worth_measured_on_its_training_folds(tmp_path):
     """Re-ranking's settings are chosen by folds' scores: the blend without another member must learn as the blend."""
     world = make_world(identities=25, seed=3)
     sources = write_sources(world, tmp_path / "features", count=2, logits=False)

@@ -27,7 +27,7 @@ pay from 2,600 queries on (benchmarks/results/index.json) but find no more than 
 hard as those; 10,000 exact queries are 20 seconds of a core there."""
 PROBES = 32
 """IVF: cells compared with each query. More find more, and take proportionally longer."""
-_BREADTH = 64  # HNSW: images kept in sight on the way (efSearch), at least twice the neighbours
+_BREADTH = 64  # HNSW: candidates kept during the search (efSearch), at least twice the neighbours
 _FETCH = 4  # codes find this many times the neighbours asked for; true similarities choose among them
 _EXACT_MOST_GPU = 2_000_000  # ten times that: set as above, not timed
 _FLAT_BYTES = 8 << 30  # a larger gallery is held as codes
@@ -115,7 +115,7 @@ def _search_approximately(
     check_search(queries[:0], gallery[:1], neighbours, 1)
     check_finite("queries", queries)
     most = min(neighbours, len(gallery))
-    if isinstance(index, faiss.IndexHNSW):  # it finds no more images than it keeps in sight
+    if isinstance(index, faiss.IndexHNSW):  # it finds no more images than efSearch
         index.hnsw.efSearch = max(_BREADTH, 2 * fetch * most)
     similarity = np.empty((len(queries), most), dtype=np.float32)
     rows = np.empty((len(queries), most), dtype=np.int64)

@@ -18,8 +18,8 @@ class HeadModule(nn.Module):
     """Base of all heads.
 
     A head is built as `Head(settings, dim, class_sizes)`: its settings (a subclass of `config.HeadSettings`), the
-    length of an embedding, and the number of training images of each class, int64 (c,). It defines `_logits`, and
-    `_loss` where that is not the cross entropy of the logits, both on float32 embeddings.
+    length of an embedding, and the number of training images of each class, int64 (c,). It defines `_logits`
+    where it has classes, and `_loss` where that is not the cross entropy of the logits, both on float32 embeddings.
     """
 
     unused_parameters = False
@@ -80,7 +80,8 @@ class HeadModule(nn.Module):
         return functional.cross_entropy(logits, labels)
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
-        raise NotImplementedError
+        """Class scores float32 (b, c); None where the head has no classes."""
+        return None
 
 
 def full_precision(embeddings: Tensor) -> contextlib.AbstractContextManager:

@@ -139,10 +139,6 @@ class SiamesePairs(HeadModule):
         anchors, ranks = chosen.nonzero(as_tuple=True)
         return anchors, places[anchors, ranks]
 
-    def _logits(self, embeddings: Tensor) -> Tensor | None:
-        """None: it has no classes."""
-        return None
-
 
 def _mean(losses: Tensor) -> Tensor:
     """Mean of (p,); 0, with a gradient of 0, where there are none."""

@@ -47,8 +47,17 @@ EDGES = np.linspace(0.0, 2.0, 81)
 FEW = 40
 """Test images of a sample that is drawn for the bench, which asks about labelled images alone."""
 
-_CODE = ("model/*.py", "training/*.py", "data/*batches*.py", "data/augmentation.py", "data/cache.py", "data/images.py")
-_CODE += ("evaluation/retrieval_metrics.py",)
+CODE = (
+    "models/**/*.py",
+    "divide/*.py",
+    "training/*.py",
+    "data/*samplers.py",
+    "data/augmentation.py",
+    "data/cache.py",
+    "data/images.py",
+    "evaluation/retrieval_metrics.py",
+)
+"""Files of the package that scores depend on."""
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -250,7 +259,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 def code_digest() -> str:
     """Digest of the code that figures depend on, without its comments and docstrings."""
     package = repository_root() / "src" / "whaleid"
-    files = sorted({path for pattern in _CODE for path in package.glob(pattern)})
+    files = sorted({path for pattern in CODE for path in package.glob(pattern)})
     return digest([(str(path.relative_to(package)), _bare_code(path)) for path in files])
 
 

@@ -21,7 +21,7 @@ setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/de
         test lint bench docs clean
 
 help:  ## this help
-	@echo "usage: make TARGET [COMPETITION=sample|nyala|humpback|happywhale|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
+	@echo "usage: make TARGET [COMPETITION=sample|nyala|cattle|lion|humpback|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
 	@echo "            [WORK=folder] [JOBS=0] [SET=\"image.width=128 combine.stack=null\"] [ARGS=...] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16

@@ -193,13 +193,32 @@ def test_shipped_competitions_read_the_real_layouts(tmp_path, name):
         assert rows["species"].tolist()[:2] == ["killer_whale", "short_finned_pilot_whale"]
 
 
-@pytest.mark.parametrize("name", ["nyala", "nyala-open"])
-def test_nyala(name):
+PHOTOGRAPHS = {
+    "nyala": (1514, 428),
+    "nyala-open": (1382, 560),
+    "cattle": (827, 752),
+    "cattle-dated": (827, 752),
+    "lion": (585, 155),
+}
+"""Labelled and test images of the competitions of real photographs."""
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_competitions_of_photographs(name):
     given = load_competition(name)
     if not given.root.is_dir():
-        pytest.skip("nyala is not on this machine")
+        pytest.skip(f"the photographs of {name} are not on this machine")
     counts = read_rows(given)["split"].value_counts()
-    assert (counts["train"], counts["test"]) == {"nyala": (1514, 428), "nyala-open": (1382, 560)}[name]
+    assert (counts["train"], counts["test"]) == PHOTOGRAPHS[name]
+
+
+def test_dates_of_the_cows_are_their_groups():
+    given = load_competition("cattle-dated")
+    if not given.root.is_dir():
+        pytest.skip("the photographs of cattle are not on this machine")
+    rows = read_rows(given)
+    assert given.group == "date" and rows.groupby("split")["date"].nunique().to_dict() == {"train": 14, "test": 13}
+    assert rows["date"].notna().all()
 
 
 def test_many_rows_are_read_quickly(tmp_path):

@@ -223,7 +223,7 @@ def test_sizes_and_directions_that_are_all_the_same(pictures):
     assert np.isfinite(found.values).all() and len(found.query) > 50
     assert not columns["size ratio"].any() and not columns["turn"].any() and (columns["size"] == SIZE).all()
     assert 0 < columns["distance"].max() < 2  # between unit vectors, whatever they are stored as
-    assert supported(found, LearnedConfig()).any()
+    assert supported(found, described, frames, LearnedConfig()).any()
     config = LearnedConfig(min_data_in_leaf=5, num_iterations=5)
     model = fit_match_scorer(
         [training_matches_of(described, frames, queries, np.arange(8), codes, nearest, config)], config

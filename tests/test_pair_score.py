@@ -40,7 +40,8 @@ def test_likely_images_equal_loops(seed, most):
     matches = matches_of(described, frames, queries, nearest)
     share = matches.values[:, FEATURES.index("share of the last")]
     sums = np.zeros((3, 3))
-    for q, row, near, agrees in zip(matches.query, matches.rows, share, supported(matches, config), strict=True):
+    agreed = supported(matches, described, frames, config)
+    for q, row, near, agrees in zip(matches.query, matches.rows, share, agreed, strict=True):
         sums[q, codes[row]] += (1 - float(near) ** 2) * (3 if agrees else 1)
     sums /= np.array([4, 11, 3]) ** config.power
     found = likely_images(described, frames, queries, codes, 3, nearest, config, most)

@@ -48,10 +48,14 @@ FEATURES = (
     "direction",
     "strength",
 )
-LARGEST = np.log(2.0)  # log ratio of sizes; wider than between two similarly framed images of one animal
-WIDEST = 60.0  # degrees, likewise
-FARTHEST = 0.4  # share of the frame, likewise
-_SHIFTS = ("shift x", "shift y")
+_LARGEST = np.log(2.0)  # log ratio of sizes; wider than between two similarly framed images of one animal
+_WIDEST = 60.0  # degrees, likewise
+_FARTHEST = 0.4  # share of the frame, likewise
+_CONSPICUOUS = 0.85
+"""A match nearer than this share of a chance match's distance counts wherever it lies in the frame, at any scale: an
+image may show a part of another. Others are true hardly more often than by chance unless the frame speaks for them.
+MAP@5 out of fold with 0.85 and 0.9: lion 0.408 and 0.398, nyala (a third of the queries) 0.414 and 0.404, cow faces
+0.824 and 0.823; without this rule 0.198, 0.392 and 0.817."""
 _SEED = 0
 
 
@@ -78,7 +82,7 @@ class Matches:
 
 
 def matches_of(described: Described, frames: np.ndarray, queries: np.ndarray, nearest: Nearest) -> Matches:
-    """Every neighbour but the last of each keypoint, with its features; those that disagree widely are left out.
+    """Every neighbour but the last of each keypoint that is conspicuously near, or roughly where the frames put it.
 
     Parameters
     ----------
@@ -116,9 +120,10 @@ def matches_of(described: Described, frames: np.ndarray, queries: np.ndarray, ne
         one[:, 3],
         strength[descriptor],
     )
-    values = np.stack([np.asarray(column, dtype=np.float32)[near] for column in columns], axis=1)
-    descriptor = descriptor[near]
-    return Matches(query[descriptor], rows[near], keypoints[descriptor], gallery_keypoint[near], values)
+    kept = near | (own_distance <= _CONSPICUOUS * chance[descriptor])
+    values = np.stack([np.asarray(column, dtype=np.float32)[kept] for column in columns], axis=1)
+    descriptor = descriptor[kept]
+    return Matches(query[descriptor], rows[kept], keypoints[descriptor], gallery_keypoint[kept], values)
 
 
 def compare_points(
@@ -144,32 +149,71 @@ def compare_points(
     turn = (two[:, 3] - one[:, 3] + 180) % 360 - 180
     at = one[:, :2] / frame
     shift = two[:, :2] / other_frame - at
-    near = (np.abs(ratio) <= LARGEST) & (np.abs(turn) <= WIDEST)
-    return near & (np.abs(shift).max(axis=1, initial=0) <= FARTHEST), ratio, turn, at, shift
+    near = (np.abs(ratio) <= _LARGEST) & (np.abs(turn) <= _WIDEST)
+    return near & (np.abs(shift).max(axis=1, initial=0) <= _FARTHEST), ratio, turn, at, shift
 
 
-def supported(matches: Matches, config: LearnedConfig) -> np.ndarray:
-    """Which matches another match of the same two images agrees with in shift, size and turn, bool (m,).
+def supported(matches: Matches, described: Described, frames: np.ndarray, config: LearnedConfig) -> np.ndarray:
+    """Which matches another match of the same two images agrees with in size, turn and place, bool (m,).
 
-    The two must be of different keypoints on both sides. Cost: the square of the number of matches of two images.
+    The two must be of different keypoints on both sides. Their places agree where both shift alike in the frames, or
+    where the segment between them is scaled and turned as the keypoints are: two similarities that are one, whatever
+    part of the other image is shown. Cost: the square of the number of matches of two images.
     """
-    ratio, turn, *shift = (matches.values[:, FEATURES.index(name)] for name in ("size ratio", "turn", *_SHIFTS))
     order = np.lexsort((matches.rows, matches.query))
-    pair = np.stack([matches.query[order], matches.rows[order]])
+    own, other, rows = matches.keypoint[order], matches.gallery_keypoint[order], matches.rows[order]
+    moves = _moves(matches.values[order], described, frames, own, other)
+    starts = np.diff(matches.query[order], prepend=-1).astype(bool) | np.diff(rows, prepend=-1).astype(bool)
+    pair = np.cumsum(starts)
     found, left, lag = np.zeros(len(order), dtype=bool), np.arange(len(order)), 0
     while len(left):  # matches `lag` places apart in the order, as long as any two are of the same images
         lag += 1
         left = left[left + lag < len(order)]
-        left = left[(pair[:, left] == pair[:, left + lag]).all(axis=0)]
-        one, two = order[left], order[left + lag]
-        agree = matches.keypoint[one] != matches.keypoint[two]
-        agree &= matches.gallery_keypoint[one] != matches.gallery_keypoint[two]
-        agree &= np.abs(ratio[one] - ratio[two]) <= np.log(config.scale)
-        agree &= np.abs((turn[one] - turn[two] + 180) % 360 - 180) <= config.turn
-        for axis in shift:
-            agree &= np.abs(axis[one] - axis[two]) <= config.shift
-        found[one[agree]] = found[two[agree]] = True
+        left = left[pair[left] == pair[left + lag]]
+        agree = (own[left] != own[left + lag]) & (other[left] != other[left + lag])
+        one = left[agree]
+        one = one[moves.agree(one, one + lag, config)]
+        found[order[one]] = found[order[one + lag]] = True
     return found
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """How each match takes its place in one image to its place in the other.
+
+    Places are complex numbers, of which a similarity is one product and one sum, as shares of the images' longer sides.
+    """
+
+    ratio: np.ndarray
+    turn: np.ndarray
+    shift: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    def agree(self, one: np.ndarray, two: np.ndarray, config: LearnedConfig) -> np.ndarray:
+        """Whether these matches agree, bool (m,). one, two: int64 (m,), places of matches of the same two images."""
+        turn = (self.turn[two] - self.turn[one] + 180) % 360 - 180
+        alike = np.abs(self.ratio[one] - self.ratio[two]) <= np.log(config.scale)
+        alike &= np.abs(turn) <= config.turn
+        left = np.flatnonzero(alike)
+        one, two, turn = one[left], two[left], turn[left]
+        shifted = (np.abs(self.shift[one] - self.shift[two]) <= config.shift).all(axis=1)
+        mean = (self.ratio[one] + self.ratio[two]) / 2 + 1j * np.deg2rad(self.turn[one] + turn / 2)
+        segment, other_segment = self.start[two] - self.start[one], self.end[two] - self.end[one]
+        off = np.abs(other_segment * np.exp(-mean / 2) - segment * np.exp(mean / 2))  # the same from either image
+        alike[left] = shifted | (off <= config.shift)
+        return alike
+
+
+def _moves(values: np.ndarray, described: Described, frames: np.ndarray, own: np.ndarray, other: np.ndarray) -> _Moves:
+    """Of matches with these features and keypoints."""
+    assert described.points is not None
+    ratio, turn, *shift = (values[:, FEATURES.index(name)] for name in ("size ratio", "turn", "shift x", "shift y"))
+    longest = frames.max(axis=1)
+    scale, other_scale = longest[described.image_of(own)], longest[described.image_of(other)]
+    start, end = described.points[own, :2] / scale[:, None], described.points[other, :2] / other_scale[:, None]
+    ratio = ratio + np.log(scale / other_scale)
+    return _Moves(ratio, turn, np.stack(shift, axis=1), start @ [1, 1j], end @ [1, 1j])
 
 
 # ------------------------------------------------------------------------------------------------------- fitting
@@ -338,7 +382,7 @@ def match_score_candidates(
     def fill(work: tuple[slice, slice]) -> None:
         part, descriptors = work
         found = matches_of(described, frames, queries[part], nearest.of(descriptors))
-        agreed = supported(found, config)
+        agreed = supported(found, described, frames, config)
         for place, model in enumerate(models):
             scores = np.zeros(len(found.query)) if model is None else model.score(found.values)
             for form, sums in sum_by_identity(found, scores, agreed, codes, part.stop - part.start, classes).items():

@@ -103,7 +103,7 @@ def likely_images(
     held = np.bincount(codes[gallery], described.counts(gallery), classes)
     for part, descriptors in query_chunks(described, queries):
         matches = matches_of(described, frames, queries[part], nearest.of(descriptors))
-        agreed = supported(matches, config)
+        agreed = supported(matches, described, frames, config)
         gain = 1 - matches.values[:, FEATURES.index("share of the last")].astype(np.float64) ** 2
         gain *= 1 + _ARRANGED * agreed
         sums = sum_by_identity(matches, gain, agreed, codes, part.stop - part.start, classes)["all"]

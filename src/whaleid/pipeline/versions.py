@@ -14,6 +14,6 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 1,
-    "candidates": 4,
+    "candidates": 5,
     "score": 1,
 }

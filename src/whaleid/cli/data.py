@@ -30,19 +30,28 @@ def sample(
     identities: Annotated[int, typer.Option(min=2, help="number of whales")] = 150,
     train_images: Annotated[int, typer.Option(min=20, help="labelled images, those of new_whale included")] = 1000,
     test_images: Annotated[int, typer.Option(min=10, help="images of the test set")] = 400,
+    unknown_train: Annotated[
+        float | None, typer.Option(min=0, max=0.95, help="share of new_whale in the train images; default: .381")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="also write an overview of the images (PNG)")] = None,
 ) -> None:
     """Draw the sample: humpback flukes in the layout of the Kaggle competition, with a solution for scoring.
 
     Example: whaleid data sample --identities 50 -o data/small
     """
-    from whaleid.data.sample import contact_sheet, make_sample
+    from whaleid.data.sample import UNKNOWN_TRAIN, contact_sheet, make_sample
     from whaleid.utils.progress import progress_bar
 
     folder = output or context.settings.raw / "sample"
     with progress_bar("drawing flukes", train_images + test_images) as bar:
         made = make_sample(
-            folder, seed, identities, train_images, test_images, progress=lambda done, total: bar.move_to(done)
+            folder,
+            seed,
+            identities,
+            train_images,
+            test_images,
+            UNKNOWN_TRAIN if unknown_train is None else unknown_train,
+            progress=lambda done, total: bar.move_to(done),
         )
     print(
         f"{folder}: {made.train:,} train images ({made.train_unknown:,} new_whale) of {made.identities} "

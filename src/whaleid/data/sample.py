@@ -109,6 +109,7 @@ def make_sample(
     identities: int = 150,
     train_images: int = 1000,
     test_images: int = 400,
+    unknown_train: float = UNKNOWN_TRAIN,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SampleSummary:
@@ -121,6 +122,8 @@ def make_sample(
     ----------
     root : Path
     seed, identities, train_images, test_images : int
+    unknown_train : float
+        Share of the train images without a label, by default that of the Kaggle competition.
     workers : int, optional
         Number of processes, by default one for each core; 1 draws in this process. The bytes are always the same.
     progress : callable, optional
@@ -133,13 +136,14 @@ def make_sample(
         "identities": identities,
         "train_images": train_images,
         "test_images": test_images,
+        "unknown_train": unknown_train,
         "conditions": json.loads(json.dumps(asdict(Conditions()))),  # tuples as lists, as in the file
     }
     existing = _existing(root)
     if existing is not None and existing.get("made_from") == made_from and _is_complete(root, existing):
         return SampleSummary(root, **existing["counts"], made=False)
 
-    photos = plan(seed, identities, train_images, test_images)
+    photos = plan(seed, identities, train_images, test_images, unknown_train)
     counts = _counts(photos)
     partial_root = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial_root, ignore_errors=True)
@@ -182,11 +186,21 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
 # --------------------------------------------------------------------------------------------- the plan
 
 
-def plan(seed: int, identities: int, train_images: int, test_images: int) -> list[Photo]:
-    """Who is in which image. Individuals 0 .. identities - 1 have labels, the others are unknown."""
+def plan(
+    seed: int,
+    identities: int,
+    train_images: int,
+    test_images: int,
+    unknown_train: float = UNKNOWN_TRAIN,
+    unknown_test: float = UNKNOWN_TEST,
+) -> list[Photo]:
+    """Who is in which image. Individuals 0 .. identities - 1 have labels, the others are unknown.
+
+    unknown_train, unknown_test: shares of the images without a label, 0 .. 1.
+    """
     rng = _generator(seed, _PLAN)
-    unlabelled_train = round(UNKNOWN_TRAIN * train_images)
-    unlabelled_test = round(UNKNOWN_TEST * test_images)
+    unlabelled_train = round(unknown_train * train_images)
+    unlabelled_test = round(unknown_test * test_images)
     sizes = class_sizes(rng, identities, train_images - unlabelled_train)
     share = sizes**TEST_POWER / (sizes**TEST_POWER).sum()
     known_train = np.repeat(np.arange(identities), sizes)
@@ -197,7 +211,7 @@ def plan(seed: int, identities: int, train_images: int, test_images: int) -> lis
     ids = _hex_names(rng, identities, 7)
     names = _hex_names(rng, train_images + test_images, 8)
     individuals = np.concatenate([known_train, unknown_train, known_test, unknown_test])
-    copies = _copies(rng, sizes)
+    copies = _copies(rng, sizes, train_images)
     photos = []
     for number, individual in enumerate(individuals.tolist()):
         folder = "train" if number < train_images else "test"
@@ -230,11 +244,11 @@ def _unknown_individuals(rng: np.random.Generator, images: int) -> np.ndarray:
     return np.cumsum(is_new) - 1
 
 
-def _copies(rng: np.random.Generator, sizes: np.ndarray) -> dict[int, int]:
+def _copies(rng: np.random.Generator, sizes: np.ndarray, train_images: int) -> dict[int, int]:
     """Number of an image that is a copy -> number of the image copied, both of one identity."""
     starts = np.cumsum(sizes) - sizes
     large = np.flatnonzero(sizes >= 3)  # even without the copy two photographs are left
-    wanted = min(max(1, round(DUPLICATES * sizes.sum() / (1 - UNKNOWN_TRAIN))), len(large))
+    wanted = min(max(1, round(DUPLICATES * train_images)), len(large))
     return {int(starts[i]) + 1: int(starts[i]) for i in rng.choice(large, wanted, replace=False)}
 
 

@@ -84,7 +84,7 @@ lint: setup  ## ruff and basedpyright
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/basedpyright --level error --pythonpath $(VENV)/bin/python
 
-bench: setup  ## timings as ratios to a bare loop or call, into benchmarks/results/
+bench: sample  ## timings as ratios to a bare loop or call, into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 docs: setup  ## the documentation as web pages, in site/

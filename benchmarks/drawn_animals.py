@@ -313,7 +313,7 @@ def photograph_face(face: Face, rngs: Generators) -> np.ndarray:
     columns = round(rows * rng.uniform(0.82, 0.94))
     y, x = np.meshgrid(np.linspace(-1.15, 1.35, rows), np.linspace(-1.1, 1.1, columns), indexing="ij")
     zoom = rng.uniform(0.85, 1.1)
-    x, y = x * zoom + rng.normal(0, 0.05), y * zoom + rng.normal(0, 0.05)
+    x, y = ((axis * zoom + rng.normal(0, 0.05)).astype(np.float32) for axis in (x, y))
     colour, normal, inside = head(face, turn, x, y)
     night = day.random() < 0.3
     source = day.normal((0, -0.7, 0.7), (0.9, 0.3, 0.3)) if not night else np.array([0, 0, 1.0])
@@ -328,11 +328,12 @@ def photograph_face(face: Face, rngs: Generators) -> np.ndarray:
 
 
 def rotation(angles: np.ndarray) -> np.ndarray:
-    """Rotation matrix (3, 3) of yaw (about y), pitch (about x) and roll (about z), radians."""
+    """Rotation matrix float32 (3, 3) of yaw (about y), pitch (about x) and roll (about z), radians."""
     (cy, sy), (cp, sp), (cr, sr) = ((np.cos(angle), np.sin(angle)) for angle in angles)
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    return np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]]) @ about_x @ about_y
+    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return (about_z @ about_x @ about_y).astype(np.float32)
 
 
 def head(face: Face, turn: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -342,10 +343,10 @@ def head(face: Face, turn: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np
     """
     parts = [(np.zeros(3), HEAD * face.shape, None), (np.array([0, 0.62, 0.5]), np.array(MUZZLE), face.muzzle)]
     parts += [(np.array([side * 0.72, -0.42, 0.0]), np.array(EAR), face.ears) for side in (-1, 1)]
-    colour, normal = np.zeros((*x.shape, 3)), np.zeros((*x.shape, 3))
-    depth = np.full(x.shape, -np.inf)
+    colour, normal = np.zeros((*x.shape, 3), np.float32), np.zeros((*x.shape, 3), np.float32)
+    depth = np.full(x.shape, -np.inf, np.float32)
     for centre, axes, plain in parts:
-        near, unit, outward = ellipsoid(turn, centre, axes, x, y)
+        near, unit, outward = ellipsoid(turn, centre.astype(np.float32), axes.astype(np.float32), x, y)
         seen = near > depth
         depth[seen], normal[seen] = near[seen], outward[seen]
         colour[seen] = on_map(face.coat, unit)[seen] if plain is None else plain

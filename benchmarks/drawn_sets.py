@@ -111,7 +111,7 @@ NEW_SHARE = 0.275  # of the test rows
 VISIT = (1, 5)  # photographs of an individual on one day: 1 to 4
 
 
-def by_days(seed: int, share: float, identities: int = 75, days_each: float = 9.0) -> list[Shot]:
+def by_days(seed: int, share: float, identities: int = 75, days_each: float = 6.0) -> list[Shot]:
     """Shots in visits: an individual comes on some days, of which the later ones are the test set.
 
     Individuals 0 .. identities - 1 come on at least one training day; the others come on test days only.

@@ -100,6 +100,13 @@ def test_shares_of_the_default_plan() -> None:
     assert 3 <= sum(photo.copy_of is not None for photo in photos) <= 5
 
 
+def test_share_of_unknown_is_an_argument() -> None:
+    photos = plan(seed=0, identities=100, train_images=400, test_images=50, unknown_train=0.5, unknown_test=0.0)
+    train = [photo.label for photo in photos if photo.path.startswith("train/")]
+    assert train.count(UNKNOWN) == 200 and len(set(train)) == 101
+    assert UNKNOWN not in {photo.label for photo in photos if photo.path.startswith("test/")}
+
+
 def test_unlabelled_individuals_have_no_label_anywhere() -> None:
     """An individual without a label has none anywhere, and none of the test set is in train."""
     photos = plan(seed=1, identities=20, train_images=200, test_images=100)

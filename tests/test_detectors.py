@@ -16,6 +16,7 @@ from test_masks import disc, project_at
 from test_masks import make_project as make_masked
 
 from whaleid.config import LocalConfig
+from whaleid.local_matching.compressed import CompressedIndex
 from whaleid.local_matching.detectors import SIGNED, detector_of, signed_bytes, signed_floats
 from whaleid.local_matching.kaze import kaze
 from whaleid.local_matching.keypoints import Described, describe_images, described_together, local_name, read_described
@@ -85,13 +86,12 @@ def test_votes_do_not_depend_on_the_unit_or_on_a_shift():
     assert np.array_equal(lists[0][0], lists[1][0]) and np.allclose(lists[0][1], lists[1][1])
 
 
-def test_inverted_lists_take_the_length_of_the_kind(monkeypatch):
+def test_compressed_search_takes_the_length_of_the_kind(monkeypatch):
     monkeypatch.setattr("whaleid.local_matching.votes.EXACT", 10)
-    monkeypatch.setattr("whaleid.local_matching.votes._LISTED", 50)
     rng = np.random.default_rng(0)
     described = Described(rng.integers(0, 256, (300, 64), dtype=np.uint8), np.arange(0, 301, 30), None, SIGNED)
     index = build_index(described, np.arange(10))
-    assert index.d == 64 and index.ntotal == 300
+    assert isinstance(index, CompressedIndex) and index.index.d == 64 and index.index.ntotal == 300
     assert (index.search(described.take(np.array([3]))[0], 1)[0] == 0).all()
 
 

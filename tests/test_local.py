@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import faiss
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ladder_world import make_world, recipe, write_sources
 from pipeline_world import keypoints_of
 
@@ -179,43 +176,9 @@ def test_chunks_change_nothing(monkeypatch):
     described = random_described([9] * 40)
     rows, codes = np.arange(20), np.arange(20) % 7
     whole = local_candidates(described, rows + 20, rows, codes, CONFIG, 5)
-    monkeypatch.setattr(local, "_CHUNK", 130)
+    monkeypatch.setattr("whaleid.local_matching.keypoints._CHUNK", 130)
     parts = local_candidates(described, rows + 20, rows, codes, CONFIG, 5)
     assert np.array_equal(whole[0], parts[0]) and np.array_equal(whole[1], parts[1])
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 9))
-def test_integer_kmeans_equal_a_loop(seed, count):
-    rng = np.random.default_rng(seed)
-    vectors = rng.integers(0, 256, (40, 8)).astype(np.float32)
-    centres = vectors[np.random.default_rng(0).choice(40, count, replace=False)].astype(int)
-    for _ in range(10):
-        groups: list[list[np.ndarray]] = [[] for _ in centres]
-        for vector in vectors.astype(int):
-            groups[int(np.argmin([((vector - centre) ** 2).sum() for centre in centres]))].append(vector)
-        centres = [
-            np.rint(np.mean(own, axis=0)) if own else centre for own, centre in zip(groups, centres, strict=True)
-        ]
-    found = local.integer_kmeans(vectors, count)
-    np.testing.assert_array_equal(found, np.array(centres))
-    assert found.dtype == np.float32 and (found == np.rint(found)).all()
-
-
-def test_inverted_file_agrees_and_repeats(monkeypatch):
-    """All lists looked into, the inverted file is exact; with its own few it gives the same twice."""
-    described = random_described([30] * 200, seed=3)
-    queries, gallery = np.arange(20), np.arange(20, 200)
-    codes = gallery % 30
-    exact = local_candidates(described, queries, gallery, codes, CONFIG, 5)
-    monkeypatch.setattr(local, "EXACT", 100)
-    monkeypatch.setattr(local, "_PROBES", 10_000)
-    whole = local_candidates(described, queries, gallery, codes, CONFIG, 5)
-    assert np.array_equal(exact[0], whole[0]) and np.array_equal(exact[1], whole[1])
-    monkeypatch.setattr(local, "_PROBES", 2)
-    once, again = (local_candidates(described, queries, gallery, codes, CONFIG, 5) for _ in range(2))
-    assert np.array_equal(once[0], again[0]) and np.array_equal(once[1], again[1])
-    assert isinstance(local.build_index(described, gallery), faiss.IndexIVF)
 
 
 def test_a_query_never_finds_itself():

@@ -31,6 +31,8 @@ from whaleid.utils.files import atomic_path, require_space
 from whaleid.utils.progress import progress_bar
 
 _NAMED = 10  # broken images named in an error
+_CHUNK = 1 << 15  # descriptors in memory at a time
+_LEAST = 64  # an image counts as at least this many descriptors, which bounds the table of a query's votes
 
 
 def describe(
@@ -274,3 +276,10 @@ def read_described(folder: Path, images: pd.DataFrame, features: str = "rootsift
     if not fits or not np.array_equal(names.to_numpy(), images["image"].to_numpy().astype(str)):
         raise WhaleidError(f"{folder}: not the descriptors of these images; remove the folder and run again")
     return Described(vectors, offsets, points, kind.unit)
+
+
+def chunks(counts: np.ndarray) -> list[slice]:
+    """Slices of consecutive images that together have about `_CHUNK` descriptors. counts: int64, of each image."""
+    cost = np.maximum(counts, _LEAST)
+    starts = np.flatnonzero(np.diff((np.cumsum(cost) - cost) // _CHUNK, prepend=-1)).tolist()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True)]

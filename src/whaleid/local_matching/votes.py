@@ -16,26 +16,22 @@ The index holds only the descriptors of the gallery's rows, so that no other ima
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import faiss
 import numpy as np
 
 from whaleid.config import LocalConfig
-from whaleid.local_matching.keypoints import Described
+from whaleid.local_matching.compressed import CompressedIndex, compressed_index
+from whaleid.local_matching.keypoints import Described, chunks
 from whaleid.local_matching.rootsift import UNIT
 from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 
 EXACT = 50_000
 """Galleries of up to this many descriptors are searched exactly."""
-_LISTED = 256  # descriptors in a list of the inverted file: comparing with lists and within lists costs about the same
-_MOST_LISTS = 8192
-_PROBES = 32  # lists searched; MAP@5 out of fold, nyala: 0.303 with 16 and 0.310 with 32; learned 0.402 and 0.408
-_TRAINING = 40  # descriptors for each list that k-means is fitted on, as many as faiss asks for
-_ROUNDS = 10  # of k-means
-_SEED = 0
-_CHUNK = 1 << 15  # query descriptors searched at a time
-_LEAST = 64  # a query counts as at least this many descriptors, which bounds the table of votes
+_IN_MEMORY = 1 << 28  # bytes of a table of neighbours
 
 
 @dataclass(frozen=True)
@@ -123,87 +119,43 @@ def local_candidates(
 def nearest_descriptors(described: Described, queries: np.ndarray, gallery: np.ndarray, neighbours: int) -> Nearest:
     """The nearest gallery descriptors of each of the queries' descriptors.
 
-    queries, gallery: int64, rows of images.parquet. Memory: 8 bytes x neighbours a descriptor of a query.
+    queries, gallery: int64, rows of images.parquet. The result takes 8 bytes x neighbours a descriptor of a query; a
+    large one is on disk, beside the descriptors.
     """
-    places = described.places(gallery)
-    total, k = int(described.counts(queries).sum()), min(neighbours, len(places))
-    distance = np.empty((total, k), dtype=np.float32)
-    found = np.full((total, k), PADDING, dtype=np.int32 if len(described.vectors) < 2**31 else np.int64)
-    if not k:
+    total, k = int(described.counts(queries).sum()), min(neighbours, int(described.counts(gallery).sum()))
+    distance = _table(described, (total, k), np.float32)
+    found = _table(described, (total, k), np.int32 if len(described.vectors) < 2**31 else np.int64)
+    if not total or not k:
         return Nearest(distance, found)
     index, start = build_index(described, gallery), 0
     for part in chunks(described.counts(queries)):
         vectors, _ = described.take(queries[part])
         stop = start + len(vectors)
-        distance[start:stop], rows = index.search(vectors, k)
-        found[start:stop] = np.where(rows >= 0, places[rows], PADDING)
+        distance[start:stop], found[start:stop] = index.search(vectors, k)
         start = stop
     return Nearest(distance, found)
 
 
-def build_index(described: Described, gallery: np.ndarray) -> faiss.Index:
-    """Index of the descriptors of these images, in their order, by squared distance.
+def _table(described: Described, shape: tuple[int, int], kind: type) -> np.ndarray:
+    """An array to fill: in a file without a name beside the descriptors where it is large, else in memory."""
+    large = np.prod(shape) * np.dtype(kind).itemsize > _IN_MEMORY
+    if not large or not isinstance(described.vectors, np.memmap):
+        return np.empty(shape, dtype=kind)
+    with TemporaryFile(dir=Path(str(described.vectors.filename)).parent) as file:  # gone when nothing reads it any more
+        return np.memmap(file, dtype=kind, mode="w+", shape=shape)
 
-    Exact where they are few, else an inverted file: k-means assigns them to lists of about 256, the nearest few lists
-    are searched, and descriptors are kept as bytes. Distances are whole numbers below 2 ** 24: float32 holds them
-    exactly.
+
+def build_index(described: Described, gallery: np.ndarray) -> faiss.IndexIDMap | CompressedIndex:
+    """Index of the descriptors of these images by squared distance: exact where they are few, else compressed.
+
+    Its `search(vectors, k)` gives distances and rows of `Described.vectors`. Distances are whole numbers below 2 ** 24,
+    which float32 holds exactly.
     """
-    counts = described.counts(gallery)
-    total = int(counts.sum())
-    index: faiss.Index = faiss.IndexFlatL2(described.vectors.shape[1])
-    if total > EXACT:
-        index = _inverted_file(described, gallery, min(_MOST_LISTS, max(1, total // _LISTED)))
-    for part in chunks(counts):
-        index.add(described.take(gallery[part])[0])
+    if described.counts(gallery).sum() > EXACT:
+        return compressed_index(described, gallery)
+    index = faiss.IndexIDMap(faiss.IndexFlatL2(described.vectors.shape[1]))
+    index.add_with_ids(described.take(gallery)[0], described.places(gallery))
     return index
-
-
-def _inverted_file(described: Described, gallery: np.ndarray, lists: int) -> faiss.IndexIVF:
-    """An empty inverted file with lists from a sample of the gallery's descriptors; deterministic."""
-    places = described.places(gallery)
-    sample = np.random.default_rng(_SEED).choice(len(places), min(len(places), _TRAINING * lists), replace=False)
-    vectors = described.vectors[places[np.sort(sample)]].astype(np.float32)
-    length = vectors.shape[1]
-    quantizer = faiss.IndexFlatL2(length)
-    quantizer.add(integer_kmeans(vectors, lists))
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, length, lists, faiss.ScalarQuantizer.QT_8bit_direct, faiss.METRIC_L2, False
-    )
-    index.nprobe = _PROBES
-    index.train(vectors[:1])  # the lists exist already, and bytes need no training
-    return index
-
-
-def integer_kmeans(vectors: np.ndarray, count: int) -> np.ndarray:
-    """k-means with whole-number centres, the same on every machine.
-
-    Distances and sums are exact: every processor and every build of a library finds the same centres, while rounding
-    errors would grow over ten rounds. A centre without vectors stays where it is.
-
-    Parameters
-    ----------
-    vectors : float32 array, shape (n, d), n >= count
-        Whole numbers in [0, 255].
-    count : int
-
-    Returns
-    -------
-    float32 array, shape (count, d)
-    """
-    centres = vectors[np.random.default_rng(_SEED).choice(len(vectors), count, replace=False)]
-    for _ in range(_ROUNDS):
-        index = faiss.IndexFlatL2(vectors.shape[1])
-        index.add(centres)
-        assigned = index.search(vectors, 1)[1][:, 0]
-        order = np.argsort(assigned, kind="stable")
-        found, starts, counts = np.unique(assigned[order], return_index=True, return_counts=True)
-        sums = np.add.reduceat(vectors[order], starts, axis=0, dtype=np.float64)
-        moved = centres.copy()
-        moved[found] = np.rint(sums / counts[:, None])
-        if np.array_equal(moved, centres):
-            break
-        centres = moved
-    return centres
 
 
 def count_votes(
@@ -270,10 +222,3 @@ def best_identities(scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarr
     padding = ((0, 0), (0, keep - order.shape[1]))
     codes = np.pad(np.where(np.isfinite(best), order, PADDING), padding, constant_values=PADDING)
     return codes, np.pad(best, padding, constant_values=-np.inf).astype(np.float32)
-
-
-def chunks(counts: np.ndarray) -> list[slice]:
-    """Slices of consecutive queries that together have about `_CHUNK` descriptors."""
-    cost = np.maximum(counts, _LEAST)
-    starts = np.flatnonzero(np.diff((np.cumsum(cost) - cost) // _CHUNK, prepend=-1)).tolist()
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True)]

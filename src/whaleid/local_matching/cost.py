@@ -1,0 +1,138 @@
+"""What local matching costs before it is done, and what of it a budget allows.
+
+The model counts what is done most: images described, descriptors compared whole or by their codes, queries scored, and
+keypoints of two images compared. Each has one measured constant. A query costs the same whatever the number of queries;
+a larger gallery makes its lists longer only above `compressed.MOST_LISTS` of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whaleid.config import LocalConfig
+from whaleid.local_matching.compressed import BRANCHES, COMPARED, LISTED, MOST_LISTS, PROBES, TRAINING
+from whaleid.local_matching.kmeans import ROUNDS
+from whaleid.local_matching.votes import EXACT
+
+# Seconds of one core of an EPYC with AVX-512, shared with other programs.
+_DESCRIBED = 0.025  # an image of 256 pixels, by RootSIFT (nyala); grows with its area
+_WHOLE = 3e-9  # two descriptors of 128 numbers
+_CODES = 4e-9  # two descriptors by their codes
+_AGAIN = 1.2e-7  # a descriptor read and compared once more: most of it waits for memory
+_SCORED = 1.3e-5  # a query's descriptor in votes and learned match scores, fitting included
+_PAIRED = 2.4e-9  # two keypoints of a pair of images
+_PIXELS = 256  # of the side that `_DESCRIBED` was measured at
+
+KEYPOINTS = (1000, 700, 500, 350, 250)
+"""Numbers of keypoints that `within_budget` tries."""
+PAIRS = (50, 30, 20, 10)
+"""Numbers of pairs of each query, likewise."""
+
+
+@dataclass(frozen=True)
+class LocalCost:
+    """Core-seconds of the parts of local matching.
+
+    Attributes
+    ----------
+    keypoints : float
+        Images described.
+    search : float
+        Nearest descriptors, their index included.
+    scores : float
+        Votes and learned match scores.
+    pairs : float
+        Pairs of images.
+    """
+
+    keypoints: float
+    search: float
+    scores: float
+    pairs: float
+
+    @property
+    def total(self) -> float:
+        return self.keypoints + self.search + self.scores + self.pairs
+
+
+def local_cost(known: int, unknown: int, test: int, folds: int, config: LocalConfig) -> LocalCost:
+    """Cost of local matching for a competition: every labelled image is a query out of fold, every test image is one.
+
+    Parameters
+    ----------
+    known, unknown, test : int
+        Images: labelled ones of a known identity, which are the gallery; labelled ones of none; test images.
+    folds : int
+        0: the test images are the only queries.
+    config : LocalConfig
+        Geometric verification is not counted.
+    """
+    labelled = known + unknown
+    queries, others = test + (labelled if folds else 0), known * (1 - 1 / max(folds, 1))
+    search = search_cost(test * config.keypoints, known * config.keypoints)
+    if folds:
+        search += folds * search_cost(labelled / folds * config.keypoints, others * config.keypoints)
+    learned = config.learned
+    pairs = 0 if learned is None or learned.pairs is None else learned.pairs.images
+    return LocalCost(
+        keypoints=_DESCRIBED * (labelled + test) * (config.size / _PIXELS) ** 2,
+        search=search,
+        scores=_SCORED * queries * config.keypoints * (learned is not None),
+        pairs=_PAIRED * queries * pairs * config.keypoints**2,
+    )
+
+
+def search_cost(queries: float, gallery: float) -> float:
+    """Core-seconds of the search of `queries` descriptors among `gallery` others."""
+    if not queries:
+        return 0.0
+    if gallery <= EXACT:
+        return _WHOLE * queries * gallery
+    lists = min(MOST_LISTS, max(1.0, gallery // LISTED))
+    centres = (1 + BRANCHES) * lists**0.5  # compared with each descriptor
+    fitting = 2 * ROUNDS * TRAINING * lists * lists**0.5
+    of_query = PROBES * gallery / lists * _CODES + COMPARED * _AGAIN
+    return _WHOLE * (fitting + (queries + gallery) * centres) + queries * of_query
+
+
+def within_budget(
+    known: int, unknown: int, test: int, folds: int, config: LocalConfig, core_seconds: float
+) -> tuple[LocalConfig | None, LocalCost]:
+    """As much of local matching as a budget allows: fewer keypoints first, then fewer pairs, then plain votes.
+
+    Parameters
+    ----------
+    known, unknown, test, folds
+        As for `local_cost`.
+    config : LocalConfig
+        What is wanted.
+    core_seconds : float
+
+    Returns
+    -------
+    LocalConfig or None
+        None where even the votes of the fewest keypoints take too long.
+    LocalCost
+        Its cost; that of the least where it is None.
+    """
+    cost = local_cost(known, unknown, test, folds, config)
+    for choice in _choices(config):
+        cost = local_cost(known, unknown, test, folds, choice)
+        if cost.total <= core_seconds:
+            return choice, cost
+    return None, cost
+
+
+def _choices(config: LocalConfig) -> list[LocalConfig]:
+    """What is wanted, and ever less of it."""
+    keypoints = [config.keypoints, *(count for count in KEYPOINTS if count < config.keypoints)]
+    learned = config.learned
+    ways = [learned]
+    if learned is not None and learned.pairs is not None:
+        wanted = learned.pairs
+        fewer = [wanted.model_copy(update={"images": images}) for images in PAIRS if images < wanted.images]
+        ways += [learned.model_copy(update={"pairs": pairs}) for pairs in [*fewer, None]]
+    ways += [None] if learned is not None else []
+    most = [config.model_copy(update={"keypoints": count}) for count in keypoints]
+    least = [config.model_copy(update={"keypoints": keypoints[-1], "learned": way}) for way in ways[1:]]
+    return [*most, *least]

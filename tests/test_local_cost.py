@@ -1,0 +1,56 @@
+"""The model of local matching's cost, and what a budget allows."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
+from whaleid.local_matching.cost import local_cost, search_cost, within_budget
+from whaleid.local_matching.votes import EXACT
+
+FULL = LocalConfig(learned=LearnedConfig(pairs=PairsConfig()))
+
+
+def test_time_is_linear_in_queries():
+    one, two = local_cost(2000, 0, 1000, 0, FULL), local_cost(2000, 0, 2000, 0, FULL)
+    assert two.scores == pytest.approx(2 * one.scores) and two.pairs == pytest.approx(2 * one.pairs)
+    gallery = 100 * EXACT
+    by_queries = [search_cost(queries, gallery) for queries in (1e5, 2e5, 3e5)]
+    assert by_queries[2] - by_queries[1] == pytest.approx(by_queries[1] - by_queries[0])
+
+
+@pytest.mark.parametrize("gallery", [EXACT, 10 * EXACT, 500 * EXACT])
+def test_a_larger_gallery_costs_less_than_in_proportion(gallery):
+    assert search_cost(1e6, 2 * gallery) < 2 * search_cost(1e6, gallery)
+
+
+def test_the_size_that_issue_14_asks_for_takes_less_than_an_hour_of_two_cores():
+    assert local_cost(25_000, 0, 8_000, 0, FULL).total < 2 * 3600
+
+
+def test_parts_that_are_left_out_cost_nothing():
+    assert local_cost(1000, 0, 100, 3, LocalConfig()).scores == 0 == local_cost(1000, 0, 100, 3, LocalConfig()).pairs
+    without = LocalConfig(learned=LearnedConfig(pairs=None))
+    assert local_cost(1000, 0, 100, 3, without).pairs == 0 < local_cost(1000, 0, 100, 3, without).scores
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    known=st.integers(10, 100_000),
+    unknown=st.integers(0, 50_000),
+    test=st.integers(0, 50_000),
+    share=st.floats(0.01, 2),
+)
+def test_a_budget_is_kept_and_more_is_never_less(known, unknown, test, share):
+    wanted = local_cost(known, unknown, test, 3, FULL).total
+    chosen, cost = within_budget(known, unknown, test, 3, FULL, share * wanted)
+    if chosen is None:
+        assert cost.total > share * wanted
+        return
+    assert cost == local_cost(known, unknown, test, 3, chosen) and cost.total <= share * wanted
+    if share >= 1:
+        assert chosen == FULL
+    more, _ = within_budget(known, unknown, test, 3, FULL, 1.5 * share * wanted)
+    assert more is not None and more.keypoints >= chosen.keypoints

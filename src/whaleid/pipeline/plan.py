@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
@@ -130,8 +130,21 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         *pretraining,
+        *_local_lines(project, census),
         f"features on disk: {bytes_text(_feature_bytes(project, census) * (1 + again))}",
     ]
+
+
+def _local_lines(project: Project, census: Census) -> list[str]:
+    """What local matching takes, where the recipe has it."""
+    from whaleid.local_matching.cost import local_cost
+
+    config = project.local_matching
+    if config is None:
+        return []
+    cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config)
+    parts = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in asdict(cost).items())
+    return [f"local matching: {cost.total / 60:.0f} minutes of a core ({parts})"]
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:

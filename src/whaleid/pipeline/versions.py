@@ -14,6 +14,6 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 1,
-    "candidates": 5,
+    "candidates": 6,
     "score": 1,
 }

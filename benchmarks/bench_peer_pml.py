@@ -95,7 +95,7 @@ class Peer(nn.Module):
 def train(model: Peer, data: Data, given: argparse.Namespace) -> dict[str, float]:
     """Train until the minutes are over: photographs seen, epochs, and the mean of the last losses."""
     rows = np.flatnonzero(data.train & (data.codes >= 0))
-    augment = v2.Compose([v2.RandomAffine(10, (0.05, 0.05), (0.85, 1.15)), v2.ColorJitter(0.2, 0.2, 0.2)])
+    augment = v2.Compose([v2.RandomAffine([-10, 10], (0.05, 0.05), (0.85, 1.15)), v2.ColorJitter(0.2, 0.2, 0.2)])
     loss_func = losses.ArcFaceLoss(data.classes, EMBEDDING)
     groups = [{"params": model.parameters()}, {"params": loss_func.parameters(), "lr": given.class_lr}]
     optimizer = torch.optim.Adam(groups, lr=given.lr)
@@ -115,8 +115,8 @@ def train(model: Peer, data: Data, given: argparse.Namespace) -> dict[str, float
 
 
 def batches(rows: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows in full batches and random order, epoch after epoch, without end."""
-    rng = np.random.default_rng(seed)
+    """Rows in full batches (of all rows, where these are fewer) and random order, epoch after epoch, without end."""
+    rng, size = np.random.default_rng(seed), min(size, len(rows))
     while True:
         order = rng.permutation(rows)
         for first in range(0, len(order) - size + 1, size):

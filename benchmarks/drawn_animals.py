@@ -54,8 +54,8 @@ def strokes(rng: np.random.Generator, shape: tuple[int, int], count: int, thick:
     for _ in range(count):
         foot = np.array([rng.uniform(0, shape[1]), shape[0]])
         top = foot + shape[0] * np.array([rng.normal(0, lean), -rng.uniform(0.3, 1.1)])
-        ends = [tuple(int(v) for v in point) for point in (foot, top)]
-        cv2.line(layer, *ends, 255, int(rng.integers(1, thick + 1)), cv2.LINE_AA)
+        ends = np.stack([foot, top]).astype(np.int32)
+        cv2.polylines(layer, [ends], False, 255, int(rng.integers(1, thick + 1)), cv2.LINE_AA)
     return layer.astype(np.float32) / 255
 
 
@@ -166,7 +166,7 @@ def silhouette(rng: np.random.Generator, build: np.ndarray) -> tuple[np.ndarray,
     for x in (98, 116, 222, 238):
         foot = np.array([x + rng.normal(0, 14), 218])
         knee = (np.array([x, 118]) + foot) / 2 + (rng.normal(0, 5), 0)
-        line = np.round([[x, 118], knee, foot]).astype(np.int32)
+        line = np.round(np.stack([np.array([x, 118]), knee, foot])).astype(np.int32)
         cv2.polylines(mask, [line], False, 255, int(17 + 2 * build[1]), cv2.LINE_AA)
     lift = rng.normal(0, 14)  # of the head
     neck = np.round([[100, 80], [56, 44 + lift], [40, 40 + lift]]).astype(np.int32)

@@ -205,12 +205,12 @@ def plan(
     share = sizes**TEST_POWER / (sizes**TEST_POWER).sum()
     known_train = np.repeat(np.arange(identities), sizes)
     known_test = rng.choice(identities, test_images - unlabelled_test, p=share)
-    unknown_train = identities + _unknown_individuals(rng, unlabelled_train)
-    unknown_test = identities + len(unknown_train) + _unknown_individuals(rng, unlabelled_test)
+    new_train = identities + _unknown_individuals(rng, unlabelled_train)
+    new_test = identities + len(new_train) + _unknown_individuals(rng, unlabelled_test)
 
     ids = _hex_names(rng, identities, 7)
     names = _hex_names(rng, train_images + test_images, 8)
-    individuals = np.concatenate([known_train, unknown_train, known_test, unknown_test])
+    individuals = np.concatenate([known_train, new_train, known_test, new_test])
     copies = _copies(rng, sizes, train_images)
     photos = []
     for number, individual in enumerate(individuals.tolist()):

@@ -23,7 +23,17 @@ from threadpoolctl import threadpool_limits
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import fit_match_scorer, match_score_candidates, training_matches_of
-from whaleid.local_matching.pair_score import likely_images, match_pairs, pair_score_candidates, pair_training_matches
+from whaleid.local_matching.pair_score import (
+    MatchParts,
+    PairMatches,
+    fit_pair_scorer,
+    likely_images,
+    match_pairs,
+    pair_score_candidates,
+    pair_training_matches,
+    pair_values,
+    same_identity,
+)
 from whaleid.local_matching.rootsift import LENGTH, rooted
 from whaleid.local_matching.votes import EXACT, build_index, local_candidates, nearest_descriptors
 from whaleid.utils.files import write_json
@@ -76,6 +86,16 @@ def bare_products(described: Described, queries: np.ndarray, pictures: np.ndarra
     return cpu_seconds(products)[1]
 
 
+def pair_scores(matched: PairMatches, truth: np.ndarray, codes: np.ndarray, config: PairsConfig) -> np.ndarray:
+    """Scores of pairs by models that are fitted on them."""
+    tables = pair_training_matches(matched, truth, codes, 2, config)
+    parts = MatchParts(2, tuple(fit_match_scorer([table], config) for table in tables))
+    values = pair_values(matched, parts.log_ratios(matched, 0), np.ones(2, bool))
+    model = fit_pair_scorer([(values, same_identity(matched, truth, codes))])
+    assert model is not None
+    return model.log_ratio(values)
+
+
 def first_right(codes: np.ndarray, truth: np.ndarray) -> float:
     return float((codes[:, 0] == truth).mean())
 
@@ -108,13 +128,9 @@ def measure(images: int, keypoints: int, threads: int) -> dict[str, Any]:
     pictures, choosing, _ = cpu_seconds(lambda: likely_images(*given))
     matched, matching, _ = cpu_seconds(lambda: match_pairs(described, frames, queries, pictures, pairs))
     products = bare_products(described, queries, pictures)
-    paired_model, paired_teaching, _ = cpu_seconds(
-        lambda: fit_match_scorer([pair_training_matches(matched, truth, codes, pairs)], pairs)
-    )
+    score, paired_teaching, _ = cpu_seconds(lambda: pair_scores(matched, truth, codes, pairs))
     shape = len(queries), classes
-    paired, ranking, _ = cpu_seconds(
-        lambda: pair_score_candidates(matched, paired_model, codes, shape, pairs.rest, KEEP)
-    )
+    paired, ranking, _ = cpu_seconds(lambda: pair_score_candidates(matched, score, codes, shape, pairs.rest, KEEP))
     return {
         "images": images,
         "queries": len(queries),

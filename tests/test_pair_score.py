@@ -12,22 +12,20 @@ from whaleid.config import LearnedConfig, PairsConfig
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import FEATURES, fit_match_scorer, matches_of, supported
 from whaleid.local_matching.pair_score import (
+    EVIDENCE,
     PAIR_FEATURES,
+    MatchParts,
     PairMatches,
+    fit_pair_scorer,
     likely_images,
     match_pairs,
     pair_score_candidates,
     pair_training_matches,
+    pair_values,
+    same_identity,
 )
 from whaleid.local_matching.rootsift import UNIT
 from whaleid.local_matching.votes import nearest_descriptors
-
-
-class Ratio:
-    """A model whose answer is the first feature; it stands in for `MatchScorer`, whose trees no loop could repeat."""
-
-    def log_ratio(self, values: np.ndarray) -> np.ndarray:
-        return values[:, 0].astype(float)
 
 
 @settings(max_examples=20, deadline=None)
@@ -62,8 +60,8 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
     found = match_pairs(described, frames, queries, pictures, PairsConfig(ratio=ratio), workers=2)
     vectors, points, offsets = described.vectors.astype(float), described.points, described.offsets
     assert points is not None
-    expected = []
-    for q, row in [(0, 1), (0, 3), (1, 3), (1, 2), (1, 4)]:
+    expected: dict[tuple[int, int], list[tuple[bool, list[float]]]] = {}
+    for q, row in [(0, 1), (0, 3), (1, 2), (1, 3), (1, 4)]:
         query = queries[q]
         mine, theirs = (np.arange(offsets[one], offsets[one + 1]) for one in (query, row))
         if len(theirs) < 2:
@@ -77,66 +75,109 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
             size, turn = np.log(two[2] / one[2]), (two[3] - one[3] + 180) % 360 - 180
             at = one[:2] / frames[query]
             shift = two[:2] / frames[row] - at
-            if abs(size) > np.log(2) or abs(turn) > 60 or np.abs(shift).max() > 0.4:
-                continue
+            near = abs(size) <= np.log(2) and abs(turn) <= 60 and np.abs(shift).max() <= 0.4
             values = [np.sqrt(distance[i, j]) / UNIT, np.sqrt(distance[i, j] / second)]
-            expected.append((q, row, [*values, size, turn, *shift, one[2], *at, one[3], i]))
-    assert list(zip(found.query.tolist(), found.rows.tolist(), strict=True)) == [row[:2] for row in expected]
-    assert found.values.shape == (len(expected), len(PAIR_FEATURES))
-    if expected:
-        assert np.allclose(found.values, [row[2] for row in expected], rtol=1e-4, atol=1e-4)
+            expected.setdefault((q, row), []).append((near, [*values, size, turn, *shift, one[2], *at, one[3], i]))
+    assert sorted(zip(found.query.tolist(), found.rows.tolist(), strict=True)) == sorted(expected)
+    assert found.values.shape == (len(found.pair), len(PAIR_FEATURES)) and len(found.evidence) == len(expected)
+    for place, pair in enumerate(zip(found.query.tolist(), found.rows.tolist(), strict=True)):
+        evidence = dict(zip(EVIDENCE, found.evidence[place].tolist(), strict=True))
+        matched = expected[pair]
+        near = [values for counts, values in matched if counts]
+        assert evidence["number of all"] == len(matched) and evidence["number of near"] == len(near)
+        assert np.isclose(evidence["share left of near"], sum(1 - values[1] ** 2 for values in near), atol=1e-4)
+        assert np.isclose(evidence["nearness of all"], sum(max(0, 0.5 - row[1][0]) for row in matched), atol=1e-4)
+        assert evidence["distinct of all"] == sum(row[1][1] < 0.8 for row in matched)
+        assert evidence["number of agreeing"] == found.agrees[found.pair == place].sum()
+        scored = found.values[found.pair == place].tolist()
+        wanted = [values for counts, values in matched if counts or values[1] < 0.75]
+        assert all(any(np.allclose(row, one, rtol=1e-4, atol=1e-4) for one in scored) for row in wanted)
+        known = [row[1] for row in matched]
+        assert all(any(np.allclose(row, one, rtol=1e-4, atol=1e-4) for one in known) for row in scored)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(0, 30), st.sampled_from([0.0, 0.3]))
+@given(st.integers(0, 10_000), st.integers(0, 9), st.sampled_from([0.0, 0.3]))
 def test_scores_of_pairs_equal_loops(seed, count, rest):
     rng = np.random.default_rng(seed)
-    q, rows = np.sort(rng.integers(0, 3, count)), rng.integers(0, 4, count)
-    values = rng.normal(size=(count, len(PAIR_FEATURES))).astype(np.float32)
-    codes = np.array([0, 2, 2, 1])
-    found, scores = pair_score_candidates(PairMatches(q, rows, values), Ratio(), codes, (3, 4), rest, 4)  # type: ignore[arg-type]
+    cells = np.sort(rng.permutation(12)[:count])
+    matches = drawn_pairs(cells // 4, cells % 4)
+    values, codes = rng.normal(size=count), np.array([0, 2, 2, 1])
+    found, scores = pair_score_candidates(matches, values, codes, (3, 4), rest, 4)
     for query in range(3):
-        pictures: dict[int, float] = {}
-        for own, row, value in zip(q, rows, values[:, 0], strict=True):
-            if own == query:
-                pictures[int(row)] = pictures.get(int(row), 0.0) + float(value)
         expected: dict[int, float] = {}
-        for code in {int(codes[row]) for row in pictures}:
-            own = [score for row, score in pictures.items() if codes[row] == code]
-            expected[code] = max(own) + rest * sum(max(score, 0) for score in own)
+        for code in range(3):
+            own = values[(matches.query == query) & (codes[matches.rows] == code)]
+            if len(own):
+                expected[code] = own.max() + rest * np.maximum(own, 0).sum()
         listed = found[query][found[query] >= 0].tolist()
         assert sorted(listed) == sorted(expected)
         assert np.allclose(scores[query][: len(listed)], [expected[code] for code in listed], atol=1e-5)
         assert (np.diff(scores[query][: len(listed)]) <= 0).all()
 
 
-def test_a_model_that_knows_nothing_lists_what_was_matched():
-    matches = PairMatches(np.array([0, 0]), np.array([1, 2]), np.zeros((2, len(PAIR_FEATURES)), np.float32))
-    codes, scores = pair_score_candidates(matches, None, np.array([0, 0, 1]), (1, 2), 0.3, 3)
-    assert codes.tolist() == [[0, 1, -1]] and scores[0, :2].tolist() == [0, 0]
+def drawn_pairs(query: np.ndarray, rows: np.ndarray) -> PairMatches:
+    """Two matches for each pair; only the first agrees with its similarity."""
+    pair = np.repeat(np.arange(len(rows)), 2)
+    evidence = np.zeros((len(rows), len(EVIDENCE)), np.float32)
+    return PairMatches(query, rows, evidence, pair, np.zeros((len(pair), len(PAIR_FEATURES)), np.float32), pair < 0)
+
+
+class Constant:
+    """A model that gives every match the same score; it stands in for `MatchScorer`."""
+
+    def __init__(self, score: float):
+        self.score = score
+
+    def log_ratio(self, values: np.ndarray) -> np.ndarray:
+        return np.full(len(values), self.score)
+
+
+def test_no_model_scores_matches_that_it_was_fitted_on():
+    """Three folds of two parts: fold 1's matches by all models but that of their own part."""
+    parts = MatchParts(2, (*(Constant(2.0**k) for k in range(5)), None))  # type: ignore[arg-type]
+    matches = drawn_pairs(np.array([0, 1, 2]), np.array([5, 5, 6]))
+    found = parts.log_ratios(matches, 1)
+    assert found.shape == (6, 6) and np.isnan(found[:, 5]).all()
+    assert np.isnan(found[[0, 1, 4, 5], 2]).all() and (found[2:4, 2] == 4).all()
+    assert np.isnan(found[2:4, 3]).all() and (found[[0, 1, 4, 5], 3] == 8).all()
+    assert (found[:, [0, 1, 4]] == [1, 2, 16]).all() and not np.isnan(parts.log_ratios(matches, None)[:, :5]).any()
+    assert parts.of_folds([1, 2]).tolist() == [False, False, True, True, True, False]
+    values = pair_values(matches, found, parts.of_folds([1, 2]))[:, len(EVIDENCE) :]
+    assert np.allclose(values[:, 0], [2 * (8 + 16) / 2, 2 * (4 + 16) / 2, 2 * (8 + 16) / 2])
+    assert np.allclose(values[:, 4], [12, 10, 12]) and not values[:, 2:4].any()
+    assert not pair_values(matches, found, np.zeros(6, bool))[:, len(EVIDENCE) :].any()
 
 
 def test_marks_in_one_arrangement_find_their_picture():
-    """Two animals whose marks are alike but for a few: pairs of drawn pictures teach, and a new query finds its own."""
+    """Animals whose marks are alike but for a few: drawn pictures teach, and new ones find their own, although each
+    is shown at a scale and a turn of its own."""
     rng = np.random.default_rng(0)
-    animals = rng.integers(0, 120, (8, 20, 128))
-    places = rng.uniform(10, 70, (8, 20, 2))
+    animals, places = rng.integers(0, 120, (8, 20, 128)), rng.uniform(10, 70, (8, 20, 2)) @ [1, 1j]
     vectors, points = [], []
-    for image in range(24):
-        animal = image % 8
+    for image in range(40):
+        animal, factor = image % 8, rng.uniform(0.5, 1.5) * np.exp(1j * rng.uniform(0, 6))
         vectors.append(np.clip(animals[animal] + rng.integers(-40, 41, (20, 128)), 0, 255))
-        points.append(np.column_stack([places[animal] + rng.normal(0, 1, (20, 2)), np.full(20, 4.0), np.zeros(20)]))
-    offsets = np.arange(0, 24 * 20 + 1, 20)
+        at = 40 + 40j + factor * (places[animal] - 40 - 40j) + rng.normal(0, 1, (20, 2)) @ [1, 1j]
+        size, turn = np.full(20, 4 * abs(factor)), np.full(20, np.rad2deg(np.angle(factor)) % 360)
+        points.append(np.column_stack([at.real, at.imag, size, turn]))
+    offsets = np.arange(0, 40 * 20 + 1, 20)
     described = Described(np.concatenate(vectors).astype(np.uint8), offsets, np.concatenate(points).astype(np.float32))
-    frames, config = np.full((24, 2), 80.0), PairsConfig(min_data_in_leaf=5, num_iterations=20)
-    codes = np.where(np.arange(24) < 8, np.arange(24) % 8, -1)
-    every = np.tile(np.arange(8), (8, 1))
-    training = match_pairs(described, frames, np.arange(8, 16), every, config)
-    model = fit_match_scorer([pair_training_matches(training, np.arange(8), codes, config)], config)
-    asked = match_pairs(described, frames, np.arange(16, 24), every, config)
-    found, scores = pair_score_candidates(asked, model, codes, (8, 8), config.rest, 8)
-    assert found[:, 0].tolist() == list(range(8))
-    assert model is not None and scores[:, 0].min() > 1 > scores[:, 1].max()
+    frames, config = np.full((40, 2), 80.0), PairsConfig(min_data_in_leaf=5, num_iterations=20)
+    codes = np.where(np.arange(40) < 8, np.arange(40) % 8, -1)
+    every, truth = np.tile(np.arange(8), (16, 1)), np.tile(np.arange(8), 2)
+    training = match_pairs(described, frames, np.arange(8, 24), every, config)
+    tables = pair_training_matches(training, truth, codes, 2, config)
+    parts = MatchParts(2, tuple(fit_match_scorer([table], config) for table in tables))
+    both = np.array([True, True])
+    values = pair_values(training, parts.log_ratios(training, 0), both)
+    model = fit_pair_scorer([(values, same_identity(training, truth, codes))])
+    asked = match_pairs(described, frames, np.arange(24, 40), every, config)
+    assert model is not None
+    score = model.log_ratio(pair_values(asked, parts.log_ratios(asked, None), both))
+    found, scores = pair_score_candidates(asked, score, codes, (16, 8), config.rest, 8)
+    assert found[:, 0].tolist() == truth.tolist()
+    assert scores[:, 0].min() > 1 > scores[:, 1].max()
 
 
 def test_settings_are_checked():

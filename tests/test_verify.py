@@ -32,22 +32,33 @@ WIDE = VerifyConfig(scale=10, turn=180, shift=9)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 10_000), st.sampled_from([0.7, 0.8, 1.0]))
-def test_mutual_matches_equal_loops(n, m, seed, ratio):
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=5),
+    st.integers(0, 10_000),
+    st.sampled_from([0.7, 0.8, 1.0]),
+    st.booleans(),
+)
+def test_mutual_matches_equal_loops(counts, seed, ratio, by_bytes):
     rng = np.random.default_rng(seed)
-    query, gallery = (rng.integers(0, 6, (size, LENGTH)) for size in (n, m))
-    for place in range(min(n, m, 4)):  # some true matches
-        gallery[m - 1 - place] = query[place] + rng.integers(0, 2, LENGTH)
+    images = [rng.integers(0, 6, (count, LENGTH)) for count in counts]
+    for other in images[1:]:
+        for place in range(min(counts[0], len(other), 4)):  # some true matches
+            other[len(other) - 1 - place] = images[0][place] + rng.integers(0, 2, LENGTH)
     expected = []
-    for i in range(n if m > 1 else 0):
-        row = [int(((query[i] - other) ** 2).sum()) for other in gallery]
-        j = row.index(min(row))
-        column = [int(((one - gallery[j]) ** 2).sum()) for one in query]
-        second = min(row[:j] + row[j + 1 :])
-        if column.index(min(column)) == i and row[j] < ratio**2 * second:
-            expected.append((i, j))
-    found = mutual_matches(query.astype(np.float32), gallery.astype(np.float32), ratio)
-    assert list(zip(*(side.tolist() for side in found), strict=True)) == expected
+    for image, gallery in enumerate(images[1:]):
+        for i in range(counts[0] if len(gallery) > 1 else 0):
+            row = [int(((images[0][i] - one) ** 2).sum()) for one in gallery]
+            j = row.index(min(row))
+            column = [int(((one - gallery[j]) ** 2).sum()) for one in images[0]]
+            second = min(row[:j] + row[j + 1 :])
+            if column.index(min(column)) == i and row[j] < ratio**2 * second:
+                expected.append((image, i, j, row[j], second))
+    described = Described(np.concatenate(images).astype(np.uint8), np.cumsum([0, *counts]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whaleid.local_matching.mutual._bytes_are_faster", lambda: by_bytes)
+        found = mutual_matches(described, 0, np.arange(1, len(counts)), ratio)
+    columns = found.image, found.own, found.other, found.first, found.second
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
 
 
 def test_agreement_of_size_direction_and_place():

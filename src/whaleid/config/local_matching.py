@@ -61,10 +61,12 @@ class PairsConfig(TreesConfig):
     not better: MAP@5 of nyala's pairs alone, out of fold, 0.422 with 50, 0.408 with 100."""
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.95
     """A match is nearer than this times the second nearest keypoint of the same image (Lowe 2004), and mutual."""
-    num_iterations: Positive = 100
-    """Number of trees."""
+    num_iterations: Positive = 60
+    """Number of trees that score matches. Pairs are scored by smaller ones."""
     num_leaves: Annotated[int, Field(ge=2)] = 15
     """Largest number of leaves of a tree."""
+    min_data_in_leaf: Positive = 100
+    """Smallest number of matches in a leaf."""
     rest: Annotated[float, Field(ge=0)] = 0.3
     """An identity's score is that of its best image and `rest` times what its images score together: MAP@5 of one trial
     0.436 with the best alone, 0.439 with 0.3."""

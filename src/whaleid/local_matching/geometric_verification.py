@@ -16,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from whaleid.config import LocalConfig, VerifyConfig
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.matchers import Matcher
-from whaleid.local_matching.mutual import mutual_matcher
+from whaleid.local_matching.mutual import matching_threads, mutual_matcher
 from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
 
@@ -160,9 +159,9 @@ def verified_candidates(
             counts[rank] = max(counts[rank], used.sum())
         return counts
 
-    # threads of the pool suffice for products; a network makes the pool's threads take turns, and needs BLAS's own
-    blas_threads = threadpool_limits(1 if matcher is None else None, "blas")
-    with blas_threads, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    # threads of the pool suffice for products; a network makes the pool's threads take turns, and needs its library's
+    threads = matching_threads if verify.matcher == "mutual" else ThreadPoolExecutor
+    with threads(workers or os.cpu_count() or 1) as pool:
         counts = np.array(list(pool.map(best_counts, range(len(queries))))).reshape(codes.shape)
     total = (scores + verify.weight * np.log1p(counts)).astype(np.float32)
     best = np.argsort(-total, axis=1, kind="stable")

@@ -2,19 +2,20 @@
 
 Fold f's queries are scored by a model fitted on all other folds. What is fitted *for* fold f (weights of the blend,
 thresholds, the stack) must not use f either: it reads lists of fold g by a model that was fitted on neither f nor g.
-With n folds that is n models, n (n - 1) / 2 more for the pairs, and one of all folds for the test images.
+With n folds that is n models, n (n - 1) / 2 more without two folds, and one of all folds for the test images.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from whaleid.config import CombineConfig, LearnedConfig, TreesConfig
+from whaleid.config import CombineConfig, LearnedConfig, PairsConfig
 from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
@@ -28,7 +29,18 @@ from whaleid.local_matching.match_score import (
     match_score_candidates,
     training_matches_of,
 )
-from whaleid.local_matching.pair_score import likely_images, match_pairs, pair_score_candidates, pair_training_matches
+from whaleid.local_matching.pair_score import (
+    MatchParts,
+    PairMatches,
+    fit_pair_scorer,
+    likely_images,
+    match_pairs,
+    pair_score_candidates,
+    pair_training_matches,
+    pair_values,
+    parts_of,
+    same_identity,
+)
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -40,7 +52,8 @@ _PAIRS = "pairs"
 
 _Result = TypeVar("_Result")
 _Excluded = frozenset[int]  # places of the folds that a model was not fitted on
-_Rank = Callable[[int, list[MatchScorer | None]], list[dict[str, Lists]]]
+_Model = TypeVar("_Model")
+_Rank = Callable[[int, list[_Model]], list[dict[str, Lists]]]
 """(place in `LocalInputs.all`, models) -> for each model the lists of every form."""
 
 
@@ -73,7 +86,11 @@ class MatchScoreRanker(Ranker):
 
         context.report("matches of the training folds")
         tables = _in_parallel(training_matches, len(local.folds))
-        return _cross_fitted(context, self.kind, LEARNED, tables, rank, config)
+
+        def fit(folds: list[int]) -> MatchScorer | None:
+            return fit_match_scorer([tables[place] for place in folds], config)
+
+        return _cross_fitted(context, self.kind, LEARNED, fit, rank)
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         assert config.local_matching is not None
@@ -106,15 +123,29 @@ class PairScoreRanker(Ranker):
             likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images)
             matched.append(match_pairs(*given, likely, pairs, _workers()))
 
-        def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
-            one: LocalQueries = local.all[place]
-            given = one.codes, (len(one.queries.rows), classes), pairs.rest, context.keep
-            return [{_PAIRS: pair_score_candidates(matched[place], model, *given)} for model in models]
+        folds = len(local.folds)
+        parts = _match_parts(local.folds, matched[:folds], pairs)
+        context.report("scores of pairs")
+        seen_by = [*range(folds), None]
+        log_ratios = _in_parallel(lambda place: parts.log_ratios(matched[place], seen_by[place]), len(matched))
 
-        tables = [
-            pair_training_matches(matched[place], one.truth, one.codes, pairs) for place, one in enumerate(local.folds)
-        ]
-        return _cross_fitted(context, self.kind, {_PAIRS: BY_PAIRS}, tables, rank, pairs)
+        def values(place: int, models: np.ndarray) -> np.ndarray:
+            return pair_values(matched[place], log_ratios[place], models)
+
+        def fit(of_folds: list[int]) -> _PairModel:
+            models, tables = parts.of_folds(of_folds), []
+            for place in of_folds:
+                one = local.folds[place]
+                tables.append((values(place, models), same_identity(matched[place], one.truth, one.codes)))
+            return _PairModel(models, fit_pair_scorer(tables))
+
+        def rank(place: int, models: list[_PairModel]) -> list[dict[str, Lists]]:
+            one = local.all[place]
+            given = one.codes, (len(one.queries.rows), classes), pairs.rest, context.keep
+            scores = [model.score(values(place, model.parts)) for model in models]
+            return [{_PAIRS: pair_score_candidates(matched[place], score, *given)} for score in scores]
+
+        return _cross_fitted(context, self.kind, {_PAIRS: BY_PAIRS}, fit, rank)
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         assert config.local_matching is not None and config.local_matching.learned is not None
@@ -134,21 +165,40 @@ def _frames(context: RankerContext) -> np.ndarray:
     return frames_of(context.images, context.config.local_matching.size)
 
 
+@dataclass(frozen=True)
+class _PairModel:
+    """What scores pairs: the models of matches that count (`pair_score.pair_values`), and the trees of pairs."""
+
+    parts: np.ndarray
+    trees: MatchScorer | None
+
+    def score(self, values: np.ndarray) -> np.ndarray:
+        """Log ratio of each pair, float64 (p,); 0 where nothing could be fitted. values: float32 (p, any)."""
+        return np.zeros(len(values)) if self.trees is None else self.trees.log_ratio(values)
+
+
+def _match_parts(folds: Sequence[LocalQueries], matched: Sequence[PairMatches], config: PairsConfig) -> MatchParts:
+    """The models of single matches, one for each part of each fold."""
+    halves, tables = parts_of(len(folds)), []
+    for one, matches in zip(folds, matched, strict=True):
+        tables += pair_training_matches(matches, one.truth, one.codes, halves, config)
+    return MatchParts(halves, tuple(_in_parallel(lambda part: fit_match_scorer([tables[part]], config), len(tables))))
+
+
 def _cross_fitted(
     context: RankerContext,
     kind: str,
     names: dict[str, str],
-    tables: list[TrainingMatches],
-    rank: _Rank,
-    trees: TreesConfig,
+    fit: Callable[[list[int]], _Model],
+    rank: _Rank[_Model],
 ) -> list[Ranking]:
     """One ranking for each form, by models that are fitted as described at the top of this file.
 
-    names: form -> name of the ranking. tables: training matches of each fold.
+    names: form -> name of the ranking. fit: from places of folds to a model fitted on them.
     """
     protocol, local = context.protocol, local_inputs(context)
-    places = range(len(tables))
-    models = _fit_models(tables, trees)
+    places = range(len(local.folds))
+    models = _fit_models(fit, len(places))
 
     def ranked(place: int, excluded: list[_Excluded]) -> dict[_Excluded, dict[str, Candidates]]:
         names_of_queries = local.all[place].queries.names
@@ -160,7 +210,7 @@ def _cross_fitted(
     for place in places:
         context.report(f"{next(iter(names.values()))}: {place + 1} of {len(local.all)}")
         oof.append(ranked(place, [frozenset({place, other}) for other in places]))
-    of_test = ranked(len(tables), [frozenset()])[frozenset()] if local.test is not None else None
+    of_test = ranked(len(places), [frozenset()])[frozenset()] if local.test is not None else None
     rankings = []
     for form, name in names.items():
         lists = OofLists(
@@ -172,16 +222,13 @@ def _cross_fitted(
     return rankings
 
 
-def _fit_models(tables: list[TrainingMatches], trees: TreesConfig) -> dict[_Excluded, MatchScorer | None]:
+def _fit_models(fit: Callable[[list[int]], _Model], folds: int) -> dict[_Excluded, _Model]:
     """The models without no fold, without each fold and without each pair of folds."""
-    places = range(len(tables))
+    places = range(folds)
     wanted = {frozenset[int]()} | {frozenset({one, other}) for one in places for other in places}
     order = sorted(wanted, key=sorted)
-
-    def fit(number: int) -> MatchScorer | None:
-        return fit_match_scorer([tables[place] for place in places if place not in order[number]], trees)
-
-    return dict(zip(order, _in_parallel(fit, len(order)), strict=True))
+    models = _in_parallel(lambda number: fit([place for place in places if place not in order[number]]), len(order))
+    return dict(zip(order, models, strict=True))
 
 
 def _in_parallel(work: Callable[[int], _Result], count: int) -> list[_Result]:

@@ -3,6 +3,7 @@
 
 COMPETITION ?= sample
 RECIPE ?=
+MINUTES ?=
 WORK ?=
 JOBS ?= 0
 SET ?=
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 WHALEID := $(VENV)/bin/python -m whaleid
 DATA = --competition "$(COMPETITION)"
-PROJECT = $(DATA) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(WORK),--work "$(WORK)") $(foreach pair,$(SET),--set '$(pair)')
+PROJECT = $(DATA) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WORK),--work "$(WORK)") $(foreach pair,$(SET),--set '$(pair)')
 RUNS = $(PROJECT) --jobs $(JOBS)
 setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/dev/null)
 
@@ -21,8 +22,8 @@ setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/de
         test lint bench docs clean
 
 help:  ## this help
-	@echo "usage: make TARGET [COMPETITION=sample|nyala|cattle|lion|humpback|path.yaml] [RECIPE=sample|cpu|gold|path.yaml]"
-	@echo "            [WORK=folder] [JOBS=0] [SET=\"image.width=128 combine.stack=null\"] [ARGS=...] [PYTHON=python3]"
+	@echo "usage: make TARGET [COMPETITION=sample|nyala|cattle|lion|humpback|path.yaml] [RECIPE=auto|sample|gold|path.yaml]"
+	@echo "            [MINUTES=60] [WORK=folder] [JOBS=0] [SET=\"image.width=128 combine.stack=null\"] [ARGS=...] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo

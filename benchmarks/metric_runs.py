@@ -101,7 +101,7 @@ def part_data(name: str, data: DataSet, experiment: Experiment, work: Path) -> P
     if not competition.root.is_dir():
         print(f"{name}: left out, its folder {competition.root} is not there")
         return None
-    project = replace(open_project(name_or_path, "cpu", work), experiments=(experiment,))
+    project = replace(open_project(name_or_path, "sample", work), experiments=(experiment,))
     run(project, "cache")
     images = read_images(project.workspace)
     parts = _halves(images, competition) if data.identities is None else _listed(images, competition, data.identities)

@@ -46,7 +46,9 @@ def test_a_recipe_needs_more_for_more_images(tmp_path: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(text.replace("ROOT", str(tmp_path / "data")))
     project = Context(str(tmp_path / "drawn.yaml"), str(tmp_path / "recipe.yaml"), tmp_path / "work").project
     few = recipe_needs(project, Census(100, 10, 20, 30, 2.0, estimated=True), "cpu")
-    ready = doctor.verdict(project, [doctor.Finding("ok", "data", "there"), doctor.Finding("note", "GPU", "none")])
+    ready = doctor.verdict(
+        "recipe recipe on drawn", [doctor.Finding("ok", "data", "there"), doctor.Finding("note", "GPU", "none")]
+    )
     assert ready.startswith("recipe recipe on drawn: ready (notes: 1, ")
     many = recipe_needs(project, Census(10_000, 1000, 2000, 3000, 2.0, estimated=True), "cpu")
     pixels = (14_000 - 140) * 64 * 32 * 3

@@ -183,7 +183,11 @@ def test_the_environment_wins_over_the_first_cell(place: Path, monkeypatch: pyte
     other = notebook_project(outside, competition="sample", recipe=None)
     assert (other.competition.name, other.workspace.root) == ("drawn", Path("there", "drawn"))
     assert {(item.train.epochs, item.train.batch) for item in other.experiments} == {(7, 4)}
-    assert notebook_project({"COMPETITION": "drawn.yaml", "RECIPE": ""}, recipe="sample").recipe.name == "cpu"
+    auto = place / "work" / "drawn" / "recipes" / "auto-7.yaml"  # written before: it is not chosen again
+    auto.parent.mkdir(parents=True)
+    auto.write_text("extends: sample\n")
+    left = {"COMPETITION": "drawn.yaml", "RECIPE": "", "MINUTES": "7"}
+    assert notebook_project(left, recipe="sample").recipe.name == "auto-7"
     assert notebook_project({}).recipe.name == "sample"
     assert Path.cwd() == place
 

@@ -4,9 +4,9 @@ The command line (`whaleid --help`) runs everything; these functions do the same
 
     import whaleid
 
-    project = whaleid.open_project("turtles.yaml", recipe="cpu", overrides={"train.images_seen": 2000})
+    project = whaleid.open_project("turtles.yaml", minutes=30, overrides={"combine.stack": None})
     whaleid.train(project)  # every experiment on every fold; what is up to date is skipped
-    images, vectors = whaleid.embed(project, "cpu_arcface", fold=0)
+    images, vectors = whaleid.embed(project, project.experiments[0].name, fold=0)
     print(images.shape, vectors.shape)  # one row of both for each image
     ladder = whaleid.evaluate(project)  # one row for each ranker
     print(ladder[["ranker", "map", "low", "high"]])  # MAP@5 out of fold, with its 95 % interval

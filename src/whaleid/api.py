@@ -25,19 +25,23 @@ def open_project(
     work: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     skip_unreadable: bool = False,
+    minutes: int | None = None,
 ) -> Project:
     """Open a competition with a recipe; only configuration files are read.
 
     Parameters
     ----------
     competition, recipe : str or Path
-        Name of one of whaleid's own, or path of a YAML file. Default recipe: `sample` for the sample, else `cpu`.
+        Name of one of whaleid's own, or path of a YAML file. Default recipe: `sample` for the sample, else
+        `auto`, which looks at the data and measures the machine, once, and writes what it chose as a YAML.
     work : str or Path, optional
         Folder for all results; default: WORK_DIR of SETTINGS.json, which is `work` in the current folder.
     overrides : mapping, optional
         Dotted key -> value, of experiments and of the recipe: `{"train.epochs": 20, "combine.stack": None}`.
     skip_unreadable : bool
         Continue without the images that cannot be decoded.
+    minutes : int, optional
+        What the recipe `auto` may take in all; default: 60.
 
     Returns
     -------
@@ -49,14 +53,13 @@ def open_project(
     WhaleidError
         For a file that is missing or wrong; the message is one line with file and key.
     """
-    from whaleid.config.files import default_recipe
+    from whaleid.auto.opening import open_project as open_files
     from whaleid.config.settings import read_settings
-    from whaleid.pipeline.project import open_project as open_files
 
     settings = read_settings()
     pairs = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    name = str(recipe or default_recipe(str(competition)))
-    return open_files(str(competition), name, Path(work or settings.work), pairs, skip_unreadable, settings)
+    name = None if recipe is None else str(recipe)
+    return open_files(str(competition), name, Path(work or settings.work), pairs, skip_unreadable, settings, minutes)
 
 
 def run(project: Project, until: str = "score") -> None:

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from whaleid.config.files import default_recipe
+from whaleid.auto.opening import open_project
 from whaleid.config.settings import read_settings, repository_root
-from whaleid.pipeline.project import Project, open_project
+from whaleid.pipeline.project import Project
 
 FOLDER = "notebooks"
 """Folder of the repository that holds them: Jupyter starts each in its own folder."""
@@ -20,8 +20,8 @@ def notebook_project(
 ) -> Project:
     """The project of a notebook: what its first cell says, unless the environment says otherwise.
 
-    environment: COMPETITION, RECIPE, WORK and SET, as `make` passes them on; each may be missing or empty.
-    recipe: None: `sample` for the sample, else `cpu`. work: None: the WORK_DIR of SETTINGS.json.
+    environment: COMPETITION, RECIPE, MINUTES, WORK and SET, as `make` passes them on; each may be missing or empty.
+    recipe: None: `sample` for the sample, else `auto`. work: None: the WORK_DIR of SETTINGS.json.
     Goes to the repository's root where the process stands in the notebooks' folder: `work/` and `submissions/` lie
     there, and the command line finds the same files.
     """
@@ -33,4 +33,5 @@ def notebook_project(
     pairs = shlex.split(environment.get("SET", ""))
     settings = read_settings()
     folder = Path(environment.get("WORK") or work or settings.work)
-    return open_project(contest, wanted or default_recipe(contest), folder, pairs, settings=settings)
+    minutes = int(environment["MINUTES"]) if environment.get("MINUTES") else None
+    return open_project(contest, wanted, folder, pairs, settings=settings, minutes=minutes)

@@ -31,10 +31,13 @@ class Context:
     ] = "sample"
     recipe: Annotated[
         str | None,
-        _shared("--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else cpu"),
+        _shared("--recipe", "-r", help="name (configs/recipes) or path; default: sample for the sample, else auto"),
     ] = None
     work: Annotated[
         Path | None, _shared("--work", "-w", help="folder for all results; overrides WORK_DIR of SETTINGS.json")
+    ] = None
+    minutes: Annotated[
+        int | None, _shared("--minutes", "-m", min=1, help="what the recipe auto may take in all; default: 60")
     ] = None
     overrides: Annotated[
         list[str] | None,
@@ -65,10 +68,11 @@ class Context:
         return self.work or self.settings.work
 
     @property
-    def recipe_name(self) -> str:
-        from whaleid.config.files import default_recipe
+    def is_auto(self) -> bool:
+        """Whether the recipe is left to whaleid."""
+        from whaleid.config.files import AUTO, default_recipe
 
-        return self.recipe or default_recipe(self.competition)
+        return (self.recipe or default_recipe(self.competition)) == AUTO
 
     def load_competition(self) -> Competition:
         from whaleid.config.files import load_competition
@@ -77,11 +81,24 @@ class Context:
 
     @cached_property
     def project(self) -> Project:
-        from whaleid.pipeline.project import open_project
+        from whaleid.auto.opening import open_project
 
         return open_project(
-            self.competition, self.recipe_name, self.work_folder, self.overrides, self.skip_unreadable, self.settings
+            self.competition,
+            self.recipe,
+            self.work_folder,
+            self.overrides,
+            self.skip_unreadable,
+            self.settings,
+            self.minutes,
         )
+
+    @property
+    def recipe_file(self) -> str:
+        """Name or path of the recipe; that of `auto` is the file that was written."""
+        from whaleid.auto.opening import recipe_file
+
+        return recipe_file(self.competition, self.recipe, self.work_folder, self.minutes, self.settings)
 
     @property
     def executor(self) -> Executor:
@@ -93,13 +110,13 @@ class Context:
     @property
     def options(self) -> list[str]:
         """The same options for the command lines of jobs, which read the same SETTINGS.json."""
-        words = ["--competition", self.competition, "--recipe", self.recipe_name]
+        words = ["--competition", self.competition, "--recipe", self.recipe_file]
         words += [] if self.work is None else ["--work", str(self.work)]
         words += [word for pair in self.overrides or [] for word in ("--set", pair)]
         return words + (["--skip-unreadable"] if self.skip_unreadable else [])
 
 
-PROJECT = ("competition", "recipe", "work", "overrides", "skip_unreadable")
+PROJECT = ("competition", "recipe", "minutes", "work", "overrides", "skip_unreadable")
 """Options of a command that opens a project."""
 RUNS = (*PROJECT, "jobs")
 """Options of a command that may train."""

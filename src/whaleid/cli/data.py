@@ -111,7 +111,7 @@ def check(context: Context) -> None:
 def folds(context: Context) -> None:
     """Assign the labelled images to folds, and show what each fold holds.
 
-    Example: whaleid data folds -c nyala -r cpu
+    Example: whaleid data folds -c nyala -r sample
     """
     from whaleid.data.folds import fold_table
     from whaleid.pipeline.runner import run

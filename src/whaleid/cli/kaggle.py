@@ -30,13 +30,17 @@ def doctor(context: Context) -> None:
 
     Example: whaleid doctor -c humpback -r gold
     """
+    from whaleid.config.files import AUTO
     from whaleid.kaggle.doctor import examine, verdict
+    from whaleid.kaggle.download import has_tables
 
-    findings = []
-    for finding in examine(context.project):
+    competition, findings = context.load_competition(), []
+    project = context.project if not context.is_auto or has_tables(competition) else None
+    for finding in examine(competition, context.work_folder, project):
         print(finding.line(), flush=True)
         findings.append(finding)
-    print(verdict(context.project, findings))
+    recipe = AUTO if project is None else project.recipe.name
+    print(verdict(f"recipe {recipe} on {competition.name}", findings))
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,14 +30,17 @@ def plan(
     images: Annotated[int | None, typer.Option(min=1, help="training images, if the data is not here")] = None,
     identities: Annotated[int | None, typer.Option(min=2, help="identities, if the data is not here")] = None,
 ) -> None:
-    """Show what a recipe would train: runs, sizes, parameters, estimated hours. Trains nothing.
+    """Show what a recipe would train: runs, sizes, parameters, estimated hours; of auto, why. Trains nothing.
 
     Example: whaleid plan -c humpback -r gold --tflops 30
     """
+    from whaleid.auto.write import reasons_of
     from whaleid.kaggle.kernel.size import planned_line, planned_size
     from whaleid.pipeline.plan import plan_lines
 
     print("\n".join(plan_lines(context.project, tflops, images, identities)))
+    if context.is_auto:
+        print("\n".join(["", f"{context.recipe_file}:", *reasons_of(Path(context.recipe_file)), ""]))
     print(planned_line(planned_size(context.project, images, identities)))
 
 
@@ -73,7 +77,7 @@ def train(
 ) -> None:
     """Train the recipe's experiments on its folds.
 
-    Example: whaleid train -c nyala --experiment cpu_arcface --fold 0 -s train.epochs=20
+    Example: whaleid train -c nyala -r sample --experiment lite0_arcface --fold 0 -s train.epochs=30
     """
     _run_jobs("train", context, experiment, fold, full, round_)
 

@@ -57,9 +57,13 @@ def config_path(kind: Kind, name: str, *near: Path) -> Path:
     )
 
 
+AUTO = "auto"
+"""The recipe that is chosen by data, machine and minutes (`whaleid.auto`), and written as a YAML."""
+
+
 def default_recipe(competition: str) -> str:
     """Recipe of a competition for which none was named."""
-    return "sample" if competition == "sample" else "cpu"
+    return "sample" if competition == "sample" else AUTO
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

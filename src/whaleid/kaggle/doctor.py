@@ -17,7 +17,7 @@ from whaleid.data.competition import inspect_rows, read_rows
 from whaleid.kaggle.client import KaggleError, competition_page, kaggle
 from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials
 from whaleid.kaggle.download import has_tables
-from whaleid.pipeline.plan import DEFAULT_ASPECT, TOO_LONG, Census, Needs, recipe_needs
+from whaleid.pipeline.plan import DEFAULT_ASPECT, TOO_LONG, Census, Needs, census_of, recipe_needs
 from whaleid.pipeline.project import Project
 from whaleid.utils.device import device_kind
 from whaleid.utils.errors import WhaleidError
@@ -48,9 +48,8 @@ class Finding:
         return f"{self.state:<8} {self.name:<12} {self.message}"
 
 
-def verdict(project: Project, findings: list[Finding]) -> str:
-    """The last line: whether the recipe can be run here, and what to type next."""
-    what = f"recipe {project.recipe.name} on {project.competition.name}"
+def verdict(what: str, findings: list[Finding]) -> str:
+    """The last line: whether a recipe can be run here, and what to type next. what: `recipe ... on ...`."""
     missing = [finding.name for finding in findings if finding.state == "missing"]
     if missing:
         todo = "do what their lines say, then run whaleid doctor again"
@@ -60,19 +59,19 @@ def verdict(project: Project, findings: list[Finding]) -> str:
     return f"{what}: ready{minor}; next: whaleid leaderboard with the same --competition and --recipe"
 
 
-def examine(project: Project) -> Iterator[Finding]:
-    """All findings; Kaggle is asked last."""
+def examine(competition: Competition, work: Path, project: Project | None) -> Iterator[Finding]:
+    """All findings; Kaggle is asked last. project: None where its recipe is chosen by data that is not here yet."""
     yield python_version(sys.version_info[:3])
     yield packages(repository_root() / "requirements.txt")
     device = _device()
-    needs = recipe_requirements(project, device)
+    needs = None if project is None else recipe_requirements(project, device)
     yield graphics_card(device, needs)
-    yield disk(project.workspace.root, needs)
+    yield disk(work, needs)
     yield memory(needs)
-    yield data(project.competition)
+    yield data(competition)
     credentials = find_credentials()
-    yield credentials_found(project.competition, credentials)
-    yield rules(project.competition, credentials)
+    yield credentials_found(competition, credentials)
+    yield rules(competition, credentials)
 
 
 # ------------------------------------------------------------------------------------------------ the machine
@@ -128,7 +127,7 @@ def graphics_card(device: str, needs: Needs | None) -> Finding:
     if needs is None:
         return Finding("note", "GPU", "none found")
     if needs.hours > TOO_LONG:
-        text = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or --recipe cpu"
+        text = f"none, and the recipe would take about {needs.hours:,.0f} h on this CPU: use a GPU, or --recipe auto"
         return Finding("missing", "GPU", text)
     return Finding("ok", "GPU", f"none; the recipe takes about {needs.hours:,.1f} h on two cores")
 
@@ -204,10 +203,7 @@ def _census(competition: Competition) -> Census | None:
         rows = read_rows(competition)
     except WhaleidError:  # shown in the line of the data
         return None
-    train = rows[rows["split"] == "train"]
-    unknown = int((train["identity"] == competition.unknown).sum())
-    identities = train["identity"][train["identity"] != competition.unknown].nunique()
-    return Census(len(train) - unknown, unknown, identities, len(rows) - len(train), DEFAULT_ASPECT, estimated=False)
+    return census_of(rows, competition.unknown, DEFAULT_ASPECT)
 
 
 # ------------------------------------------------------------------------------------------------------ Kaggle

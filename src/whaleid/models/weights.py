@@ -84,6 +84,22 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
     raise WhaleidError(f"model.weights '{weights}': no such file (for backbone '{backbone}')")
 
 
+def at_hand(backbone: str, folder: Path) -> bool:
+    """Whether a backbone's pretrained weights are here, or can be had: from the hub they are downloaded."""
+    if find_weights(backbone, "imagenet", folder) is not None or _lite_numbers(backbone):
+        return True
+    try:
+        fetch_weights(backbone, folder)
+    except WhaleidError:
+        return False
+    return True
+
+
+def _lite_numbers(backbone: str) -> list[int]:
+    """Number of a network that `whaleid weights` makes, as a list; empty for all others."""
+    return [number for number in LITE_DIGESTS if backbone == f"tf_efficientnet_lite{number}"]
+
+
 def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
     """Have a backbone's weights on this machine, before several processes need them.
 
@@ -93,7 +109,7 @@ def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
     check_backbone(backbone)
     if find_weights(backbone, weights, folder) is not None or weights == "random":
         return
-    numbers = [number for number in LITE_DIGESTS if backbone == f"tf_efficientnet_lite{number}"]
+    numbers = _lite_numbers(backbone)
     if numbers:
         fill_weights(folder, numbers)
     else:

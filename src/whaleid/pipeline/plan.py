@@ -194,11 +194,14 @@ def count_images(project: Project, images: int | None, identities: int | None) -
     if workspace.is_current(workspace.images, project.keys.images):
         table = read_images(workspace)
         aspect = float(((table.x1 - table.x0) / (table.y1 - table.y0)).median())
-    rows = inspect_rows(competition)[0] if table is None else table
-    train = rows[rows.split == "train"]
-    known = train.identity[train.identity != competition.unknown]
-    test = int((rows.split == "test").sum())
-    return Census(len(known), len(train) - len(known), known.nunique(), test, aspect, estimated=False)
+    return census_of(inspect_rows(competition)[0] if table is None else table, competition.unknown, aspect)
+
+
+def census_of(rows: pd.DataFrame, unknown: str | None, aspect: float) -> Census:
+    """Counts of rows of images (`split`, `identity`), in which `unknown` is the label of unknown identities."""
+    train = rows[rows["split"] == "train"]
+    known = train.loc[train["identity"] != unknown, "identity"]
+    return Census(len(known), len(train) - len(known), known.nunique(), len(rows) - len(train), aspect, estimated=False)
 
 
 def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) -> tuple[float, str]:

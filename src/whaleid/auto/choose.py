@@ -1,0 +1,329 @@
+"""The choice: from facts, minutes and measured throughput to networks, folds and local matching, with the reasons.
+
+A pure function. Few networks that learn come before many that do not: one network sees each photograph often enough,
+then more pixels, then a second network joins it. Local matching comes first where it fits, for it is the strongest
+where data is scarce. Folds are left out only where not even one network would learn otherwise.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from whaleid.auto.facts import Facts, Machine
+from whaleid.auto.local import local_within
+from whaleid.auto.throughput import Throughput
+from whaleid.config import LocalConfig
+from whaleid.config.recipe import FEWEST_FOLDS
+from whaleid.pipeline.plan import BACKWARD
+
+BACKBONES = {
+    "cpu": ("tf_efficientnet_lite0",),
+    "cuda": ("convnext_base", "convnext_small", "tf_efficientnet_lite0"),
+}
+"""Networks that are considered, the largest first. The GPU's were not measured."""
+
+USED = 0.9
+"""Share of the minutes that is planned: estimates are right to about a tenth."""
+START = 15.0
+"""Seconds until a run's process has started and its network is built."""
+AROUND = 40.0
+"""Seconds of everything else that does not grow with the images: programs that start, files that are written."""
+AROUND_IMAGE = 0.03
+"""Core-seconds an image of the images table, caches, rankers and stack."""
+VIEWS = 2
+"""Forward passes of an image for its features: as it is, and mirrored."""
+SHARED = 0.3
+"""What each further thread of a run adds to the first (EfficientNet-Lite0 at 128 x 64 on two cores: 82 images a second
+by two threads of one run, 127 by two runs of one thread)."""
+
+LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
+"""Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
+LEARNS, ENOUGH = 25, 50
+"""Times that a photograph is seen until a network of 16,384 pixels is worth more than one of 8,192, and until mirrored
+identities, and then more pixels, are worth more (nyala and cattle, one fold of each)."""
+FEW = 15
+"""Times below which fewer folds are trained (10,081 drawn flukes, top-1 of the known: six runs of 2 epochs had .18, one
+of 25 epochs .49)."""
+MOST = 100
+"""Times above which nothing is expected to be gained."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One experiment: `auto/<base>` with a backbone and a size.
+
+    Attributes
+    ----------
+    base, backbone : str
+    pixels : int
+    mirrored : bool
+        Whether a mirrored photograph is another identity: an epoch is then as long as two.
+    passes : int
+        Times that a photograph is seen, mirrored or not.
+    """
+
+    base: str
+    backbone: str
+    pixels: int
+    mirrored: bool = False
+    passes: int = 1
+
+    @property
+    def epochs(self) -> int:
+        """Of the experiment; at least 1."""
+        return max(1, self.passes // 2) if self.mirrored else self.passes
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Networks that are trained together where each photograph is seen `enough` times by every one."""
+
+    networks: tuple[Network, ...]
+    enough: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe, and what it is expected to take.
+
+    Attributes
+    ----------
+    folds : int
+        Parts that the labelled images are split into.
+    trained : tuple of int
+        Folds that are trained.
+    networks : tuple of Network
+    local : LocalConfig or None
+    seconds : dict
+        Part -> expected seconds.
+    reasons : tuple of str
+        Sentences for the reader of the recipe.
+    """
+
+    folds: int
+    trained: tuple[int, ...]
+    networks: tuple[Network, ...]
+    local: LocalConfig | None
+    seconds: dict[str, float]
+    reasons: tuple[str, ...]
+
+    def pixels_seen(self, items: float) -> float:
+        """Pixels that all runs see in training. items: labelled images, without the unknown ones."""
+        share = (self.folds - 1) / self.folds * len(self.trained)
+        return sum(network.pixels * network.passes for network in self.networks) * items * share
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Facts and throughput, and what they say of the time of runs."""
+
+    facts: Facts
+    rates: Mapping[str, Throughput]
+
+    def run_seconds(self, network: Network, folds: int, runs: int) -> float:
+        """Of one run and its features, `runs` being all that there are to do."""
+        image = self.rates[network.backbone].seconds(network.pixels) / _speed(self.facts.machine, runs)
+        trained = self.facts.census.labelled * (folds - 1) / folds * network.passes
+        embedded = self.facts.census.all_images * VIEWS / BACKWARD
+        return START + image * (trained + embedded)
+
+    def training_seconds(self, networks: tuple[Network, ...], folds: int, trained: int) -> float:
+        """Of all runs, each slot taking the next one as the executor does."""
+        runs = [network for network in networks for _ in range(trained)]
+        slots = [0.0] * min(self.facts.machine.slots, len(runs))
+        for network in runs:
+            place = slots.index(min(slots))
+            slots[place] += self.run_seconds(network, folds, len(runs))
+        return max(slots)
+
+    def longest(
+        self, networks: tuple[Network, ...], folds: int, trained: int, seconds: float
+    ) -> tuple[Network, ...] | None:
+        """The networks with the most passes that fit into the seconds; None where not one does."""
+
+        def longer(passes: int) -> tuple[Network, ...]:
+            return tuple(replace(item, passes=passes) for item in networks)
+
+        def needed(passes: int) -> float:
+            return self.training_seconds(longer(passes), folds, trained)
+
+        fits = bisect_right(range(1, MOST + 1), seconds, key=needed)
+        return longer(fits) if fits else None
+
+
+def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Choice:
+    """The recipe for the minutes.
+
+    Parameters
+    ----------
+    facts : Facts
+    minutes : float
+        From the command to the submission.
+    rates : mapping
+        Backbone -> measured throughput.
+
+    Returns
+    -------
+    Choice
+        Its passes are the most that fit; with fewer minutes than anything takes, the smallest recipe there is.
+    """
+    budget = _Budget(facts, rates)
+    around = AROUND + AROUND_IMAGE * facts.census.all_images / facts.machine.cores
+    planned = max(0.0, 60 * minutes * USED - around)
+    folds = fold_number(facts)
+    local, matching, networks = _shared_out(budget, folds, planned)
+    trained = tuple(range(folds))
+    if (networks is None or networks[0].passes < FEW) and (local is None or local.learned is None):
+        networks, trained = _fewer_folds(budget, folds, planned - matching)
+    assert networks is not None
+    training = budget.training_seconds(networks, folds, len(trained))
+    seconds = {"training": training, "local matching": matching, "the rest": around}
+    choice = Choice(folds, trained, networks, local, seconds, ())
+    return replace(choice, reasons=tuple(_reasons(choice, facts, minutes, rates)))
+
+
+def local_share(images: int) -> float:
+    """Largest share of the planned time that local matching may take, of all images: it is worth most where few are."""
+    return LOCAL_SHARE * min(1.0, LOCAL_IMAGES / max(1, images))
+
+
+def _shared_out(
+    budget: _Budget, folds: int, planned: float
+) -> tuple[LocalConfig | None, float, tuple[Network, ...] | None]:
+    """Local matching, its seconds, and the networks in the rest of the planned seconds; None where not one pass fits.
+
+    Learned match scores need all folds: they are left out where the networks would not get one pass on each.
+    """
+    most = planned * local_share(budget.facts.census.all_images)
+    for learned in (True, False) if folds >= FEWEST_FOLDS else (False,):
+        local, matching = local_within(budget.facts, folds, most, learned)
+        networks = _networks(budget, folds, folds, planned - matching)
+        if networks is not None:
+            return local, matching, networks
+    return None, 0.0, None
+
+
+def fold_number(facts: Facts) -> int:
+    """Folds: 5 on GPUs; else as many runs as fill the slots to the end, 3 to 5."""
+    machine = facts.machine
+    wanted = 5 if machine.gpus or machine.slots > 4 else 4 if machine.slots in (2, 4) else 3
+    return max(2, min(wanted, facts.groups))
+
+
+def rungs(facts: Facts) -> list[Rung]:
+    """Networks to choose from, the cheapest first; none has more pixels than the images have."""
+    names = facts.machine.backbones
+    small, middle, large = names[-1], names[len(names) // 2], names[0]
+
+    def network(base: str, backbone: str, pixels: int) -> Network:
+        return Network(base, backbone, int(min(pixels, facts.area)), mirrored=base != "arcface")
+
+    def mirrored(pixels: int) -> Network:
+        return network("mirrored", small, pixels)
+
+    if facts.machine.gpus:
+        first, second = "large_arcface", "large_softmax"
+        made = [
+            Rung((network(first, small, 50176),), 1),
+            Rung((network(first, middle, 50176),), LEARNS),
+            Rung((network(first, large, 82944),), ENOUGH),
+            Rung((network(first, large, 147456),), ENOUGH),
+            Rung((network(first, large, 147456), network(second, middle, 147456)), ENOUGH),
+        ]
+    else:
+        made = [
+            Rung((network("arcface", small, 8192),), 1),
+            Rung((network("arcface", small, 16384),), LEARNS),
+            Rung((mirrored(16384),), ENOUGH),
+            Rung((mirrored(25600),), ENOUGH),
+            Rung((mirrored(25600), network("softmax", small, 16384)), ENOUGH),
+            Rung((mirrored(36864), network("softmax", small, 25600)), ENOUGH),
+        ]
+    return list({rung.networks: rung for rung in made}.values())
+
+
+def _networks(budget: _Budget, folds: int, trained: int, seconds: float) -> tuple[Network, ...] | None:
+    """The most expensive rung that gets enough passes; None where the cheapest does not get one."""
+    for rung in reversed(rungs(budget.facts)):
+        longer = budget.longest(rung.networks, folds, trained, seconds)
+        if longer is not None and longer[0].passes >= rung.enough:
+            return longer
+    return None
+
+
+def _fewer_folds(budget: _Budget, folds: int, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]]:
+    """One network on two folds, or on one where two would not get half of FEW passes; at least one pass."""
+    cheapest = rungs(budget.facts)[0].networks
+    two = budget.longest(cheapest, folds, 2, seconds)
+    if two is not None and two[0].passes >= FEW // 2:
+        return two, (0, 1)
+    one = budget.longest(cheapest, folds, 1, seconds)
+    return one or cheapest, (0,)
+
+
+def _speed(machine: Machine, runs: int) -> float:
+    """How much faster a run is than measured, where there are fewer runs than slots: it has the others' threads."""
+    if machine.gpus:
+        return 1.0
+    threads = machine.cores // min(machine.slots, runs) / max(1, machine.cores // machine.slots)
+    return 1 + SHARED * (threads - 1) if threads > 1 else 1.0
+
+
+def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> list[str]:
+    census, first = facts.census, choice.networks[0]
+    speed = 1 / rates[first.backbone].seconds(first.pixels)
+    lines = [
+        f"{minutes:g} minutes on {facts.machine.words}; {facts.machine.slots} runs at once, each of {speed:.0f} images "
+        f"a second in training ({first.backbone}, {first.pixels:,} pixels; measured)",
+        f"{census.labelled:,} labelled images of {census.identities:,} identities (median {facts.median_images:g}, "
+        f"{facts.singletons:,} with one), {census.unknown:,} unknown, {census.test:,} to identify; "
+        f"the median image has {facts.area:,.0f} pixels",
+    ]
+    if census.unknown:
+        lines.append("unknown images are not trained on: each would be a class of one image; they are queries")
+    if facts.grouped:
+        lines.append(f"{facts.grouped:,} labelled images are copies or of one encounter with others: they share folds")
+    lines.append(_fold_reason(choice, facts))
+    for network in choice.networks:
+        lines.append(
+            f"{network.base}: {network.backbone} at {network.pixels:,} pixels, each photograph {network.passes} times"
+        )
+    lines.append(_rung_reason(choice, facts))
+    share = local_share(census.all_images)
+    lines.append(f"local matching: {_local_words(choice.local)}; at most {share:.0%} of the time may go to it")
+    total = sum(choice.seconds.values())
+    parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in choice.seconds.items())
+    lines.append(f"expected minutes: {parts}; {total / 60:.1f} in all")
+    if total > 60 * minutes:
+        lines.append("the smallest recipe takes longer than the minutes given")
+    return lines
+
+
+def _local_words(local: LocalConfig | None) -> str:
+    if local is None:
+        return "left out"
+    if local.learned is None:
+        return f"plain votes of {local.keypoints:,} keypoints an image"
+    pairs = local.learned.pairs
+    also = "" if pairs is None else f", and {pairs.images} pairs a query"
+    return f"learned match scores of {local.keypoints:,} keypoints an image{also}"
+
+
+def _fold_reason(choice: Choice, facts: Facts) -> str:
+    if len(choice.trained) == choice.folds:
+        return f"{choice.folds} folds: they keep {facts.machine.slots} runs at once busy to the end"
+    few = f"with more, a run would see a photograph under {FEW} times"
+    return f"of {choice.folds} folds only {len(choice.trained)} trained: {few}"
+
+
+def _rung_reason(choice: Choice, facts: Facts) -> str:
+    ladder = rungs(facts)
+    place = [[item.base for item in rung.networks] for rung in ladder].index([item.base for item in choice.networks])
+    place += [rung.networks[0].pixels for rung in ladder[place:]].index(choice.networks[0].pixels)
+    if place == len(ladder) - 1:
+        return "nothing larger is considered on such a machine"
+    larger = ladder[place + 1]
+    words = " and ".join(f"{item.base} at {item.pixels:,} pixels" for item in larger.networks)
+    return f"next would be {words}, for which the minutes do not suffice: {larger.enough} times a photograph"

@@ -1,0 +1,105 @@
+"""What decides a recipe: counts of the competition's images, and the machine that they meet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.pipeline.plan import Census, census_of
+from whaleid.utils.device import gpu_count
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains and matches.
+
+    Attributes
+    ----------
+    cores, gpus : int
+    slots : int
+        Runs at the same time, as the executor starts them: one a GPU, else one a core while the memory lasts.
+    backbones : tuple of str
+        Networks that `auto` knows whose weights are at hand, the largest first.
+    """
+
+    cores: int
+    gpus: int
+    slots: int
+    backbones: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """`2 cores, no GPU`."""
+        gpus = f"{self.gpus} GPU{'s' * (self.gpus > 1)}" if self.gpus else "no GPU"
+        return f"{self.cores} core{'s' * (self.cores > 1)}, {gpus}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Data and machine.
+
+    Attributes
+    ----------
+    census : Census
+        Counts of images and identities.
+    median_images : float
+        Labelled images of the median identity.
+    singletons : int
+        Identities with one labelled image.
+    groups : int
+        Groups of labelled images, none of which is split between folds: copies of a photograph, encounters.
+    grouped : int
+        Labelled images that share their group with another one.
+    area : float
+        Pixels of the median labelled image, cropped to its box.
+    machine : Machine
+    """
+
+    census: Census
+    median_images: float
+    singletons: int
+    groups: int
+    grouped: int
+    area: float
+    machine: Machine
+
+
+def facts_of(images: pd.DataFrame, unknown: str | None, machine: Machine) -> Facts:
+    """Facts of an images table on a machine.
+
+    Parameters
+    ----------
+    images : DataFrame
+        images.parquet.
+    unknown : str or None
+        Label of unknown identities.
+    machine : Machine
+    """
+    train = images[images["split"] == "train"]
+    sizes = train.loc[train["identity"] != unknown, "identity"].value_counts()
+    together = train["group"].map(train["group"].value_counts())
+    area = (train["x1"] - train["x0"]) * (train["y1"] - train["y0"])
+    return Facts(
+        census=census_of(images, unknown, float(((train["x1"] - train["x0"]) / (train["y1"] - train["y0"])).median())),
+        median_images=float(np.median(sizes)) if len(sizes) else 0.0,
+        singletons=int((sizes == 1).sum()),
+        groups=train["group"].nunique(),
+        grouped=int((together > 1).sum()),
+        area=float(area.median()),
+        machine=machine,
+    )
+
+
+def find_machine(weights: Path) -> Machine:
+    """This machine. weights: folder of pretrained backbones."""
+    from whaleid.auto.choose import BACKBONES
+    from whaleid.models.weights import at_hand
+    from whaleid.pipeline.executors import sensible
+
+    gpus = gpu_count()
+    names = BACKBONES["cuda" if gpus else "cpu"]
+    return Machine(os.cpu_count() or 1, gpus, sensible(), tuple(name for name in names if at_hand(name, weights)))

@@ -1,0 +1,228 @@
+"""`recipe: auto`: the choice keeps the minutes and grows with them; what is written is an ordinary recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import COMPETITION
+
+from whaleid.auto import throughput
+from whaleid.auto.choose import ENOUGH, LEARNS, MOST, Choice, choose, fold_number, local_share, rungs
+from whaleid.auto.facts import Facts, Machine, facts_of
+from whaleid.auto.opening import open_project, recipe_file
+from whaleid.auto.throughput import Throughput, line_through
+from whaleid.auto.write import reasons_of, write_recipe
+from whaleid.config.files import load_recipe
+from whaleid.config.settings import Settings
+from whaleid.pipeline.plan import Census
+from whaleid.utils.errors import WhaleidError
+
+LITE = "tf_efficientnet_lite0"
+LAPTOP = Machine(cores=2, gpus=0, slots=2, backbones=(LITE,))
+STATION = Machine(cores=16, gpus=1, slots=1, backbones=("convnext_base", "convnext_small", LITE))
+NYALA = Facts(Census(1514, 0, 237, 428, 1.5, estimated=False), 5.0, 9, 1500, 20, 43_000.0, LAPTOP)
+FLUKES = replace(NYALA, census=Census(4000, 4000, 2000, 2000, 1.0, estimated=False), area=10_000.0, groups=8000)
+RATE = Throughput(0.002, 0.008 / 8192)
+"""100 images a second at 8,192 pixels."""
+
+
+def rates(machine: Machine, rate: Throughput = RATE) -> dict[str, Throughput]:
+    return dict.fromkeys(machine.backbones, rate)
+
+
+def chosen(facts: Facts, minutes: float, rate: Throughput = RATE) -> Choice:
+    return choose(facts, minutes, rates(facts.machine, rate))
+
+
+# ----------------------------------------------------------------------------------------------------- the choice
+
+
+def all_facts() -> st.SearchStrategy[Facts]:
+    machines = st.one_of(
+        st.integers(1, 16).flatmap(
+            lambda cores: st.builds(
+                Machine, st.just(cores), st.just(0), st.integers(1, cores), st.just(LAPTOP.backbones)
+            )
+        ),
+        st.just(STATION),
+    )
+    counts = st.builds(
+        Census,
+        labelled=st.integers(4, 50_000),
+        unknown=st.integers(0, 20_000),
+        identities=st.integers(2, 10_000),
+        test=st.integers(0, 20_000),
+        aspect=st.just(1.0),
+        estimated=st.just(False),
+    )
+    return st.builds(
+        Facts,
+        counts,
+        st.just(3.0),
+        st.just(0),
+        groups=st.integers(2, 50_000),
+        grouped=st.just(0),
+        area=st.floats(1000, 1e7),
+        machine=machines,
+    )
+
+
+all_rates = st.builds(Throughput, st.floats(0, 0.1), st.floats(1e-8, 1e-5))
+
+
+@settings(max_examples=80, deadline=None)
+@given(all_facts(), st.floats(1, 3000), all_rates)
+def test_the_choice_keeps_the_minutes_or_is_the_smallest(facts: Facts, minutes: float, rate: Throughput) -> None:
+    choice = chosen(facts, minutes, rate)
+    total = sum(choice.seconds.values())
+    smallest = choice.networks == rungs(facts)[0].networks and choice.local is None and choice.trained == (0,)
+    assert total <= 60 * minutes or smallest
+    assert len(choice.trained) == choice.folds or choice.trained in ((0,), (0, 1))
+    learned = choice.local is not None and choice.local.learned is not None
+    assert not learned or len(choice.trained) >= 3
+    assert choice.seconds["local matching"] <= 60 * minutes * local_share(facts.census.all_images)
+    assert all(
+        1 <= network.epochs <= network.passes <= MOST and network.pixels <= facts.area for network in choice.networks
+    )
+    assert (len(choice.networks) == 1) or choice.networks[0].passes >= ENOUGH
+
+
+@settings(max_examples=80, deadline=None)
+@given(all_facts(), st.floats(1, 1000), st.floats(1, 10), all_rates)
+def test_more_minutes_never_see_less(facts: Facts, minutes: float, factor: float, rate: Throughput) -> None:
+    """Pixels seen do not fall, nor a fold's epochs under enough, while local matching and folds stay as they are."""
+    few, many = chosen(facts, minutes, rate), chosen(facts, minutes * factor, rate)
+    assert len(many.trained) >= len(few.trained)
+    if few.local == many.local and few.trained == many.trained:
+        assert len(many.networks) >= len(few.networks)
+        assert many.networks[0].pixels >= few.networks[0].pixels
+        assert many.networks[0].passes >= min(few.networks[0].passes, LEARNS)
+        assert many.pixels_seen(1.0) >= 0.9 * few.pixels_seen(1.0)  # passes are whole
+
+
+@pytest.mark.parametrize(
+    ("facts", "minutes", "networks", "trained"),
+    [(NYALA, 15, 1, 4), (NYALA, 60, 1, 4), (NYALA, 240, 2, 4), (FLUKES, 12, 1, 2), (FLUKES, 4, 1, 1)],
+)
+def test_choices_of_known_data(facts: Facts, minutes: float, networks: int, trained: int) -> None:
+    choice = chosen(facts, minutes)
+    assert (len(choice.networks), len(choice.trained)) == (networks, trained)
+    assert (choice.local is not None) == (facts is NYALA)
+    assert choice.networks[0].passes >= LEARNS or minutes < 15
+
+
+def test_folds_fill_the_slots() -> None:
+    numbers = {
+        slots: fold_number(replace(NYALA, machine=replace(LAPTOP, cores=16, slots=slots))) for slots in range(1, 9)
+    }
+    assert numbers == {1: 3, 2: 4, 3: 3, 4: 4, 5: 5, 6: 5, 7: 5, 8: 5}
+    assert fold_number(replace(NYALA, machine=STATION)) == 5
+    assert fold_number(replace(NYALA, groups=2)) == 2
+
+
+def test_a_gpu_gets_larger_networks_as_the_minutes_grow() -> None:
+    facts = replace(NYALA, machine=STATION)
+    fast = Throughput(0.0, 1 / 2000 / 50_000)
+    names = [chosen(facts, minutes, fast).networks[0].backbone for minutes in (2, 600)]
+    assert names == [LITE, "convnext_base"]
+
+
+def test_facts_of_a_table() -> None:
+    images = pd.DataFrame(
+        {
+            "image": list("abcdefg"),
+            "split": ["train"] * 5 + ["test"] * 2,
+            "identity": ["x", "x", "y", "new", "new", None, None],
+            "group": ["a", "b", "b", "d", "e", "f", "g"],
+            "x0": 0.0,
+            "y0": 0.0,
+            "x1": 20.0,
+            "y1": 10.0,
+        }
+    )
+    facts = facts_of(images, "new", LAPTOP)
+    assert facts.census == Census(3, 2, 2, 2, 2.0, estimated=False)
+    assert (facts.median_images, facts.singletons, facts.groups, facts.grouped, facts.area) == (1.5, 1, 4, 2, 200.0)
+
+
+# -------------------------------------------------------------------------------------------------- the throughput
+
+
+def test_two_sizes_give_every_other() -> None:
+    line = line_through((100, 300), (2.0, 4.0))
+    assert line.seconds(200) == pytest.approx(3.0)
+    assert line_through((100, 300), (2.0, 1.0)) == Throughput(2.0, 0.0)
+
+
+def test_real_steps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "SECONDS", 0.1)
+    tiny = throughput.seconds_an_image("auto/arcface", "test_resnet", 1024, 5, 1, 0, Path("weights"))
+    assert 1e-5 < tiny < 1
+
+
+# ----------------------------------------------------------------------------------------------------- the files
+
+
+@pytest.mark.parametrize(("facts", "minutes"), [(NYALA, 240), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)])
+def test_what_is_written_is_an_ordinary_recipe(tmp_path: Path, facts: Facts, minutes: int) -> None:
+    choice = chosen(facts, minutes)
+    path = tmp_path / "recipes" / f"auto-{minutes}.yaml"
+    write_recipe(choice, path)
+    recipe, experiments = load_recipe(str(path))
+    assert (recipe.name, recipe.folds) == (path.stem, choice.folds)
+    assert tuple(recipe.train_folds or range(recipe.folds)) == choice.trained
+    assert recipe.combine.local_matching == choice.local
+    made = [(item.model.backbone, item.image.pixels, item.train.epochs) for item in experiments]
+    assert made == [(network.backbone, network.pixels, network.epochs) for network in choice.networks]
+    assert all(item.name.startswith(f"auto-{minutes}-") for item in experiments)
+    assert reasons_of(path)[1:] == list(choice.reasons)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small drawn competition, and a machine that was measured to be fast."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "data" / split / f"{split}{number}.png"), pixels)
+    rows = "".join(f"train{number}.png,whale{number % 4}\n" for number in range(12))
+    (tmp_path / "data" / "train.csv").write_text(f"Image,Id\n{rows}")
+    rows = "".join(f"test{number}.png,new_whale\n" for number in range(12))
+    (tmp_path / "data" / "sample_submission.csv").write_text(f"Image,Id\n{rows}")
+    (tmp_path / "drawn.yaml").write_text(COMPETITION.format(root="data"))
+    monkeypatch.setattr(throughput, "measure", lambda machine, *_: rates(machine))
+    return tmp_path
+
+
+def test_auto_is_chosen_once_for_each_number_of_minutes(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = str(drawn / "drawn.yaml"), None, drawn / "work"
+    first = open_project(*where, minutes=5)
+    assert first.recipe.name == "auto-5"
+    path = Path(recipe_file(*where, 5, Settings()))
+    assert str(path) in capsys.readouterr().err
+    text = path.read_text()
+    monkeypatch.setattr(throughput, "measure", lambda *_: pytest.fail("measured again"))
+    assert open_project(*where, minutes=5).experiments == first.experiments
+    assert open_project(where[0], "auto", where[2], ["train.epochs=7"], minutes=5).experiments[0].train.epochs == 7
+    assert path.read_text() == text
+    monkeypatch.setattr(throughput, "measure", lambda machine, *_: rates(machine))
+    assert open_project(*where).recipe.name == "auto-60"
+
+
+def test_minutes_are_for_auto_and_auto_needs_data(drawn: Path) -> None:
+    with pytest.raises(WhaleidError, match="minutes are for the recipe auto"):
+        open_project(str(drawn / "drawn.yaml"), "sample", drawn / "work", minutes=5)
+    (drawn / "data" / "train.csv").unlink()
+    with pytest.raises(WhaleidError, match=r"looks at the data.*name another recipe"):
+        open_project(str(drawn / "drawn.yaml"), None, drawn / "work")

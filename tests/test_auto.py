@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_cli import COMPETITION
 
 from whaleid.auto import throughput
-from whaleid.auto.choose import ENOUGH, LEARNS, MOST, Choice, choose, fold_number, local_share, rungs
+from whaleid.auto.choose import ENOUGH, MOST, Choice, choose, fold_number, local_share, rungs
 from whaleid.auto.facts import Facts, Machine, facts_of
 from whaleid.auto.opening import open_project, recipe_file
 from whaleid.auto.throughput import Throughput, line_through
@@ -103,19 +103,27 @@ def test_more_minutes_never_see_less(facts: Facts, minutes: float, factor: float
     if few.local == many.local and few.trained == many.trained:
         assert len(many.networks) >= len(few.networks)
         assert many.networks[0].pixels >= few.networks[0].pixels
-        assert many.networks[0].passes >= min(few.networks[0].passes, LEARNS)
+        assert many.networks[0].passes >= min(few.networks[0].passes, ENOUGH)
         assert many.pixels_seen(1.0) >= 0.9 * few.pixels_seen(1.0)  # passes are whole
 
 
 @pytest.mark.parametrize(
     ("facts", "minutes", "networks", "trained"),
-    [(NYALA, 15, 1, 4), (NYALA, 60, 1, 4), (NYALA, 240, 2, 4), (FLUKES, 12, 1, 2), (FLUKES, 4, 1, 1)],
+    [(NYALA, 15, 1, 4), (NYALA, 60, 1, 4), (NYALA, 400, 2, 4), (FLUKES, 12, 1, 2), (FLUKES, 4, 1, 1)],
 )
 def test_choices_of_known_data(facts: Facts, minutes: float, networks: int, trained: int) -> None:
     choice = chosen(facts, minutes)
     assert (len(choice.networks), len(choice.trained)) == (networks, trained)
     assert (choice.local is not None) == (facts is NYALA)
-    assert choice.networks[0].passes >= LEARNS or minutes < 15
+    assert choice.networks[0].passes >= ENOUGH or minutes < 15
+
+
+def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() -> None:
+    many = replace(NYALA, census=replace(NYALA.census, identities=100))
+    base = {facts.mean_images >= 10: chosen(facts, 60).networks[0] for facts in (NYALA, many)}
+    assert (base[False].base, base[False].mirrored) == ("arcface", False)
+    assert (base[True].base, base[True].mirrored) == ("mirrored", True)
+    assert base[True].epochs == base[True].passes // 2 >= ENOUGH
 
 
 def test_folds_fill_the_slots() -> None:
@@ -170,7 +178,7 @@ def test_real_steps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------------- the files
 
 
-@pytest.mark.parametrize(("facts", "minutes"), [(NYALA, 240), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)])
+@pytest.mark.parametrize(("facts", "minutes"), [(NYALA, 400), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)])
 def test_what_is_written_is_an_ordinary_recipe(tmp_path: Path, facts: Facts, minutes: int) -> None:
     choice = chosen(facts, minutes)
     path = tmp_path / "recipes" / f"auto-{minutes}.yaml"

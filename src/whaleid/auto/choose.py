@@ -40,9 +40,13 @@ by two threads of one run, 127 by two runs of one thread)."""
 
 LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
-LEARNS, ENOUGH = 25, 50
-"""Times that a photograph is seen until a network of 16,384 pixels is worth more than one of 8,192, and until mirrored
-identities, and then more pixels, are worth more (nyala and cattle, one fold of each)."""
+ENOUGH = 25
+"""Times that a network sees each photograph, or each and its mirror image, before more pixels are worth more (nyala,
+one fold, kNN out of fold and solution: 16,384 pixels 40 times .197 and .155, 32,768 pixels 30 times .279 and .234)."""
+MANY_IMAGES = 10.0
+"""Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen in sight of one
+fold of nyala (6.4: mirrored ones hardly learn) and cattle (14: kNN of the known .909 and .909 instead of .891 and .858),
+solutions included."""
 FEW = 15
 """Times below which fewer folds are trained (10,081 drawn flukes, top-1 of the known: six runs of 2 epochs had .18, one
 of 25 epochs .49)."""
@@ -216,32 +220,27 @@ def rungs(facts: Facts) -> list[Rung]:
     """Networks to choose from, the cheapest first; none has more pixels than the images have."""
     names = facts.machine.backbones
     small, middle, large = names[-1], names[len(names) // 2], names[0]
-
-    def network(base: str, backbone: str, pixels: int) -> Network:
-        return Network(base, backbone, int(min(pixels, facts.area)), mirrored=base != "arcface")
-
-    def mirrored(pixels: int) -> Network:
-        return network("mirrored", small, pixels)
-
+    mirrored = bool(facts.machine.gpus) or facts.mean_images >= MANY_IMAGES
     if facts.machine.gpus:
         first, second = "large_arcface", "large_softmax"
-        made = [
-            Rung((network(first, small, 50176),), 1),
-            Rung((network(first, middle, 50176),), LEARNS),
-            Rung((network(first, large, 82944),), ENOUGH),
-            Rung((network(first, large, 147456),), ENOUGH),
-            Rung((network(first, large, 147456), network(second, middle, 147456)), ENOUGH),
+        ladder = [
+            [(first, small, 50176)],
+            [(first, middle, 50176)],
+            [(first, large, 82944)],
+            [(first, large, 147456)],
+            [(first, large, 147456), (second, middle, 147456)],
         ]
     else:
-        made = [
-            Rung((network("arcface", small, 8192),), 1),
-            Rung((network("arcface", small, 16384),), LEARNS),
-            Rung((mirrored(16384),), ENOUGH),
-            Rung((mirrored(25600),), ENOUGH),
-            Rung((mirrored(25600), network("softmax", small, 16384)), ENOUGH),
-            Rung((mirrored(36864), network("softmax", small, 25600)), ENOUGH),
-        ]
-    return list({rung.networks: rung for rung in made}.values())
+        first = "mirrored" if mirrored else "arcface"
+        second = f"{first}_softmax"
+        single = [[(first, small, pixels)] for pixels in (8192, 16384, 32768, 49152)]
+        ladder = [*single, [*single[-1], (second, small, 32768)]]
+    made = [
+        tuple(Network(base, name, int(min(pixels, facts.area)), mirrored) for base, name, pixels in rung)
+        for rung in ladder
+    ]
+    enough = 2 * ENOUGH if mirrored else ENOUGH
+    return [Rung(rung, enough if place else 1) for place, rung in enumerate(dict.fromkeys(made))]
 
 
 def _networks(budget: _Budget, folds: int, trained: int, seconds: float) -> tuple[Network, ...] | None:

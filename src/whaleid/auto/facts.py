@@ -67,6 +67,11 @@ class Facts:
     area: float
     machine: Machine
 
+    @property
+    def mean_images(self) -> float:
+        """Labelled images of the mean identity."""
+        return self.census.labelled / max(1, self.census.identities)
+
 
 def facts_of(images: pd.DataFrame, unknown: str | None, machine: Machine) -> Facts:
     """Facts of an images table on a machine.

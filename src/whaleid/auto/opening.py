@@ -86,6 +86,8 @@ def _choose(
     images = build_images_table(competition, workspace, skip_unreadable)
     facts = facts_of(images, competition.unknown, find_machine(settings.weights))
     print(f"recipe {AUTO}: measuring how fast this machine trains", file=sys.stderr, flush=True)
-    rates = measure(facts.machine, f"auto/{rungs(facts)[0][0].base}", facts.census.identities, settings.weights)
+    rates = measure(
+        facts.machine, f"auto/{rungs(facts)[0].networks[0].base}", facts.census.identities, settings.weights
+    )
     write_recipe(choose(facts, minutes, rates), path)
     print("\n".join([f"recipe {AUTO}: {path}", *reasons_of(path)]), file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from whaleid.auto.facts import Machine
 
-SIZES = {"cpu": (8192, 24576), "cuda": (50176, 147456)}
+SIZES = {"cpu": (8192, 32768), "cuda": (50176, 147456)}
 """Pixels at which the time of a step is measured: the smallest and about the largest that `choose` considers."""
 SECONDS = 5.0
 """Of steps that are timed at each size, after the first ones."""

@@ -24,7 +24,7 @@ from whaleid.ensemble.calibrate import fit_calibration
 from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.embedding_features import EmbeddingFeatures, EmbeddingTable
 from whaleid.ensemble.lists import concatenate_lists
-from whaleid.ensemble.protocol import FoldPart, Protocol, Targets
+from whaleid.ensemble.protocol import FoldPart, Protocol, Targets, UnknownShare
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
@@ -62,7 +62,9 @@ def questions(
         favoured.append(who)
     classes = np.array([f"c{number}" for number in range(identities)])
     asked, gallery = np.arange(tests), (parts[0].gallery, parts[0].gallery_codes)
-    return Protocol(classes, tuple(parts), asked, asked.astype(str), *gallery, "new", 0.3, 5), favoured
+    return Protocol(
+        classes, tuple(parts), asked, asked.astype(str), *gallery, "new", UnknownShare(0.3, 0.3, "given"), 5
+    ), favoured
 
 
 def embedding_table(rng: np.random.Generator, queries: int, identities: int, dims: int) -> EmbeddingTable:
@@ -73,7 +75,7 @@ def embedding_table(rng: np.random.Generator, queries: int, identities: int, dim
         return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float16)
 
     near = rng.random((2, queries), dtype=np.float32)
-    return EmbeddingTable(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), near[0], near[1])
+    return EmbeddingTable(unit(queries), unit(identities), rng.random(identities, dtype=np.float32), *near, *near)
 
 
 def main() -> None:

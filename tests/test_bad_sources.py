@@ -226,7 +226,6 @@ def test_bad_features_are_one_line_and_change_no_answer(
         ("concat: {whiten: 8}", "concat: {weights: {alienn: 2}}", "combine.concat.weights: 'alienn' is no source"),
         ("folds: 3", "folds: 2", "alien/fold"),
         ("folds: 3", "folds: 3\ntrain_folds: [0, 3]", "train_folds [3] are outside 0..2"),
-        ("concat: {whiten: 8}", "unknown: share", "combine.unknown: share needs"),
     ],
 )
 def test_a_bad_recipe_is_one_line(

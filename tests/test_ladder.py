@@ -17,6 +17,7 @@ from whaleid.ensemble.protocol import NONE, read_protocol
 from whaleid.ensemble.rankers.single import top_probabilities
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
+from whaleid.ensemble.simulation import TWIN
 from whaleid.retrieval.candidates import read_candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -81,9 +82,11 @@ def test_figures_equal_a_loop_over_the_file(result, world, out):
         others = folds[(folds.fold != row.fold) & (folds.identity == row.identity)]
         unknown[image] = row.identity == UNKNOWN or others.empty
         truth[image] = UNKNOWN if unknown[image] else row.identity
+        if not unknown[image]:
+            unknown[image + TWIN], truth[image + TWIN] = True, UNKNOWN
     share = world.competition.unknown_share
     count = sum(unknown.values())
-    of_known = (1 - share) / (len(folds) - count)
+    of_known = (1 - share) / (len(unknown) - count)
     weight = {image: share / count if new else of_known for image, new in unknown.items()}
     first = table[table["rank"] <= result.k]
     right = first["identity"].astype(str) == first["query"].astype(str).map(truth)
@@ -91,7 +94,7 @@ def test_figures_equal_a_loop_over_the_file(result, world, out):
     scores = first.groupby("source", observed=True)["value"].sum()
     for rung in result.rungs:
         assert rung.score.map == pytest.approx(scores[rung.name], abs=1e-6)
-        assert rung.score.queries == len(folds)
+        assert rung.score.queries == len(unknown) == len(folds) + result.simulated
 
 
 def test_singletons_are_unknown(world):
@@ -232,28 +235,13 @@ def test_closed_set(tmp_path):
     assert result.final.score.map > result.rung(result.best_single).score.map
 
 
-def test_unknown_by_share(world, sources, result, tmp_path):
-    by_share = combine(world.images, world.folds, sources, recipe(unknown="share"), world.competition, tmp_path / "out")
-    for rung, tuned in zip(by_share.rungs, result.rungs, strict=True):
-        first = rung.test_guesses(5)[:, 0] == UNKNOWN
-        assert first.mean() == pytest.approx(0.2, abs=1 / len(first))
-        assert rung.thresholds.used == rung.thresholds.by_share == tuned.thresholds.by_share
-        assert rung.score.map == tuned.score.map  # out of fold nothing changes
-
-
 def test_averaging_does_not_change_how_often_unknown_comes_first(result):
     """Averaged best scores are lower than single models': the tuned threshold would make far more unknown."""
     for rung in result.rungs:
         assert (rung.test_guesses(5)[:, 0] == UNKNOWN).mean() == pytest.approx(rung.thresholds.test_first)
     knn = result.rung("net0")
-    assert knn.thresholds.matched < knn.thresholds.tuned
+    assert knn.thresholds.used < knn.thresholds.tuned
     assert knn.thresholds.test_median < knn.thresholds.oof_median + 0.1
-
-
-def test_share_without_expected_share(world, sources, tmp_path):
-    competition = world.competition.model_copy(update={"unknown_share": None})
-    with pytest.raises(WhaleidError, match="unknown_share"):
-        combine(world.images, world.folds, sources, recipe(unknown="share"), competition, tmp_path)
 
 
 def test_one_fold_alone_is_optimistic(world, sources, tmp_path):

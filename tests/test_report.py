@@ -231,7 +231,6 @@ def test_no_unknown_label(tmp_path: Path) -> None:
 
 def test_without_test_images_and_expected_share_nothing_is_told_of_them(tmp_path: Path, page: str) -> None:
     told = (
-        "expected share of unknown among the test images",
         "first guesses that are unknown, test",
         "used on the test",
     )

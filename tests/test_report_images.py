@@ -333,7 +333,7 @@ def test_bars_are_as_long_as_their_shares(tmp_path: Path) -> None:
 
 def test_share_curve_shades_only_what_is_lost(tmp_path: Path) -> None:
     points = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.4, 0.5), (0.8, 0.3))]
-    for expected in (0.4, None):
+    for expected in ({"low": 0.0, "high": 0.6, "weight": 0.3}, {"low": 0.4, "high": 0.4, "weight": 0.4}):
         draw_shares(points, expected, 5, tmp_path / "shares.png")
         shaded = drawn_colors(tmp_path / "shares.png", (251, 231, 217)).sum(axis=0)
         middle = len(shaded) // 2

@@ -153,10 +153,12 @@ def rank(project: Project, split: Literal["test", "train"] = "test", ranker: str
     """
     import pandas as pd
 
+    from whaleid.ensemble.simulation import is_twin
+
     name = ranker or _ladder(project)["rungs"][-1]["name"]
     file = "test.parquet" if split == "test" else "oof.parquet"
     table = pd.read_parquet(project.workspace.candidates(project.recipe.name) / file, filters=[("source", "==", name)])
-    return table.reset_index(drop=True)
+    return table[~is_twin(table["query"])].reset_index(drop=True)
 
 
 def write_submission(project: Project) -> Path:

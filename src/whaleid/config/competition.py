@@ -56,7 +56,8 @@ class Competition(Model):
     unknown: str | None = None
     """Label of identities that the training data does not hold (`new_whale`); null: there are none."""
     unknown_share: Share | None = None
-    """Share of unknown queries expected in the test set; null: as in the training data."""
+    """Share of unknown queries expected in the test set; null: not known, so that thresholds lose as little as can be
+    whatever it is (0 to 60 %). Labelled images of the unknown label raise the lower end."""
     k: Positive = 5
     """Number of guesses that count."""
     boxes: str | None = None

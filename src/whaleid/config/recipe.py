@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,9 +73,6 @@ class CombineConfig(Model):
     """Nearest gallery images of each query that a siamese head scores again."""
     candidates: Positive = 50
     """Candidates kept for each query and source."""
-    unknown: Literal["threshold", "share"] = "threshold"
-    """threshold: the score of the unknown identity, fitted out of fold. share: for the test set, the threshold that
-    puts the unknown identity first as often as the competition's `unknown_share` says."""
     stack: StackConfig | None = None
     """LambdaRank over the candidates of all rankers: `{}` with its defaults, null without it."""
 

@@ -133,7 +133,7 @@ def _unknown(competition: Competition, counts: dict[str, Any]) -> str:
     if competition.unknown is None:
         return "none: every query's identity is in the training data"
     share = counts["unknown"] / max(counts["train"], 1)
-    expected = "as out of fold" if competition.unknown_share is None else f"{competition.unknown_share:.1%}"
+    expected = "not known" if competition.unknown_share is None else f"{competition.unknown_share:.1%}"
     labelled = f"{counts['unknown']:,} train images '{competition.unknown}' ({share:.1%})"
     return f"{labelled}; expected share of test queries: {expected}"
 

@@ -23,6 +23,7 @@ from whaleid.ensemble.rankers.base import RankerContext, Without
 from whaleid.ensemble.rankers.registry import RANKERS, ranker_of
 from whaleid.ensemble.rankings import Ranking, Source, with_full_data
 from whaleid.ensemble.results import LadderResult
+from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.evaluation.metrics import MapScore
 from whaleid.utils.progress import progress_bar
 
@@ -81,14 +82,15 @@ def ablate(
     rankings = rank_all(sources, images, protocol, config, seed, local, weights_folder=weights_folder)
     variants = list(list_variants(config, [source.name for source in sources]))
     with progress_bar("ablation", total=len(variants) + 1) as bar:
-        base = evaluate_ladder(protocol, rankings, config, seed)
+        simulated, used = with_simulated_unknowns(protocol, rankings)
+        base = evaluate_ladder(simulated, used, config, seed)
         rows = [_row(NOTHING, base, None)]
         bar.advance(note=NOTHING)
         for variant, source in variants:
             context = RankerContext(protocol, variant.config, seed, images=images)
-            used = _rankings_of(variant, source, rankings, sources, context)
-            result = evaluate_ladder(protocol, used, variant.config, seed)
-            rows.append(_row(variant.name, result, rank_gain(protocol, result.final.rank, base.final.rank, seed)))
+            _, used = with_simulated_unknowns(protocol, _rankings_of(variant, source, rankings, sources, context))
+            result = evaluate_ladder(simulated, used, variant.config, seed)
+            rows.append(_row(variant.name, result, rank_gain(simulated, result.final.rank, base.final.rank, seed)))
             bar.advance(note=variant.name)
     return Ablation(tuple(rows), protocol.test_names)
 

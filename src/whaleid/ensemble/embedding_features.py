@@ -43,6 +43,8 @@ class EmbeddingTable:
         Mean cosine of a class's images and their centroid, NaN for a class without images.
     nearest, density : float32 arrays, shape (q,)
         Cosine of the nearest gallery image, and mean cosine of the 10 nearest.
+    nearest_other, density_other : float32 arrays, shape (q,)
+        The same in the gallery without the query's true identity, for simulated unknown queries.
     """
 
     queries: np.ndarray
@@ -50,6 +52,8 @@ class EmbeddingTable:
     spread: np.ndarray
     nearest: np.ndarray
     density: np.ndarray
+    nearest_other: np.ndarray
+    density_other: np.ndarray
 
     def columns(self, rows: slice, codes: np.ndarray) -> np.ndarray:
         """The columns of some queries' candidates and, last, of the unknown identity.
@@ -101,7 +105,9 @@ class EmbeddingFeatures:
     test: tuple[EmbeddingTable, ...]
 
 
-def embedding_table(embeddings: np.ndarray, query_set: QuerySet, classes: int, knn: KnnConfig) -> EmbeddingTable:
+def embedding_table(
+    embeddings: np.ndarray, query_set: QuerySet, classes: int, knn: KnnConfig, truth: np.ndarray | None = None
+) -> EmbeddingTable:
     """Centroids, spreads and densities for a query set.
 
     Parameters
@@ -114,6 +120,8 @@ def embedding_table(embeddings: np.ndarray, query_set: QuerySet, classes: int, k
         Number of identities.
     knn : KnnConfig
         Its index is used to find the nearest images.
+    truth : int64 array, shape (q,), or None
+        True identity of each query, -1 = unknown; None: no query's identity is taken out.
     """
     queries, gallery = embeddings[query_set.rows], embeddings[query_set.gallery]
     codes = query_set.gallery_codes
@@ -125,8 +133,21 @@ def embedding_table(embeddings: np.ndarray, query_set: QuerySet, classes: int, k
     spread[names] = mean[names] / size[names]
     all_middles = np.zeros((classes, gallery.shape[1]), dtype=np.float16)
     all_middles[names] = middle
-    near = min(_NEAR, len(gallery))
+    largest = 0 if truth is None or not (truth >= 0).any() else int(size[truth[truth >= 0]].max())
+    near = min(_NEAR + largest, len(gallery))
     similarity, rows = open_index(gallery, knn.index).search(queries, near)
     found = np.where(rows >= 0, similarity, np.nan)  # an approximate index may leave places empty
-    density = np.nansum(found, axis=1) / np.maximum((rows >= 0).sum(axis=1), 1)
-    return EmbeddingTable(queries.astype(np.float16), all_middles, spread, found[:, 0], density.astype(np.float32))
+    plain = nearest, density = _nearest_and_density(found)
+    if truth is not None:
+        nearest, density = _nearest_and_density(np.where(codes[rows] == truth[:, None], np.nan, found))
+    return EmbeddingTable(queries.astype(np.float16), all_middles, spread, *plain, nearest, density)
+
+
+def _nearest_and_density(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest cosine and the mean of the 10 largest, float32 (q,). found: (q, m), descending, NaN: left out."""
+    kept = np.cumsum(np.isfinite(found), axis=1)
+    first = np.where(np.isfinite(found) & (kept <= _NEAR), found, 0.0)
+    nearest = np.where(np.isfinite(found) & (kept == 1), found, 0.0).sum(axis=1)
+    nearest = np.where(kept[:, -1] > 0, nearest, np.nan)
+    density = first.sum(axis=1) / np.maximum(np.minimum(kept[:, -1], _NEAR), 1)
+    return nearest.astype(np.float32), density.astype(np.float32)

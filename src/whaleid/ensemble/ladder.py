@@ -6,10 +6,14 @@ this fold's images: that much, and no more, is shared between folds). For the te
 folds, and scores are averaged over the folds' models and, where there are any, the full-data models. These have no
 queries out of fold: they use the weights and thresholds of the folds, and are worth what the folds' models are.
 
+Where there is an unknown label, every query is scored twice, once with its identity taken out of the gallery
+(`simulation.py`), and what is fitted and scored is weighted to the expected share of unknown queries. Where that share
+is not known, thresholds are those of least regret (`unknown.best_threshold`).
+
 The best of averaged scores is lower than the average of best scores, so the fitted threshold is carried over by rank:
 the unknown identity comes first as often as the single models put it first. The test set's gallery is larger than any
 fold's, by 1 / (folds - 1), so its best scores are a little higher and unknown comes a little too seldom; `ladder.json`
-has both medians, and `combine.unknown: share` takes the expected share instead.
+has both medians.
 
 The final rung is always the last that the recipe asks for, also where a lower rung happens to score above it: choosing
 the rung by the score that is reported would make that score optimistic.
@@ -34,6 +38,7 @@ from whaleid.ensemble.rankers.second_level import BLEND, BlendRanker
 from whaleid.ensemble.rankings import Ranking, Source, fit_thresholds, with_full_data
 from whaleid.ensemble.results import BlendWorth, LadderResult, MemberWorth, Rung, blend_weights, write_result
 from whaleid.ensemble.scoring import map_by_share, oof_ranks, oof_with_unknown, score_ranking
+from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.ensemble.stack_models import StackModels
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.progress import progress_bar
@@ -76,6 +81,7 @@ def combine(
     """
     protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
+    protocol, rankings = with_simulated_unknowns(protocol, rankings)
     result = evaluate_ladder(protocol, rankings, recipe.combine, recipe.seed, stack_models)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=blend_worth(protocol, rankings, recipe.combine, result, recipe.seed))
@@ -247,7 +253,9 @@ def evaluate_ladder(
     return LadderResult(
         rungs=tuple(finished),
         best_single=best.name,
-        queries=len(weights),
+        queries=sum(len(part.rows) - part.simulated for part in protocol.parts),
+        simulated=sum(part.simulated for part in protocol.parts),
+        share=protocol.share,
         unanswerable=int((weights == 0).sum()) if protocol.unknown is None else 0,
         k=protocol.k,
         test_images=protocol.test_names,

@@ -20,8 +20,33 @@ from whaleid.utils.errors import WhaleidError
 NONE = -1
 """Code of an identity that no candidate can name: unknown, or none at all."""
 
+UNSURE = (0.0, 0.6)
+"""Shares of unknown queries that a test set may have of which nothing is known."""
+
 FULL_DATA = -1
 """Number of the part without a fold: that of the models trained on all labelled images."""
+
+
+@dataclass(frozen=True)
+class UnknownShare:
+    """Expected share of unknown queries in the test set.
+
+    Attributes
+    ----------
+    low, high : float
+        Shares in [0, 1] between which it lies; equal where it is known.
+    origin : str
+        Where they come from, for people.
+    """
+
+    low: float
+    high: float
+    origin: str
+
+    @property
+    def weight(self) -> float:
+        """The share to which out-of-fold queries are weighted: the middle."""
+        return (self.low + self.high) / 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,9 @@ class FoldPart:
         True identity of each query, -1 where it is unknown or has no image in the gallery.
     sizes : int64 array, shape (q,)
         Gallery images of the true identity; 0 where `truth` is -1.
+    twin_of : int64 array, shape (q,), or None
+        Place of each query's image among the fold's labelled images, where simulated unknown queries stand after them
+        (`simulation.py`); None where there are none.
     """
 
     fold: int
@@ -81,6 +109,12 @@ class FoldPart:
     gallery_codes: np.ndarray
     truth: np.ndarray
     sizes: np.ndarray
+    twin_of: np.ndarray | None = None
+
+    @property
+    def simulated(self) -> int:
+        """Number of simulated unknown queries."""
+        return 0 if self.twin_of is None else len(self.rows) - len(np.unique(self.twin_of))
 
 
 @dataclass(frozen=True)
@@ -97,12 +131,15 @@ class Targets:
         Number of guesses that count.
     unknown : bool
         Whether the unknown identity may be guessed.
+    shares : (float, float) or None
+        Shares of unknown queries between which a threshold shall lose least; None: that of the weights alone.
     """
 
     truth: np.ndarray
     weights: np.ndarray
     k: int
     unknown: bool
+    shares: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +158,8 @@ class Protocol:
         Every labelled image of known identity, and its identity.
     unknown : str or None
         Label of the unknown identity; None: the identity of every query is in the training data.
-    share : float or None
-        Expected share of unknown queries; None: as it is among the labelled images.
+    share : UnknownShare or None
+        Expected share of unknown queries; None where there is no unknown label.
     k : int
         Number of guesses that count.
     full_data : FoldPart or None
@@ -137,7 +174,7 @@ class Protocol:
     gallery: np.ndarray
     gallery_codes: np.ndarray
     unknown: str | None
-    share: float | None
+    share: UnknownShare | None
     k: int
     full_data: FoldPart | None = None
 
@@ -179,11 +216,12 @@ class Protocol:
 
     def weights(self, places: list[int]) -> np.ndarray:
         """Weights float64 of the queries of these folds, from their own truth alone (`query_weights`)."""
-        return query_weights(self.truth(places), self.unknown, self.share)
+        return query_weights(self.truth(places), self.unknown, None if self.share is None else self.share.weight)
 
     def targets(self, places: list[int]) -> Targets:
         """Targets of the queries of these folds, in order."""
-        return Targets(self.truth(places), self.weights(places), self.k, self.unknown is not None)
+        shares = None if self.share is None else (self.share.low, self.share.high)
+        return Targets(self.truth(places), self.weights(places), self.k, self.unknown is not None, shares)
 
 
 def query_weights(truth: np.ndarray, unknown: str | None, share: float | None) -> np.ndarray:
@@ -258,10 +296,39 @@ def read_protocol(
         gallery=gallery,
         gallery_codes=codes[gallery],
         unknown=competition.unknown,
-        share=competition.unknown_share,
+        share=expected_share(competition, float(1 - known.mean())),
         k=competition.k,
         full_data=full_data_part(rows, gallery, codes[gallery]) if full_data and len(test) else None,
     )
+
+
+def expected_share(competition: Competition, labelled: float) -> UnknownShare | None:
+    """What is known of the test set's share of unknown queries before its images are looked at.
+
+    Labelled images without a row of the unknown label tell nothing: organisers often drop such rows. Where there are
+    some, the test set holds some too: at least half as large a share is taken as certain.
+
+    Parameters
+    ----------
+    competition : Competition
+    labelled : float
+        Share of the labelled images whose identity is unknown.
+
+    Returns
+    -------
+    UnknownShare or None
+        None where there is no unknown label.
+    """
+    if competition.unknown is None:
+        return None
+    if competition.unknown_share is not None:
+        given = competition.unknown_share
+        return UnknownShare(given, given, "given by the competition")
+    low, high = UNSURE
+    if not labelled:
+        return UnknownShare(low, high, "not known: no labelled image is unknown, which tells nothing of the test set")
+    low = min(labelled / 2, high / 2)
+    return UnknownShare(low, high, f"not known: {labelled:.1%} of the labelled images are unknown")
 
 
 def full_data_part(labelled: np.ndarray, gallery: np.ndarray, gallery_codes: np.ndarray) -> FoldPart:

@@ -29,6 +29,7 @@ from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, full_data_p
 from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.ensemble.rankers.second_level import BlendRanker
 from whaleid.ensemble.rankings import Ranking, Source, fit_thresholds
+from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
@@ -83,8 +84,9 @@ def confident_labels(
 ) -> pd.DataFrame:
     """`image, identity, fold, confidence`. rankings: `rank_all` of the protocol."""
     assert recipe.pseudo is not None
-    (blend,) = BlendRanker().rank(RankerContext(protocol, recipe.combine, recipe.seed, tuple(rankings)))
-    thresholds, keep = fit_thresholds(protocol, blend), max(recipe.combine.candidates, protocol.k)
+    simulated, used = with_simulated_unknowns(protocol, rankings)
+    (blend,) = BlendRanker().rank(RankerContext(simulated, recipe.combine, recipe.seed, tuple(used)))
+    thresholds, keep = fit_thresholds(simulated, blend), max(recipe.combine.candidates, protocol.k)
     assert blend.fitted is not None
     tables = []
     for place, part in enumerate(protocol.parts):

@@ -10,7 +10,7 @@ from whaleid.ensemble.cross_fitting import CrossFitted, OofLists, cross_fit
 from whaleid.ensemble.embedding_features import EmbeddingFeatures
 from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA, Protocol
-from whaleid.ensemble.unknown import best_map, rank_stats
+from whaleid.ensemble.unknown import fit_threshold
 from whaleid.retrieval.candidates import Candidates
 
 
@@ -61,8 +61,8 @@ class Ranking:
         Whether scores are probabilities over all classes, not similarities.
     source : str or None
         Name of the source, where one network alone gives the ranking.
-    threshold : float or None
-        Score of the unknown identity where the ranker defines it; None: it is fitted (`fit_thresholds`).
+    thresholds : CrossFitted of float or None, or None
+        Score of the unknown identity where the ranker fits it itself; None: `fit_thresholds` does.
     fitted : CrossFitted or None
         What was fitted on OOF lists, for the report: the names of the settings (re-ranking), the blends, the stacks.
     embedding_features : EmbeddingFeatures or None
@@ -75,7 +75,7 @@ class Ranking:
     test: tuple[Candidates, ...]
     probability: bool
     source: str | None = None
-    threshold: float | None = None
+    thresholds: CrossFitted[float | None] | None = None
     fitted: CrossFitted[Any] | None = None
     embedding_features: EmbeddingFeatures | None = None
 
@@ -88,12 +88,11 @@ class Ranking:
 def fit_thresholds(protocol: Protocol, ranking: Ranking) -> CrossFitted[float | None]:
     """Score of the unknown identity in a ranking, cross-fitted; None where there is no unknown label."""
 
+    if ranking.thresholds is not None:
+        return ranking.thresholds
+
     def fit(place: int | None, training: list[int]) -> float | None:
-        if ranking.threshold is not None or protocol.unknown is None:
-            return ranking.threshold
-        targets = protocol.targets(training)
-        lists = ranking.lists.training(place, training)
-        return best_map(rank_stats(lists, targets.truth, targets.weights, targets.k), targets)[0]
+        return fit_threshold(ranking.lists.training(place, training), protocol.targets(training))
 
     return cross_fit(protocol, fit)
 

@@ -13,7 +13,7 @@ import numpy as np
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.cross_fitting import CrossFitted
 from whaleid.ensemble.intervals import Gain
-from whaleid.ensemble.protocol import Protocol
+from whaleid.ensemble.protocol import Protocol, UnknownShare
 from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
@@ -32,13 +32,9 @@ class UnknownSummary:
     Attributes
     ----------
     used : float
-        Threshold for the test set: `matched` or `by_share`.
+        Threshold for the test set, whose scores are averaged over the folds.
     tuned : float
         Fitted on all folds, for the scores of one fold's model.
-    matched : float
-        The same for scores that are averaged over the folds.
-    by_share : float or None
-        Threshold that puts the unknown identity first for the expected share of the test images.
     by_fold : dict of int to float or None
         Fold to the threshold fitted on the other folds.
     oof_first : float
@@ -51,8 +47,6 @@ class UnknownSummary:
 
     used: float
     tuned: float
-    matched: float
-    by_share: float | None
     by_fold: dict[int, float | None]
     oof_first: float
     test_first: float | None
@@ -181,6 +175,10 @@ class LadderResult:
         Name of the single network's rung with the largest score out of fold: every gain is over this one.
     queries, unanswerable : int
         Queries out of fold, and those of weight 0 (no unknown label, and no other image of their identity).
+    simulated : int
+        Simulated unknown queries beside them (`simulation.py`).
+    share : UnknownShare or None
+        Expected share of unknown queries; None where there is no unknown label.
     k : int
         Number of guesses that count.
     test_images : str array, shape (n_test,)
@@ -201,6 +199,8 @@ class LadderResult:
     unanswerable: int
     k: int
     test_images: np.ndarray
+    simulated: int = 0
+    share: UnknownShare | None = None
     stacks: CrossFitted[Stack] | None = None
     shares: tuple[ShareMap, ...] = ()
     full: tuple[str, ...] = ()
@@ -224,6 +224,8 @@ class LadderResult:
             "k": self.k,
             "queries": self.queries,
             "unanswerable": self.unanswerable,
+            "simulated": self.simulated,
+            "share": None if self.share is None else asdict(self.share) | {"weight": self.share.weight},
             "best_single": self.best_single,
             "final": self.final.name,
             "rungs": [rung.as_json() for rung in self.rungs],

@@ -13,7 +13,6 @@ from whaleid.ensemble.results import Rung, UnknownSummary
 from whaleid.ensemble.unknown import ShareMap, share_curve, share_threshold, with_unknown
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks, size_slices
 from whaleid.retrieval.candidates import Candidates
-from whaleid.utils.errors import WhaleidError
 
 
 def score_ranking(protocol: Protocol, ranking: Ranking, config: CombineConfig, seed: int) -> Rung:
@@ -21,7 +20,7 @@ def score_ranking(protocol: Protocol, ranking: Ranking, config: CombineConfig, s
     fitted = fit_thresholds(protocol, ranking)
     keep = max(config.candidates, protocol.k)
     test = average(ranking.test, keep) if ranking.test else None
-    summary = _unknown_summary(protocol, ranking, fitted, config, test)
+    summary = _unknown_summary(protocol, ranking, fitted, test)
     oof = oof_with_unknown(protocol, ranking, fitted)
     rank = oof_ranks(protocol, oof)
     weights = protocol.weights(protocol.places)
@@ -76,7 +75,6 @@ def _unknown_summary(
     protocol: Protocol,
     ranking: Ranking,
     thresholds: CrossFitted[float | None],
-    config: CombineConfig,
     test: Candidates | None,
 ) -> UnknownSummary | None:
     """None where there is no unknown label. test: averaged over the folds."""
@@ -85,15 +83,7 @@ def _unknown_summary(
         return None
     first = np.concatenate([lists.scores[:, 0] for lists in ranking.oof])
     first_of_test = np.empty(0, np.float32) if test is None else test.scores[:, 0]
-    share = None
-    if test is not None and protocol.share is not None:
-        share = share_threshold(first_of_test, protocol.share)
-    if config.unknown == "share" and share is None:
-        raise WhaleidError(
-            "combine.unknown: share needs test images and the competition's unknown_share; give them, or take threshold"
-        )
-    matched = tuned if test is None else _after_averaging(ranking.test, first_of_test, tuned)
-    used = share if config.unknown == "share" and share is not None else matched
+    used = tuned if test is None else _after_averaging(ranking.test, first_of_test, tuned)
     weights = protocol.weights(protocol.places)
     limit = np.concatenate(
         [np.full(len(lists), value) for lists, value in zip(ranking.oof, thresholds.by_fold, strict=True)]
@@ -101,8 +91,6 @@ def _unknown_summary(
     return UnknownSummary(
         used=used,
         tuned=tuned,
-        matched=matched,
-        by_share=share,
         by_fold={part.fold: value for part, value in zip(protocol.parts, thresholds.by_fold, strict=True)},
         oof_first=float(weights @ (first < limit) / weights.sum()),
         test_first=None if test is None else float((first_of_test < used).mean()),

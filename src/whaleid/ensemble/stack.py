@@ -8,8 +8,9 @@ identities either. Its rankings of the other folds' queries of group g are as ho
 f is chosen by these. For the test set the models (all folds, g) are averaged.
 
 Boosting starts at the blend's odds and corrects them: where the best number of trees is 0, the stack *is* the blend's
-order, the unknown identity placed by its odds. Scores are log-odds against the unknown identity, whose score is 0;
-where there is no unknown label, they are log-probabilities.
+order. Scores are log-odds against the unknown identity, which is placed by a threshold that is fitted on the training
+folds' queries, each ranked by models that were not trained on its group; where there is no unknown label, scores are
+log-probabilities.
 
 References
 ----------
@@ -31,7 +32,7 @@ from whaleid.ensemble.protocol import Protocol, Targets
 from whaleid.ensemble.rankings import Ranking, fit_thresholds
 from whaleid.ensemble.stack_features import Table, View, feature_table
 from whaleid.ensemble.stack_models import StackModels
-from whaleid.ensemble.unknown import map_at, map_without_unknown, rank_stats
+from whaleid.ensemble.unknown import best_map, fit_threshold, rank_stats
 from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
@@ -51,7 +52,7 @@ class Stack:
 def split_identities(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     """Group of the queries of each fold: one for all queries of an identity.
 
-    A query of unknown truth is an identity of its own.
+    A query of unknown truth is an identity of its own; a simulated one stays with its image's identity.
 
     Returns
     -------
@@ -62,8 +63,10 @@ def split_identities(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.
     of_identity = rng.permutation(len(protocol.classes)) % count
     groups = []
     for part in protocol.parts:
-        alone = rng.permutation(len(part.truth)) % count
-        groups.append(np.where(part.truth >= 0, of_identity[np.maximum(part.truth, 0)], alone))
+        twin_of = np.arange(len(part.truth)) if part.twin_of is None else part.twin_of
+        truth = part.truth[: twin_of.max(initial=-1) + 1]
+        alone = rng.permutation(len(truth)) % count
+        groups.append(np.where(truth >= 0, of_identity[np.maximum(truth, 0)], alone)[twin_of])
     return tuple(groups)
 
 
@@ -109,8 +112,8 @@ def stack_rankings(
         stacks = CrossFitted(stacks.by_fold, _replaced(stacks.full, models))
     lists = OofLists.same(tuple(inputs.rank(stacks.by_fold[place], place) for place in protocol.places))
     test = tuple(inputs.rank_test(stacks.full, number) for number in range(len(blend.test)))
-    threshold = None if protocol.unknown is None else 0.0
-    return Ranking("stack", "stack", lists, test, False, threshold=threshold, fitted=stacks)
+    limits = CrossFitted(tuple(stack.models.limit for stack in stacks.by_fold), stacks.full.models.limit)
+    return Ranking("stack", "stack", lists, test, False, thresholds=limits, fitted=stacks)
 
 
 def importance(models: StackModels) -> dict[str, float]:
@@ -183,9 +186,10 @@ class _Inputs:
         numbers = [int(number) for number in np.unique(np.linspace(0, config.num_iterations, _STAGES + 1).astype(int))]
         scores = _scores_by_trees(models, table, group, numbers, config)
         like = self.rankings[0].lists.training(place, training)
-        values = [_map(_candidates(table, one, like, config.candidates), targets) for one in scores]
+        values = [_best_map(_candidates(table, one, like, config.candidates), targets) for one in scores]
         best = max(range(len(values)), key=lambda stage: (values[stage] > max(values) - _TINY, -stage))
-        return Stack(StackModels(table.names, models, numbers[best], calibrations, thresholds), len(table.query))
+        limit = fit_threshold(_candidates(table, scores[best], like, config.candidates), targets)
+        return Stack(StackModels(table.names, models, numbers[best], calibrations, thresholds, limit), len(table.query))
 
     # ----------------------------------------------------------------------------------------------- applying
 
@@ -246,10 +250,8 @@ def _scores_by_trees(
     return scores
 
 
-def _map(lists: Candidates, targets: Targets) -> float:
-    """MAP@k of the queries; the unknown identity has a log-odds of 0."""
-    stats = rank_stats(lists, targets.truth, targets.weights, targets.k)
-    return map_at(stats, 0.0, targets.k) if targets.unknown else map_without_unknown(stats, targets.k)
+def _best_map(lists: Candidates, targets: Targets) -> float:
+    return best_map(rank_stats(lists, targets.truth, targets.weights, targets.k), targets)[1]
 
 
 def _concatenate_tables(tables: list[Table]) -> Table:

@@ -42,6 +42,8 @@ class StackModels:
     calibrations, thresholds : tuples
         Of every ranking and, last, of the blend. A threshold is the score of the unknown identity; None without
         unknown label.
+    limit : float or None
+        Score of the unknown identity among the models' own.
     """
 
     names: tuple[str, ...]
@@ -49,6 +51,7 @@ class StackModels:
     trees: int
     calibrations: tuple[Calibration, ...]
     thresholds: tuple[float | None, ...]
+    limit: float | None
 
     def score(self, group: int, table: Table, rows: np.ndarray | slice, config: StackConfig) -> np.ndarray:
         """Score float64 of some rows by the models of one group."""
@@ -87,6 +90,7 @@ def read_stack_models(folder: Path) -> StackModels:
             trees=content["trees"],
             calibrations=tuple(Calibration(**one) for one in content["calibrations"]),
             thresholds=tuple(content["thresholds"]),
+            limit=content["limit"],
         )
     except (OSError, ValueError, KeyError, TypeError, lgb.basic.LightGBMError) as error:
         raise WhaleidError(f"{folder}: no readable models of a stack ({error}); make the ensemble again") from error

@@ -37,8 +37,23 @@ def ladder_lines(figures: Figures, solution: dict[str, MapScore] | None = None) 
             f"also trained on all labelled images: {', '.join(ladder['full'])}; these models rank the test images "
             "beside the folds' models, and have no score out of fold of their own"
         )
+    notes += share_lines(ladder)
     worth = ladder.get("worth")
     return [*table, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
+
+
+def share_lines(ladder: dict[str, Any]) -> list[str]:
+    """The share of unknown queries that was taken, and where it comes from; none without unknown label."""
+    share = ladder.get("share")
+    if share is None:
+        return []
+    taken = f"unknown queries weigh {share['weight']:.1%} out of fold"
+    if share["low"] < share["high"]:
+        between = f"{share['low']:.1%} and {share['high']:.1%}"
+        taken += f", and thresholds are those that lose least between {between} (share {share['origin']})"
+    else:
+        taken += f" (share {share['origin']})"
+    return [f"{taken}; {ladder['simulated']:,} of them are simulated: an image without its identity in the gallery"]
 
 
 def note_lines(ladder: dict[str, Any]) -> list[str]:

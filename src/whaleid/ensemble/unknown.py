@@ -68,10 +68,20 @@ def map_at(stats: RankStats, threshold: float, k: int) -> float:
 
 
 def best_map(stats: RankStats, targets: Targets) -> tuple[float | None, float]:
-    """The best threshold (None where the unknown identity may not be guessed) and its MAP@k."""
+    """The best threshold at the queries' weights (None where unknown may not be guessed) and its MAP@k."""
     if not targets.unknown:
         return None, map_without_unknown(stats, targets.k)
     return best_threshold(stats, targets.k)
+
+
+def fit_threshold(lists: Candidates, targets: Targets) -> float | None:
+    """The threshold that loses least between the shares of `targets`; None where the unknown identity may not be
+    guessed.
+    """
+    if not targets.unknown:
+        return None
+    stats = rank_stats(lists, targets.truth, targets.weights, targets.k)
+    return best_threshold(stats, targets.k, targets.shares)[0]
 
 
 def _reciprocal(stats: RankStats, threshold: float, k: int) -> np.ndarray:
@@ -82,7 +92,7 @@ def _reciprocal(stats: RankStats, threshold: float, k: int) -> np.ndarray:
     return reciprocal_rank_at_k(rank, k)
 
 
-def best_threshold(stats: RankStats, k: int) -> tuple[float, float]:
+def best_threshold(stats: RankStats, k: int, shares: tuple[float, float] | None = None) -> tuple[float, float]:
     """The threshold with the largest weighted MAP@k, exactly, and that MAP@k.
 
     With rising t a known query loses 1/r - 1/(r + 1) when t passes its truth's score at rank r, and an
@@ -90,22 +100,42 @@ def best_threshold(stats: RankStats, k: int) -> tuple[float, float]:
     The threshold is a float32 value between two neighbouring steps: a candidate of exactly this score stands
     before `unknown`. Of equally good intervals the widest is taken; an end (always, never unknown first) only
     if better.
+
+    Parameters
+    ----------
+    stats : RankStats
+    k : int
+        Number of guesses that count.
+    shares : (float, float), optional
+        The share of unknown queries lies between these: the threshold of least regret is taken. Its regret at a share
+        is how far its MAP@k lies below the best threshold's. MAP@k is linear in the share and the best one's convex, so
+        that no share between two has a larger regret than the worse of the two.
     """
-    steps, change, start = _steps(stats, k)
+    weightings = [stats.weights] if shares is None else [_weighted_to(stats, share) for share in shares]
+    steps, changes, starts = _steps(stats, k, weightings)
     if not len(steps):
-        return -_BEYOND, start
+        return -_BEYOND, map_at(stats, -_BEYOND, k)
     order = np.argsort(steps, kind="stable")
-    steps, height = steps[order], start + np.cumsum(change[order])
+    steps, heights = steps[order], starts[:, None] + np.cumsum(changes[:, order], axis=1)
     last = np.append(steps[1:] > steps[:-1], True)  # of equal steps, all are passed together
-    steps, height = steps[last], height[last]
+    steps, heights = steps[last], np.column_stack([starts, heights[:, last]])
     lower = np.concatenate([[steps[0] - 2 * _BEYOND], steps])
     upper = np.concatenate([steps, [steps[-1] + 2 * _BEYOND]])
-    height = np.concatenate([[start], height])
+    regret = (heights.max(axis=1, keepdims=True) - heights).max(axis=0)
     width = upper - lower
     width[[0, -1]] = 0.0
-    best = np.flatnonzero(height >= height.max() - _EQUAL)
+    best = np.flatnonzero(regret <= regret.min() + _EQUAL)
     choice = best[np.argmax(width[best])]
-    return _between(float(lower[choice]), float(upper[choice])), float(height[choice])
+    threshold = _between(float(lower[choice]), float(upper[choice]))
+    return threshold, float(heights[0, choice]) if shares is None else map_at(stats, threshold, k)
+
+
+def _weighted_to(stats: RankStats, share: float) -> np.ndarray:
+    """The weights with this share of the unknown queries in their sum; unchanged where all or none are unknown."""
+    of_unknown, total = stats.weights[stats.is_unknown].sum(), stats.weights.sum()
+    if not 0 < of_unknown < total:
+        return stats.weights
+    return stats.weights * np.where(stats.is_unknown, share / of_unknown, (1 - share) / (total - of_unknown))
 
 
 @dataclass(frozen=True)
@@ -171,7 +201,7 @@ def share_threshold(top: np.ndarray, share: float) -> float:
     all count as known.
     """
     if not len(top):
-        raise WhaleidError("combine.unknown: share needs test images; take threshold")
+        raise WhaleidError("a threshold by share needs test images")
     ordered = np.sort(top)
     first = round(share * len(top))
     if first == 0:
@@ -201,19 +231,20 @@ def with_unknown(candidates: Candidates, threshold: float | None, unknown: str |
     return Candidates(candidates.queries, classes, codes, scores.astype(np.float32))
 
 
-def _steps(stats: RankStats, k: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Steps float64 (s,), change of MAP@k on passing each, and MAP@k under all of them."""
-    weight = stats.weights / stats.weights.sum()
-    known = (stats.rank >= 1) & (stats.rank <= k) & (weight > 0)
+def _steps(stats: RankStats, k: int, weightings: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps float64 (s,); of each weighting the change of MAP@k on passing each, (w, s), and MAP@k under all, (w,)."""
+    weight = np.stack([one / one.sum() for one in weightings])
+    known = (stats.rank >= 1) & (stats.rank <= k) & (stats.weights > 0)
     rank = stats.rank[known]
-    fall = (reciprocal_rank_at_k(rank + 1, k) - reciprocal_rank_at_k(rank, k)) * weight[known]
+    fall = (reciprocal_rank_at_k(rank + 1, k) - reciprocal_rank_at_k(rank, k)) * weight[:, known]
     climb = reciprocal_rank_at_k(np.arange(1, k + 1), k) - reciprocal_rank_at_k(np.arange(2, k + 2), k)
     listed = np.isfinite(stats.top)
-    rise = (climb * weight[stats.is_unknown][:, None])[listed]
+    of_unknown = weight[:, stats.is_unknown]
+    rise = (climb * of_unknown[:, :, None])[:, listed]
     steps = np.concatenate([stats.truth_score[known], stats.top[listed]]).astype(np.float64)
     below = reciprocal_rank_at_k(listed.sum(axis=1) + 1, k)  # a list shorter than k has `unknown` at its end
-    start = float(weight @ reciprocal_rank_at_k(stats.rank, k)) + float(weight[stats.is_unknown] @ below)
-    return steps, np.concatenate([fall, rise]), start
+    start = weight @ reciprocal_rank_at_k(stats.rank, k) + of_unknown @ below
+    return steps, np.concatenate([fall, rise], axis=1), start
 
 
 def _between(lower: float, upper: float) -> float:

@@ -102,7 +102,7 @@ def labels_key(project: Project) -> str:
     return digest("labels", VERSION["labels"], candidates_key(before), project.recipe.pseudo.confidence)
 
 
-BLEND_ALONE: dict[str, object] = {"stack": None, "unknown": "threshold"}
+BLEND_ALONE: dict[str, object] = {"stack": None}
 """Settings of `combine` without what stands on the blend."""
 
 

@@ -79,9 +79,10 @@ def round_gain(before: Project, project: Project) -> Gain:
     """Difference of two rounds' out-of-fold MAP@k on the same queries, with its interval."""
     from whaleid.ensemble.intervals import rank_gain
     from whaleid.ensemble.ladder import protocol_of
+    from whaleid.ensemble.simulation import simulated_protocol
 
     images, folds = read_images(project.workspace), read_folds(project.workspace)
-    protocol = protocol_of(images, folds, project.competition, sources(project))
+    protocol = simulated_protocol(protocol_of(images, folds, project.competition, sources(project)))
     return rank_gain(protocol, read_ranks(project), read_ranks(before), project.recipe.seed)
 
 

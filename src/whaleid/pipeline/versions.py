@@ -13,7 +13,7 @@ VERSION = {
     "pretrain": 1,
     "train": 1,
     "features": 1,
-    "labels": 1,
-    "candidates": 6,
+    "labels": 2,
+    "candidates": 7,
     "score": 1,
 }

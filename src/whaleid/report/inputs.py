@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.simulation import is_twin, simulated_protocol
 from whaleid.evaluation.metrics import MapScore
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
@@ -68,6 +69,8 @@ class Results:
         images.parquet and folds.csv.
     final : TopGuesses
         Guesses of the last ranker of the ladder, whose answers are submitted.
+    scored : TopGuesses
+        The same with the simulated unknown queries.
     solution : dict
         Ranker -> score against the solution; empty where there is none.
     stale : bool
@@ -80,6 +83,7 @@ class Results:
     folds: pd.DataFrame
     protocol: Protocol
     final: TopGuesses
+    scored: TopGuesses
     solution: dict[str, MapScore]
     stale: bool
 
@@ -113,19 +117,25 @@ def read_results(project: Project) -> Results:
     images = pd.read_parquet(workspace.images)
     folds = pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
     protocol = read_protocol(images, folds, project.competition, project.folds)
-    final = read_top_guesses(folder / "oof.parquet", figures["ladder"]["final"], protocol)
+    last = folder / "oof.parquet", figures["ladder"]["final"]
+    final, scored = (read_top_guesses(*last, one) for one in (protocol, simulated_protocol(protocol)))
     stale = figures["key"] != candidates_key(project)
-    return Results(project, figures, images, folds, protocol, final, _solution(project, folder), stale)
+    return Results(project, figures, images, folds, protocol, final, scored, _solution(project, folder), stale)
 
 
 def read_top_guesses(path: Path, ranker: str, protocol: Protocol, count: int = GUESSES) -> TopGuesses:
-    """Read the first `count` guesses of one ranker from oof.parquet; other rankers' rows are not loaded."""
+    """Read the first `count` guesses of one ranker from oof.parquet; other rankers' rows are not loaded.
+
+    Simulated unknown queries are left out where `protocol` has none.
+    """
     try:
         wanted = (pc.field("source") == ranker) & (pc.field("rank") <= count)
         long = pq.read_table(path, filters=wanted).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise WhaleidError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from error
     names = np.concatenate([part.names for part in protocol.parts])
+    if not any(part.simulated for part in protocol.parts):
+        long = long[~is_twin(long["query"])]
     query = pd.Index(names).get_indexer(pd.Index(long["query"].astype(str)))
     if (query < 0).any() or len(np.unique(query)) < len(names):
         raise WhaleidError(f"{path}: its queries are not the images of folds.csv; run `make ensemble` again")

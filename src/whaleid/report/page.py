@@ -9,7 +9,7 @@ import yaml
 
 from whaleid.data.folds import fold_table
 from whaleid.ensemble.protocol import FULL_DATA
-from whaleid.ensemble.summary import round_lines
+from whaleid.ensemble.summary import round_lines, share_lines
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.project import Project
@@ -124,12 +124,12 @@ def _notices(results: Results) -> list[str]:
 
 def _ladder(results: Results, folder: Path) -> dict[str, Any]:
     plots.draw_ladder(results.rankers, results.solution, folder / "ladder.png")
-    ladder, competition = results.figures["ladder"], results.project.competition
+    ladder = results.figures["ladder"]
     return {
         "k": ladder["k"],
         "queries": ladder["queries"],
         "unanswerable": ladder["unanswerable"],
-        "unknown_share": competition.unknown_share,
+        "share_lines": share_lines(ladder),
         "has_test": len(results.protocol.test_rows) > 0,
         "rankers": results.rankers,
         "solution": {name: score.map for name, score in results.solution.items()},
@@ -147,16 +147,15 @@ def _unknown(results: Results, folder: Path) -> dict[str, Any]:
     competition, thresholds = results.project.competition, results.rankers[-1]["unknown"]
     if competition.unknown is None or thresholds is None:
         return {}
-    top, ladder = results.final, results.figures["ladder"]
+    top, ladder = results.scored, results.figures["ladder"]
     called_unknown = top.guesses[:, 0] == competition.unknown
     by_fold = {fold: value for fold, value in thresholds["by_fold"].items() if value is not None}
     known, unknown = (top.best[mask & (top.best == top.best)] for mask in (top.known, ~top.known))
     if len(known) + len(unknown):
         plots.draw_scores(known, unknown, list(by_fold.values()), thresholds["tuned"], folder / "unknown.png")
-    shares, expected = ladder.get("shares"), competition.unknown_share
+    shares, expected = ladder.get("shares"), ladder["share"]
     if shares:
-        drawn = _mean(~top.known) if expected is None else expected
-        plots.draw_shares(shares, drawn, ladder["k"], folder / "shares.png")
+        plots.draw_shares(shares, expected, ladder["k"], folder / "shares.png")
     return {
         "label": competition.unknown,
         "expected": expected,

@@ -68,11 +68,12 @@ def draw_scores(known: np.ndarray, unknown: np.ndarray, thresholds: list[float],
     _save(figure, path)
 
 
-def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, path: Path) -> None:
+def draw_shares(shares: list[dict[str, float]], expected: dict[str, float], k: int, path: Path) -> None:
     """Draw out-of-fold MAP@k against the share of unknown queries.
 
     shares: `share`, `kept` (MAP@k with the thresholds in use) and `best` (with thresholds fitted to that share) of
-    each point, at least one. expected: the share for which the thresholds in use were fitted.
+    each point, at least one. expected: `low` and `high`, the shares between which the thresholds in use lose least, and
+    `weight`, the share that the out-of-fold score is weighted to.
     """
     figure = _figure(8.0, 3.0)
     axes = figure.add_subplot()
@@ -80,8 +81,10 @@ def draw_shares(shares: list[dict[str, float]], expected: float | None, k: int, 
     axes.fill_between(share, kept, best, where=best >= kept, interpolate=True, color=_ORANGE, alpha=0.15, linewidth=0)
     axes.plot(share, best, "o-", color=_BLUE, markersize=4, label="thresholds fitted to that share")
     axes.plot(share, kept, "o-", color=_ORANGE, markersize=4, label="thresholds in use")
-    if expected is not None:
-        axes.axvline(expected, color=_GREY, linestyle=":", linewidth=1.4, label=f"expected share ({expected:.3f})")
+    if expected["low"] < expected["high"]:
+        axes.axvspan(expected["low"], expected["high"], color=_GREY, alpha=0.1, linewidth=0, label="shares expected")
+    weight = expected["weight"]
+    axes.axvline(weight, color=_GREY, linestyle=":", linewidth=1.4, label=f"share out of fold ({weight:.3f})")
     axes.set_xlabel("share of unknown among the queries")
     axes.set_ylabel(f"MAP@{k}")
     axes.grid(color="#e6ecef")

@@ -166,8 +166,8 @@ class RankerContext:
 
     @property
     def keep(self) -> int:
-        """Candidates kept for each query."""
-        return max(self.config.candidates, self.protocol.k)
+        """Candidates kept for each query; one more where its identity may be taken out (`simulation.py`)."""
+        return max(self.config.candidates, self.protocol.k) + (self.protocol.unknown is not None)
 
     @property
     def parts(self) -> tuple[FoldPart, ...]:

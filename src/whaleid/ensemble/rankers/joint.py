@@ -74,8 +74,11 @@ def _embedding_features(context: RankerContext, joint: JointFeatures) -> Embeddi
     test: list[EmbeddingTable] = []
     for part in context.parts:
         embeddings: np.ndarray = joint[part]
-        for query_set, tables in zip(context.protocol.queries(part), (oof, test), strict=True):
-            if query_set is not None:
-                classes = len(context.protocol.classes)
-                tables.append(embedding_table(embeddings, query_set, classes, context.config.knn))
+        given = len(context.protocol.classes), context.config.knn
+        own, all_labelled = context.protocol.queries(part)
+        if own is not None:
+            truth = None if context.protocol.unknown is None else part.truth
+            oof.append(embedding_table(embeddings, own, *given, truth))
+        if all_labelled is not None:
+            test.append(embedding_table(embeddings, all_labelled, *given))
     return EmbeddingFeatures(tuple(oof), tuple(test))

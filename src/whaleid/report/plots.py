@@ -81,10 +81,12 @@ def draw_shares(shares: list[dict[str, float]], expected: dict[str, float], k: i
     axes.fill_between(share, kept, best, where=best >= kept, interpolate=True, color=_ORANGE, alpha=0.15, linewidth=0)
     axes.plot(share, best, "o-", color=_BLUE, markersize=4, label="thresholds fitted to that share")
     axes.plot(share, kept, "o-", color=_ORANGE, markersize=4, label="thresholds in use")
-    if expected["low"] < expected["high"]:
-        axes.axvspan(expected["low"], expected["high"], color=_GREY, alpha=0.1, linewidth=0, label="shares expected")
     weight = expected["weight"]
     axes.axvline(weight, color=_GREY, linestyle=":", linewidth=1.4, label=f"share out of fold ({weight:.3f})")
+    if expected["low"] < expected["high"]:
+        for end in (expected["low"], expected["high"]):
+            axes.axvline(end, color=_GREY, linestyle="--", linewidth=0.8)
+        axes.plot([], [], "--", color=_GREY, linewidth=0.8, label="shares expected")
     axes.set_xlabel("share of unknown among the queries")
     axes.set_ylabel(f"MAP@{k}")
     axes.grid(color="#e6ecef")

@@ -212,7 +212,7 @@ def test_the_stack_of_a_fold_reads_lists_that_the_fold_had_no_part_in(asked):
     mixed = next(one for one in rankings if one.kind == "classifier")
     lists = OofLists((base.oof,) * 3, mixed.oof)
     reranked = Ranking("rerank", "rerank", lists, base.test, False, fitted=CrossFitted(("a",) * 3, "b"))
-    blend, config = blended(protocol, [*rankings, reranked], num_iterations=10)
+    blend, config = blended(protocol, [*rankings, reranked])
 
     def ordered(lists: OofLists):
         return stack_rankings(protocol, [*rankings, replace(reranked, lists=lists)], blend, config, 0)
@@ -287,7 +287,7 @@ def test_the_stack_is_the_last_rung(world, tmp_path):
         1 / (list(row).index(true) + 1) if true in row else 0
         for row, true in zip(result.test_guesses, world.solution, strict=True)
     ]
-    assert np.mean(found) == pytest.approx(result.final.score.map, abs=0.06)
+    assert np.mean(found) == pytest.approx(result.final.score.map, abs=0.08)  # 162 test images: two standard errors
 
 
 def test_models_come_back_as_they_were(asked, tmp_path):

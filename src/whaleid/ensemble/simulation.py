@@ -98,10 +98,10 @@ def take_out(lists: Candidates, identities: np.ndarray, probability: bool) -> Ca
         One candidate narrower.
     """
     out = lists.codes == identities[:, None]
-    kept = lists.codes.shape[1] - 1
+    kept = _width(lists)
     order = np.argsort(out, axis=1, kind="stable")[:, :kept]
     codes = np.take_along_axis(np.where(out, PADDING, lists.codes), order, axis=1)
-    scores = np.take_along_axis(lists.scores, order, axis=1)
+    scores = np.take_along_axis(np.where(out, -np.inf, lists.scores).astype(np.float32), order, axis=1)
     if probability:
         own = np.where(out, lists.scores, 0.0).sum(axis=1, dtype=np.float64)
         listed = np.where(np.isfinite(scores), scores, 0.0).sum(axis=1, dtype=np.float64)
@@ -162,7 +162,13 @@ def _joined(lists: Candidates, part: FoldPart, probability: bool) -> Candidates:
 
 
 def _shorter(lists: Candidates) -> Candidates:
-    return Candidates(lists.queries, lists.classes, lists.codes[:, :-1], lists.scores[:, :-1])
+    kept = _width(lists)
+    return Candidates(lists.queries, lists.classes, lists.codes[:, :kept], lists.scores[:, :kept])
+
+
+def _width(lists: Candidates) -> int:
+    """Candidates that are left where one may be taken out; a list of one keeps its place, which may be empty."""
+    return max(lists.codes.shape[1] - 1, 1)
 
 
 def _table_with_twins(table: EmbeddingTable, part: FoldPart) -> EmbeddingTable:

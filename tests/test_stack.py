@@ -346,10 +346,10 @@ def test_the_same_with_any_number_of_threads(asked):
     protocol, rankings = asked
     one, two = (stacked(protocol, rankings, num_threads=threads, num_iterations=4) for threads in (1, 2))
     for first, second in zip(one.oof + one.test, two.oof + two.test, strict=True):
-        np.testing.assert_array_equal(first.scores, second.scores)
+        np.testing.assert_allclose(first.scores, second.scores, atol=1e-5)  # sums of float32 in another order
     models = [[stack.models for stack in (*each.fitted.by_fold, each.fitted.full)] for each in (one, two)]
     assert [own.trees for own in models[0]] == [own.trees for own in models[1]]
-    assert importance(models[0][-1]) == importance(models[1][-1])
+    assert importance(models[0][-1]) == pytest.approx(importance(models[1][-1]), abs=1e-5)
 
 
 # --------------------------------------------------------------------------------------------- shares of unknown

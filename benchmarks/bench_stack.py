@@ -24,11 +24,10 @@ from whaleid.ensemble.calibrate import fit_calibration
 from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.embedding_features import EmbeddingFeatures, EmbeddingTable
 from whaleid.ensemble.lists import concatenate_lists
-from whaleid.ensemble.protocol import FoldPart, Protocol, Targets, UnknownShare
+from whaleid.ensemble.protocol import FoldPart, Protocol, UnknownShare
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import stack_rankings
 from whaleid.ensemble.stack_features import View, feature_table
-from whaleid.ensemble.unknown import best_map, rank_stats
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.files import write_json
 
@@ -99,7 +98,6 @@ def main() -> None:
     places = list(range(given.folds))
     truth, weights = protocol.truth(places), protocol.weights(places)
     whole = [concatenate_lists(list(ranking.oof)) for ranking in rankings]
-    limits = [float(_limit(one, truth, weights)) for one in whole]
     *members, blend = rankings
     config = StackConfig()
     if given.dims:
@@ -110,14 +108,12 @@ def main() -> None:
 
     def features():
         views = [
-            View(f"net{place}", one, fit_calibration(one, truth, weights, False), limit)
-            for place, (one, limit) in enumerate(zip(whole, limits, strict=True))
+            View(f"net{place}", one, fit_calibration(one, truth, weights, False)) for place, one in enumerate(whole)
         ]
-        return feature_table(views, np.ones(given.identities, dtype=int), 5, True, config)
+        return feature_table(views, np.ones(given.identities, dtype=int), 5, config)
 
     table, features_cpu, features_s = cpu_seconds(features)
-    own = truth[table.query]
-    label = np.where(own >= 0, table.codes == own, table.codes == given.identities).astype(float)
+    label = (table.codes == truth[table.query]).astype(float)
     plain = {
         "objective": "lambdarank",
         "num_leaves": config.num_leaves,
@@ -149,11 +145,6 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:14} {value:.3f}" if isinstance(value, float) else f"{name:14} {value}")
     write_json(given.out, figures)
-
-
-def _limit(lists: Candidates, truth: np.ndarray, weights: np.ndarray) -> float:
-    asked = Targets(truth, weights, 5, True)
-    return best_map(rank_stats(lists, truth, weights, 5), asked)[0] or 0.0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from whaleid.ensemble.protocol import Protocol, UnknownShare, read_protocol
 from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.ensemble.rankers.second_level import BlendRanker
 from whaleid.ensemble.rankings import Ranking
+from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.ensemble.stack import importance, split_identities, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
 from whaleid.ensemble.stack_models import read_stack_models, write_stack_models
@@ -54,19 +55,17 @@ def blended(protocol, rankings, **settings):
 # --------------------------------------------------------------------------------------------------- the table
 
 
-@pytest.mark.parametrize("unknown", [True, False])
-def test_table_equals_a_loop(unknown):
+def test_table_equals_a_loop():
     rng = np.random.default_rng(0)
     truth = rng.integers(-1, 12, 30)
     lists = [random_lists(rng) for _ in range(3)]
-    limits = (0.1, -0.3, 0.4) if unknown else (None, None, None)
     views = [
-        View(name, one, fit_calibration(one, truth, np.ones(30), False), limit)
-        for name, one, limit in zip(("a", "b", "blend"), lists, limits, strict=True)
+        View(name, one, fit_calibration(one, truth, np.ones(30), False))
+        for name, one in zip(("a", "b", "blend"), lists, strict=True)
     ]
     sizes = np.arange(12)
     config = StackConfig(first=4, candidates=6)
-    table = feature_table(views, sizes, 5, unknown, config)
+    table = feature_table(views, sizes, 5, config)
     assert len(set(table.names)) == len(table.names) == table.values.shape[1] == len(directions(table.names))
     assert np.isfinite(table.values).all() and (np.diff(table.query) >= 0).all() and table.queries == 30
     for query in range(30):
@@ -77,29 +76,24 @@ def test_table_equals_a_loop(unknown):
                     total[int(code)] = total.get(int(code), 0.0) + 1 / (place + 1)
         wanted = set(sorted(total, key=lambda code: (-round(total[code], 6), code))[:6])
         rows = np.flatnonzero(table.query == query)
-        assert set(table.codes[rows]) - {12} == wanted and (12 in table.codes[rows]) == unknown
+        assert set(table.codes[rows]) == wanted
         for row in rows:
             code = table.codes[row]
             told = dict(zip(table.names, table.values[row].tolist(), strict=True))
-            assert told["unknown"] == (code == 12)
             first = []
             for view in views:
                 p, none = calibrated(view.lists, view.calibration)
                 own = [int(c) for c in view.lists.codes[query] if c >= 0]
-                if code == 12:
-                    place = 1 + sum(score >= np.float32(view.limit) for score in view.lists.scores[query])
-                    odds, probability = 0.0, none[query]
-                else:
-                    at = own.index(code) if code in own else len(own) - 1
-                    place = own.index(code) + 1 if code in own else len(own) + 1
-                    probability = p[query, at]
-                    odds = np.log(max(probability, 1e-9)) - np.log(max(none[query], 1e-9))
+                at = own.index(code) if code in own else len(own) - 1
+                place = own.index(code) + 1 if code in own else len(own) + 1
+                probability = p[query, at]
+                odds = np.log(max(probability, 1e-9)) - np.log(max(none[query], 1e-9))
                 assert told[f"{view.name}: place"] == place
                 assert told[f"{view.name}: odds"] == pytest.approx(odds, abs=1e-4)
                 assert told[f"{view.name}: probability"] == pytest.approx(probability, abs=1e-6)
                 first.append(place == 1)
             assert told["first in"] == pytest.approx(np.mean(first[:2]))
-            assert told["images"] == pytest.approx(0 if code == 12 else sizes[code] / sizes[1:].mean())
+            assert told["images"] == pytest.approx(sizes[code] / sizes[1:].mean())
             assert table.start[row] == pytest.approx(told["blend: odds"], abs=1e-4)
 
 
@@ -126,7 +120,7 @@ def test_nothing_tells_who_is_asked_about(asked):
     turned[order] = sizes
     fit = fit_calibration(lists, truth, np.ones(len(truth)), False)
     tables = [
-        feature_table([View("a", one, fit, 0.5)] * 2, size, 5, True, StackConfig())
+        feature_table([View("a", one, fit)] * 2, size, 5, StackConfig())
         for one, size in ((lists, sizes), (renamed, turned))
     ]
     np.testing.assert_array_equal(tables[0].values, tables[1].values)
@@ -145,7 +139,7 @@ def test_a_folds_truth_does_not_reach_its_own_order(asked):
     before, after = (stacked(one, rankings, groups) for one in (protocol, permuted))
     np.testing.assert_array_equal(before.oof[1].codes, after.oof[1].codes)
     np.testing.assert_array_equal(before.oof[1].scores, after.oof[1].scores)
-    assert before.fitted.by_fold[1].models.thresholds == after.fitted.by_fold[1].models.thresholds
+    assert before.fitted.by_fold[1].models.limit == after.fitted.by_fold[1].models.limit
     assert not np.array_equal(before.oof[0].scores, after.oof[0].scores)
 
 
@@ -189,7 +183,7 @@ def test_the_truth_of_queries_that_are_not_chosen_reaches_no_tree(asked):
     assert train_models(prepared[0], np.zeros(len(truth), dtype=bool), protocol.k, config, 0) == ()
 
 
-def test_a_training_table_is_the_first_candidates_and_unknown(asked):
+def test_a_training_table_is_the_first_candidates(asked):
     protocol, rankings = asked
     config = StackConfig.model_validate({**SMALL, "training_candidates": 4})
     table, truth = table_of(protocol, rankings, config)
@@ -198,8 +192,8 @@ def test_a_training_table_is_the_first_candidates_and_unknown(asked):
     seen = 0
     for query, own in enumerate(truth):
         codes = table.codes[table.query == query]
-        codes = [*codes[:-1][:4], codes[-1]]  # unknown is the last row
-        wanted = [code == (own if own >= 0 else len(protocol.classes)) for code in codes]
+        codes = codes[:4]
+        wanted = [code == own for code in codes]
         assert label[seen : seen + len(codes)].tolist() == wanted and prepared.usable[query] == any(wanted)
         seen += len(codes)
     assert seen == len(prepared.query) == len(label)
@@ -234,11 +228,11 @@ def table_of(protocol, rankings, config):
     """Features of the first fold's queries through two rankings, and their truth."""
     truth = protocol.parts[0].truth
     views = [
-        View(one.name, one.oof[0], fit_calibration(one.oof[0], truth, np.ones(len(truth)), False), 0.5)
+        View(one.name, one.oof[0], fit_calibration(one.oof[0], truth, np.ones(len(truth)), False))
         for one in rankings[:2]
     ]
     sizes = np.bincount(protocol.parts[0].gallery_codes, minlength=len(protocol.classes))
-    return feature_table(views, sizes, protocol.k, True, config), truth
+    return feature_table(views, sizes, protocol.k, config), truth
 
 
 def test_groups_part_no_identity(asked):
@@ -266,6 +260,18 @@ def test_random_labels_score_at_chance(asked):
     chance = 0.2 + 0.8 * sum(1 / rank for rank in range(1, 5)) / identities + 0.8 * 0.06
     for rung in result.rungs[-2:]:
         assert rung.score.map < chance + 0.06, (rung.name, rung.score.map, chance)
+
+
+def test_the_stack_orders_identities_and_the_blend_says_how_sure(asked):
+    """So that it places unknown no worse: the n-th best candidate of each query has the blend's n-th best score."""
+    protocol, rankings = with_simulated_unknowns(*asked)
+    blend, config = blended(protocol, rankings)
+    stack = stack_rankings(protocol, rankings, blend, config)
+    for lists, of_blend in zip((*stack.oof, *stack.test), (*blend.oof, *blend.test), strict=True):
+        width = lists.codes.shape[1]
+        listed = lists.codes >= 0
+        np.testing.assert_array_equal(lists.scores[listed], of_blend.scores[:, :width][listed])
+        assert listed[:, :5].all()
 
 
 # ----------------------------------------------------------------------------------------- the rung and repeats

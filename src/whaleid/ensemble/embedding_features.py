@@ -19,13 +19,13 @@ from whaleid.retrieval.identities import centroids
 
 COLUMNS = {
     "centroid: cosine": "cosine of the query and the candidate's centroid (the mean direction of its gallery images)",
-    "centroid: behind": "that less the largest among the query's candidates; of unknown, 0 less the largest",
+    "centroid: behind": "that less the largest among the query's candidates",
     "gallery: spread": "mean cosine of the candidate's gallery images and their centroid; 1 for a single image",
     "centroid: within spread": "cosine of query and centroid less that mean: above 0, it lies among the images",
     "query: nearest": "cosine of the query and the nearest image of the gallery",
     "query: local density": "mean cosine of the query and its 10 nearest images of the gallery",
 }
-"""Name and description of every column; NaN for unknown where the column is about a candidate's images."""
+"""Name and description of every column; NaN for a candidate without images."""
 _NEAR = 10
 
 
@@ -56,7 +56,7 @@ class EmbeddingTable:
     density_other: np.ndarray
 
     def columns(self, rows: slice, codes: np.ndarray) -> np.ndarray:
-        """The columns of some queries' candidates and, last, of the unknown identity.
+        """The columns of some queries' candidates.
 
         Parameters
         ----------
@@ -67,9 +67,9 @@ class EmbeddingTable:
 
         Returns
         -------
-        float32 array, shape (n, u + 1, len(COLUMNS))
+        float32 array, shape (n, u, len(COLUMNS))
         """
-        out = np.full((len(codes), codes.shape[1] + 1, len(COLUMNS)), np.nan, dtype=np.float32)
+        out = np.full((*codes.shape, len(COLUMNS)), np.nan, dtype=np.float32)
         listed = codes >= 0
         places = np.maximum(codes, 0)
         queries = self.queries[rows].astype(np.float32)
@@ -79,11 +79,10 @@ class EmbeddingTable:
         known = listed & np.isfinite(self.spread[places])
         cosine = np.where(known, cosine, np.nan)
         best = np.where(known, cosine, -1.0).max(axis=1, initial=-1.0)
-        out[:, :-1, 0] = cosine
-        out[:, :-1, 1] = cosine - best[:, None]
-        out[:, -1, 1] = -best
-        out[:, :-1, 2] = np.where(known, self.spread[places], np.nan)
-        out[:, :-1, 3] = out[:, :-1, 0] - out[:, :-1, 2]
+        out[:, :, 0] = cosine
+        out[:, :, 1] = cosine - best[:, None]
+        out[:, :, 2] = np.where(known, self.spread[places], np.nan)
+        out[:, :, 3] = out[:, :, 0] - out[:, :, 2]
         out[:, :, 4] = self.nearest[rows, None]
         out[:, :, 5] = self.density[rows, None]
         return out

@@ -21,7 +21,7 @@ _TINY = 1e-9  # what a sum of weights is kept above
 
 @dataclass(frozen=True)
 class TrainingTable:
-    """The rows that models are trained on: of each query its first candidates, and the unknown identity.
+    """The rows that models are trained on: of each query its first candidates.
 
     Attributes
     ----------
@@ -55,12 +55,11 @@ def training_table(table: Table, truth: np.ndarray, weights: np.ndarray, config:
     """
     import lightgbm as lgb
 
-    unknown = table.values[:, table.names.index("unknown")] > 0
     count = np.bincount(table.query, minlength=table.queries)
     place = np.arange(len(table.query)) - np.repeat(np.cumsum(count) - count, count)
-    rows = np.flatnonzero((place < config.training_candidates) | unknown)
-    query, own = table.query[rows], truth[table.query[rows]]
-    label = np.where(own >= 0, table.codes[rows] == own, unknown[rows]).astype(np.float64)
+    rows = np.flatnonzero(place < config.training_candidates)
+    query = table.query[rows]
+    label = (table.codes[rows] == truth[query]).astype(np.float64)
     sizes = np.bincount(query, minlength=table.queries)
     data = lgb.Dataset(
         table.values[rows],

@@ -8,9 +8,8 @@ identities either. Its rankings of the other folds' queries of group g are as ho
 f is chosen by these. For the test set the models (all folds, g) are averaged.
 
 Boosting starts at the blend's odds and corrects them: where the best number of trees is 0, the stack *is* the blend's
-order. Scores are log-odds against the unknown identity, which is placed by a threshold that is fitted on the training
-folds' queries, each ranked by models that were not trained on its group; where there is no unknown label, scores are
-log-probabilities.
+order. It orders identities only: where there is an unknown label, the candidates in the stack's order have the blend's
+probabilities, by which the unknown identity is placed; where there is none, they have log-probabilities of their own.
 
 References
 ----------
@@ -29,7 +28,7 @@ from whaleid.ensemble.cross_fitting import CrossFitted, OofLists, cross_fit
 from whaleid.ensemble.embedding_features import EmbeddingTable
 from whaleid.ensemble.lambdarank import score_rows, train_models, training_table
 from whaleid.ensemble.protocol import Protocol, Targets
-from whaleid.ensemble.rankings import Ranking, fit_thresholds
+from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack_features import Table, View, feature_table
 from whaleid.ensemble.stack_models import StackModels
 from whaleid.ensemble.unknown import best_map, fit_threshold, rank_stats
@@ -164,7 +163,6 @@ class _Inputs:
     ) -> None:
         self.protocol, self.rankings, self.config, self.seed, self.groups = protocol, rankings, config, seed, groups
         self.features = next((one.embedding_features for one in rankings if one.embedding_features is not None), None)
-        self.thresholds = [fit_thresholds(protocol, one) for one in rankings]
 
     # ------------------------------------------------------------------------------------------------ fitting
 
@@ -176,8 +174,7 @@ class _Inputs:
             fit_calibration(one.lists.training(place, training), targets.truth, targets.weights, one.probability)
             for one in self.rankings
         )
-        thresholds = tuple(fitted.full if place is None else fitted.by_fold[place] for fitted in self.thresholds)
-        tables = [self._table(place, calibrations, thresholds, other) for other in training]
+        tables = [self._table(place, calibrations, other) for other in training]
         table = _concatenate_tables(tables)
         group = np.concatenate([self.groups[other] for other in training])
         data = training_table(table, targets.truth, targets.weights, config)
@@ -185,53 +182,54 @@ class _Inputs:
         models = tuple(train_models(data, chosen, protocol.k, config, self.seed) for chosen in held_out)
         numbers = [int(number) for number in np.unique(np.linspace(0, config.num_iterations, _STAGES + 1).astype(int))]
         scores = _scores_by_trees(models, table, group, numbers, config)
-        like = self.rankings[0].lists.training(place, training)
-        values = [_best_map(_candidates(table, one, like, config.candidates), targets) for one in scores]
+        blend = self.rankings[-1].lists.training(place, training)
+        values = [_best_map(self._candidates(table, one, blend), targets) for one in scores]
         best = max(range(len(values)), key=lambda stage: (values[stage] > max(values) - _TINY, -stage))
-        limit = fit_threshold(_candidates(table, scores[best], like, config.candidates), targets)
-        return Stack(StackModels(table.names, models, numbers[best], calibrations, thresholds, limit), len(table.query))
+        limit = fit_threshold(self._candidates(table, scores[best], blend), targets)
+        return Stack(StackModels(table.names, models, numbers[best], calibrations, limit), len(table.query))
 
     # ----------------------------------------------------------------------------------------------- applying
 
     def rank(self, stack: Stack, place: int) -> Candidates:
         """A fold's queries, each by the models that were not trained on its group."""
-        table = self._table(place, stack.models.calibrations, stack.models.thresholds, place)
+        table = self._table(place, stack.models.calibrations, place)
         of_row = self.groups[place][table.query]
         scores = np.empty(len(table.query))
         for group in range(len(stack.models.models)):
             rows = np.flatnonzero(of_row == group)
             scores[rows] = stack.models.score(group, table, rows, self.config)
-        return _candidates(table, scores, self.rankings[0].oof[place], self.config.candidates)
+        return self._candidates(table, scores, self.rankings[-1].oof[place])
 
     def rank_test(self, stack: Stack, number: int) -> Candidates:
         """The test images under one part's models, by the mean of all groups' models."""
         lists = [one.test[number] for one in self.rankings]
         embeddings = None if self.features is None else self.features.test[number]
         codes = self.protocol.gallery_codes
-        table = self._features(lists, codes, stack.models.calibrations, stack.models.thresholds, embeddings)
-        return _candidates(table, stack.models.mean_score(table, self.config), lists[0], self.config.candidates)
+        table = self._features(lists, codes, stack.models.calibrations, embeddings)
+        return self._candidates(table, stack.models.mean_score(table, self.config), lists[-1])
 
-    def _table(
-        self, place: int | None, calibrations: tuple[Calibration, ...], thresholds: tuple[float | None, ...], other: int
-    ) -> Table:
+    def _candidates(self, table: Table, scores: np.ndarray, blend: Candidates) -> Candidates:
+        """Candidates of the table's identities in the order of their scores. blend: of the same queries."""
+        lists = _candidates(table, scores, blend, self.config.candidates)
+        return lists if self.protocol.unknown is None else _with_scores_of(blend, lists)
+
+    def _table(self, place: int | None, calibrations: tuple[Calibration, ...], other: int) -> Table:
         """Features of the queries of the fold at `other`, from the lists for the fold at `place`."""
         lists = [one.lists.without(place)[other] for one in self.rankings]
         embeddings = None if self.features is None else self.features.oof[other]
-        return self._features(lists, self.protocol.parts[other].gallery_codes, calibrations, thresholds, embeddings)
+        return self._features(lists, self.protocol.parts[other].gallery_codes, calibrations, embeddings)
 
     def _features(
         self,
         lists: list[Candidates],
         gallery_codes: np.ndarray,
         calibrations: tuple[Calibration, ...],
-        thresholds: tuple[float | None, ...],
         embeddings: EmbeddingTable | None,
     ) -> Table:
         names = [one.name for one in self.rankings]
-        views = [View(*each) for each in zip(names, lists, calibrations, thresholds, strict=True)]
+        views = [View(*each) for each in zip(names, lists, calibrations, strict=True)]
         sizes = np.bincount(gallery_codes, minlength=len(self.protocol.classes))
-        unknown = self.protocol.unknown is not None
-        return feature_table(views, sizes, self.protocol.k, unknown, self.config, embeddings)
+        return feature_table(views, sizes, self.protocol.k, self.config, embeddings)
 
 
 def _scores_by_trees(
@@ -268,23 +266,17 @@ def _concatenate_tables(tables: list[Table]) -> Table:
 
 
 def _candidates(table: Table, scores: np.ndarray, like: Candidates, width: int) -> Candidates:
-    """Candidates of the table's identities, best first: log-odds against unknown, or log-probabilities without it.
+    """Candidates of the table's identities, best first, with log-probabilities.
 
     like: candidates of the same queries in their order, for names and classes. width: of the lists.
     """
-    is_unknown = table.codes == len(like.classes)
-    if is_unknown.any():
-        base = np.zeros(table.queries)
-        base[table.query[is_unknown]] = scores[is_unknown]
-    else:
-        top = np.full(table.queries, -np.inf)
-        np.maximum.at(top, table.query, scores)
-        top = np.where(np.isfinite(top), top, 0.0)
-        total = np.bincount(table.query, np.exp(scores - top[table.query]), table.queries)
-        base = top + np.log(np.maximum(total, _TINY))
-    keep = ~is_unknown
-    query, codes = table.query[keep], table.codes[keep]
-    value = (scores[keep] - base[query]).astype(np.float32)
+    top = np.full(table.queries, -np.inf)
+    np.maximum.at(top, table.query, scores)
+    top = np.where(np.isfinite(top), top, 0.0)
+    total = np.bincount(table.query, np.exp(scores - top[table.query]), table.queries)
+    base = top + np.log(np.maximum(total, _TINY))
+    query, codes = table.query, table.codes
+    value = (scores - base[query]).astype(np.float32)
     order = np.lexsort((-value, query))  # stable: of equal scores the one nearer to the front of the rankings
     query, codes, value = query[order], codes[order], value[order]
     count = np.bincount(query, minlength=table.queries)
@@ -293,3 +285,11 @@ def _candidates(table: Table, scores: np.ndarray, like: Candidates, width: int) 
     filled = np.full(out.shape, -np.inf, dtype=np.float32)
     out[query, place], filled[query, place] = codes, value
     return Candidates(like.queries, like.classes, out, filled)
+
+
+def _with_scores_of(blend: Candidates, lists: Candidates) -> Candidates:
+    """The lists with the blend's scores, the n-th best candidate with the n-th best score."""
+    width = min(blend.codes.shape[1], lists.codes.shape[1])
+    listed = (lists.codes[:, :width] >= 0) & (blend.codes[:, :width] >= 0)
+    codes = np.where(listed, lists.codes[:, :width], PADDING)
+    return Candidates(lists.queries, lists.classes, codes, np.where(listed, blend.scores[:, :width], -np.inf))

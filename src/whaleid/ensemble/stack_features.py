@@ -1,8 +1,9 @@
 """The stack's table: a row for each candidate of each query.
 
-Candidates are the identities near the front of any ranking, and the unknown identity as one more. Nothing in a
-row tells which identity or which image it is about: scores, places, agreement, how many images of the candidate the
-gallery holds, and how sure the rankings are of the query as a whole. FEATURES describes each column.
+Candidates are the identities near the front of any ranking. The unknown identity is none of them: simulated unknown
+queries (`simulation.py`) differ from real ones where a network was trained on their identity, which trees would learn.
+Nothing in a row tells which identity or which image it is about: scores, places, agreement, how many images of the
+candidate the gallery holds, and how sure the rankings are of the query as a whole. FEATURES describes each column.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from whaleid.retrieval.identities import PADDING
 OF_RANKING = {
     "odds": "logarithm of the candidate's calibrated probability against that of none of the candidates",
     "probability": "its calibrated probability",
-    "place": "its place among the identities; of unknown, the place that the ranking's tuned threshold gives it",
+    "place": "its place among the identities",
     "behind": "its odds less those of the best identity",
     "ahead": "its odds less those of the identity that follows it",
 }
 OF_CANDIDATE = {
-    "first in": "share of the rankings in which it is the first identity (or unknown is placed first)",
+    "first in": "share of the rankings in which it is the first identity ",
     "among first k in": "share of the rankings in which it is among the first k",
     "listed in": "share of the rankings that list it at all",
     "mean odds": "its odds, averaged over the rankings",
     "lowest odds": "the lowest of them",
     "spread of odds": "their standard deviation",
     "mean reciprocal place": "1 / place, averaged over the rankings",
-    "images": "its images in the gallery, in units of the mean of all identities there; 0 for unknown",
-    "unknown": "1 for the unknown identity, else 0",
+    "images": "its images in the gallery, in units of the mean of all identities there",
 }
 OF_QUERY = {
     "query: best odds": "odds of the blend's first identity",
@@ -66,14 +66,11 @@ class View:
     lists : Candidates
     calibration : Calibration
         Of its scores, fitted on the stack's training folds.
-    limit : float or None
-        Score of the unknown identity in it, fitted on the same folds; None without unknown label.
     """
 
     name: str
     lists: Candidates
     calibration: Calibration
-    limit: float | None
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class Table:
     query : int64 array, shape (r,)
         Place of the query in the lists, ascending.
     codes : int64 array, shape (r,)
-        Identity; the number of classes stands for unknown.
+        Identity.
     values : float32 array, shape (r, len(names))
     start : float64 array, shape (r,)
         The blend's log-odds, from which boosting starts.
@@ -107,7 +104,6 @@ def feature_table(
     views: list[View],
     sizes: np.ndarray,
     k: int,
-    unknown: bool,
     config: StackConfig,
     embeddings: EmbeddingTable | None = None,
 ) -> Table:
@@ -121,8 +117,6 @@ def feature_table(
         Gallery images of each identity.
     k : int
         Number of guesses that count.
-    unknown : bool
-        Whether the unknown identity is a candidate.
     config : StackConfig
     embeddings : EmbeddingTable or None
         Of the same queries; gives the columns `embedding_features.COLUMNS`.
@@ -134,12 +128,11 @@ def feature_table(
     for start in range(0, max(count, 1), _CHUNK):
         rows = slice(start, start + _CHUNK)
         codes = _candidates([view.lists.codes[rows, : config.first] for view in views], config.candidates)
-        real = np.column_stack([codes >= 0, np.full(len(codes), unknown)])
+        real = codes >= 0
         block = np.full((*real.shape, len(names)), np.nan, dtype=np.float32)
         base = _fill(block, [_read(view, rows) for view in views], codes, relative, k)
         if embeddings is not None:
             block[:, :, len(names) - len(COLUMNS) :] = embeddings.columns(rows, codes)
-        codes = np.column_stack([codes, np.full(len(codes), len(views[0].lists.classes))])
         parts.append((np.nonzero(real)[0] + start, codes[real], block[real], base[real]))
     query, codes, values, base = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Table(names, query.astype(np.int64), codes.astype(np.int64), values, base, count)
@@ -195,16 +188,14 @@ def positions(codes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Calibrated:
-    """One ranking of a chunk of queries. codes, scores: (n, m). p, odds: float64 (n, m), calibrated probability, 0
-    where padded, and log p_i - log p_none. none: float64 (n,), probability of none of them. limit: float32 or inf.
+    """One ranking of a chunk of queries. codes: (n, m). p, odds: float64 (n, m), calibrated probability, 0 where
+    padded, and log p_i - log p_none. none: float64 (n,), probability of none of them.
     """
 
     codes: np.ndarray
-    scores: np.ndarray
     p: np.ndarray
     odds: np.ndarray
     none: np.ndarray
-    limit: float
 
 
 def _read(view: View, rows: slice) -> _Calibrated:
@@ -213,14 +204,14 @@ def _read(view: View, rows: slice) -> _Calibrated:
     p, none = calibrated_scores(scores, view.calibration)
     p, none = np.where(codes >= 0, p, 0.0).astype(np.float64), none.astype(np.float64)
     odds = np.log(np.maximum(p, _LEAST)) - np.log(np.maximum(none, _LEAST))[:, None]
-    return _Calibrated(codes, scores, p, odds, none, np.inf if view.limit is None else float(np.float32(view.limit)))
+    return _Calibrated(codes, p, odds, none)
 
 
 def _fill(
     block: np.ndarray, rankings: list[_Calibrated], codes: np.ndarray, relative: np.ndarray, k: int
 ) -> np.ndarray:
-    """Write the features of the candidates and, last, of unknown: block float32 (n, u + 1, f), the further columns
-    excepted. Returns the blend's odds float64 (n, u + 1).
+    """Write the features of the candidates: block float32 (n, u, f), the further columns excepted. Returns the blend's
+    odds float64 (n, u).
     """
     own = len(OF_RANKING)
     shape = block.shape[:2]
@@ -233,8 +224,7 @@ def _fill(
         odds = _of_ranking(columns, ranking, at)
         if number < members:
             member_odds[number], places[number] = columns[:, :, 0], columns[:, :, 2]
-            listed[:, :-1] += at >= 0
-            listed[:, -1] += 1
+            listed += at >= 0
     of_candidate = block[:, :, own * len(rankings) :]
     of_candidate[:, :, 0] = (places == 1).mean(axis=0)
     of_candidate[:, :, 1] = (places <= k).mean(axis=0)
@@ -243,9 +233,7 @@ def _fill(
     of_candidate[:, :, 4] = member_odds.min(axis=0)
     of_candidate[:, :, 5] = member_odds.std(axis=0)
     of_candidate[:, :, 6] = (1.0 / places).mean(axis=0)
-    of_candidate[:, :-1, 7] = np.where(codes >= 0, relative[np.maximum(codes, 0)], 0.0)
-    of_candidate[:, -1, 7] = 0.0
-    of_candidate[:, :, 8] = np.arange(shape[1]) == shape[1] - 1
+    of_candidate[:, :, 7] = np.where(codes >= 0, relative[np.maximum(codes, 0)], 0.0)
     of_query = of_candidate[:, :, len(OF_CANDIDATE) :]
     for number, value in enumerate(_of_query(rankings)):
         of_query[:, :, number] = value[:, None]
@@ -253,7 +241,7 @@ def _fill(
 
 
 def _of_ranking(columns: np.ndarray, ranking: _Calibrated, at: np.ndarray) -> np.ndarray:
-    """Write OF_RANKING, float32 (n, u + 1, 5), unknown last; returns its odds float64 (n, u + 1).
+    """Write OF_RANKING, float32 (n, u, 5); returns the candidates' odds float64 (n, u).
 
     at: int64 (n, u), column of each candidate in the list, -1 = none. A candidate that is not listed has the lowest
     odds of the list and stands after its end.
@@ -264,18 +252,12 @@ def _of_ranking(columns: np.ndarray, ranking: _Calibrated, at: np.ndarray) -> np
     at_or_last = np.where(listed, at, last)
     odds = np.take_along_axis(ranking.odds, at_or_last, axis=1)
     after = np.take_along_axis(ranking.odds, np.minimum(at_or_last + 1, last), axis=1)
-    columns[:, :-1, 0] = odds
-    columns[:, :-1, 1] = np.take_along_axis(ranking.p, at_or_last, axis=1)
-    columns[:, :-1, 2] = np.where(listed, at, width[:, None]) + 1
-    columns[:, :-1, 3] = odds - ranking.odds[:, :1]
-    columns[:, :-1, 4] = odds - after
-    over = (ranking.scores >= ranking.limit).sum(axis=1)
-    columns[:, -1, 0] = 0.0
-    columns[:, -1, 1] = ranking.none
-    columns[:, -1, 2] = over + 1
-    columns[:, -1, 3] = -ranking.odds[:, 0]
-    columns[:, -1, 4] = -np.take_along_axis(ranking.odds, np.minimum(over[:, None], last), axis=1)[:, 0]
-    return np.column_stack([odds, np.zeros(len(odds))])
+    columns[:, :, 0] = odds
+    columns[:, :, 1] = np.take_along_axis(ranking.p, at_or_last, axis=1)
+    columns[:, :, 2] = np.where(listed, at, width[:, None]) + 1
+    columns[:, :, 3] = odds - ranking.odds[:, :1]
+    columns[:, :, 4] = odds - after
+    return odds
 
 
 def _of_query(rankings: list[_Calibrated]) -> list[np.ndarray]:

@@ -39,18 +39,16 @@ class StackModels:
         One tuple a group of identities, one model a seed; empty where a group had nothing to train on.
     trees : int
         Number of trees that are used of each model.
-    calibrations, thresholds : tuples
-        Of every ranking and, last, of the blend. A threshold is the score of the unknown identity; None without
-        unknown label.
+    calibrations : tuple of Calibration
+        Of every ranking and, last, of the blend.
     limit : float or None
-        Score of the unknown identity among the models' own.
+        Score of the unknown identity in the stack's lists; None without unknown label.
     """
 
     names: tuple[str, ...]
     models: tuple[tuple[Any, ...], ...]
     trees: int
     calibrations: tuple[Calibration, ...]
-    thresholds: tuple[float | None, ...]
     limit: float | None
 
     def score(self, group: int, table: Table, rows: np.ndarray | slice, config: StackConfig) -> np.ndarray:
@@ -89,7 +87,6 @@ def read_stack_models(folder: Path) -> StackModels:
             models=models,
             trees=content["trees"],
             calibrations=tuple(Calibration(**one) for one in content["calibrations"]),
-            thresholds=tuple(content["thresholds"]),
             limit=content["limit"],
         )
     except (OSError, ValueError, KeyError, TypeError, lgb.basic.LightGBMError) as error:

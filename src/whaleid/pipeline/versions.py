@@ -14,6 +14,6 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 7,
+    "candidates": 8,
     "score": 1,
 }

@@ -163,7 +163,6 @@ def _unknown(results: Results, folder: Path) -> dict[str, Any]:
         "unknown_called": _mean(called_unknown[~top.known]),
         "known_called": _mean(called_unknown[top.known]),
         "has_scores": len(known) + len(unknown) > 0,
-        "stacked": bool(ladder.get("stack")),
         "shares": shares,
         "k": ladder["k"],
     }

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from whaleid.auto.facts import Facts, Machine
-from whaleid.auto.local import local_within
 from whaleid.auto.throughput import Throughput
 from whaleid.config import LocalConfig
+from whaleid.config.local_matching import LearnedConfig
 from whaleid.config.recipe import FEWEST_FOLDS
+from whaleid.local_matching.cost import within_budget
 from whaleid.pipeline.plan import BACKWARD
 
 BACKBONES = {
@@ -45,8 +46,8 @@ ENOUGH = 25
 one fold, kNN out of fold and solution: 16,384 pixels 40 times .197 and .155, 32,768 pixels 30 times .279 and .234)."""
 MANY_IMAGES = 10.0
 """Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen in sight of one
-fold of nyala (6.4: mirrored ones hardly learn) and cattle (14: kNN of the known .909 and .909 instead of .891 and .858),
-solutions included."""
+fold of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on the solution
+instead of .891 and .858)."""
 FEW = 15
 """Times below which fewer folds are trained (10,081 drawn flukes, top-1 of the known: six runs of 2 epochs had .18, one
 of 25 epochs .49)."""
@@ -202,11 +203,19 @@ def _shared_out(
     """
     most = planned * local_share(budget.facts.census.all_images)
     for learned in (True, False) if folds >= FEWEST_FOLDS else (False,):
-        local, matching = local_within(budget.facts, folds, most, learned)
+        local, matching = _local_within(budget.facts, folds, most, learned)
         networks = _networks(budget, folds, folds, planned - matching)
         if networks is not None:
             return local, matching, networks
     return None, 0.0, None
+
+
+def _local_within(facts: Facts, folds: int, seconds: float, learned: bool) -> tuple[LocalConfig | None, float]:
+    """The most of local matching that fits into the seconds of all cores, and its own seconds; (None, 0) for none."""
+    census, cores = facts.census, facts.machine.cores
+    wanted = LocalConfig(learned=LearnedConfig() if learned else None)
+    found, cost = within_budget(census.labelled, census.unknown, census.test, folds, wanted, seconds * cores)
+    return found, 0.0 if found is None else cost.total / cores
 
 
 def fold_number(facts: Facts) -> int:

@@ -14,6 +14,6 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 8,
+    "candidates": 9,
     "score": 1,
 }

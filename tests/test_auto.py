@@ -27,7 +27,7 @@ from whaleid.utils.errors import WhaleidError
 LITE = "tf_efficientnet_lite0"
 LAPTOP = Machine(cores=2, gpus=0, slots=2, backbones=(LITE,))
 STATION = Machine(cores=16, gpus=1, slots=1, backbones=("convnext_base", "convnext_small", LITE))
-NYALA = Facts(Census(1514, 0, 237, 428, 1.5, estimated=False), 5.0, 9, 1500, 20, 43_000.0, LAPTOP)
+NYALA = Facts(Census(1514, 0, 237, 428, 1.5, estimated=False), 5.0, 9, 1500, 20, 43_000.0, 800, LAPTOP)
 FLUKES = replace(NYALA, census=Census(4000, 4000, 2000, 2000, 1.0, estimated=False), area=10_000.0, groups=8000)
 RATE = Throughput(0.002, 0.008 / 8192)
 """100 images a second at 8,192 pixels."""
@@ -70,6 +70,7 @@ def all_facts() -> st.SearchStrategy[Facts]:
         groups=st.integers(2, 50_000),
         grouped=st.just(0),
         area=st.floats(1000, 1e7),
+        keypoints=st.integers(1, 1000),
         machine=machines,
     )
 
@@ -135,6 +136,12 @@ def test_folds_fill_the_slots() -> None:
     assert fold_number(replace(NYALA, groups=2)) == 2
 
 
+def test_few_keypoints_cost_less_and_are_all_kept() -> None:
+    few, many = (chosen(replace(NYALA, keypoints=count), 5) for count in (200, 1000))
+    assert few.local is not None and few.local.learned is not None and few.local.keypoints == 1000
+    assert few.seconds["local matching"] < many.seconds["local matching"]
+
+
 def test_a_gpu_gets_larger_networks_as_the_minutes_grow() -> None:
     facts = replace(NYALA, machine=STATION)
     fast = Throughput(0.0, 1 / 2000 / 50_000)
@@ -155,9 +162,16 @@ def test_facts_of_a_table() -> None:
             "y1": 10.0,
         }
     )
-    facts = facts_of(images, "new", LAPTOP)
+    facts = facts_of(images, "new", 300, LAPTOP)
     assert facts.census == Census(3, 2, 2, 2, 2.0, estimated=False)
-    assert (facts.median_images, facts.singletons, facts.groups, facts.grouped, facts.area) == (1.5, 1, 4, 2, 200.0)
+    assert (facts.median_images, facts.singletons, facts.groups, facts.grouped, facts.area, facts.keypoints) == (
+        1.5,
+        1,
+        4,
+        2,
+        200.0,
+        300,
+    )
 
 
 # -------------------------------------------------------------------------------------------------- the throughput

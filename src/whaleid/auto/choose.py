@@ -214,8 +214,13 @@ def _local_within(facts: Facts, folds: int, seconds: float, learned: bool) -> tu
     """The most of local matching that fits into the seconds of all cores, and its own seconds; (None, 0) for none."""
     census, cores = facts.census, facts.machine.cores
     wanted = LocalConfig(learned=LearnedConfig() if learned else None)
-    found, cost = within_budget(census.labelled, census.unknown, census.test, folds, wanted, seconds * cores)
-    return found, 0.0 if found is None else cost.total / cores
+    all_there_are = min(wanted.keypoints, facts.keypoints)
+    counted = wanted.model_copy(update={"keypoints": all_there_are})
+    found, cost = within_budget(census.labelled, census.unknown, census.test, folds, counted, seconds * cores)
+    if found is None:
+        return None, 0.0
+    limit = wanted.keypoints if found.keypoints == all_there_are else found.keypoints
+    return found.model_copy(update={"keypoints": limit}), cost.total / cores
 
 
 def fold_number(facts: Facts) -> int:
@@ -287,7 +292,7 @@ def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, T
         f"a second in training ({first.backbone}, {first.pixels:,} pixels; measured)",
         f"{census.labelled:,} labelled images of {census.identities:,} identities (median {facts.median_images:g}, "
         f"{facts.singletons:,} with one), {census.unknown:,} unknown, {census.test:,} to identify; "
-        f"the median image has {facts.area:,.0f} pixels",
+        f"the median image has {facts.area:,.0f} pixels, a drawn one {facts.keypoints:,} keypoints",
     ]
     if census.unknown:
         lines.append("unknown images are not trained on: each would be a class of one image; they are queries")
@@ -313,10 +318,10 @@ def _local_words(local: LocalConfig | None) -> str:
     if local is None:
         return "left out"
     if local.learned is None:
-        return f"plain votes of {local.keypoints:,} keypoints an image"
+        return f"plain votes of at most {local.keypoints:,} keypoints an image"
     pairs = local.learned.pairs
     also = "" if pairs is None else f", and {pairs.images} pairs a query"
-    return f"learned match scores of {local.keypoints:,} keypoints an image{also}"
+    return f"learned match scores of at most {local.keypoints:,} keypoints an image{also}"
 
 
 def _fold_reason(choice: Choice, facts: Facts) -> str:

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from whaleid.config import LocalConfig
 from whaleid.pipeline.plan import Census, census_of
 from whaleid.utils.device import gpu_count
+
+LOOKED_AT = 20
+"""Images whose keypoints are counted; takes about a second."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Facts:
         Labelled images that share their group with another one.
     area : float
         Pixels of the median labelled image, cropped to its box.
+    keypoints : int
+        Of an image in local matching, as the root of the mean square: the time of pairs grows with the square.
     machine : Machine
     """
 
@@ -65,6 +71,7 @@ class Facts:
     groups: int
     grouped: int
     area: float
+    keypoints: int
     machine: Machine
 
     @property
@@ -73,7 +80,7 @@ class Facts:
         return self.census.labelled / max(1, self.census.identities)
 
 
-def facts_of(images: pd.DataFrame, unknown: str | None, machine: Machine) -> Facts:
+def facts_of(images: pd.DataFrame, unknown: str | None, keypoints: int, machine: Machine) -> Facts:
     """Facts of an images table on a machine.
 
     Parameters
@@ -82,6 +89,8 @@ def facts_of(images: pd.DataFrame, unknown: str | None, machine: Machine) -> Fac
         images.parquet.
     unknown : str or None
         Label of unknown identities.
+    keypoints : int
+        From `count_keypoints`.
     machine : Machine
     """
     train = images[images["split"] == "train"]
@@ -95,8 +104,26 @@ def facts_of(images: pd.DataFrame, unknown: str | None, machine: Machine) -> Fac
         groups=train["group"].nunique(),
         grouped=int((together > 1).sum()),
         area=float(area.median()),
+        keypoints=keypoints,
         machine=machine,
     )
+
+
+def count_keypoints(images: pd.DataFrame, root: Path, weights: Path) -> int:
+    """Keypoints of an image, by a few drawn ones: the root of the mean square, at least 1.
+
+    images: images.parquet; root: what its paths are relative to; weights: folder of a detector's weights.
+    """
+    from whaleid.local_matching.detectors import detector_of
+    from whaleid.local_matching.keypoints import describe
+
+    config = LocalConfig()
+    detector = detector_of(config, weights)
+    drawn = images.sample(min(LOOKED_AT, len(images)), random_state=0)
+    boxes = drawn[["x0", "y0", "x1", "y1"]].to_numpy(float)
+    pairs = zip(drawn["path"], boxes, strict=True)
+    counts = [len(describe(root / path, box, config, None, detector)[0]) for path, box in pairs]
+    return max(1, round(float(np.sqrt(np.mean(np.square(counts))))))
 
 
 def find_machine(weights: Path) -> Machine:

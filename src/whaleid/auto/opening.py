@@ -73,7 +73,7 @@ def _choose(
 ) -> None:
     """Look, measure, choose and write; says on standard error what was chosen."""
     from whaleid.auto.choose import choose, rungs
-    from whaleid.auto.facts import facts_of, find_machine
+    from whaleid.auto.facts import count_keypoints, facts_of, find_machine
     from whaleid.auto.throughput import measure
     from whaleid.auto.write import write_recipe
     from whaleid.pipeline.data_stages import build_images_table
@@ -84,7 +84,8 @@ def _choose(
             "data, or name another recipe, e.g. --recipe gold"
         )
     images = build_images_table(competition, workspace, skip_unreadable)
-    facts = facts_of(images, competition.unknown, find_machine(settings.weights))
+    keypoints = count_keypoints(images, competition.root, settings.weights)
+    facts = facts_of(images, competition.unknown, keypoints, find_machine(settings.weights))
     print(f"recipe {AUTO}: measuring how fast this machine trains", file=sys.stderr, flush=True)
     rates = measure(
         facts.machine, f"auto/{rungs(facts)[0].networks[0].base}", facts.census.identities, settings.weights

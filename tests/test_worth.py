@@ -13,6 +13,7 @@ from whaleid.ensemble.intervals import Gain
 from whaleid.ensemble.ladder import blend_worth, combine, common_folds, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import read_protocol
 from whaleid.ensemble.results import BlendWorth, MemberWorth
+from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.ensemble.summary import worth_lines
 
 
@@ -96,6 +97,7 @@ def test_a_setting_chosen_by_folds_is_worth_measured_on_its_training_folds(tmp_p
     result = combine(world.images, world.folds, sources, given, world.competition, tmp_path / "out")
     protocol = read_protocol(world.images, world.folds, world.competition, common_folds(sources))
     rankings = rank_all(sources, world.images, protocol, given.combine, 0)
+    protocol, rankings = with_simulated_unknowns(protocol, rankings)
     assert any(one.kind == "rerank" for one in rankings) and result.worth is not None
     for one in result.worth.members:
         without = evaluate_ladder(

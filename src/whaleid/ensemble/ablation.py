@@ -1,9 +1,10 @@
 """What every part of a recipe is worth: the recipe without each part in turn, from saved features.
 
 Nothing is trained again. A part that only adds a ranking is taken out of the rankings; one that changes what all
-sources give together (whitening, a network of the ensemble) has these rankings made again. Each variant is scored out
-of fold like the recipe itself, and compared with it on the same queries. What is chosen by looking at this table is
-chosen by the score that it shows: a recipe that was, is optimistic by as much.
+sources give together (whitening, a network of the ensemble) has these rankings made again. Pairs of images stay those
+that all networks proposed. Each variant is scored out of fold like the recipe itself, and compared with it on the same
+queries. What is chosen by looking at this table is chosen by the score that it shows: a recipe that was, is optimistic
+by as much.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def rank_locally(context: RankerContext, advance: Callable[[], None] = lambda: N
     rankers = [ranker for ranker in rankers_of("local") if ranker.is_on(context.config)]
     rankings: list[Ranking] = []
     if context.descriptors is not None:
-        context = replace(context, local=read_local(context), rankings=())
+        context = replace(context, local=read_local(context))
     for ranker in rankers:
         rankings += ranker.rank(context.added(rankings))
         advance()

@@ -18,6 +18,8 @@ from whaleid.local_matching.votes import EXACT
 _DESCRIBED = 0.025  # an image of 256 pixels, by RootSIFT (nyala); grows with its area
 _WHOLE = 3e-9  # two descriptors of 128 numbers
 _CODES = 4e-9  # two descriptors by their codes
+_ADDED = 5e-6  # a descriptor of the gallery read, encoded and added
+_FITTED = 3.0  # the codes' centres
 _AGAIN = 1.2e-7  # a descriptor read and compared once more: most of it waits for memory
 _SCORED = 1.3e-5  # a query's descriptor in votes and learned match scores, fitting included
 _PAIRED = 1.1e-9  # two keypoints of a pair of images, by products of bytes
@@ -92,7 +94,8 @@ def search_cost(queries: float, gallery: float) -> float:
     centres = (1 + BRANCHES) * lists**0.5  # compared with each descriptor
     fitting = 2 * ROUNDS * TRAINING * lists * lists**0.5
     of_query = PROBES * gallery / lists * _CODES + COMPARED * _AGAIN
-    return _WHOLE * (fitting + (queries + gallery) * centres) + queries * of_query
+    index = _FITTED + gallery * _ADDED
+    return _WHOLE * (fitting + (queries + gallery) * centres) + index + queries * of_query
 
 
 def within_budget(

@@ -38,6 +38,7 @@ from whaleid.local_matching.match_score import (
     supported,
 )
 from whaleid.local_matching.mutual import MutualMatches, matching_threads, mutual_matches
+from whaleid.local_matching.pair_candidates import images_of_identities, in_turn
 from whaleid.local_matching.similarity import MatchMoves, Similarities, find_similarities
 from whaleid.local_matching.votes import Nearest, best_identities, scores_of
 from whaleid.retrieval.identities import PADDING
@@ -82,6 +83,7 @@ similarity put them: that leaves a fifth of all matches, and a better score (MAP
 matches 0.356; cow faces 0.827 and 0.822)."""
 _PAIR_TREES = TreesConfig(num_iterations=60, num_leaves=7, min_data_in_leaf=50, false_per_true=20)
 _NO_MATCH = -5.0  # log ratio of the best match of a pair without one that is scored
+_TABLED = 256  # queries with a table of all identities at a time
 _FEW_FOLDS = 3  # up to which folds are halved: with two left out, one fold alone must be scored by models without it
 
 
@@ -120,6 +122,7 @@ def likely_images(
     nearest: Nearest,
     config: LearnedConfig,
     most: int,
+    by_networks: np.ndarray | None = None,
 ) -> np.ndarray:
     """All images of the identities that look most like each query. Nothing is fitted.
 
@@ -132,16 +135,16 @@ def likely_images(
         As for `match_score.match_score_candidates`.
     most : int
         Largest number of images of a query.
+    by_networks : int64 array, shape (q, m), or None
+        Identities that networks name, best first, -1 padded: they are taken in turn with those by keypoints.
 
     Returns
     -------
     int64 array, shape (q, most)
         Rows of images.parquet, best identity first, -1 padded.
     """
-    found = np.full((len(queries), most), PADDING)
     gallery = np.flatnonzero(codes != PADDING)
-    order = gallery[np.argsort(codes[gallery], kind="stable")]
-    ends = np.searchsorted(codes[order], np.arange(classes + 1))
+    best = np.full((len(queries), min(most, classes)), PADDING)
     held = np.bincount(codes[gallery], described.counts(gallery), classes)
     for part, descriptors in query_chunks(described, queries):
         matches = matches_of(described, frames, queries[part], nearest.of(descriptors))
@@ -149,12 +152,8 @@ def likely_images(
         gain = 1 - matches.values[:, FEATURES.index("share of the last")].astype(np.float64) ** 2
         gain *= 1 + _ARRANGED * agreed
         sums = sum_by_identity(matches, gain, agreed, codes, part.stop - part.start, classes)["all"]
-        best, _ = best_identities(scores_of(sums, held, config.power), min(most, classes))
-        for place, row in zip(range(part.start, part.stop), best, strict=True):
-            of_identities = [order[ends[code] : ends[code + 1]] for code in row[row != PADDING]]
-            images = np.concatenate([np.empty(0, np.int64), *of_identities])[:most]
-            found[place, : len(images)] = images
-    return found
+        best[part], _ = best_identities(scores_of(sums, held, config.power), best.shape[1])
+    return images_of_identities(best if by_networks is None else in_turn(best, by_networks), codes, most)
 
 
 def match_pairs(
@@ -378,8 +377,14 @@ def pair_score_candidates(
     int64 and float32 arrays, shape (q, keep)
         Codes, -1 padded, and scores, descending, -inf padded. Only identities with a matched image are listed.
     """
-    cells = matches.query * shape[1] + codes[matches.rows]
-    best = np.full(shape[0] * shape[1], -np.inf)
-    np.maximum.at(best, cells, score)
-    together = np.bincount(cells, np.maximum(score, 0), len(best))
-    return best_identities((best + rest * together).reshape(shape), keep)
+    found = np.empty((shape[0], keep), dtype=np.int64), np.empty((shape[0], keep), dtype=np.float32)
+    for start in range(0, shape[0], _TABLED):
+        queries = min(_TABLED, shape[0] - start)
+        own = slice(*np.searchsorted(matches.query, (start, start + queries)))
+        cells = (matches.query[own] - start) * shape[1] + codes[matches.rows[own]]
+        best = np.full(queries * shape[1], -np.inf)
+        np.maximum.at(best, cells, score[own])
+        together = np.bincount(cells, np.maximum(score[own], 0), len(best))
+        part = best_identities((best + rest * together).reshape(queries, shape[1]), keep)
+        found[0][start : start + queries], found[1][start : start + queries] = part
+    return found

@@ -14,6 +14,6 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 9,
+    "candidates": 10,
     "score": 1,
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from whaleid.config import CombineConfig, LocalConfig
 from whaleid.ensemble.cross_fitting import OofLists
+from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import NONE, Protocol, QuerySet
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
 from whaleid.ensemble.rankings import Ranking
@@ -164,6 +165,18 @@ def local_inputs(context: RankerContext) -> LocalInputs:
 def test_lists(protocol: Protocol, lists: Candidates | None) -> tuple[Candidates, ...]:
     """The one ranking of the test images, for every part."""
     return () if lists is None else (lists,) * len(protocol.test_parts)
+
+
+def network_candidates(context: RankerContext) -> list[np.ndarray | None]:
+    """Identities by the concatenation of all networks, best first, for each of `LocalInputs.all`; None without one.
+
+    int64 (q, m), codes, -1 padded.
+    """
+    found, all_queries = context.of_kind("concat"), local_inputs(context).all
+    if not found:
+        return [None] * len(all_queries)
+    test = [average(found[0].test, context.keep)] if found[0].test else []
+    return [lists.codes for lists in (*found[0].oof, *test)]
 
 
 def _config(context: RankerContext) -> LocalConfig:

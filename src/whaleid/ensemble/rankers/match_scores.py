@@ -19,7 +19,7 @@ from whaleid.config import CombineConfig, LearnedConfig, PairsConfig
 from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
-from whaleid.ensemble.rankers.local import LocalQueries, local_inputs, test_lists
+from whaleid.ensemble.rankers.local import LocalQueries, local_inputs, network_candidates, test_lists
 from whaleid.ensemble.rankings import Ranking
 from whaleid.local_matching.keypoints import frames_of
 from whaleid.local_matching.match_score import (
@@ -117,10 +117,10 @@ class PairScoreRanker(Ranker):
         pairs = config.pairs
         assert pairs is not None
         matched = []
-        for number, one in enumerate(local.all):
+        for number, (one, by_networks) in enumerate(zip(local.all, network_candidates(context), strict=True)):
             context.report(f"{BY_PAIRS}: {number + 1} of {len(local.all)}")
             given = local.described, frames, one.queries.rows
-            likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images)
+            likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images, by_networks)
             matched.append(match_pairs(*given, likely, pairs, _workers()))
 
         folds = len(local.folds)

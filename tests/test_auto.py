@@ -125,6 +125,8 @@ def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() 
     assert (base[False].base, base[False].mirrored) == ("arcface", False)
     assert (base[True].base, base[True].mirrored) == ("mirrored", True)
     assert base[True].epochs == base[True].passes // 2 >= ENOUGH
+    hasty = chosen(many, 4).networks[0]
+    assert hasty.passes < ENOUGH and (hasty.base, hasty.mirrored) == ("arcface", False)
 
 
 def test_folds_fill_the_slots() -> None:

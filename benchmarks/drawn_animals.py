@@ -339,7 +339,7 @@ def rotation(angles: np.ndarray) -> np.ndarray:
 def head(face: Face, turn: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Colour (h, w, 3), normal (h, w, 3) and mask (h, w) of a head turned by `turn`, at image coordinates x, y.
 
-    It is four ellipsoids: skull, muzzle and ears; of those that a line of sight meets, the nearest is seen.
+    It is four ellipsoids: skull, muzzle and ears; of those that a ray meets, the nearest is seen.
     """
     parts = [(np.zeros(3), HEAD * face.shape, None), (np.array([0, 0.62, 0.5]), np.array(MUZZLE), face.muzzle)]
     parts += [(np.array([side * 0.72, -0.42, 0.0]), np.array(EAR), face.ears) for side in (-1, 1)]
@@ -356,7 +356,7 @@ def head(face: Face, turn: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np
 def ellipsoid(
     turn: np.ndarray, centre: np.ndarray, axes: np.ndarray, x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth (h, w; -inf: not met), point on the unit sphere, and normal (h, w, 3) where lines of sight meet it."""
+    """Depth (h, w; -inf: not met), point on the unit sphere, and normal (h, w, 3) where rays meet it."""
     moved = turn @ centre
     across = np.stack([x - moved[0], y - moved[1], np.zeros_like(x)], axis=-1) @ turn / axes  # own axes, unit sphere
     along = turn[2] / axes

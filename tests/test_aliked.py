@@ -31,7 +31,7 @@ from whaleid.local_matching.keypoints import Described, describe_images, frames_
 from whaleid.local_matching.lightglue import lightglue_matcher, lightglue_network
 from whaleid.local_matching.match_score import FEATURES, fit_match_scorer, matches_of, supported, training_matches_of
 from whaleid.local_matching.matchers import Matcher, matcher_of
-from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
+from whaleid.local_matching.pair_score import MATCH_FEATURES, match_pairs
 from whaleid.local_matching.votes import local_candidates, nearest_descriptors
 from whaleid.local_matching.weights import ALIKED, LIGHTGLUE, find_published, load_published
 from whaleid.pipeline.keys import candidates_key, keypoints_key
@@ -230,7 +230,7 @@ def test_sizes_and_directions_that_are_all_the_same(pictures):
     )
     assert model is not None and np.isfinite(model.log_ratio(found.values)).all()
     pairs = match_pairs(described, frames, queries, np.tile(gallery, (8, 1)), MUTUAL_PAIRS, 1)
-    assert np.isfinite(pairs.values).all() and (pairs.values[:, PAIR_FEATURES.index("size")] == SIZE).all()
+    assert np.isfinite(pairs.values).all() and (pairs.values[:, MATCH_FEATURES.index("size")] == SIZE).all()
 
 
 MUTUAL_PAIRS = LearnedConfig().pairs or pytest.fail("pairs are on by default")

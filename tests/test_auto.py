@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_cli import COMPETITION
 
 from whaleid.auto import throughput
-from whaleid.auto.choose import ENOUGH, MOST, Choice, choose, fold_number, local_share, rungs
+from whaleid.auto.choose import ENOUGH, MOST, Choice, choose, fold_number, local_share, options
 from whaleid.auto.facts import Facts, Machine, facts_of
 from whaleid.auto.opening import open_project, recipe_file
 from whaleid.auto.throughput import Throughput, line_through
@@ -83,7 +83,7 @@ all_rates = st.builds(Throughput, st.floats(0, 0.1), st.floats(1e-8, 1e-5))
 def test_the_choice_keeps_the_minutes_or_is_the_smallest(facts: Facts, minutes: float, rate: Throughput) -> None:
     choice = chosen(facts, minutes, rate)
     total = sum(choice.seconds.values())
-    smallest = choice.networks == rungs(facts)[0].networks and choice.local is None and choice.trained == (0,)
+    smallest = choice.networks == options(facts)[0].networks and choice.local is None and choice.trained == (0,)
     assert total <= 60 * minutes or smallest
     assert len(choice.trained) == choice.folds or choice.trained in ((0,), (0, 1))
     learned = choice.local is not None and choice.local.learned is not None

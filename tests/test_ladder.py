@@ -17,7 +17,7 @@ from whaleid.ensemble.protocol import NONE, read_protocol
 from whaleid.ensemble.rankers.single import top_probabilities
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.results import LadderResult
-from whaleid.ensemble.simulation import TWIN
+from whaleid.ensemble.simulation import TAKEN_OUT
 from whaleid.retrieval.candidates import read_candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -83,7 +83,7 @@ def test_figures_equal_a_loop_over_the_file(result, world, out):
         unknown[image] = row.identity == UNKNOWN or others.empty
         truth[image] = UNKNOWN if unknown[image] else row.identity
         if not unknown[image]:
-            unknown[image + TWIN], truth[image + TWIN] = True, UNKNOWN
+            unknown[image + TAKEN_OUT], truth[image + TAKEN_OUT] = True, UNKNOWN
     share = world.competition.unknown_share
     count = sum(unknown.values())
     of_known = (1 - share) / (len(unknown) - count)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import lightgbm as lgb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,9 +13,9 @@ from test_match_score import described_at_random
 
 from whaleid.config import LearnedConfig, PairsConfig
 from whaleid.local_matching.keypoints import Described
-from whaleid.local_matching.match_score import FEATURES, fit_match_scorer, matches_of, supported
+from whaleid.local_matching.match_score import FEATURES, MatchScorer, fit_match_scorer, matches_of, supported
 from whaleid.local_matching.pair_score import (
-    EVIDENCE,
+    MATCH_FEATURES,
     PAIR_FEATURES,
     MatchParts,
     PairMatches,
@@ -79,16 +82,16 @@ def test_matches_of_pairs_equal_loops(seed, ratio):
             values = [np.sqrt(distance[i, j]) / UNIT, np.sqrt(distance[i, j] / second)]
             expected.setdefault((q, row), []).append((near, [*values, size, turn, *shift, one[2], *at, one[3], i]))
     assert sorted(zip(found.query.tolist(), found.rows.tolist(), strict=True)) == sorted(expected)
-    assert found.values.shape == (len(found.pair), len(PAIR_FEATURES)) and len(found.evidence) == len(expected)
+    assert found.values.shape == (len(found.pair), len(MATCH_FEATURES)) and len(found.features) == len(expected)
     for place, pair in enumerate(zip(found.query.tolist(), found.rows.tolist(), strict=True)):
-        evidence = dict(zip(EVIDENCE, found.evidence[place].tolist(), strict=True))
+        features = dict(zip(PAIR_FEATURES, found.features[place].tolist(), strict=True))
         matched = expected[pair]
         near = [values for counts, values in matched if counts]
-        assert evidence["number of all"] == len(matched) and evidence["number of near"] == len(near)
-        assert np.isclose(evidence["share left of near"], sum(1 - values[1] ** 2 for values in near), atol=1e-4)
-        assert np.isclose(evidence["nearness of all"], sum(max(0, 0.5 - row[1][0]) for row in matched), atol=1e-4)
-        assert evidence["distinct of all"] == sum(row[1][1] < 0.8 for row in matched)
-        assert evidence["number of agreeing"] == found.agrees[found.pair == place].sum()
+        assert features["number of all"] == len(matched) and features["number of near"] == len(near)
+        assert np.isclose(features["share left of near"], sum(1 - values[1] ** 2 for values in near), atol=1e-4)
+        assert np.isclose(features["nearness of all"], sum(max(0, 0.5 - row[1][0]) for row in matched), atol=1e-4)
+        assert features["distinct of all"] == sum(row[1][1] < 0.8 for row in matched)
+        assert features["number of agreeing"] == found.agrees[found.pair == place].sum()
         scored = found.values[found.pair == place].tolist()
         wanted = [values for counts, values in matched if counts or values[1] < 0.75]
         assert all(any(np.allclose(row, one, rtol=1e-4, atol=1e-4) for one in scored) for row in wanted)
@@ -119,23 +122,20 @@ def test_scores_of_pairs_equal_loops(seed, count, rest):
 def drawn_pairs(query: np.ndarray, rows: np.ndarray) -> PairMatches:
     """Two matches for each pair; only the first agrees with its similarity."""
     pair = np.repeat(np.arange(len(rows)), 2)
-    evidence = np.zeros((len(rows), len(EVIDENCE)), np.float32)
-    return PairMatches(query, rows, evidence, pair, np.zeros((len(pair), len(PAIR_FEATURES)), np.float32), pair < 0)
+    features = np.zeros((len(rows), len(PAIR_FEATURES)), np.float32)
+    return PairMatches(query, rows, features, pair, np.zeros((len(pair), len(MATCH_FEATURES)), np.float32), pair < 0)
 
 
-class Constant:
-    """A model that gives every match the same score; it stands in for `MatchScorer`."""
-
-    def __init__(self, score: float):
-        self.score = score
+class Constant(MatchScorer):
+    """A model that gives every match the same score."""
 
     def log_ratio(self, values: np.ndarray) -> np.ndarray:
-        return np.full(len(values), self.score)
+        return np.full(len(values), self.prior)
 
 
 def test_no_model_scores_matches_that_it_was_fitted_on():
     """Three folds of two parts: fold 1's matches by all models but that of their own part."""
-    parts = MatchParts(2, (*(Constant(2.0**k) for k in range(5)), None))  # type: ignore[arg-type]
+    parts = MatchParts(2, (*(Constant(cast("lgb.Booster", None), 2.0**k) for k in range(5)), None))
     matches = drawn_pairs(np.array([0, 1, 2]), np.array([5, 5, 6]))
     found = parts.log_ratios(matches, 1)
     assert found.shape == (6, 6) and np.isnan(found[:, 5]).all()
@@ -143,10 +143,10 @@ def test_no_model_scores_matches_that_it_was_fitted_on():
     assert np.isnan(found[2:4, 3]).all() and (found[[0, 1, 4, 5], 3] == 8).all()
     assert (found[:, [0, 1, 4]] == [1, 2, 16]).all() and not np.isnan(parts.log_ratios(matches, None)[:, :5]).any()
     assert parts.of_folds([1, 2]).tolist() == [False, False, True, True, True, False]
-    values = pair_values(matches, found, parts.of_folds([1, 2]))[:, len(EVIDENCE) :]
+    values = pair_values(matches, found, parts.of_folds([1, 2]))[:, len(PAIR_FEATURES) :]
     assert np.allclose(values[:, 0], [2 * (8 + 16) / 2, 2 * (4 + 16) / 2, 2 * (8 + 16) / 2])
     assert np.allclose(values[:, 4], [12, 10, 12]) and not values[:, 2:4].any()
-    assert not pair_values(matches, found, np.zeros(6, bool))[:, len(EVIDENCE) :].any()
+    assert not pair_values(matches, found, np.zeros(6, bool))[:, len(PAIR_FEATURES) :].any()
 
 
 def test_marks_in_one_arrangement_find_their_picture():

@@ -1,4 +1,4 @@
-"""Simulated unknown queries: lists without an identity, twins of the queries, thresholds of least regret."""
+"""Simulated unknown queries: lists without an identity, known queries scored once more, thresholds of least regret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from whaleid.ensemble.embedding_features import embedding_table
 from whaleid.ensemble.ladder import combine
 from whaleid.ensemble.protocol import QuerySet, expected_share, read_protocol
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.simulation import TWIN, simulated_protocol, take_out, with_simulated_unknowns, with_twins
+from whaleid.ensemble.simulation import (
+    TAKEN_OUT,
+    simulated_protocol,
+    take_out,
+    with_simulated_lists,
+    with_simulated_unknowns,
+)
 from whaleid.ensemble.stack import split_identities
 from whaleid.ensemble.unknown import best_threshold, rank_stats, with_unknown
 from whaleid.retrieval.identities import nearest_identities
@@ -38,7 +44,7 @@ def test_a_list_without_an_identity_equals_a_loop(seed, probability):
         own = sum(s for c, s in zip(lists.codes[row], lists.scores[row], strict=True) if c == identity)
         pairs = pairs[: lists.codes.shape[1] - 1]
         codes = [code for code in found.codes[row] if code >= 0]
-        assert codes == [code for code, _ in pairs] and found.queries[row] == lists.queries[row] + TWIN
+        assert codes == [code for code, _ in pairs] and found.queries[row] == lists.queries[row] + TAKEN_OUT
         expected = [score / (1 - own) if probability else score for _, score in pairs]
         np.testing.assert_allclose(found.scores[row, : len(codes)], expected, rtol=1e-4)
 
@@ -75,7 +81,7 @@ def test_taking_an_identity_out_of_the_list_is_taking_it_out_of_the_gallery():
 
 
 @pytest.mark.parametrize("unknown", [True, False])
-def test_every_known_query_has_a_twin_and_closed_competitions_none(unknown):
+def test_every_known_query_has_a_simulated_one_and_closed_competitions_none(unknown):
     world = make_world(unknown=unknown)
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
     rng = np.random.default_rng(2)
@@ -90,7 +96,9 @@ def test_every_known_query_has_a_twin_and_closed_competitions_none(unknown):
     ranking = Ranking("one", "knn", OofLists.same(lists), (), False)
     simulated, (found,) = with_simulated_unknowns(protocol, [ranking])
     if not unknown:
-        assert simulated is protocol and found is ranking and with_twins(lists, protocol, False) == list(lists)
+        assert (
+            simulated is protocol and found is ranking and with_simulated_lists(lists, protocol, False) == list(lists)
+        )
         return
     groups = split_identities(simulated, 3)
     for part, own, twins, group in zip(protocol.parts, found.oof, simulated.parts, groups, strict=True):

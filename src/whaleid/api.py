@@ -27,7 +27,7 @@ def open_project(
     skip_unreadable: bool = False,
     minutes: int | None = None,
 ) -> Project:
-    """Open a competition with a recipe; only configuration files are read.
+    """Open a competition with a recipe; only configuration files are read, unless `auto` has to choose the recipe.
 
     Parameters
     ----------
@@ -153,12 +153,12 @@ def rank(project: Project, split: Literal["test", "train"] = "test", ranker: str
     """
     import pandas as pd
 
-    from whaleid.ensemble.simulation import is_twin
+    from whaleid.ensemble.simulation import is_simulated
 
     name = ranker or _ladder(project)["rungs"][-1]["name"]
     file = "test.parquet" if split == "test" else "oof.parquet"
     table = pd.read_parquet(project.workspace.candidates(project.recipe.name) / file, filters=[("source", "==", name)])
-    return table[~is_twin(table["query"])].reset_index(drop=True)
+    return table[~is_simulated(table["query"])].reset_index(drop=True)
 
 
 def write_submission(project: Project) -> Path:

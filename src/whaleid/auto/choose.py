@@ -45,9 +45,9 @@ ENOUGH = 25
 """Times that a network sees each photograph, or each and its mirror image, before more pixels are worth more (nyala,
 one fold, kNN out of fold and solution: 16,384 pixels 40 times .197 and .155, 32,768 pixels 30 times .279 and .234)."""
 MANY_IMAGES = 10.0
-"""Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen in sight of one
-fold of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on the solution
-instead of .891 and .858)."""
+"""Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen with the figures of
+one fold known, of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on
+the solution instead of .891 and .858)."""
 FEW = 15
 """Times below which fewer folds are trained (10,081 drawn flukes, top-1 of the known: six runs of 2 epochs had .18, one
 of 25 epochs .49)."""
@@ -82,7 +82,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Rung:
+class Option:
     """Networks that are trained together where each photograph is seen `enough` times by every one."""
 
     networks: tuple[Network, ...]
@@ -230,14 +230,14 @@ def fold_number(facts: Facts) -> int:
     return max(2, min(wanted, facts.groups))
 
 
-def rungs(facts: Facts) -> list[Rung]:
+def options(facts: Facts) -> list[Option]:
     """Networks to choose from, the cheapest first; none has more pixels than the images have."""
     names = facts.machine.backbones
     small, middle, large = names[-1], names[len(names) // 2], names[0]
     mirrored = bool(facts.machine.gpus) or facts.mean_images >= MANY_IMAGES
     if facts.machine.gpus:
         first, second = "large_arcface", "large_softmax"
-        ladder = [
+        considered = [
             [(first, small, 50176)],
             [(first, middle, 50176)],
             [(first, large, 82944)],
@@ -248,32 +248,32 @@ def rungs(facts: Facts) -> list[Rung]:
         first = "mirrored" if mirrored else "arcface"
         second = f"{first}_softmax"
         single = [[(first, small, pixels)] for pixels in (8192, 16384, 32768, 49152)]
-        ladder = [*single, [*single[-1], (second, small, 32768)]]
+        considered = [*single, [*single[-1], (second, small, 32768)]]
     made = [
-        tuple(Network(base, name, int(min(pixels, facts.area)), mirrored) for base, name, pixels in rung)
-        for rung in ladder
+        tuple(Network(base, name, int(min(pixels, facts.area)), mirrored) for base, name, pixels in option)
+        for option in considered
     ]
     enough = 2 * ENOUGH if mirrored else ENOUGH
-    climbed = [Rung(rung, enough if place else 1) for place, rung in enumerate(dict.fromkeys(made))]
+    listed = [Option(option, enough if place else 1) for place, option in enumerate(dict.fromkeys(made))]
     if first != "mirrored":
-        return climbed
+        return listed
     # cattle in 5 minutes, 10 passes: kNN of mirrored identities .63 out of fold; at 29 passes .84, solution .82 and .78
-    plain = tuple(replace(network, base="arcface", mirrored=False) for network in climbed[0].networks)
-    return [Rung(plain, 1), replace(climbed[0], enough=ENOUGH), *climbed[1:]]
+    plain = tuple(replace(network, base="arcface", mirrored=False) for network in listed[0].networks)
+    return [Option(plain, 1), replace(listed[0], enough=ENOUGH), *listed[1:]]
 
 
 def _networks(budget: _Budget, folds: int, trained: int, seconds: float) -> tuple[Network, ...] | None:
-    """The most expensive rung that gets enough passes; None where the cheapest does not get one."""
-    for rung in reversed(rungs(budget.facts)):
-        longer = budget.longest(rung.networks, folds, trained, seconds)
-        if longer is not None and longer[0].passes >= rung.enough:
+    """The most expensive option that gets enough passes; None where the cheapest does not get one."""
+    for option in reversed(options(budget.facts)):
+        longer = budget.longest(option.networks, folds, trained, seconds)
+        if longer is not None and longer[0].passes >= option.enough:
             return longer
     return None
 
 
 def _fewer_folds(budget: _Budget, folds: int, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]]:
     """One network on two folds, or on one where two would not get half of FEW passes; at least one pass."""
-    cheapest = rungs(budget.facts)[0].networks
+    cheapest = options(budget.facts)[0].networks
     two = budget.longest(cheapest, folds, 2, seconds)
     if two is not None and two[0].passes >= FEW // 2:
         return two, (0, 1)
@@ -308,7 +308,7 @@ def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, T
         lines.append(
             f"{network.base}: {network.backbone} at {network.pixels:,} pixels, each photograph {network.passes} times"
         )
-    lines.append(_rung_reason(choice, facts))
+    lines.append(_option_reason(choice, facts))
     share = local_share(census.all_images)
     lines.append(f"local matching: {_local_words(choice.local)}; at most {share:.0%} of the time may go to it")
     total = sum(choice.seconds.values())
@@ -336,12 +336,14 @@ def _fold_reason(choice: Choice, facts: Facts) -> str:
     return f"of {choice.folds} folds only {len(choice.trained)} trained: {few}"
 
 
-def _rung_reason(choice: Choice, facts: Facts) -> str:
-    ladder = rungs(facts)
-    place = [[item.base for item in rung.networks] for rung in ladder].index([item.base for item in choice.networks])
-    place += [rung.networks[0].pixels for rung in ladder[place:]].index(choice.networks[0].pixels)
-    if place == len(ladder) - 1:
+def _option_reason(choice: Choice, facts: Facts) -> str:
+    considered = options(facts)
+    place = [[item.base for item in option.networks] for option in considered].index(
+        [item.base for item in choice.networks]
+    )
+    place += [option.networks[0].pixels for option in considered[place:]].index(choice.networks[0].pixels)
+    if place == len(considered) - 1:
         return "nothing larger is considered on such a machine"
-    larger = ladder[place + 1]
+    larger = considered[place + 1]
     words = " and ".join(f"{item.base} at {item.pixels:,} pixels" for item in larger.networks)
     return f"next would be {words}, for which the minutes do not suffice: {larger.enough} times a photograph"

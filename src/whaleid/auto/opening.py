@@ -60,6 +60,8 @@ def recipe_file(competition: str, recipe: str | None, work: Path, minutes: int |
     The parameters are those of `open_project`.
     """
     name = recipe or default_recipe(competition)
+    if minutes is not None and minutes < 1:
+        raise WhaleidError(f"minutes is {minutes}; at least 1 is needed")
     if name != AUTO:
         if minutes is not None:
             raise WhaleidError(f"minutes are for the recipe {AUTO}; {name} takes what its experiments say")
@@ -72,7 +74,7 @@ def _choose(
     competition: Competition, workspace: Workspace, path: Path, minutes: int, skip_unreadable: bool, settings: Settings
 ) -> None:
     """Look, measure, choose and write; says on standard error what was chosen."""
-    from whaleid.auto.choose import choose, rungs
+    from whaleid.auto.choose import choose, options
     from whaleid.auto.facts import count_keypoints, facts_of, find_machine
     from whaleid.auto.throughput import measure
     from whaleid.auto.write import write_recipe
@@ -88,7 +90,7 @@ def _choose(
     facts = facts_of(images, competition.unknown, keypoints, find_machine(settings.weights))
     print(f"recipe {AUTO}: measuring how fast this machine trains", file=sys.stderr, flush=True)
     rates = measure(
-        facts.machine, f"auto/{rungs(facts)[0].networks[0].base}", facts.census.identities, settings.weights
+        facts.machine, f"auto/{options(facts)[0].networks[0].base}", facts.census.identities, settings.weights
     )
     write_recipe(choose(facts, minutes, rates), path)
     print("\n".join([f"recipe {AUTO}: {path}", *reasons_of(path)]), file=sys.stderr, flush=True)

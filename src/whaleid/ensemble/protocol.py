@@ -96,7 +96,7 @@ class FoldPart:
         True identity of each query, -1 where it is unknown or has no image in the gallery.
     sizes : int64 array, shape (q,)
         Gallery images of the true identity; 0 where `truth` is -1.
-    twin_of : int64 array, shape (q,), or None
+    image_place : int64 array, shape (q,), or None
         Place of each query's image among the fold's labelled images, where simulated unknown queries stand after them
         (`simulation.py`); None where there are none.
     """
@@ -109,12 +109,12 @@ class FoldPart:
     gallery_codes: np.ndarray
     truth: np.ndarray
     sizes: np.ndarray
-    twin_of: np.ndarray | None = None
+    image_place: np.ndarray | None = None
 
     @property
     def simulated(self) -> int:
         """Number of simulated unknown queries."""
-        return 0 if self.twin_of is None else len(self.rows) - len(np.unique(self.twin_of))
+        return 0 if self.image_place is None else len(self.rows) - len(np.unique(self.image_place))
 
 
 @dataclass(frozen=True)

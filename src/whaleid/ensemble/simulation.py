@@ -1,15 +1,15 @@
 """Simulated unknown queries: every labelled query is scored once more with its true identity taken out of the gallery.
 
 Labelled images show few unknown individuals, or none, where the organisers dropped their rows; what is fitted on them
-alone (thresholds, calibrations, blend, stack) has never seen an unknown query. Out of fold, each query whose identity
-is in the gallery therefore has a *twin*: the same image, and a gallery without its identity, so that the truth is
-unknown. There are as many simulated unknown queries as known ones; real unknown queries stay among them.
+alone (thresholds, calibrations, blend, stack) has never seen an unknown query. Out of fold, each query whose identity is
+in the gallery therefore stands for an unknown one too: the same image, and a gallery without its identity. There are as
+many simulated unknown queries as known ones; real unknown queries stay among them.
 
 The identity is taken out of the candidate lists, not of the features: what is left of a list of similarities is what a
 ranking without the identity would give. Probabilities are divided by what is left of their sum. A network or classifier
-that was trained on other images of the identity is a little too sure that its twin is nobody else.
+that was trained on other images of the identity is a little too sure that the image shows nobody else.
 
-Competitions without an unknown label have no twins.
+Competitions without an unknown label have no simulated queries.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from whaleid.ensemble.rankings import Ranking
 from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.identities import PADDING
 
-TWIN = " (identity taken out)"
+TAKEN_OUT = " (identity taken out)"
 """Ending of the name of a simulated unknown query."""
 _LEAST = 1e-9  # what a sum of probabilities is kept above
 
 
 def with_simulated_unknowns(protocol: Protocol, rankings: list[Ranking]) -> tuple[Protocol, list[Ranking]]:
-    """The protocol with a twin of every known query after each fold's queries, and the rankings with the twins' lists.
+    """The protocol with a simulated unknown query for every known one, and the rankings with their lists.
 
     Parameters
     ----------
@@ -50,23 +50,26 @@ def with_simulated_unknowns(protocol: Protocol, rankings: list[Ranking]) -> tupl
     """
     if protocol.unknown is None:
         return protocol, rankings
-    return simulated_protocol(protocol), [_with_twins(ranking, protocol) for ranking in rankings]
+    return simulated_protocol(protocol), [_ranking_with_simulated(ranking, protocol) for ranking in rankings]
 
 
 def simulated_protocol(protocol: Protocol) -> Protocol:
-    """The protocol with a twin of every known query after each fold's queries; unchanged without unknown label."""
+    """The protocol with a simulated unknown query for every known one, after each fold's own queries.
+
+    Unchanged without unknown label.
+    """
     if protocol.unknown is None:
         return protocol
-    return replace(protocol, parts=tuple(_part_with_twins(part) for part in protocol.parts))
+    return replace(protocol, parts=tuple(_part_with_simulated(part) for part in protocol.parts))
 
 
-def with_twins(lists: Sequence[Candidates], protocol: Protocol, probability: bool) -> list[Candidates]:
-    """Lists of each fold's queries followed by those of their twins; unchanged without unknown label.
+def with_simulated_lists(lists: Sequence[Candidates], protocol: Protocol, probability: bool) -> list[Candidates]:
+    """Lists of each fold's queries followed by those of the simulated ones; unchanged without unknown label.
 
     Parameters
     ----------
     lists : sequence of Candidates
-        One a fold, of the queries of `protocol`, which has no twins.
+        One a fold, of the queries of `protocol`, which has no simulated queries.
     protocol : Protocol
     probability : bool
         As in `take_out`.
@@ -76,13 +79,13 @@ def with_twins(lists: Sequence[Candidates], protocol: Protocol, probability: boo
     return [_joined(one, part, probability) for one, part in zip(lists, protocol.parts, strict=True)]
 
 
-def is_twin(queries: pd.Series) -> pd.Series:
+def is_simulated(queries: pd.Series) -> pd.Series:
     """Which names are those of simulated unknown queries, bool (n,)."""
-    return queries.astype(str).str.endswith(TWIN)
+    return queries.astype(str).str.endswith(TAKEN_OUT)
 
 
 def take_out(lists: Candidates, identities: np.ndarray, probability: bool) -> Candidates:
-    """The lists as if each query's identity were not in the gallery, under the twins' names.
+    """The lists as if each query's identity were not in the gallery, under the simulated queries' names.
 
     Parameters
     ----------
@@ -107,39 +110,39 @@ def take_out(lists: Candidates, identities: np.ndarray, probability: bool) -> Ca
         listed = np.where(np.isfinite(scores), scores, 0.0).sum(axis=1, dtype=np.float64)
         rest = np.maximum(np.maximum(1.0 - own, listed), _LEAST)  # 1 - own is coarse in float32 where own is near 1
         scores = (scores / rest[:, None]).astype(np.float32)
-    names = np.array([f"{name}{TWIN}" for name in lists.queries])
+    names = np.array([f"{name}{TAKEN_OUT}" for name in lists.queries])
     return Candidates(names, lists.classes, codes, scores)
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
 
 
-def _part_with_twins(part: FoldPart) -> FoldPart:
+def _part_with_simulated(part: FoldPart) -> FoldPart:
     known = np.flatnonzero(part.truth >= 0)
     return replace(
         part,
         rows=np.concatenate([part.rows, part.rows[known]]),
-        names=np.concatenate([part.names, [f"{name}{TWIN}" for name in part.names[known]]]),
+        names=np.concatenate([part.names, [f"{name}{TAKEN_OUT}" for name in part.names[known]]]),
         truth=np.concatenate([part.truth, np.full(len(known), NONE)]),
         sizes=np.concatenate([part.sizes, np.zeros(len(known), dtype=np.int64)]),
-        twin_of=np.concatenate([np.arange(len(part.rows)), known]),
+        image_place=np.concatenate([np.arange(len(part.rows)), known]),
     )
 
 
-def _with_twins(ranking: Ranking, protocol: Protocol) -> Ranking:
+def _ranking_with_simulated(ranking: Ranking, protocol: Protocol) -> Ranking:
     done: dict[tuple[int, ...], tuple[Candidates, ...]] = {}
 
     def joined(lists: tuple[Candidates, ...]) -> tuple[Candidates, ...]:
         """Versions of a ranker that was fitted on no truth are the same lists: they are joined once."""
         key = tuple(map(id, lists))
         if key not in done:
-            done[key] = tuple(with_twins(lists, protocol, ranking.probability))
+            done[key] = tuple(with_simulated_lists(lists, protocol, ranking.probability))
         return done[key]
 
     features = ranking.embedding_features
     if features is not None:
         pairs = zip(features.oof, protocol.parts, strict=True)
-        features = EmbeddingFeatures(tuple(_table_with_twins(table, part) for table, part in pairs), features.test)
+        features = EmbeddingFeatures(tuple(_table_with_simulated(table, part) for table, part in pairs), features.test)
     return replace(
         ranking,
         lists=OofLists(tuple(map(joined, ranking.lists.by_excluded_fold)), joined(ranking.lists.full)),
@@ -152,12 +155,12 @@ def _joined(lists: Candidates, part: FoldPart, probability: bool) -> Candidates:
     known = np.flatnonzero(part.truth >= 0)
     real = _shorter(lists)
     of_known = Candidates(lists.queries[known], lists.classes, lists.codes[known], lists.scores[known])
-    twins = take_out(of_known, part.truth[known], probability)
+    simulated = take_out(of_known, part.truth[known], probability)
     return Candidates(
-        np.concatenate([real.queries, twins.queries]),
+        np.concatenate([real.queries, simulated.queries]),
         lists.classes,
-        np.concatenate([real.codes, twins.codes]),
-        np.concatenate([real.scores, twins.scores]),
+        np.concatenate([real.codes, simulated.codes]),
+        np.concatenate([real.scores, simulated.scores]),
     )
 
 
@@ -171,7 +174,7 @@ def _width(lists: Candidates) -> int:
     return max(lists.codes.shape[1] - 1, 1)
 
 
-def _table_with_twins(table: EmbeddingTable, part: FoldPart) -> EmbeddingTable:
+def _table_with_simulated(table: EmbeddingTable, part: FoldPart) -> EmbeddingTable:
     known = np.flatnonzero(part.truth >= 0)
     return replace(
         table,

@@ -62,10 +62,10 @@ def split_identities(protocol: Protocol, count: int, seed: int = 0) -> tuple[np.
     of_identity = rng.permutation(len(protocol.classes)) % count
     groups = []
     for part in protocol.parts:
-        twin_of = np.arange(len(part.truth)) if part.twin_of is None else part.twin_of
-        truth = part.truth[: twin_of.max(initial=-1) + 1]
+        image_place = np.arange(len(part.truth)) if part.image_place is None else part.image_place
+        truth = part.truth[: image_place.max(initial=-1) + 1]
         alone = rng.permutation(len(truth)) % count
-        groups.append(np.where(truth >= 0, of_identity[np.maximum(truth, 0)], alone)[twin_of])
+        groups.append(np.where(truth >= 0, of_identity[np.maximum(truth, 0)], alone)[image_place])
     return tuple(groups)
 
 

@@ -43,7 +43,7 @@ from whaleid.local_matching.similarity import MatchMoves, Similarities, find_sim
 from whaleid.local_matching.votes import Nearest, best_identities, scores_of
 from whaleid.retrieval.identities import PADDING
 
-PAIR_FEATURES = (
+MATCH_FEATURES = (
     "distance",
     "share of the second",
     "size ratio",
@@ -56,10 +56,9 @@ PAIR_FEATURES = (
     "direction",
     "strength",
 )
-_ARRANGED = 2.0  # additional weight of a supported match
 
 
-EVIDENCE = (
+PAIR_FEATURES = (
     *(
         f"{name} of {kind}"
         for kind in ("all", "near", "agreeing", "close", "both")
@@ -97,17 +96,17 @@ class PairMatches:
         Place of the pair's query.
     rows : int64 array, shape (p,)
         The image's row in images.parquet.
-    evidence : float32 array, shape (p, len(EVIDENCE))
+    features : float32 array, shape (p, len(PAIR_FEATURES))
     pair : int64 array, shape (m,)
         The match's pair, ascending.
-    values : float32 array, shape (m, len(PAIR_FEATURES))
+    values : float32 array, shape (m, len(MATCH_FEATURES))
     agrees : bool array, shape (m,)
         Whether the match agrees with its pair's similarity.
     """
 
     query: np.ndarray
     rows: np.ndarray
-    evidence: np.ndarray
+    features: np.ndarray
     pair: np.ndarray
     values: np.ndarray
     agrees: np.ndarray
@@ -210,14 +209,14 @@ def _described_pairs(
     start, end = one[:, :2] / longest @ [1, 1j], two[:, :2] / others[pair][:, None] @ [1, 1j]
     similar = find_similarities(MatchMoves(start, end, relative, np.deg2rad(turn), weight), counts)
     middles = (frames[query] / longest @ [0.5, 0.5j]), (frames[rows] / others[:, None]) @ [0.5, 0.5j]
-    evidence = _evidence(pair, distance, share, weight, near, similar, middles)
+    features = _pair_features(pair, distance, share, weight, near, similar, middles)
     columns = (distance, share, size, turn, *shift.T, one[:, 2], *at.T, one[:, 3], found.own)
     kept = near | similar.agrees | (share < _TELLING)
     values = np.stack([np.asarray(column, dtype=np.float32)[kept] for column in columns], axis=1)
-    return PairMatches(np.full(len(rows), place), rows, evidence, pair[kept], values, similar.agrees[kept])
+    return PairMatches(np.full(len(rows), place), rows, features, pair[kept], values, similar.agrees[kept])
 
 
-def _evidence(
+def _pair_features(
     pair: np.ndarray,
     distance: np.ndarray,
     share: np.ndarray,
@@ -226,7 +225,7 @@ def _evidence(
     similar: Similarities,
     middles: tuple[complex, np.ndarray],
 ) -> np.ndarray:
-    """float32 (p, len(EVIDENCE)). middles: of the query's frame, and of each image's, complex (p,)."""
+    """float32 (p, len(PAIR_FEATURES)). middles: of the query's frame, and of each image's, complex (p,)."""
     agrees, columns = similar.agrees, []
     sums = np.ones(len(pair)), weight, np.maximum(_NEARNESS - distance, 0), share < _DISTINCT
     for kind in (np.ones(len(pair), bool), near, agrees, agrees & (similar.distance <= _CLOSE), agrees & near):
@@ -240,9 +239,9 @@ def _evidence(
 _NOTHING = PairMatches(
     query=np.zeros(0, np.int64),
     rows=np.zeros(0, np.int64),
-    evidence=np.zeros((0, len(EVIDENCE)), np.float32),
+    features=np.zeros((0, len(PAIR_FEATURES)), np.float32),
     pair=np.zeros(0, np.int64),
-    values=np.zeros((0, len(PAIR_FEATURES)), np.float32),
+    values=np.zeros((0, len(MATCH_FEATURES)), np.float32),
     agrees=np.zeros(0, bool),
 )
 
@@ -318,7 +317,7 @@ def same_identity(matches: PairMatches, truth: np.ndarray, codes: np.ndarray) ->
 
 
 def pair_values(matches: PairMatches, log_ratios: np.ndarray, models: np.ndarray) -> np.ndarray:
-    """Evidence of each pair and sums of its matches' scores, float32 (p, len(EVIDENCE) + 5).
+    """Features of each pair and sums of its matches' scores, float32 (p, len(PAIR_FEATURES) + 5).
 
     Parameters
     ----------
@@ -338,7 +337,7 @@ def pair_values(matches: PairMatches, log_ratios: np.ndarray, models: np.ndarray
     ]
     best = np.full(len(matches.rows), _NO_MATCH)
     np.maximum.at(best, matches.pair, score)
-    return np.column_stack([matches.evidence, *sums, best]).astype(np.float32)
+    return np.column_stack([matches.features, *sums, best]).astype(np.float32)
 
 
 def fit_pair_scorer(tables: Sequence[tuple[np.ndarray, np.ndarray]]) -> MatchScorer | None:

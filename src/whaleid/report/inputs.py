@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from whaleid.ensemble.protocol import Protocol, read_protocol
-from whaleid.ensemble.simulation import is_twin, simulated_protocol
+from whaleid.ensemble.simulation import is_simulated, simulated_protocol
 from whaleid.evaluation.metrics import MapScore
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
@@ -135,7 +135,7 @@ def read_top_guesses(path: Path, ranker: str, protocol: Protocol, count: int = G
         raise WhaleidError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from error
     names = np.concatenate([part.names for part in protocol.parts])
     if not any(part.simulated for part in protocol.parts):
-        long = long[~is_twin(long["query"])]
+        long = long[~is_simulated(long["query"])]
     query = pd.Index(names).get_indexer(pd.Index(long["query"].astype(str)))
     if (query < 0).any() or len(np.unique(query)) < len(names):
         raise WhaleidError(f"{path}: its queries are not the images of folds.csv; run `make ensemble` again")

@@ -20,7 +20,7 @@ from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankers.base import Ranker, RankerContext, Without
 from whaleid.ensemble.rankers.joint import joint_features
 from whaleid.ensemble.rankings import Ranking
-from whaleid.ensemble.simulation import simulated_protocol, with_twins
+from whaleid.ensemble.simulation import simulated_protocol, with_simulated_lists
 from whaleid.ensemble.unknown import best_map, rank_stats
 from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.rerankers import every_setting, query_graph, widest_graph
@@ -51,7 +51,7 @@ class RerankRanker(Ranker):
             settings: Tables = {OFF: (list(plain.oof), list(plain.test))}
             settings |= {name: found for (own, name), found in tables.items() if own == method}
             decided = None if context.settings is None else context.settings[method]
-            lists = {name: with_twins(oof, context.protocol, False) for name, (oof, _) in settings.items()}
+            lists = {name: with_simulated_lists(oof, context.protocol, False) for name, (oof, _) in settings.items()}
             chosen = choose_setting(simulated_protocol(context.protocol), lists, decided)
             without = tuple(tuple(settings[name][0]) for name in chosen.by_fold)
             oof, test = OofLists(without, tuple(settings[chosen.full][0])), tuple(settings[chosen.full][1])

@@ -338,10 +338,8 @@ def _fold_reason(choice: Choice, facts: Facts) -> str:
 
 def _option_reason(choice: Choice, facts: Facts) -> str:
     considered = options(facts)
-    place = [[item.base for item in option.networks] for option in considered].index(
-        [item.base for item in choice.networks]
-    )
-    place += [option.networks[0].pixels for option in considered[place:]].index(choice.networks[0].pixels)
+    chosen = tuple(replace(network, passes=1) for network in choice.networks)
+    place = [option.networks for option in considered].index(chosen)
     if place == len(considered) - 1:
         return "nothing larger is considered on such a machine"
     larger = considered[place + 1]

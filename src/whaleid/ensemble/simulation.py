@@ -1,9 +1,9 @@
 """Simulated unknown queries: every labelled query is scored once more with its true identity taken out of the gallery.
 
 Labelled images show few unknown individuals, or none, where the organisers dropped their rows; what is fitted on them
-alone (thresholds, calibrations, blend, stack) has never seen an unknown query. Out of fold, each query whose identity is
-in the gallery therefore stands for an unknown one too: the same image, and a gallery without its identity. There are as
-many simulated unknown queries as known ones; real unknown queries stay among them.
+alone (thresholds, calibrations, blend, stack) has never seen an unknown query. Out of fold, each query whose identity
+is in the gallery therefore stands for an unknown one too: the same image, and a gallery without its identity. There
+are as many simulated unknown queries as known ones; real unknown queries stay among them.
 
 The identity is taken out of the candidate lists, not of the features: what is left of a list of similarities is what a
 ranking without the identity would give. Probabilities are divided by what is left of their sum. A network or classifier

@@ -247,6 +247,8 @@ def test_auto_is_chosen_once_for_each_number_of_minutes(
 def test_minutes_are_for_auto_and_auto_needs_data(drawn: Path) -> None:
     with pytest.raises(WhaleidError, match="minutes are for the recipe auto"):
         open_project(str(drawn / "drawn.yaml"), "sample", drawn / "work", minutes=5)
+    with pytest.raises(WhaleidError, match="minutes is 0; at least 1 is needed"):
+        open_project(str(drawn / "drawn.yaml"), None, drawn / "work", minutes=0)
     (drawn / "data" / "train.csv").unlink()
     with pytest.raises(WhaleidError, match=r"looks at the data.*name another recipe"):
         open_project(str(drawn / "drawn.yaml"), None, drawn / "work")

@@ -26,8 +26,15 @@ def test_a_larger_gallery_costs_less_than_in_proportion(gallery):
     assert search_cost(1e6, 2 * gallery) < 2 * search_cost(1e6, gallery)
 
 
-def test_the_size_that_issue_14_asks_for_takes_less_than_an_hour_of_two_cores():
+def test_8000_queries_against_25000_images_take_less_than_an_hour_of_two_cores():
     assert local_cost(25_000, 0, 8_000, 0, FULL).total < 2 * 3600
+
+
+def test_out_of_fold_every_labelled_image_is_a_query_too():
+    alone, with_folds = local_cost(2000, 500, 1000, 0, FULL), local_cost(2000, 500, 1000, 3, FULL)
+    assert with_folds.keypoints == alone.keypoints
+    for part in ("scores", "pairs"):
+        assert getattr(with_folds, part) == pytest.approx(getattr(alone, part) * (1000 + 2500) / 1000)
 
 
 def test_parts_that_are_left_out_cost_nothing():

@@ -51,6 +51,12 @@ def test_likely_images_equal_loops(seed, most):
         order = [code for code in np.argsort(-own, kind="stable")[:most] if own[code] > 0]
         expected = [place for code in order for place in {0: [4], 1: [2, 5], 2: [6]}[int(code)]][:most]
         assert row.tolist() == [*expected, *[-1] * (most - len(expected))]
+    named = np.array([[2, 0, -1]] * 3)
+    also = likely_images(described, frames, queries, codes, 3, nearest, config, 4, named)
+    assert also[1].tolist() == [6, 4, -1, -1]  # a query without keypoints has the networks' identities alone
+    for own, row in zip(sums[[0, 2]], also[[0, 2]], strict=True):
+        first = int(np.argmax(own)) if own.any() else 2
+        assert row[: {0: 1, 1: 2, 2: 1}[first]].tolist() == {0: [4], 1: [2, 5], 2: [6]}[first]
 
 
 @settings(max_examples=20, deadline=None)

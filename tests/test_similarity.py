@@ -50,6 +50,13 @@ def test_pairs_do_not_change_one_another(seed, counts):
         assert np.allclose(alone.distance, together.distance[end - counts[place] : end], atol=1e-4)
 
 
+def test_a_match_of_another_size_or_turn_does_not_agree():
+    start = np.array([0.1, 0.5 + 0.2j, 0.9 + 0.8j, 0.3 + 0.7j, 0.7 + 0.5j])
+    size, turn = np.array([0, 0, 0, np.log(2), 0]), np.array([0, 0, 0, 0, np.pi / 2])
+    found = find_similarities(MatchMoves(start, start + 0.1, size, turn, np.full(5, 0.2)), np.array([5]))
+    assert found.agrees.tolist() == [True] * 3 + [False] * 2 and np.allclose(found.distance, 0, atol=1e-5)
+
+
 def test_matches_at_one_place_do_not_confirm_one_another():
     """A keypoint with two directions is two keypoints: three places in one arrangement win against six at one place."""
     start = np.array([0.1, 0.5 + 0.2j, 0.9 + 0.8j, *[0.4 + 0.4j] * 6])

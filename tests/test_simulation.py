@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ladder_world import UNKNOWN, make_world, recipe, write_sources
 from test_unknown import naive_map, random_lists
@@ -112,6 +112,8 @@ def test_every_known_query_has_a_simulated_one_and_closed_competitions_none(unkn
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), levels=st.sampled_from([None, 3]))
+@example(seed=14, levels=None)  # here the least mean of the two regrets is elsewhere
+@example(seed=29, levels=None)
 def test_least_regret_equals_brute_force(seed, levels):
     rng = np.random.default_rng(seed)
     lists = random_lists(rng, levels=levels)

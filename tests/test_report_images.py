@@ -306,6 +306,9 @@ def test_page_shows_what_the_stack_looks_at(project: Project, page: str, tmp_pat
     parsed = Page(write_report(moved).read_text())
     assert "importance.png" in parsed.images and "#stack" in parsed.links
     assert (moved.workspace.report("own") / "importance.png").is_file()
+    unused = with_ladder(project, tmp_path / "unused", stack={"rounds": [1, 0], "rows": 9, "importance": importance})
+    assert "ranked without trees" not in write_report(moved).read_text()
+    assert "ranked without trees" in " ".join(write_report(unused).read_text().split())
 
 
 def drawn_colors(path: Path, colour: tuple[int, int, int]) -> np.ndarray:

@@ -173,11 +173,12 @@ def _mean(values: Any) -> float | None:
 
 
 def _stack(results: Results, folder: Path) -> dict[str, Any] | None:
-    importance = (results.figures["ladder"].get("stack") or {}).get("importance")
+    stack = results.figures["ladder"].get("stack") or {}
+    importance = stack.get("importance")
     if not importance:
         return None
     plots.draw_importance(importance, folder / "importance.png")
-    return {"features": len(importance)}
+    return {"features": len(importance), "trees": stack["rounds"][-1]}
 
 
 def _training(results: Results, folder: Path) -> dict[str, Any]:

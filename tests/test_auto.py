@@ -19,6 +19,8 @@ from whaleid.auto.facts import Facts, Machine, facts_of
 from whaleid.auto.opening import open_project, recipe_file
 from whaleid.auto.throughput import Throughput, line_through
 from whaleid.auto.write import reasons_of, write_recipe
+from whaleid.cli.context import Context
+from whaleid.cli.training import plan
 from whaleid.config.files import load_recipe
 from whaleid.config.settings import Settings
 from whaleid.pipeline.plan import Census
@@ -252,3 +254,10 @@ def test_minutes_are_for_auto_and_auto_needs_data(drawn: Path) -> None:
     (drawn / "data" / "train.csv").unlink()
     with pytest.raises(WhaleidError, match=r"looks at the data.*name another recipe"):
         open_project(str(drawn / "drawn.yaml"), None, drawn / "work")
+
+
+def test_a_plan_says_once_why(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # first by choosing, then by the plan of what was chosen before
+        plan(Context(competition=str(drawn / "drawn.yaml"), work=drawn / "work", minutes=5))
+        printed = capsys.readouterr()
+        assert (printed.out + printed.err).count("expected minutes: ") == 1

@@ -38,8 +38,9 @@ def plan(
     from whaleid.kaggle.kernel.size import planned_line, planned_size
     from whaleid.pipeline.plan import plan_lines
 
+    chosen_before = context.is_auto and Path(context.recipe_file).is_file()  # choosing prints the reasons itself
     print("\n".join(plan_lines(context.project, tflops, images, identities)))
-    if context.is_auto:
+    if chosen_before:
         print("\n".join(["", f"{context.recipe_file}:", *reasons_of(Path(context.recipe_file)), ""]))
     print(planned_line(planned_size(context.project, images, identities)))
 

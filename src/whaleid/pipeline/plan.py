@@ -144,7 +144,8 @@ def _local_lines(project: Project, census: Census) -> list[str]:
         return []
     cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config)
     parts = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in asdict(cost).items())
-    return [f"local matching: {cost.total / 60:.0f} minutes of a core ({parts})"]
+    keypoints = f"if every image has {config.keypoints:,} keypoints"
+    return [f"local matching: {cost.total / 60:.0f} minutes of a core {keypoints} ({parts})"]
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:

@@ -1,4 +1,4 @@
-"""Compressed search: the nearest of up to tens of millions of descriptors, with 24 bytes of memory for each.
+"""Compressed search: the nearest of up to tens of millions of descriptors, with 28 bytes of memory for each.
 
 k-means assigns descriptors to lists, and product quantization (Jegou, Douze and Schmid, "Product quantization for
 nearest neighbor search", 2011) keeps 16 bytes of each, which faiss compares in registers (Andre, Kermarrec and Le

@@ -114,11 +114,6 @@ class Choice:
     seconds: dict[str, float]
     reasons: tuple[str, ...]
 
-    def pixels_seen(self, items: float) -> float:
-        """Pixels that all runs see in training. items: labelled images, without the unknown ones."""
-        share = (self.folds - 1) / self.folds * len(self.trained)
-        return sum(network.pixels * network.passes for network in self.networks) * items * share
-
 
 @dataclass(frozen=True)
 class _Budget:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
-from whaleid.local_matching.cost import local_cost, search_cost, within_budget
+from whaleid.local_matching.cost import PAIRS, local_cost, search_cost, within_budget
 from whaleid.local_matching.votes import EXACT
 
 FULL = LocalConfig(learned=LearnedConfig(pairs=PairsConfig()))
@@ -61,3 +61,5 @@ def test_a_budget_is_kept_and_more_is_never_less(known, unknown, test, share):
         assert chosen == FULL
     more, _ = within_budget(known, unknown, test, 3, FULL, 1.5 * share * wanted)
     assert more is not None and more.keypoints >= chosen.keypoints
+    if chosen.learned is not None and chosen.learned.pairs is not None and chosen.keypoints < FULL.keypoints:
+        assert chosen.learned.pairs.images == PAIRS[-1]  # pairs are given up before keypoints

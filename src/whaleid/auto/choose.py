@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from whaleid.auto.facts import Facts, Machine
 from whaleid.auto.throughput import Throughput
 from whaleid.config import LocalConfig
-from whaleid.config.local_matching import LearnedConfig
+from whaleid.config.local_matching import LearnedConfig, PairsConfig
 from whaleid.config.recipe import FEWEST_FOLDS
-from whaleid.local_matching.cost import within_budget
+from whaleid.local_matching.cost import PAIRS, within_budget
 from whaleid.pipeline.plan import BACKWARD
 
 BACKBONES = {
@@ -41,6 +41,8 @@ by two threads of one run, 127 by two runs of one thread)."""
 
 LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
+MOST_PAIRS = 400_000
+"""Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
 ENOUGH = 25
 """Times that a network sees each photograph, or each and its mirror image, before more pixels are worth more (nyala,
 one fold, kNN out of fold and solution: 16,384 pixels 40 times .197 and .155, 32,768 pixels 30 times .279 and .234)."""
@@ -208,7 +210,8 @@ def _shared_out(
 def _local_within(facts: Facts, folds: int, seconds: float, learned: bool) -> tuple[LocalConfig | None, float]:
     """The most of local matching that fits into the seconds of all cores, and its own seconds; (None, 0) for none."""
     census, cores = facts.census, facts.machine.cores
-    wanted = LocalConfig(learned=LearnedConfig() if learned else None)
+    pairs = PairsConfig(images=pair_number(census.labelled + census.unknown + census.test))
+    wanted = LocalConfig(learned=LearnedConfig(pairs=pairs) if learned else None)
     all_there_are = min(wanted.keypoints, facts.keypoints)
     counted = wanted.model_copy(update={"keypoints": all_there_are})
     found, cost = within_budget(census.labelled, census.unknown, census.test, folds, counted, seconds * cores)
@@ -216,6 +219,11 @@ def _local_within(facts: Facts, folds: int, seconds: float, learned: bool) -> tu
         return None, 0.0
     limit = wanted.keypoints if found.keypoints == all_there_are else found.keypoints
     return found.model_copy(update={"keypoints": limit}), cost.total / cores
+
+
+def pair_number(queries: int) -> int:
+    """Most pairs of each query that the memory allows; at least the fewest there are."""
+    return max((images for images in PAIRS if queries * images <= MOST_PAIRS), default=PAIRS[-1])
 
 
 def fold_number(facts: Facts) -> int:

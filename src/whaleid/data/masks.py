@@ -74,21 +74,28 @@ def read_mask(mask: Mask) -> np.ndarray:
     WhaleidError
         If it is missing, unreadable, of another size than its image, or has grey but no white pixels.
     """
-    from whaleid.data.images import decode
-
-    if not mask.path.is_file():
-        raise WhaleidError(
-            f"{mask.path}: mask not found; every image needs one: add it (white = animal) or set masks to null"
-        )
-    grey = decode(mask.path).max(axis=2)
-    size = grey.shape[1], grey.shape[0]
+    white = read_mask_file(mask.path)
+    size = white.shape[1], white.shape[0]
     if size != mask.size:
         raise WhaleidError(
             f"{mask.path}: the mask is {size[0]} x {size[1]} pixels, its image {mask.size[0]} x {mask.size[1]}; "
             "resize it to the image's size"
         )
+    return white
+
+
+def read_mask_file(path: Path) -> np.ndarray:
+    """Pixels of a mask of any size, as `read_mask`."""
+    from whaleid.data.images import decode
+
+    if not path.is_file():
+        raise WhaleidError(
+            f"{path}: mask not found; every image needs one: add it (white = animal), let `whaleid masks` make it, or "
+            "set masks to null"
+        )
+    grey = decode(path).max(axis=2)
     if 0 < grey.max() < WHITE:
-        raise WhaleidError(f"{mask.path}: its brightest pixel is {grey.max()} of 255; white (255) marks the animal")
+        raise WhaleidError(f"{path}: its brightest pixel is {grey.max()} of 255; white (255) marks the animal")
     return np.where(grey >= WHITE, 255, 0).astype(np.uint8)
 
 

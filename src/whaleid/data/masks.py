@@ -16,6 +16,8 @@ from whaleid.utils.files import digest
 
 WHITE = 128
 """Least grey level that counts as white, so that edges may be smoothed."""
+GREY = 128
+"""Level of all channels of what is taken out of an image: the middle, near every network's mean."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,18 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = size[0] <= mask.shape[1] and size[1] <= mask.shape[0]
     resized = cv2.resize(mask, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.where(resized >= WHITE, 255, 0).astype(np.uint8)
+
+
+def prepare_mask(mask: Mask, box: np.ndarray, margin: float, size: tuple[int, int]) -> np.ndarray:
+    """The part of a mask that `images.prepare` shows of its image: uint8 (h, w) of `size` (width, height), 255 or 0."""
+    from whaleid.data.images import crop_box
+
+    return resize_mask(crop_box(read_mask(mask), box, margin), size)
+
+
+def take_out(image: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """A copy of an image, uint8 (h, w, 3), that is GREY where `out`, bool (h, w), is true."""
+    return np.where(out[..., None], np.uint8(GREY), image)
 
 
 def _folder(competition: Competition) -> Path:

@@ -17,6 +17,7 @@ from whaleid.config import Competition, LocalConfig
 from whaleid.config.settings import Settings
 from whaleid.data.check import check_data
 from whaleid.data.masks import Mask, mask_name, masks_key, masks_of, read_mask, resize_mask
+from whaleid.features.context import context_of, measure_context
 from whaleid.local_matching.geometric_verification import matched_keypoints
 from whaleid.local_matching.keypoints import describe, describe_images, described_together, read_described
 from whaleid.local_matching.rootsift import root_sift
@@ -270,3 +271,60 @@ def test_a_kernel_carries_the_test_images_masks_and_the_key(tmp_path: Path) -> N
     bare = project_at(tmp_path / "home", masks=None)
     copy_masks(bare.competition, test, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+# -------------------------------------------------------------------------------------------------- context ratio
+
+
+def write_pictures(root: Path, marked: str) -> tuple[pd.DataFrame, list[Mask]]:
+    """Twelve pictures of four individuals whose colour is that of the animal, or of the background; their masks."""
+    rng, rows, masks = np.random.default_rng(0), [], []
+    colours = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [220, 220, 40]])
+    white = disc(32, 32) > 0
+    cv2.imwrite(str(root / "mask.png"), 255 * white.astype(np.uint8))
+    for number in range(12):
+        noise = rng.integers(0, 255, (32, 32, 3))
+        coloured = white if marked == "animal" else ~white
+        picture = np.where(coloured[..., None], colours[number % 4], noise).astype(np.uint8)
+        cv2.imwrite(str(root / f"{number}.png"), picture)
+        rows.append({"image": f"{number}.png", "path": f"{number}.png", "identity": f"id{number % 4}"})
+        masks.append(Mask(root / "mask.png", (32, 32)))
+    return pd.DataFrame(rows).assign(x0=0.0, y0=0.0, x1=32.0, y1=32.0), masks
+
+
+class MeanColour:
+    """A network that sees the mean colour only, without grey."""
+
+    batch, size = 5, (32, 32)
+    run = type("Run", (), {"experiment": type("E", (), {"image": type("I", (), {"box_margin": 0.0})})})
+
+    def embed(self, shown: np.ndarray) -> list[np.ndarray]:
+        mean = shown.reshape(len(shown), -1, 3).mean(axis=1) - 128
+        return [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
+
+
+@pytest.mark.parametrize("marked", ["animal", "background"])
+def test_the_context_ratio_says_where_the_mark_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: str) -> None:
+    monkeypatch.setattr("whaleid.features.extractor.load_extractor", lambda *_: MeanColour())
+    images, masks = write_pictures(tmp_path, marked)
+    found = measure_context(tmp_path, images, np.arange(4), np.arange(4, 12), tmp_path, masks)
+    assert found.queries == 4
+    assert (found.animal if marked == "animal" else found.background) == 1.0
+    other = found.background if marked == "animal" else found.animal
+    assert other < 1.0
+    assert found.ratio == (None if found.animal == 0 else pytest.approx(found.background / found.animal))
+
+
+def test_the_interval_of_the_context_ratio_holds_it_and_shrinks() -> None:
+    rng = np.random.default_rng(1)
+    for count in (100, 1600):
+        animal = rng.random(count) < 0.6
+        background = rng.random(count) < 0.3
+        found = context_of(animal, animal, background)
+        assert found.low is not None and found.high is not None and found.ratio is not None
+        assert found.low < found.ratio < found.high
+        # the delta method for a ratio of two independent means
+        p, r = background.mean(), animal.mean()
+        error = found.ratio * np.sqrt((1 - p) / p / count + (1 - r) / r / count)
+        assert found.high - found.low == pytest.approx(3.92 * error, rel=0.25)
+    assert context_of(animal, np.zeros(5, bool), np.ones(5, bool)).ratio is None

@@ -24,7 +24,7 @@ class RebuildFrom(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for function in (leaderboard, ensemble, ablation, submission):
+    for function in (leaderboard, ensemble, ablation, background, submission):
         command(app, RUNS, panel=PANEL)(function)
     command(app, PROJECT, panel=PANEL)(score)
     command(app, PROJECT, panel=PANEL)(archive)
@@ -68,6 +68,20 @@ def ablation(context: Context) -> None:
     run(project, "ablation", context.executor)
     print("\n".join(ablation_lines(read_ablation(project.workspace, project.recipe.name))))
     print(f"ablation: {project.workspace.ablation(project.recipe.name)}")
+
+
+def background(context: Context) -> None:
+    """How much of a network's accuracy comes from the background: its context ratio. Needs masks.
+
+    Example: whaleid background -c turtles.yaml
+    """
+    from whaleid.pipeline.context import context_line, require_masked
+    from whaleid.pipeline.metrics import require_figures
+    from whaleid.pipeline.runner import run
+
+    require_masked(context.project)
+    run(context.project, "context", context.executor)
+    print(context_line(require_figures(context.project)["context"]))
 
 
 def submission(

@@ -16,6 +16,8 @@ from whaleid.utils.files import digest
 
 WHITE = 128
 """Least grey level that counts as white, so that edges may be smoothed."""
+GREY = 128
+"""Level of all channels of what is taken out of an image: the middle, near every network's mean."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,28 @@ def read_mask(mask: Mask) -> np.ndarray:
     WhaleidError
         If it is missing, unreadable, of another size than its image, or has grey but no white pixels.
     """
-    from whaleid.data.images import decode
-
-    if not mask.path.is_file():
-        raise WhaleidError(
-            f"{mask.path}: mask not found; every image needs one: add it (white = animal) or set masks to null"
-        )
-    grey = decode(mask.path).max(axis=2)
-    size = grey.shape[1], grey.shape[0]
+    white = read_mask_file(mask.path)
+    size = white.shape[1], white.shape[0]
     if size != mask.size:
         raise WhaleidError(
             f"{mask.path}: the mask is {size[0]} x {size[1]} pixels, its image {mask.size[0]} x {mask.size[1]}; "
             "resize it to the image's size"
         )
+    return white
+
+
+def read_mask_file(path: Path) -> np.ndarray:
+    """Pixels of a mask of any size, as `read_mask`."""
+    from whaleid.data.images import decode
+
+    if not path.is_file():
+        raise WhaleidError(
+            f"{path}: mask not found; every image needs one: add it (white = animal), let `whaleid masks` make it, or "
+            "set masks to null"
+        )
+    grey = decode(path).max(axis=2)
     if 0 < grey.max() < WHITE:
-        raise WhaleidError(f"{mask.path}: its brightest pixel is {grey.max()} of 255; white (255) marks the animal")
+        raise WhaleidError(f"{path}: its brightest pixel is {grey.max()} of 255; white (255) marks the animal")
     return np.where(grey >= WHITE, 255, 0).astype(np.uint8)
 
 
@@ -110,6 +119,18 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = size[0] <= mask.shape[1] and size[1] <= mask.shape[0]
     resized = cv2.resize(mask, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.where(resized >= WHITE, 255, 0).astype(np.uint8)
+
+
+def prepare_mask(mask: Mask, box: np.ndarray, margin: float, size: tuple[int, int]) -> np.ndarray:
+    """The part of a mask that `images.prepare` shows of its image: uint8 (h, w) of `size` (width, height), 255 or 0."""
+    from whaleid.data.images import crop_box
+
+    return resize_mask(crop_box(read_mask(mask), box, margin), size)
+
+
+def take_out(image: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """A copy of an image, uint8 (h, w, 3), that is GREY where `out`, bool (h, w), is true."""
+    return np.where(out[..., None], np.uint8(GREY), image)
 
 
 def _folder(competition: Competition) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whaleid.pipeline.ablation import ablation_tasks
+from whaleid.pipeline.context import context_tasks
 from whaleid.pipeline.data_stages import cache_tasks, fold_tasks, image_tasks, keypoint_tasks
 from whaleid.pipeline.ladder import candidate_tasks, ladder_tasks
 from whaleid.pipeline.project import Project
@@ -74,6 +75,7 @@ ROUND = (
 ANSWER = (
     Stage("ladder", ("labels", "candidates", "gain"), ladder_tasks),
     Stage("ablation", ("images", "folds", "keypoints", "train", "full", "features", "ladder"), ablation_tasks),
+    Stage("context", ("images", "folds", "train", "ladder"), context_tasks),
     Stage("submission", ("ladder",), submission_tasks),
     Stage("score", ("submission",), score_tasks),
 )

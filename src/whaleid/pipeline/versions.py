@@ -15,5 +15,6 @@ VERSION = {
     "features": 1,
     "labels": 2,
     "candidates": 10,
+    "context": 1,
     "score": 1,
 }

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from whaleid.data.folds import fold_table
+from whaleid.data.masks import masks_of
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.summary import round_lines, share_lines
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
+from whaleid.pipeline.context import context_line
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
 from whaleid.report import plots
 from whaleid.report.examples import add_gallery_images, choose_examples
 from whaleid.report.inputs import GUESSES, Results, best_single_features, read_losses, read_results
+from whaleid.report.mask_sheet import PICTURES, write_mask_sheet
 from whaleid.report.matches import MatchedPair, draw_image_pair, match_example, matches_line
 from whaleid.report.paths import FoldPaths, GraphPath, fold_paths
 from whaleid.report.thumbnails import write_thumbnails
@@ -56,6 +59,7 @@ def write_report(project: Project) -> Path:
                     "training": _training(results, folder),
                     "examples": _examples(results, folder),
                     "matches": _matches(results, folder),
+                    "masks": _masks(results, folder),
                     "paths": _paths(results, folder),
                     "folds": _folds(results),
                     "settings": _settings(results),
@@ -246,6 +250,17 @@ def _write_pair(pair: MatchedPair, results: Results, size: int, folder: Path) ->
         "right": pair.right,
         "line": matches_line(pair.matches),
     }
+
+
+def _masks(results: Results, folder: Path) -> dict[str, Any] | None:
+    """Pictures with their masks, and the context ratio; None where the competition has no masks."""
+    competition = results.project.competition
+    masks = masks_of(competition, results.images)
+    if masks is None:
+        return None
+    write_mask_sheet(results.images, competition.root, masks, folder / "masks.jpg")
+    context = results.figures.get("context")
+    return {"pictures": min(PICTURES, len(masks)), "line": None if context is None else context_line(context)}
 
 
 def _paths(results: Results, folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from whaleid.data.images_table import images_table, unreadable_line
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.data.tables import read_table
-from whaleid.ensemble.summary import ladder_lines
+from whaleid.ensemble.summary import Figures, ladder_lines
 from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, SOURCES, STACK
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.extraction import TestImages, extract_test_features, free_disk, gpus, time_per_image
@@ -56,19 +56,9 @@ def run_inference(folders: KernelFolders, budget: Budget) -> Path:
     Path
         ``submission.csv`` in the working folder; ``kernel.json`` beside it says what was left out.
     """
-    content = json.loads((folders.assets / PROJECT).read_text())
-    project = _open_project(folders, content)
-    labelled = pd.read_parquet(folders.assets / project.workspace.images.name)
+    project, content = open_bundle(folders)
     images, unreadable = test_rows(project)
-    _fill_work_folder(project, folders, content["inputs"], labelled, images)
-    _describe_keypoints(project, folders, content["inputs"]["local"], images)
-    identities = labelled["identity"].dropna().astype(str).unique()
-    test = TestImages(images, folders.competition, len(labelled), identities, folders.scratch / "images")
-    plan = extract_features(project, folders, content, test, budget)
-    project = _project_to_rank(project, folders, plan)
-
-    log(f"ranking with {len(project.experiments)} experiments, {budget.left() / 3600:.2f} h left")
-    figures = rank_features(project, project.workspace.candidates(project.recipe.name))
+    project, plan, figures = rank_images(project, folders, content, images, budget)
     target = folders.working / SUBMISSION
     write_answer(project, target)
     log("\n".join(ladder_lines(figures)))
@@ -89,8 +79,9 @@ def run_inference(folders: KernelFolders, budget: Budget) -> Path:
     return target
 
 
-def _open_project(folders: KernelFolders, content: dict[str, Any]) -> Project:
-    """The bundle's project with its work folder, empty, in scratch space."""
+def open_bundle(folders: KernelFolders) -> tuple[Project, dict[str, Any]]:
+    """The project of a data set of assets, with its work folder in scratch space, and what its project.json holds."""
+    content = json.loads((folders.assets / PROJECT).read_text())
     boxes, masks = folders.assets / BOXES, folders.assets / MASKS
     settings = Settings(
         raw=folders.competition,
@@ -99,9 +90,49 @@ def _open_project(folders: KernelFolders, content: dict[str, Any]) -> Project:
         submissions=folders.scratch / "submissions",
     )
     shutil.rmtree(settings.work, ignore_errors=True)
-    return project_from_json(
+    project = project_from_json(
         content, folders.competition, settings, boxes if boxes.is_file() else None, masks if masks.is_dir() else None
     )
+    return project, content
+
+
+def rank_images(
+    project: Project, folders: KernelFolders, content: dict[str, Any], images: pd.DataFrame, budget: Budget | None
+) -> tuple[Project, Plan, Figures]:
+    """Rank images as the recipe ranks its test images; the candidates lie in the project's work folder.
+
+    Parameters
+    ----------
+    project, content
+        As from `open_bundle`.
+    folders : KernelFolders
+    images : DataFrame
+        Rows of images.parquet, of split "test".
+    budget : Budget or None
+        None: there is no time limit.
+
+    Returns
+    -------
+    Project
+        Without the experiments for which there was no time.
+    Plan
+        What was extracted.
+    Figures
+        Of the ladder, ranked again.
+    """
+    labelled = pd.read_parquet(folders.assets / project.workspace.images.name)
+    _fill_work_folder(project, folders, content["inputs"], labelled, images)
+    _describe_keypoints(project, folders, content["inputs"]["local"], images)
+    identities = labelled["identity"].dropna().astype(str).unique()
+    test = TestImages(images, folders.competition, len(labelled), identities, folders.scratch / "images")
+    plan = extract_features(project, folders, content, test, budget)
+    project = _project_to_rank(project, folders, plan)
+    log(f"ranking with {len(project.experiments)} experiments{'' if budget is None else f', {_left(budget)}'}")
+    return project, plan, rank_features(project, project.workspace.candidates(project.recipe.name))
+
+
+def _left(budget: Budget) -> str:
+    return f"{budget.left() / 3600:.2f} h left"
 
 
 def _project_to_rank(project: Project, folders: KernelFolders, plan: Plan) -> Project:
@@ -194,7 +225,7 @@ def _describe_keypoints(project: Project, folders: KernelFolders, local: list[st
 
 
 def extract_features(
-    project: Project, folders: KernelFolders, content: dict[str, Any], test: TestImages, budget: Budget
+    project: Project, folders: KernelFolders, content: dict[str, Any], test: TestImages, budget: Budget | None
 ) -> Plan:
     """Features of the test images by as many experiments as there is time for, strongest first.
 
@@ -208,12 +239,16 @@ def extract_features(
         runs.setdefault(source_of(Path(folder).parts[1]), []).append(folder)
     devices = gpus()
     log(f"extracting features on {f'{len(devices)} GPUs' if devices != [None] else 'the CPU'}")
+    if budget is None:
+        for name in runs:
+            _extract_experiment(name, runs[name], folders, project, test, True, devices)
+        return Plan(tuple(runs), frozenset(), (), 0.0)
     costs = {name: _cost(name, runs[name], content["scores"], folders, test, len(devices)) for name in runs}
     plan = make_plan(list(costs.values()), budget.left())
     kept: list[str] = []
     one_view: set[str] = set()
     while plan.kept:
-        log(f"time: {budget.left() / 3600:.2f} h left, {plan.seconds / 3600:.2f} h of extraction expected")
+        log(f"time: {_left(budget)}, {plan.seconds / 3600:.2f} h of extraction expected")
         name, waiting = plan.kept[0], plan.kept[1:]
         began = time.monotonic()
         _extract_experiment(name, runs[name], folders, project, test, name not in plan.one_view, devices)

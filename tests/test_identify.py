@@ -1,0 +1,119 @@
+"""`whaleid identify`: any photograph ranked as the recipe ranks its test images; one clear line for bad input."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from kernel_world import World, shared_world
+from PIL import Image
+
+from whaleid.cli import main as cli
+from whaleid.evaluation.topk import read_guesses
+from whaleid.identify.photographs import find_photographs, photograph_rows
+from whaleid.identify.picture import write_pictures
+from whaleid.identify.rank import COLUMNS, identify, require_trained
+from whaleid.pipeline.submission import read_guesses_of_rungs
+from whaleid.utils.errors import WhaleidError
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return shared_world(tmp_path_factory)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder: when it was written, and what it holds."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_test_images_get_the_candidates_of_the_pipeline(world: World, tmp_path: Path) -> None:
+    project = world.project
+    submitted = read_guesses(world.submission)
+    photographs = [world.folder / "data" / "test" / name for name in submitted.images]
+    before = contents(project.workspace.root)
+    require_trained(project)
+    with identify(project, photograph_rows(photographs, project.competition)) as identified:
+        table = identified.table()
+        pictures = write_pictures(identified, tmp_path / "pictures")
+    assert contents(project.workspace.root) == before
+
+    final = read_guesses_of_rungs(project)[-1]
+    k = project.competition.k
+    assert [Path(name).name for name in identified.candidates.queries] == list(final.images) == list(submitted.images)
+    assert np.array_equal(identified.candidates.scores[:, :k], final.scores)  # to the bit
+    of_photograph = table.groupby("photograph", sort=False)["identity"].agg(list).tolist()
+    assert of_photograph == submitted.as_lists()
+
+    assert tuple(table.columns) == COLUMNS and table["probability"].between(0, 1).all()
+    known = table[table["identity"] != project.competition.unknown]
+    assert (known.groupby("photograph")["probability"].diff().dropna() <= 0).all()
+    assert identified.probabilities.sum(axis=1) == pytest.approx(1.0, abs=1e-5)  # unknown has what the others leave
+    assert [path.name for path in pictures][:2] == [f"{n}-{photographs[n - 1].stem}.jpg" for n in (1, 2)]
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.width > 400 and picture.height > 100
+
+
+def called(monkeypatch: pytest.MonkeyPatch, world: World, *words: str, recipe: str = "recipe.yaml") -> int:
+    """Exit code of the command."""
+    options = ["-c", str(world.folder / "drawn.yaml"), "-r", str(world.folder / recipe)]
+    options += ["-w", str(world.folder / "work")]
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setattr(sys, "argv", ["whaleid", "identify", *words, *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_bad_input_is_one_line(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = next((world.folder / "data" / "test").glob("*"))
+    broken, empty, linked = tmp_path / "broken.jpg", tmp_path / "empty", tmp_path / "linked"
+    broken.write_bytes(good.read_bytes()[:300])
+    empty.mkdir()
+    linked.mkdir()
+    (linked / "away.jpg").symlink_to(good)
+    (world.folder / "other.yaml").write_text((world.folder / "recipe.yaml").read_text())
+    table = tmp_path / "guesses.csv"
+    for words, recipe, said in (
+        ((str(broken),), "recipe.yaml", "broken.jpg"),
+        ((str(tmp_path / "none.jpg"),), "recipe.yaml", "no such photograph"),
+        ((str(empty),), "recipe.yaml", "no photograph in this folder"),
+        ((str(linked),), "recipe.yaml", "leads out of this folder: "),
+        ((str(good),), "other.yaml", "run whaleid leaderboard"),
+    ):
+        assert called(monkeypatch, world, *words, "--csv", str(table), recipe=recipe) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith("error: ") and said in line and "\n" not in line
+        assert not table.exists()
+
+
+def test_the_command_prints_and_writes_the_guesses_of_a_folder(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for path in sorted((world.folder / "data" / "train").glob("*"))[:2]:
+        shutil.copy(path, folder / path.name)
+    table = tmp_path / "out" / "guesses.csv"
+    assert called(monkeypatch, world, str(folder), "--csv", str(table)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    written = pd.read_csv(table)
+    assert tuple(written.columns) == COLUMNS and (written.groupby("photograph")["rank"].max() == 5).all()
+    for line, name in zip(lines, sorted(set(written["photograph"])), strict=False):
+        assert line.startswith(name) and written["identity"][written["photograph"] == name].iloc[0] in line
+
+
+def test_photographs_are_found_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", "deep/c.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = find_photographs([tmp_path / "b.JPG", tmp_path])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["b.JPG", "a.png", "deep/c.jpeg"]
+    with pytest.raises(WhaleidError, match="no such photograph"):
+        find_photographs([tmp_path / "missing"])

@@ -13,6 +13,7 @@ import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
 from pipeline_world import current, figures_of, submission_of
 from test_cli import COMPETITION, EXPERIMENT
+from test_match_score import local_world
 from training_world import small, stop_after, train, write_case
 
 from whaleid.cli import main as cli
@@ -163,6 +164,17 @@ def test_a_folds_ranking_is_that_of_its_model_against_its_gallery(
     lists = next(one for one in found if one.name == "net1").test[0]
     np.testing.assert_array_equal(lists.codes[:, 0], nearest)
     np.testing.assert_allclose(lists.scores[:, 0], similarity.max(axis=1), atol=1e-5)
+
+
+def test_learned_match_scores_are_left_out_of_the_labels(tmp_path: Path) -> None:
+    """They are fitted across folds, and a fold's own labels know its gallery alone."""
+    drawn = local_world(tmp_path / "local")
+    sources = write_sources(drawn, tmp_path / "features", count=1)
+    given = [
+        pseudo_labels(drawn.images, drawn.folds, sources, one, drawn.competition, 1, tmp_path / "local")
+        for one in (sure_recipe(0.5, local_matching=local) for local in ({}, {"learned": {}}))
+    ]
+    assert len(given[0]) and given[0].equals(given[1])
 
 
 def test_nothing_to_label_and_nobody_to_learn_from(world: World, sources: list[Source]) -> None:

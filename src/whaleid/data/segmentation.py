@@ -169,7 +169,7 @@ def _weights_path(weights: Path) -> Path:
     path = weights / WEIGHTS_FILE
     if not path.is_file():
         raise WhaleidError(
-            f"{path}: not found, and masks are made by it: put U2-Netp's ONNX file there, or make the masks elsewhere "
+            f"{path}: not found, and masks are made by it: run `whaleid weights u2netp`, or make the masks elsewhere "
             "and name their folder as `masks` in the competition's YAML"
         )
     return path

@@ -1,4 +1,4 @@
-"""Weights of the networks of local matching: files that the user puts into WEIGHTS_DIR. Nothing is downloaded."""
+"""Weights of the networks of local matching, in WEIGHTS_DIR: by `whaleid weights`, or the authors' own files."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def find_published(network: Published, folder: Path) -> Path:
         if path.is_file():
             return path
     raise WhaleidError(
-        f"{folder / network.name}.pth: no such file, nor .safetensors, and {network.setting} needs these weights: "
-        f"download {network.source} (its authors' file) into {folder}, or leave that setting out"
+        f"{folder / network.name}.safetensors: no such file, nor .pth, and {network.setting} needs these weights: "
+        f"run `whaleid weights {network.name}` (or put its authors' {network.source} there), or leave that setting out"
     )
 
 

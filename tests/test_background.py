@@ -1,16 +1,19 @@
 """Experiments that see the animal alone: pixels, what has to be made again, and what is said without masks."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from test_cli import COMPETITION, EXPERIMENT, RECIPE, arguments, done
 from test_masks import disc, make_project, project_at
 
 from whaleid.config.files import load_experiment
 from whaleid.data.images import prepare
 from whaleid.data.masks import GREY
+from whaleid.data.sample import make_sample
 from whaleid.pipeline.data_stages import read_cache
 from whaleid.pipeline.keys import candidates_key, features_key, folds_key, run_key
 from whaleid.pipeline.project import Project
@@ -18,6 +21,7 @@ from whaleid.pipeline.runner import run
 from whaleid.pipeline.transfer import project_from_json, project_to_json
 from whaleid.pipeline.versions import VERSION
 from whaleid.pipeline.workspace import read_images
+from whaleid.report.mask_sheet import MOST_BYTES
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
 
@@ -93,3 +97,32 @@ def test_no_masks_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WhaleidError, match=r"9\.png: mask not found"):
         run(missing, "cache")
     assert not (missing.workspace.cache("64x32-raw-m0.05-animal")).exists()
+
+
+def test_the_context_ratio_is_in_the_metrics_and_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line, on a small trained project; the next ensemble does not lose it for good."""
+    make_sample(tmp_path / "data", identities=6, train_images=24, test_images=10, workers=1)
+    (tmp_path / "drawn.yaml").write_text(COMPETITION.format(root="data") + "masks: masks\n")
+    (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    for path in [*(tmp_path / "data" / "train").iterdir(), *(tmp_path / "data" / "test").iterdir()]:
+        height, width = cv2.imread(str(path)).shape[:2]
+        place = tmp_path / "data" / "masks" / f"{path.stem}.png"
+        place.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(place), disc(width, height))
+    said = done(monkeypatch, capsys, tmp_path, arguments(tmp_path, "background"))
+    metrics = tmp_path / "work" / "drawn" / "metrics.json"
+    context = json.loads(metrics.read_text())["recipe"]["context"]
+    assert said.startswith("context ratio ") and context["run"] == "tiny/fold0"
+    assert all(0 <= context[name] <= 1 for name in ("whole", "animal", "background"))
+
+    again = json.loads(metrics.read_text())
+    del again["recipe"]["context"]
+    metrics.write_text(json.dumps(again))
+    assert done(monkeypatch, capsys, tmp_path, arguments(tmp_path, "background")) == said
+    done(monkeypatch, capsys, tmp_path, arguments(tmp_path, "report"))
+    page = tmp_path / "work" / "drawn" / "report" / "recipe"
+    assert said.strip()[1:] in (page / "index.html").read_text()
+    assert 0 < (page / "masks.jpg").stat().st_size <= MOST_BYTES

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from kernel_world import World, shared_world
 from PIL import Image
 
 from whaleid.cli import main as cli
+from whaleid.config.settings import Settings
+from whaleid.data import segmentation
+from whaleid.data.masks import masks_of, read_mask
+from whaleid.data.segmentation import WEIGHTS_FILE
 from whaleid.evaluation.topk import read_guesses
 from whaleid.identify.photographs import find_photographs, photograph_rows
 from whaleid.identify.picture import write_pictures
-from whaleid.identify.rank import COLUMNS, identify, require_trained
+from whaleid.identify.rank import COLUMNS, _with_masks, identify, require_trained
 from whaleid.pipeline.submission import read_guesses_of_rungs
 from whaleid.utils.errors import WhaleidError
 
@@ -117,3 +122,24 @@ def test_photographs_are_found_once_and_in_order(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["b.JPG", "a.png", "deep/c.jpeg"]
     with pytest.raises(WhaleidError, match="no such photograph"):
         find_photographs([tmp_path / "missing"])
+
+
+def test_masks_of_photographs_are_made_in_scratch_space(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs, scratch, weights = tmp_path / "new", tmp_path / "masks", tmp_path / "weights"
+    shutil.copytree(world.folder / "data" / "test", photographs)
+    weights.mkdir()
+    (weights / WEIGHTS_FILE).write_bytes(b"stands in")
+    monkeypatch.setattr(
+        segmentation, "load_segmenter", lambda _: lambda image: np.full(image.shape[:2], 255, dtype=np.uint8)
+    )
+    masked = world.project.competition.model_copy(update={"masks": "masks"})
+    project = replace(world.project, competition=masked, settings=Settings(weights=weights))
+    before = contents(photographs)
+    rows = photograph_rows(find_photographs([photographs]), masked)
+    copy = _with_masks(project, project, rows, scratch)
+    masks = masks_of(copy.competition, rows) or []
+    assert len(masks) == len(rows) and all(mask.path.is_relative_to(scratch) for mask in masks)
+    assert all((read_mask(mask) == 255).all() for mask in masks) and contents(photographs) == before
+    assert _with_masks(world.project, world.project, rows, scratch).competition.masks is None

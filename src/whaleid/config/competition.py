@@ -63,8 +63,8 @@ class Competition(Model):
     boxes: str | None = None
     """CSV of boxes around the animals: `image, x0, y0, x1, y1` in pixels."""
     masks: str | None = None
-    """Folder of masks: `x/a.png` for the image `x/a.jpg`, of the same size, white where the animal is. Local matching
-    takes keypoints from the white part only."""
+    """Folder of masks: `x/a.png` for the image `x/a.jpg`, of the same size, white where the animal is (`whaleid masks`
+    makes some). Local matching takes keypoints from the white part only."""
     solution: str | None = None
     """CSV of the test images' identities; read by `score` and `report` only."""
     rename_values: dict[str, dict[str, str]] = {}

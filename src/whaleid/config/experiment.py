@@ -50,8 +50,16 @@ class ImageConfig(Model):
     cache: Literal["raw", "jpeg"]
     """Form of the cache of resized images: raw pixels (fastest, width x height x 3 bytes an image), or JPEG of
     quality 95 packed in one file (about a tenth of the disk, one decode an image)."""
+    background: Literal["keep", "remove"] = "keep"
+    """What the network sees outside of an image's mask: the picture, or grey. Two experiments that differ in this alone
+    see both; the blend weighs them out of fold."""
     mirror_identities: bool
     """A mirrored image is another identity: doubles the classes (flukes and flanks are not symmetrical)."""
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether the network sees the animal alone."""
+        return self.background == "remove"
 
     @model_validator(mode="after")
     def _one_way(self) -> ImageConfig:

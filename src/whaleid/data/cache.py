@@ -32,8 +32,9 @@ from whaleid.config import ImageConfig
 from whaleid.data.boxes import CORNERS
 from whaleid.data.competition import first_few
 from whaleid.data.images import prepare
+from whaleid.data.masks import Mask, prepare_mask, take_out
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest, require_space, write_json
+from whaleid.utils.files import digest, file_digest, require_space, write_json
 from whaleid.utils.locks import locked
 from whaleid.utils.progress import progress_bar
 
@@ -84,8 +85,12 @@ class ImageCache:
 
 
 def cache_name(config: ImageConfig, size: tuple[int, int]) -> str:
-    """Name of the cache's folder, shared by experiments of one size, form and margin: `128x64-raw-m0.05`."""
-    return f"{size[0]}x{size[1]}-{config.cache}-m{config.box_margin:g}"
+    """Name of the cache's folder, shared by experiments of one size, form and margin: `128x64-raw-m0.05`.
+
+    `128x64-raw-m0.05-animal` where the background is removed.
+    """
+    name = f"{size[0]}x{size[1]}-{config.cache}-m{config.box_margin:g}"
+    return f"{name}-animal" if config.needs_masks else name
 
 
 def open_cache(folder: Path) -> ImageCache:
@@ -116,10 +121,11 @@ def open_cache(folder: Path) -> ImageCache:
 
 @dataclass(frozen=True)
 class Source:
-    """One image to prepare: its file and its box in pixels (x0, y0, x1, y1)."""
+    """One image to prepare: its file, its box in pixels (x0, y0, x1, y1), and its mask where its background goes."""
 
     path: Path
     box: np.ndarray
+    mask: Mask | None = None
 
 
 def build_cache(
@@ -129,6 +135,7 @@ def build_cache(
     size: tuple[int, int],
     config: ImageConfig,
     workers: int | None = None,
+    masks: list[Mask] | None = None,
 ) -> None:
     """Write the cache of images, unless it is there and current. A killed build is continued.
 
@@ -146,6 +153,8 @@ def build_cache(
         Form and margin.
     workers : int, optional
         Number of threads, by default one for each core.
+    masks : list of Mask, optional
+        One for each image, where `config` removes the background.
 
     Raises
     ------
@@ -155,8 +164,12 @@ def build_cache(
     if len(images) == 0:
         raise WhaleidError("the images table is empty: there is nothing to cache")
     boxes = images[CORNERS].to_numpy(dtype=float)
-    sources = [Source(root / path, box) for path, box in zip(images["path"], boxes, strict=True)]
-    content = _content(images, size, config)
+    if config.needs_masks and masks is None:
+        raise WhaleidError("image.background: remove needs `masks` in the competition's YAML; whaleid masks makes some")
+    used = masks if config.needs_masks and masks is not None else [None] * len(images)
+    columns = zip(images["path"], boxes, used, strict=True)
+    sources = [Source(root / path, box, mask) for path, box, mask in columns]
+    content = _content(images, size, config, sources)
     partial_folder = folder.with_name(f".{folder.name}.partial")
     with locked(folder.parent):  # the second builder of a cache finds it complete
         if _read_content(folder) == content:
@@ -179,8 +192,9 @@ def build_cache(
         partial_folder.rename(folder)
 
 
-def _content(images: DataFrame, size: tuple[int, int], config: ImageConfig) -> dict[str, Any]:
-    """Content of cache.json: settings, and a digest of the images' contents and boxes."""
+def _content(images: DataFrame, size: tuple[int, int], config: ImageConfig, sources: list[Source]) -> dict[str, Any]:
+    """Content of cache.json: settings, and a digest of the images' contents, boxes and masks."""
+    masks = [file_digest(_there(source.mask)) for source in sources if source.mask is not None]
     return {
         "format": FORMAT,
         "count": len(images),
@@ -188,7 +202,14 @@ def _content(images: DataFrame, size: tuple[int, int], config: ImageConfig) -> d
         "form": config.cache,
         "margin": config.box_margin,
         "sources": digest(images[["path", "digest", *CORNERS]].to_numpy(dtype=object).tolist()),
+        **({"masks": digest(masks)} if config.needs_masks else {}),
     }
+
+
+def _there(mask: Mask) -> Path:
+    if not mask.path.is_file():
+        raise WhaleidError(f"{mask.path}: mask not found; image.background: remove needs one for every image")
+    return mask.path
 
 
 def _read_content(folder: Path) -> dict[str, Any] | None:
@@ -235,6 +256,8 @@ def _prepare_chunk(chunk: list[Source], margin: float, size: tuple[int, int], en
     for source in chunk:
         try:
             image = prepare(source.path, source.box, margin, size)
+            if source.mask is not None:
+                image = take_out(image, prepare_mask(source.mask, source.box, margin, size) == 0)
             prepared.append(_jpeg(image) if encode else image.tobytes())
         except WhaleidError as error:
             prepared.append(str(error))

@@ -11,6 +11,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.digests import file_digests
+from whaleid.data.tables import read_table
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
 
@@ -61,6 +62,17 @@ def masks_key(competition: Competition, digests: Path | None = None) -> str:
     paths = sorted(folder.rglob("*.png"))
     names = [path.relative_to(folder).as_posix() for path in paths]
     return digest("masks", list(zip(names, file_digests(paths, digests), strict=True)))
+
+
+def labelled_masks_key(competition: Competition, digests: Path | None = None) -> str:
+    """As `masks_key`, of the labelled images' masks alone, on which runs that remove the background depend."""
+    table, folder = competition.train, _folder(competition)
+    listed = read_table(competition.root / table.csv, [table.image])[table.image]
+    paths = [os.path.normpath(Path(table.images, name + table.suffix)).replace(os.sep, "/") for name in listed]
+    names = sorted({mask_name(competition, "train", path) for path in paths})
+    names = [name for name in names if (folder / name).is_file()]  # the cache says which are missing
+    contents = file_digests([folder / name for name in names], digests)
+    return digest("labelled masks", list(zip(names, contents, strict=True)))
 
 
 def read_mask(mask: Mask) -> np.ndarray:

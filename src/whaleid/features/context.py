@@ -69,11 +69,12 @@ def measure_context(
     rows = np.concatenate([queries, gallery])
     whole, animal, background = _embed(run, images, rows, root, masks)
     identity = images["identity"].to_numpy(dtype=object)
-    hits = [
-        nearest_is_right(vectors[: len(queries)], vectors[len(queries) :], identity[queries], identity[gallery])
-        for vectors in (whole, animal, background)
-    ]
-    return context_of(*hits)
+
+    def hits(vectors: np.ndarray) -> np.ndarray:
+        own, others = vectors[: len(queries)], vectors[len(queries) :]
+        return nearest_is_right(own, others, identity[queries], identity[gallery])
+
+    return context_of(hits(whole), hits(animal), hits(background))
 
 
 def context_of(whole: np.ndarray, animal: np.ndarray, background: np.ndarray, seed: int = 0) -> Context:
@@ -84,7 +85,7 @@ def context_of(whole: np.ndarray, animal: np.ndarray, background: np.ndarray, se
     if animal.any():
         ratio = float(background.mean() / animal.mean())
         low, high = (float(value) for value in np.quantile(over[under > 0] / under[under > 0], [0.025, 0.975]))
-    means = (float(hit.mean()) for hit in (whole, animal, background))
+    means = float(whole.mean()), float(animal.mean()), float(background.mean())
     return Context(len(animal), *means, ratio, low, high)
 
 

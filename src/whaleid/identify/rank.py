@@ -17,6 +17,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
+from whaleid.config import Table
+from whaleid.data.segmentation import make_masks
 from whaleid.ensemble.results import labels
 from whaleid.ensemble.summary import Figures
 from whaleid.kaggle.kernel.assets import write_inference_assets
@@ -94,11 +96,21 @@ def identify(project: Project, photographs: pd.DataFrame) -> Iterator[Identified
         with redirect_stdout(sys.stderr):  # the kernel's log
             write_inference_assets(project, folders.assets)
             copy, content = open_bundle(folders)
-            own = copy.competition.model_copy(update={"masks": None})  # nobody has made any of the photographs
-            copy, _, figures = rank_images(replace(copy, competition=own), folders, content, photographs, None)
+            copy = _with_masks(copy, project, photographs, Path(scratch, "masks"))
+            copy, _, figures = rank_images(copy, folders, content, photographs, None)
         path = copy.workspace.candidates(copy.recipe.name) / "test.parquet"
         candidates = read_candidates(path)[-1][2]
         yield Identified(copy, candidates, _probabilities(candidates, figures, copy.competition.unknown))
+
+
+def _with_masks(copy: Project, project: Project, photographs: pd.DataFrame, folder: Path) -> Project:
+    """The project in scratch space with masks of the photographs, made in `folder` where the project uses any."""
+    if project.competition.masks is None or not (project.local_matching or project.removes_background):
+        return replace(copy, competition=copy.competition.model_copy(update={"masks": None}))
+    table = Table(csv="", images="/", image="")  # the photographs' paths are absolute
+    own = copy.competition.model_copy(update={"masks": str(folder), "test": table})
+    make_masks(photographs, own, folder, project.settings.weights)
+    return replace(copy, competition=own)
 
 
 def _probabilities(candidates: Candidates, figures: Figures, unknown: str | None) -> np.ndarray:

@@ -76,6 +76,6 @@ def _measured(project: Project) -> dict[str, Any]:
     if queries.empty:
         raise WhaleidError(f"folds.csv: no identity of fold {fold} has an image in another fold: nothing can be scored")
     place = {name: row for row, name in enumerate(images["image"])}
-    rows = [np.array([place[name] for name in part["image"]]) for part in (queries, known[~own])]
+    asked, gallery = (np.array([place[name] for name in part["image"]]) for part in (queries, known[~own]))
     run = workspace.run(experiment.name, fold)
-    return measure_context(run, images, *rows, competition.root, masks).as_json()
+    return measure_context(run, images, asked, gallery, competition.root, masks).as_json()

@@ -71,10 +71,13 @@ def _cache_task(project: Project, experiment: ExperimentBase) -> Task:
 
     def make() -> None:
         from whaleid.data.cache import build_cache
+        from whaleid.data.masks import masks_of
 
-        build_cache(read_images(workspace), root, folder, size, experiment.image)
+        images = read_images(workspace)
+        masks = masks_of(project.competition, images) if experiment.image.needs_masks else None
+        build_cache(images, root, folder, size, experiment.image, masks=masks)
 
-    key = keys.cache_key(project, name)
+    key = keys.cache_key(project, name, experiment.image.needs_masks)
     return Task("cache", experiment.name, workspace, folder, key, make, ("images",), resumes=True)
 
 

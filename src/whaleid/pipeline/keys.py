@@ -24,9 +24,10 @@ def folds_key(project: Project) -> str:
     return digest("folds", VERSION["folds"], project.keys.labelled, *settings)
 
 
-def cache_key(project: Project, name: str) -> str:
-    """Of a cache of resized images; its name says size, form and margin."""
-    return digest("cache", VERSION["cache"], project.keys.images, name)
+def cache_key(project: Project, name: str, masked: bool = False) -> str:
+    """Of a cache of resized images; its name says size, form and margin. masked: whether the background is removed."""
+    masks = [project.keys.masks] if masked else []
+    return digest("cache", VERSION["cache"], project.keys.images, name, *masks)
 
 
 def keypoints_key(project: Project, name: str) -> str:
@@ -43,7 +44,8 @@ def pretrain_key(project: Project) -> str:
     assert project.recipe.pretrain is not None
     test = project.recipe.pretrain.test
     images = project.keys.images if test else project.keys.labelled
-    return digest("pretrain", VERSION["pretrain"], images, _training_settings(project.pretext), test)
+    masks = [project.keys.masks] if project.pretext.image.needs_masks else []
+    return digest("pretrain", VERSION["pretrain"], images, _training_settings(project.pretext), test, *masks)
 
 
 def pretrained_name(project: Project) -> str:
@@ -71,15 +73,17 @@ def run_key(project: Project, experiment: Experiment, fold: int | None) -> str:
         runs = [run_key(project, experiment, number) for number in project.folds]
         return digest("full run", VERSION["train"], runs, _training_settings(experiment), *labels)
     start = [pretrain_key(project)] if project.starts_pretrained(experiment) else []
+    masks = [project.keys.labelled_masks] if experiment.image.needs_masks else []
     settings = _training_settings(experiment)
-    return digest("run", VERSION["train"], folds_key(project), settings, fold, *start, *labels)
+    return digest("run", VERSION["train"], folds_key(project), settings, fold, *start, *labels, *masks)
 
 
 def features_key(project: Project, experiment: Experiment, fold: int | None) -> str:
     """Of the features of every image by one run."""
     settings = experiment.features.model_dump(mode="json", exclude={"batch"})
     run = run_key(project, experiment, fold)
-    return digest("features", VERSION["features"], project.keys.images, run, settings)
+    masks = [project.keys.masks] if experiment.image.needs_masks else []
+    return digest("features", VERSION["features"], project.keys.images, run, settings, *masks)
 
 
 def candidates_key(project: Project) -> str:
@@ -115,8 +119,10 @@ def _labels_digest(project: Project, fold: int | None) -> list[str]:
 
 
 def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
-    """Settings that trained weights depend on."""
-    return experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
+    """Settings that trained weights depend on; runs that keep the background are those of before there was a choice."""
+    image = set() if experiment.image.needs_masks else {"background"}
+    left_out = {"name": True, "features": True, "train": {"workers"}, "image": image}
+    return experiment.model_dump(mode="json", exclude=left_out)
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:

@@ -12,7 +12,7 @@ from whaleid.config import Competition, Experiment, LocalConfig, PretextExperime
 from whaleid.config.files import load_competition, load_pretext, load_recipe, parse_overrides
 from whaleid.config.settings import Settings, read_settings
 from whaleid.data.images_table import images_key, labelled_key
-from whaleid.data.masks import masks_key
+from whaleid.data.masks import labelled_masks_key, masks_key
 from whaleid.data.pseudo import read_pseudo_labels
 from whaleid.local_matching.registry import weights_files
 from whaleid.pipeline.versions import VERSION
@@ -32,12 +32,15 @@ class DataKeys:
     labelled : str
         Of the labelled images alone: folds and runs depend on it, so that a new test set trains nothing again.
     masks : str
-        Of the masks, which keypoints depend on; empty where none are used.
+        Of the masks, which keypoints and images without background depend on; empty where none are used.
+    labelled_masks : str
+        Of the labelled images' masks, which runs on images without background depend on; empty where there are none.
     """
 
     images: str
     labelled: str
     masks: str
+    labelled_masks: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Project:
         return DataKeys(
             all_images_key(self.competition, self.workspace, self.skip_unreadable),
             digest("labelled", version, labelled_key(self.competition, digests), self.skip_unreadable),
-            "" if self.local_matching is None else masks_key(self.competition, digests),
+            masks_key(self.competition, digests) if self.local_matching or self.removes_background else "",
+            labelled_masks_key(self.competition, digests) if self.removes_background else "",
         )
 
     @property
@@ -78,6 +82,19 @@ class Project:
     def local_matching(self) -> LocalConfig | None:
         """Settings of local matching, None where the recipe has none."""
         return self.recipe.combine.local_matching
+
+    @property
+    def removes_background(self) -> bool:
+        """Whether a network sees the animals alone. Raises WhaleidError where it does and no masks are named."""
+        for one in (*self.experiments, *([] if self.pretext is None else [self.pretext])):
+            if one.image.needs_masks:
+                if self.competition.masks is None:
+                    raise WhaleidError(
+                        f"experiment {one.name}: image.background: remove needs `masks` in the YAML of "
+                        f"{self.competition.name}; whaleid masks makes some"
+                    )
+                return True
+        return False
 
     @property
     def local_weights(self) -> list[Path]:

@@ -70,7 +70,7 @@ def write_inference_assets(project: Project, out: Path) -> None:
     for path in project.local_weights:
         (out / WEIGHTS).mkdir(exist_ok=True)
         shutil.copyfile(path, out / WEIGHTS / path.name)
-    if inputs.local:
+    if inputs.local or project.removes_background:
         copy_masks(project.competition, test, out / MASKS)
     write_json(out / PROJECT, {**project_to_json(project), **_scores(project), "inputs": inputs.as_json()})
 
@@ -108,6 +108,8 @@ def write_training_assets(project: Project, experiment_name: str, out: Path) -> 
     _write_tables(project, images, folds, out)
     outputs = [Path(project.workspace.images.name), Path(project.workspace.folds.name)]
     experiment = project.experiment(experiment_name)
+    if experiment.image.needs_masks:
+        copy_masks(project.competition, images, out / MASKS)
     weights = project.settings.weights
     if project.starts_pretrained(experiment):
         file = pretrained_path(project)

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from whaleid.data.cache import ImageCache, build_cache, cache_name, open_cache
+from whaleid.data.masks import Mask
 from whaleid.features.extractor import Extractor, load_extractor
 from whaleid.features.files import read_features
 from whaleid.kaggle.kernel.inputs import log
@@ -47,6 +48,8 @@ class TestImages:
         Identities of the labelled images.
     scratch : Path
         Folder for decoded images.
+    masks : list of Mask, optional
+        One for each, where a network sees the animals alone.
     """
 
     images: pd.DataFrame
@@ -54,6 +57,7 @@ class TestImages:
     before: int
     identities: np.ndarray
     scratch: Path
+    masks: list[Mask] | None = None
     decoded_bytes: int = DECODED_BYTES
 
 
@@ -185,5 +189,6 @@ def _cache(views: Extractor, test: TestImages, start: int, stop: int) -> ImageCa
         device = torch.cuda.current_device() if views.device.type == "cuda" else "cpu"
         folder = folder.with_name(f"pieces-{device}") / str(start)
         shutil.rmtree(folder.parent, ignore_errors=True)
-    build_cache(test.images.iloc[start:stop], test.root, folder, views.size, config)
+    masks = None if test.masks is None else test.masks[start:stop]
+    build_cache(test.images.iloc[start:stop], test.root, folder, views.size, config, masks=masks)
     return open_cache(folder)

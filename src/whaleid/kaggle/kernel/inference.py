@@ -124,7 +124,8 @@ def rank_images(
     _fill_work_folder(project, folders, content["inputs"], labelled, images)
     _describe_keypoints(project, folders, content["inputs"]["local"], images)
     identities = labelled["identity"].dropna().astype(str).unique()
-    test = TestImages(images, folders.competition, len(labelled), identities, folders.scratch / "images")
+    masks = masks_of(project.competition, images) if project.removes_background else None
+    test = TestImages(images, folders.competition, len(labelled), identities, folders.scratch / "images", masks)
     plan = extract_features(project, folders, content, test, budget)
     project = _project_to_rank(project, folders, plan)
     log(f"ranking with {len(project.experiments)} experiments{'' if budget is None else f', {_left(budget)}'}")

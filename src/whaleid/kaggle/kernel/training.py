@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from whaleid.config.settings import WEIGHTS, Settings
-from whaleid.kaggle.kernel.assets import BOXES, STAMPED
+from whaleid.kaggle.kernel.assets import BOXES, MASKS, STAMPED
 from whaleid.kaggle.kernel.inputs import KernelFolders, log
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.transfer import PROJECT, STAMPS, copy_stamps, project_from_json
@@ -20,9 +20,11 @@ from whaleid.pipeline.transfer import PROJECT, STAMPS, copy_stamps, project_from
 def run_training(folders: KernelFolders, experiment: str, fold: int) -> None:
     """Train an experiment on a fold, extract its features, and leave both in the working folder."""
     content = json.loads((folders.assets / PROJECT).read_text())
-    boxes = folders.assets / BOXES
+    boxes, masks = folders.assets / BOXES, folders.assets / MASKS
     settings = Settings(raw=folders.competition, work=folders.scratch / "work", weights=folders.assets / WEIGHTS)
-    project = project_from_json(content, folders.competition, settings, boxes if boxes.is_file() else None)
+    project = project_from_json(
+        content, folders.competition, settings, boxes if boxes.is_file() else None, masks if masks.is_dir() else None
+    )
     workspace = project.workspace
     workspace.root.mkdir(parents=True, exist_ok=True)
     for table in (workspace.images, workspace.folds):

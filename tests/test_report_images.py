@@ -204,7 +204,7 @@ def test_described_size_is_that_of_what_is_described(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), cv2.resize(texture(3), (300, 128)))
     box = np.array([0, 0, 300, 128])
     _, points = describe(tmp_path / "a.png", box, LocalConfig(size=100))
-    assert described_size(box, 100) == (100, 43) and described_size(box, 999) == (300, 128)
+    assert described_size(box, 100) == (100, 43) and described_size(box, 600) == (600, 256)  # smaller ones are enlarged
     assert points[:, 0].max() < 100 and points[:, 1].max() < 43 and len(root_sift(texture(3), 5)[0]) == 5
 
 

@@ -103,7 +103,8 @@ class LocalConfig(Model):
     """Keypoint detector: rootsift; kaze, where the installed OpenCV has it; aliked, a network whose weights must be in
     WEIGHTS_DIR. Others: local_matching/registry.py."""
     size: Annotated[int, Field(ge=32)] = 256
-    """Longer side of an image (cropped to its box) in pixels; larger images are shrunk."""
+    """Longer side in pixels that an image, cropped to its box, is shrunk or enlarged to. Small pictures gain: those of
+    130 pixels (lion, MAP@5 out of fold of local matching 0.391 to 0.462) and of 185 (cow faces, 0.831 to 0.848)."""
     keypoints: Positive = 1000
     """Largest number of keypoints of an image, the strongest. More are better and slower: MAP@5 of one fold of nyala
     0.275 with 500, 0.317 with 1000."""

@@ -38,7 +38,7 @@ _LEAST = 64  # an image counts as at least this many descriptors, which bounds t
 def describe(
     path: Path, box: np.ndarray, config: LocalConfig, mask: Mask | None = None, detector: Detector | None = None
 ) -> Found:
-    """Keypoints of an image inside its box, whose longer side is shrunk to `config.size`.
+    """Keypoints of an image inside its box, scaled so that the longer side is `config.size`.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ def frames_of(images: pd.DataFrame, longest: int) -> np.ndarray:
 
 
 def described_size(box: np.ndarray, longest: int) -> tuple[int, int]:
-    """Width and height of an image as described: the box's, its longer side shrunk to `longest`."""
+    """Width and height of an image as described: those of the box, scaled so that the longer side is `longest`."""
     width, height = float(box[2] - box[0]), float(box[3] - box[1])
-    factor = min(1.0, longest / max(width, height, 1.0))
+    factor = longest / max(width, height, 1.0)
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 

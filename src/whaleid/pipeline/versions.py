@@ -9,7 +9,7 @@ VERSION = {
     "images": 1,
     "folds": 1,
     "cache": 1,
-    "keypoints": 1,
+    "keypoints": 2,
     "pretrain": 1,
     "train": 1,
     "features": 1,

@@ -80,7 +80,8 @@ class Competition(Model):
     k: Positive = 5
     """Number of guesses that count."""
     boxes: str | None = None
-    """CSV of boxes around the animals: `image, x0, y0, x1, y1` in pixels."""
+    """Boxes around the animals, in pixels or all as shares of the sides: a CSV with `image, x0, y0, x1, y1`, or
+    `x, y, w, h`, or `bbox` (`[x, y, w, h]`); or the JSON of COCO or MegaDetector. Images without one are used whole."""
     masks: str | None = None
     """Folder of masks: `x/a.png` for the image `x/a.jpg`, of the same size, white where the animal is (`whaleid masks`
     makes some). Local matching takes keypoints from the white part only."""

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.data.boxes import CORNERS, boxes_path, placed_boxes, whole_images
+from whaleid.data.boxes import CORNERS, boxes_path, placed_boxes, read_boxes, whole_images
 from whaleid.data.competition import RESERVED, first_few
 from whaleid.data.digests import file_digests
 from whaleid.data.duplicates import connected, duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_text
-from whaleid.data.listing import image_files, read_listed
-from whaleid.data.tables import read_table
+from whaleid.data.listing import image_files, image_path, read_listed
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest
 
@@ -70,7 +69,7 @@ def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprin
     """
     boxes = whole_images(found.size)
     if competition.boxes is not None:
-        boxes, _ = placed_boxes(boxes_path(competition), rows["image"], found.size)
+        boxes, _ = placed_boxes(boxes_path(competition), rows["image"], found.size, rows["path"])
     images = rows[["image", "path", "split", "identity"]].reset_index(drop=True)
     images["width"], images["height"] = found.size[:, 0], found.size[:, 1]
     images[CORNERS] = boxes
@@ -201,9 +200,11 @@ def _existing(path: Path) -> Path:
 def _boxes_digest(competition: Competition) -> str:
     """Key of the labelled images' boxes."""
     listed = read_listed(competition.root, competition.train)
-    boxes = read_table(_existing(competition.root / str(competition.boxes)), ["image", *CORNERS])
-    labelled = boxes[boxes["image"].isin(listed[competition.train.image])]
-    return digest(sorted(labelled.to_numpy().tolist()))
+    files = image_files(competition.root, competition.train, listed)
+    names = {*listed[competition.train.image], *(image_path(competition.train, file) for file in files)}
+    boxes = read_boxes(_existing(competition.root / str(competition.boxes)))
+    labelled = boxes.loc[boxes.index.isin(names), CORNERS]
+    return digest(sorted(labelled.reset_index().to_numpy().tolist()))
 
 
 def _images_digest(root: Path, table: Table, digests: Path | None) -> str:

@@ -11,6 +11,7 @@ from whaleid.config import Competition
 from whaleid.config.files import load_competition
 from whaleid.data.competition import read_rows
 from whaleid.data.images_table import images_key, labelled_key
+from whaleid.data.masks import labelled_masks_key
 from whaleid.pipeline.submission import submission_template
 from whaleid.utils.errors import WhaleidError
 
@@ -97,6 +98,17 @@ def test_keys_change_with_the_rows_that_are_chosen(tmp_path: Path) -> None:
     assert labelled_key(given) == labelled
     write(tmp_path / "images/LynxID2025/database/a.jpg", "other pixels")
     assert labelled_key(given) != labelled
+
+
+def test_masks_of_the_labelled_rows_alone_are_in_their_key(tmp_path: Path) -> None:
+    given = placed("animalclef-2025", tmp_path).model_copy(update={"masks": "masks"})
+    for name in ("database/a", "query/b"):
+        write(tmp_path / f"masks/images/LynxID2025/{name}.png", "white")
+    key = labelled_masks_key(given)
+    write(tmp_path / "masks/images/LynxID2025/query/b.png", "other")
+    assert labelled_masks_key(given) == key
+    write(tmp_path / "masks/images/LynxID2025/database/a.png", "other")
+    assert labelled_masks_key(given) != key
 
 
 def changed(given: Competition, **train: object) -> Competition:

@@ -334,6 +334,52 @@ def test_bad_boxes(tmp_path, rows, words):
         placed_boxes(path, NAMES, SIZE)
 
 
+COCO = """{"images": [{"id": 3, "file_name": "b"}, {"id": 4, "file_name": "z"}],
+ "annotations": [{"id": 1, "image_id": 3, "bbox": [10, 20, 40, 25]}]}"""
+MEGADETECTOR = """{"detection_categories": {"1": "animal", "2": "person"}, "images": [
+ {"file": "train/b", "detections": [{"category": "1", "conf": 0.3, "bbox": [0, 0, 1, 1]},
+  {"category": "1", "conf": 0.8, "bbox": [0.1, 0.4, 0.4, 0.5]},
+  {"category": "2", "conf": 0.9, "bbox": [0, 0, 0.1, 0.1]}]},
+ {"file": "train/a", "detections": null}]}"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,x0,y0,x1,y1\na,,,,\nb,10,20,50,45\n",
+        "image,x0,y0,x1,y1\nb,0.1,0.4,0.5,0.9\n",
+        "image,x,y,w,h\nb,10,20,40,25\n",
+        'image,bbox\na,\nb,"[10.0, 20, 40, 25]"\n',
+        COCO,
+        MEGADETECTOR,
+    ],
+    ids=["corners", "shares", "sides", "bbox", "coco", "megadetector"],
+)
+def test_every_form_gives_the_same_box(tmp_path, text):
+    path = tmp_path / "boxes"
+    path.write_text(text)
+    boxes, given = placed_boxes(path, NAMES, SIZE, "train/" + NAMES)
+    np.testing.assert_allclose(boxes, [[0, 0, 100, 50], [10, 20, 50, 45]])
+    assert given.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"images": 3}', COCO.replace("25]", "x]"), COCO.replace('"bbox"', '"b"')])
+def test_a_json_that_is_neither_is_one_line(tmp_path, text):
+    path = tmp_path / "boxes.json"
+    path.write_text(text)
+    with pytest.raises(WhaleidError, match=r"boxes\.json: neither COCO's JSON nor MegaDetector's") as error:
+        placed_boxes(path, NAMES, SIZE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("box", ["[1, 2, 3]", "[1, 2, 3, 4, 5]", "[1, 2, x, 4]"])
+def test_a_bbox_that_is_no_box_is_named(tmp_path, box):
+    path = tmp_path / "boxes.csv"
+    path.write_text(f'image,bbox\na,"{box}"\n')
+    with pytest.raises(WhaleidError, match="not a number in row 2"):
+        placed_boxes(path, NAMES, SIZE)
+
+
 def test_boxes_of_a_competition(tmp_path, files):
     competition = make(tmp_path, files, LABELS, boxes="boxes.csv")
     with pytest.raises(WhaleidError, match=r"boxes\.csv: boxes file not found"):

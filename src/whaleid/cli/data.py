@@ -78,6 +78,26 @@ def download(
         print(line, flush=True)
 
 
+@command(group, name="import")
+def import_(
+    context: Context,
+    source: Annotated[Path, typer.Argument(help="CSV of images, or folder")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="YAML to write; default: the folder's name, here")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that exist")] = False,
+) -> None:
+    """Look at a CSV or a folder (one for each identity), write the competition's YAML, and say what was understood.
+
+    Example: whaleid data import data/turtles -o turtles.yaml
+    """
+    from whaleid.data.importing import import_data
+
+    folder = source.resolve() if source.is_dir() else source.resolve().parent
+    made = import_data(source, output or Path(f"{folder.name}.yaml"), overwrite)
+    print("\n".join([*made.lines, f"wrote {made.yaml}; next: whaleid data check -c {made.yaml}"]))
+
+
 @command(group, ("competition", "work", "skip_unreadable"))
 def build(context: Context) -> None:
     """Write images.parquet: size, box, perceptual hash and duplicate group of every image.

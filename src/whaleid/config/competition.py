@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from whaleid.config.base import Model, Positive, Share
+
+FIELD = re.compile(r"\{([^{}\[\]]+)(?:\[(\d+)\])?\}")
+"""A column, or one character of it, in the pattern of a file: `{chain}`, `{id[0]}`."""
 
 
 class Table(Model):
@@ -24,6 +28,21 @@ class Table(Model):
     """More columns to keep: name in images.parquet -> column of the CSV (happywhale: species)."""
     suffix: str = ""
     """Appended to an image's name to get its file, for example `.jpg` where the CSV leaves it out."""
+    file: str | None = None
+    """Pattern of the image files, where names do not say them: `{path}`, `{chain}/{image}`, `{id[0]}/{id}.jpg` (`[0]`:
+    the first character). null: the image's name and `suffix`."""
+    where: dict[str, str | list[str]] = {}
+    """Column of the CSV -> value, or list of values, of the rows that belong to this table; the others are skipped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Table:
+        if self.file is None:
+            return self
+        if self.suffix:
+            raise ValueError("file and suffix are both set: write the suffix into file and remove suffix")
+        if not FIELD.search(self.file) or set(FIELD.sub("", self.file)) & set("{}"):
+            raise ValueError(f"file '{self.file}' is no pattern: columns stand in braces, as in {{path}} or {{id[0]}}")
+        return self
 
 
 class Submission(Model):
@@ -61,7 +80,8 @@ class Competition(Model):
     k: Positive = 5
     """Number of guesses that count."""
     boxes: str | None = None
-    """CSV of boxes around the animals: `image, x0, y0, x1, y1` in pixels."""
+    """Boxes around the animals, in pixels or all as shares of the sides: a CSV with `image, x0, y0, x1, y1`, or
+    `x, y, w, h`, or `bbox` (`[x, y, w, h]`); or the JSON of COCO or MegaDetector. Images without one are used whole."""
     masks: str | None = None
     """Folder of masks: `x/a.png` for the image `x/a.jpg`, of the same size, white where the animal is (`whaleid masks`
     makes some). Local matching takes keypoints from the white part only."""

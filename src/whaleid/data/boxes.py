@@ -1,18 +1,24 @@
-"""Boxes around the animals: a CSV of pixel rectangles, checked and matched to the images."""
+"""Boxes around the animals: read from a CSV or a detector's JSON, checked and matched to the images."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.competition import first_few
-from whaleid.data.tables import read_table
+from whaleid.data.tables import read_csv, read_table
 from whaleid.utils.errors import WhaleidError
 
 CORNERS = ["x0", "y0", "x1", "y1"]
+SIDES = ["x", "y", "w", "h"]
+BBOX = "bbox"
+SHARES_END = 1.001  # MegaDetector rounds x and w to four digits each, so that x + w may pass 1
 
 
 def boxes_path(competition: Competition) -> Path:
@@ -29,40 +35,111 @@ def whole_images(size: np.ndarray) -> np.ndarray:
 
 
 def read_boxes(path: Path) -> pd.DataFrame:
-    """Boxes of a CSV with the columns `image, x0, y0, x1, y1`.
+    """Boxes of a CSV, of COCO's JSON, or of MegaDetector's.
+
+    A CSV has the columns `image, x0, y0, x1, y1`, or `image, x, y, w, h`, or `image, bbox` with `[x, y, w, h]`; a row
+    whose cells are empty has no box. Of MegaDetector's animals, the most confident one counts. See
+    https://cocodataset.org/#format-data and https://lila.science/megadetector-output-format.
 
     Returns
     -------
     DataFrame, indexed by image
-        x0, y0, x1, y1: float64, pixels of the upright image, x1 and y1 exclusive. row: int, row of the file.
+        x0, y0, x1, y1: float64, pixels of the upright image, or all of them shares of its sides; x1 and y1 exclusive.
+        row: int, row of the CSV, or number of the box in the JSON, from 1.
 
     Raises
     ------
     WhaleidError
         For a missing file or column, a coordinate that is not a number, an image with two boxes.
     """
-    content = read_table(path, ["image", *CORNERS])
-    boxes = content[CORNERS].apply(pd.to_numeric, errors="coerce").astype(np.float64)
-    bad = np.logical_not(np.isfinite(boxes.to_numpy()).all(axis=1))
+    boxes = _from_json(path) if is_json(path) else _from_csv(path)
+    bad = np.logical_not(np.isfinite(boxes[CORNERS].to_numpy()).all(axis=1))
     if bad.any():
-        raise WhaleidError(f"{path}: a corner is not a number in {_rows(boxes.index[bad])}; x0, y0, x1, y1 are pixels")
-    again = content["image"].duplicated()
+        raise WhaleidError(f"{path}: a corner is not a number in {_rows(boxes['row'][bad])}; x0, y0, x1, y1 are pixels")
+    again = boxes.index.duplicated()
     if again.any():
-        raise WhaleidError(f"{path}: an image has a second box in {_rows(boxes.index[again])}; keep one for each image")
-    return boxes.assign(row=boxes.index).set_index(content["image"].to_numpy())
+        raise WhaleidError(
+            f"{path}: an image has a second box in {_rows(boxes['row'][again])}; keep one for each image"
+        )
+    return boxes
 
 
-def placed_boxes(path: Path, images: pd.Series, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def is_json(path: Path) -> bool:
+    """Whether a file is JSON by its first character (a kernel's copy of the boxes keeps no suffix)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+    except OSError:
+        return False  # the CSV reader says what is wrong
+
+
+def _from_csv(path: Path) -> pd.DataFrame:
+    header = read_csv(path).header
+    columns = next((form for form in (CORNERS, SIDES, [BBOX]) if set(form) <= set(header)), CORNERS)
+    content = read_table(path, ["image", *columns])
+    cells = content[columns]
+    if columns == [BBOX]:
+        cells = pd.DataFrame([_four(text) for text in content[BBOX]], index=content.index)
+    given = (cells != "").any(axis=1)
+    corners = cells[given].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, copy=True)
+    if columns != CORNERS:
+        corners[:, 2:] += corners[:, :2]
+    boxes = pd.DataFrame(corners, columns=CORNERS, index=content["image"][given].to_numpy())
+    return boxes.assign(row=content.index[given])
+
+
+def _four(text: str) -> list[str]:
+    """Cells of `[x, y, w, h]`; four marks that are no number where there are more or fewer."""
+    cells = re.split(r"[,\s]+", text.strip(" []()"))
+    if cells == [""]:
+        return [""] * 4
+    return cells if len(cells) == 4 else ["?"] * 4
+
+
+def _from_json(path: Path) -> pd.DataFrame:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = _coco(content) if "annotations" in content else _megadetector(content)
+        names, sides = [name for name, _ in found], np.array([box for _, box in found], dtype=np.float64)
+        corners = sides.reshape(len(found), 4)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise WhaleidError(f"{path}: neither COCO's JSON nor MegaDetector's ({reason}); write a CSV") from error
+    corners[:, 2:] += corners[:, :2]
+    return pd.DataFrame(corners, columns=CORNERS, index=names).assign(row=np.arange(1, len(found) + 1))
+
+
+def _coco(content: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    return [(names[item["image_id"]], item["bbox"]) for item in content["annotations"]]
+
+
+def _megadetector(content: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    categories = content.get("detection_categories", {"1": "animal"})
+    found = []
+    for image in content["images"]:
+        detections = image.get("detections") or []  # null where the detector could not read the image
+        animals = [item for item in detections if categories.get(item["category"]) == "animal"]
+        if animals:
+            found.append((image["file"], max(animals, key=lambda item: item["conf"])["bbox"]))
+    return found
+
+
+def placed_boxes(
+    path: Path, images: pd.Series, size: np.ndarray, files: pd.Series | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Box of every image, clipped to it.
 
     Parameters
     ----------
     path : Path
-        CSV of boxes.
+        Boxes, as `read_boxes` reads them. Where all lie in 0..1, they are shares of the images' sides.
     images : Series of str, shape (n,)
         Names of the images.
     size : int array, shape (n, 2)
         Width and height of each.
+    files : Series of str, shape (n,), optional
+        Paths of the images, by which a detector may call them instead.
 
     Returns
     -------
@@ -77,12 +154,16 @@ def placed_boxes(path: Path, images: pd.Series, size: np.ndarray) -> tuple[np.nd
         As `read_boxes`, and where a box is empty or outside of its image.
     """
     boxes = read_boxes(path)
-    matched = boxes.reindex(images.to_numpy())
+    names = images.to_numpy(object)
+    if files is not None:
+        names = np.where(images.isin(boxes.index), names, files.to_numpy(object))
+    matched = boxes.reindex(names)
     given = matched["row"].notna().to_numpy()
     if len(boxes) and len(images) and not given.any():
         raise WhaleidError(f"{path}: none of its images ({boxes.index[0]}, ...) is in the competition; check the names")
     limit = np.column_stack([size, size]).astype(np.float64)
-    placed = np.where(given[:, None], np.clip(matched[CORNERS].to_numpy(), 0, limit), whole_images(size))
+    scale = limit if _are_shares(boxes) else 1.0
+    placed = np.where(given[:, None], np.clip(matched[CORNERS].to_numpy() * scale, 0, limit), whole_images(size))
     empty = (placed[:, 2] <= placed[:, 0]) | (placed[:, 3] <= placed[:, 1])
     if empty.any():
         place = int(np.flatnonzero(empty)[0])
@@ -95,5 +176,10 @@ def placed_boxes(path: Path, images: pd.Series, size: np.ndarray) -> tuple[np.nd
     return placed, given
 
 
-def _rows(rows: pd.Index) -> str:
+def _are_shares(boxes: pd.DataFrame) -> bool:
+    corners = boxes[CORNERS].to_numpy()
+    return bool(((corners >= 0) & (corners <= SHARES_END)).all())
+
+
+def _rows(rows: pd.Series) -> str:
     return first_few(f"row {row}" for row in rows)

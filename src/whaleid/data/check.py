@@ -165,7 +165,7 @@ def _boxes(
         return None, [], []
     try:
         path = boxes_path(competition)
-        _, given = placed_boxes(path, rows["image"], found.size)
+        _, given = placed_boxes(path, rows["image"], found.size, rows["path"])
     except WhaleidError as error:
         return 0, [str(error)], []
     notes = [] if given.all() else [f"{path}: {(~given).sum():,} images have no box; all of the image is used"]

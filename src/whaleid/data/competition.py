@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.data.tables import read_table, unpack_hint
+from whaleid.data.listing import image_files, image_path, read_listed
+from whaleid.data.tables import unpack_hint
 from whaleid.utils.errors import WhaleidError
 
 LISTED = 5  # rows that a message names; the rest are counted
@@ -106,11 +107,11 @@ def _split_rows(competition: Competition, split: str, table: Table) -> Checked:
     _check_settings(table, split)
     path = competition.root / table.csv
     labels = [table.identity] if table.identity else []
-    content = read_table(path, [table.image, *labels, *table.extra.values()])
+    content = read_listed(competition.root, table, [*labels, *table.extra.values()])
     if content.empty:
         raise WhaleidError(f"{path}: lists no image; at least one row below the header is expected")
     rows = pd.DataFrame({"image": content[table.image]})
-    rows["path"] = [_image_path(table, image) for image in rows["image"]]
+    rows["path"] = [image_path(table, file) for file in image_files(competition.root, table, content)]
     rows["split"] = split
     rows["identity"] = content[table.identity] if table.identity else content[table.image].where(content.index < 0)
     for name, column in table.extra.items():
@@ -134,11 +135,6 @@ def _check_settings(table: Table, split: str) -> None:
     taken = sorted(RESERVED & set(table.extra))
     if taken:
         raise WhaleidError(f"{split}.extra.{taken[0]}: images.parquet has a column of that name; choose another")
-
-
-def _image_path(table: Table, image: str) -> str:
-    """Path of an image relative to the root, normalised; it may lead out of the root, which `_check_files` refuses."""
-    return os.path.normpath(os.path.join(table.images, image + table.suffix)).replace(os.sep, "/")  # noqa: PTH118
 
 
 def _check_empty(rows: pd.DataFrame, path: Path, table: Table) -> Checked:

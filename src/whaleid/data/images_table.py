@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.data.boxes import CORNERS, boxes_path, placed_boxes, whole_images
+from whaleid.data.boxes import CORNERS, boxes_path, placed_boxes, read_boxes, whole_images
 from whaleid.data.competition import RESERVED, first_few
 from whaleid.data.digests import file_digests
 from whaleid.data.duplicates import connected, duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images, hash_text
-from whaleid.data.tables import read_table
+from whaleid.data.listing import image_files, image_path, read_listed
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest
 
@@ -68,7 +69,7 @@ def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprin
     """
     boxes = whole_images(found.size)
     if competition.boxes is not None:
-        boxes, _ = placed_boxes(boxes_path(competition), rows["image"], found.size)
+        boxes, _ = placed_boxes(boxes_path(competition), rows["image"], found.size, rows["path"])
     images = rows[["image", "path", "split", "identity"]].reset_index(drop=True)
     images["width"], images["height"] = found.size[:, 0], found.size[:, 1]
     images[CORNERS] = boxes
@@ -162,7 +163,7 @@ def images_key(competition: Competition, digests: Path | None = None) -> str:
     digests : Path, optional
         Table of known digests, so that unchanged images are not read again (`file_digests`).
     """
-    settings = competition.model_dump(include={"train", "test", "boxes", "rename_values", "group"})
+    settings = _settings(competition, {"train", "test", "boxes", "rename_values", "group"})
     tables = [table for table in (competition.train, competition.test) if table is not None]
     files = [table.csv for table in tables] + ([competition.boxes] if competition.boxes else [])
     content = [file_digest(_existing(competition.root / file)) for file in files]
@@ -174,11 +175,20 @@ def labelled_key(competition: Competition, digests: Path | None = None) -> str:
 
     As `images_key`, without the test images: another test set, with its boxes, leaves it unchanged.
     """
-    settings = competition.model_dump(include={"train", "rename_values", "group"})
+    settings = _settings(competition, {"train", "rename_values", "group"})
     content = file_digest(_existing(competition.root / competition.train.csv))
     images = _images_digest(competition.root, competition.train, digests)
     boxes = None if competition.boxes is None else _boxes_digest(competition)
     return digest("labelled", FORMAT, settings, content, images, boxes)
+
+
+def _settings(competition: Competition, keys: set[str]) -> dict[str, Any]:
+    """Settings that a key holds; `file` and `where` only where they are set, so that keys from before them hold."""
+    settings = competition.model_dump(include=keys)
+    for name in keys & {"train", "test"}:
+        if settings[name] is not None:
+            settings[name] = {k: v for k, v in settings[name].items() if v or k not in ("file", "where")}
+    return settings
 
 
 def _existing(path: Path) -> Path:
@@ -189,14 +199,15 @@ def _existing(path: Path) -> Path:
 
 def _boxes_digest(competition: Competition) -> str:
     """Key of the labelled images' boxes."""
-    listed = read_table(competition.root / competition.train.csv, [competition.train.image])
-    boxes = read_table(_existing(competition.root / str(competition.boxes)), ["image", *CORNERS])
-    labelled = boxes[boxes["image"].isin(listed[competition.train.image])]
-    return digest(sorted(labelled.to_numpy().tolist()))
+    listed = read_listed(competition.root, competition.train)
+    files = image_files(competition.root, competition.train, listed)
+    names = {*listed[competition.train.image], *(image_path(competition.train, file) for file in files)}
+    boxes = read_boxes(_existing(competition.root / str(competition.boxes)))
+    labelled = boxes.loc[boxes.index.isin(names), CORNERS]
+    return digest(sorted(labelled.reset_index().to_numpy().tolist()))
 
 
 def _images_digest(root: Path, table: Table, digests: Path | None) -> str:
     """Key of the names and contents of the images that a table lists."""
-    listed = read_table(root / table.csv, [table.image])[table.image]
-    names = sorted({os.path.normpath(name + table.suffix) for name in listed})
+    names = sorted({os.path.normpath(name) for name in image_files(root, table, read_listed(root, table))})
     return digest(list(zip(names, file_digests([root / table.images / name for name in names], digests), strict=True)))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.digests import file_digests
-from whaleid.data.tables import read_table
+from whaleid.data.listing import image_files, image_path, read_listed
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
 
@@ -67,9 +67,8 @@ def masks_key(competition: Competition, digests: Path | None = None) -> str:
 def labelled_masks_key(competition: Competition, digests: Path | None = None) -> str:
     """As `masks_key`, of the labelled images' masks alone, on which runs that remove the background depend."""
     table, folder = competition.train, _folder(competition)
-    listed = read_table(competition.root / table.csv, [table.image])[table.image]
-    paths = [os.path.normpath(Path(table.images, name + table.suffix)).replace(os.sep, "/") for name in listed]
-    names = sorted({mask_name(competition, "train", path) for path in paths})
+    files = image_files(competition.root, table, read_listed(competition.root, table))
+    names = sorted({mask_name(competition, "train", image_path(table, file)) for file in files})
     names = [name for name in names if (folder / name).is_file()]  # the cache says which are missing
     contents = file_digests([folder / name for name in names], digests)
     return digest("labelled masks", list(zip(names, contents, strict=True)))

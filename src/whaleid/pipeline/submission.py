@@ -11,7 +11,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
-from whaleid.data.tables import read_table
+from whaleid.data.listing import read_listed
 from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.evaluation.topk import read_guesses
@@ -179,7 +179,7 @@ def submission_template(competition: Competition, folder: Path) -> Path:
     columns = [competition.submission.image, competition.submission.identities]
     if list(pd.read_csv(path, nrows=0).columns) == columns:
         return path
-    listed = read_table(path, [test.image])[test.image]  # images without a file too: each needs a row
+    listed = read_listed(competition.root, test)[test.image]  # images without a file too: each needs a row
     made = folder / "sample_submission.csv"
     with atomic_path(made) as temporary:
         pd.DataFrame({columns[0]: listed, columns[1]: ""}).to_csv(temporary, index=False)

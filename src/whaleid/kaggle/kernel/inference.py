@@ -21,9 +21,9 @@ from whaleid.config.settings import WEIGHTS, Settings
 from whaleid.data.competition import first_few, inspect_rows
 from whaleid.data.fingerprints import fingerprint_images
 from whaleid.data.images_table import images_table, unreadable_line
+from whaleid.data.listing import read_listed
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
-from whaleid.data.tables import read_table
 from whaleid.ensemble.summary import Figures, ladder_lines
 from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, SOURCES, STACK
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
@@ -167,7 +167,7 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
     if serious:
         raise WhaleidError(serious[0])
     assert competition.test is not None  # `bundle.kernel_settings` checks it
-    listed = read_table(competition.root / competition.test.csv, [competition.test.image])[competition.test.image]
+    listed = read_listed(competition.root, competition.test)[competition.test.image]
     rows = rows[rows["split"] == "test"].reset_index(drop=True)
     missing = listed[~listed.isin(rows["image"])].tolist()
     if missing:

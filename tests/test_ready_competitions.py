@@ -1,0 +1,149 @@
+"""The shipped competitions whose layout is not Kaggle's usual one, read on empty files in that layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from whaleid.config import Competition
+from whaleid.config.files import load_competition
+from whaleid.data.competition import read_rows
+from whaleid.data.images_table import images_key, labelled_key
+from whaleid.data.masks import labelled_masks_key
+from whaleid.pipeline.submission import submission_template
+from whaleid.utils.errors import WhaleidError
+
+METADATA = """image_id,identity,path,date,orientation,species,split,dataset
+7,LynxID2025_lynx_1,images/LynxID2025/database/a.jpg,,left,lynx,database,LynxID2025
+9,,images/LynxID2025/query/b.jpg,,right,lynx,query,LynxID2025
+8,SeaTurtleID2022_t001,images/SeaTurtleID2022/database/c.jpg,2010-01-02,,turtle,database,SeaTurtleID2022
+"""
+LAYOUTS = {
+    "animalclef-2025": (
+        {"metadata.csv": METADATA},
+        {
+            "images/LynxID2025/database/a.jpg": ("7", "LynxID2025_lynx_1"),
+            "images/SeaTurtleID2022/database/c.jpg": ("8", "SeaTurtleID2022_t001"),
+        },
+        {"images/LynxID2025/query/b.jpg": "9"},
+    ),
+    "animalclef-2026": (
+        {"metadata.csv": METADATA.replace(",database,", ",train,").replace(",query,", ",test,")},
+        {
+            "images/LynxID2025/database/a.jpg": ("7", "LynxID2025_lynx_1"),
+            "images/SeaTurtleID2022/database/c.jpg": ("8", "SeaTurtleID2022_t001"),
+        },
+        {"images/LynxID2025/query/b.jpg": "9"},
+    ),
+    "hotel-id": (
+        {
+            "train.csv": "image,chain,hotel_id,timestamp\na.jpg,3,51,2019\nb.jpg,70,52,2020\n",
+            "sample_submission.csv": "image,hotel_id\nq.jpg,51 52\n",
+        },
+        {"train_images/3/a.jpg": ("a.jpg", "51"), "train_images/70/b.jpg": ("b.jpg", "52")},
+        {"test_images/q.jpg": "q.jpg"},
+    ),
+    "landmark-recognition": (
+        {
+            "train.csv": "id,landmark_id\n17660ef415d37059,1\n92b6290d571448f6,7\n",
+            "sample_submission.csv": "id,landmarks\n00084cdf8f600d00,137790 0.1\n",
+        },
+        {
+            "train/1/7/6/17660ef415d37059.jpg": ("17660ef415d37059", "1"),
+            "train/9/2/b/92b6290d571448f6.jpg": ("92b6290d571448f6", "7"),
+        },
+        {"test/0/0/0/00084cdf8f600d00.jpg": "00084cdf8f600d00"},
+    ),
+}
+
+
+def write(path: Path, text: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def placed(name: str, root: Path) -> Competition:
+    """A shipped competition over empty images in its layout."""
+    tables, train, test = LAYOUTS[name]
+    for path, text in tables.items():
+        write(root / path, text)
+    for path in [*train, *test]:
+        write(root / path)
+    return load_competition(name).model_copy(update={"root": root})
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_of_the_layout(name: str, tmp_path: Path) -> None:
+    _, train, test = LAYOUTS[name]
+    rows = read_rows(placed(name, tmp_path))
+    labelled, queries = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
+    named = zip(labelled["image"], labelled["identity"], strict=True)
+    assert dict(zip(labelled["path"], named, strict=True)) == train
+    assert dict(zip(queries["path"], queries["image"], strict=True)) == test
+    assert queries["identity"].isna().all()
+
+
+def test_one_table_gives_the_queries_alone_a_row_in_the_submission(tmp_path: Path) -> None:
+    template = submission_template(placed("animalclef-2025", tmp_path / "data"), tmp_path)
+    assert template.read_text() == "image_id,identity\n9,\n"
+
+
+def test_keys_change_with_the_rows_that_are_chosen(tmp_path: Path) -> None:
+    given = placed("animalclef-2025", tmp_path)
+    key, labelled = images_key(given), labelled_key(given)
+    write(tmp_path / "images/LynxID2025/query/b.jpg", "other pixels")
+    assert images_key(given) != key
+    assert labelled_key(given) == labelled
+    write(tmp_path / "images/LynxID2025/database/a.jpg", "other pixels")
+    assert labelled_key(given) != labelled
+
+
+def test_masks_of_the_labelled_rows_alone_are_in_their_key(tmp_path: Path) -> None:
+    given = placed("animalclef-2025", tmp_path).model_copy(update={"masks": "masks"})
+    for name in ("database/a", "query/b"):
+        write(tmp_path / f"masks/images/LynxID2025/{name}.png", "white")
+    key = labelled_masks_key(given)
+    write(tmp_path / "masks/images/LynxID2025/query/b.png", "other")
+    assert labelled_masks_key(given) == key
+    write(tmp_path / "masks/images/LynxID2025/database/a.png", "other")
+    assert labelled_masks_key(given) != key
+
+
+def changed(given: Competition, **train: object) -> Competition:
+    content = json.loads(given.model_dump_json())
+    content["train"] |= train
+    return Competition.model_validate(content)
+
+
+def test_a_value_that_no_row_has_is_named_beside_those_that_there_are(tmp_path: Path) -> None:
+    given = changed(placed("animalclef-2025", tmp_path), where={"split": "train"})
+    with pytest.raises(WhaleidError, match=r"metadata\.csv: no row has split train; its values are database, query$"):
+        read_rows(given)
+
+
+def test_an_id_too_short_for_its_folders_is_named(tmp_path: Path) -> None:
+    given = placed("landmark-recognition", tmp_path)
+    write(tmp_path / "train.csv", "id,landmark_id\n17660ef415d37059,1\n9b,7\n")
+    with pytest.raises(WhaleidError, match=r"train\.csv: 'id' in row 3 is '9b', too short for \{id\[2\]\}"):
+        read_rows(given)
+
+
+def test_a_file_that_leaves_the_root_is_refused(tmp_path: Path) -> None:
+    given = placed("animalclef-2025", tmp_path / "data")
+    write(tmp_path / "x.jpg")
+    write(tmp_path / "data/metadata.csv", METADATA.replace("images/LynxID2025/database/a.jpg", "../x.jpg"))
+    with pytest.raises(WhaleidError, match="outside"):
+        read_rows(given)
+
+
+@pytest.mark.parametrize("pattern", ["x.jpg", "{path", "{}", "{a.b}}", "{id[x]}"])
+def test_a_pattern_that_is_none_is_refused(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no pattern"):
+        changed(placed("animalclef-2025", tmp_path), file=pattern)
+
+
+def test_a_suffix_beside_a_pattern_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="both set"):
+        changed(placed("animalclef-2025", tmp_path), suffix=".jpg")

@@ -29,14 +29,6 @@ LAYOUTS = {
         },
         {"images/LynxID2025/query/b.jpg": "9"},
     ),
-    "animalclef-2026": (
-        {"metadata.csv": METADATA.replace(",database,", ",train,").replace(",query,", ",test,")},
-        {
-            "images/LynxID2025/database/a.jpg": ("7", "LynxID2025_lynx_1"),
-            "images/SeaTurtleID2022/database/c.jpg": ("8", "SeaTurtleID2022_t001"),
-        },
-        {"images/LynxID2025/query/b.jpg": "9"},
-    ),
     "hotel-id": (
         {
             "train.csv": "image,chain,hotel_id,timestamp\na.jpg,3,51,2019\nb.jpg,70,52,2020\n",
@@ -44,17 +36,6 @@ LAYOUTS = {
         },
         {"train_images/3/a.jpg": ("a.jpg", "51"), "train_images/70/b.jpg": ("b.jpg", "52")},
         {"test_images/q.jpg": "q.jpg"},
-    ),
-    "landmark-recognition": (
-        {
-            "train.csv": "id,landmark_id\n17660ef415d37059,1\n92b6290d571448f6,7\n",
-            "sample_submission.csv": "id,landmarks\n00084cdf8f600d00,137790 0.1\n",
-        },
-        {
-            "train/1/7/6/17660ef415d37059.jpg": ("17660ef415d37059", "1"),
-            "train/9/2/b/92b6290d571448f6.jpg": ("92b6290d571448f6", "7"),
-        },
-        {"test/0/0/0/00084cdf8f600d00.jpg": "00084cdf8f600d00"},
     ),
 }
 
@@ -123,10 +104,14 @@ def test_a_value_that_no_row_has_is_named_beside_those_that_there_are(tmp_path: 
         read_rows(given)
 
 
-def test_an_id_too_short_for_its_folders_is_named(tmp_path: Path) -> None:
-    given = placed("landmark-recognition", tmp_path)
-    write(tmp_path / "train.csv", "id,landmark_id\n17660ef415d37059,1\n9b,7\n")
-    with pytest.raises(WhaleidError, match=r"train\.csv: 'id' in row 3 is '9b', too short for \{id\[2\]\}"):
+def test_folders_by_the_first_characters_of_an_id(tmp_path: Path) -> None:
+    given = changed(placed("hotel-id", tmp_path), file="{hotel_id[0]}/{hotel_id[1]}/{image}")
+    for place in ("5/1/a.jpg", "5/2/b.jpg"):
+        write(tmp_path / "train_images" / place)
+    rows = read_rows(given)
+    assert rows["path"].tolist() == ["train_images/5/1/a.jpg", "train_images/5/2/b.jpg", "test_images/q.jpg"]
+    write(tmp_path / "train.csv", "image,chain,hotel_id\na.jpg,3,51\nb.jpg,70,5\n")
+    with pytest.raises(WhaleidError, match=r"train\.csv: 'hotel_id' in row 3 is '5', too short for \{hotel_id\[1\]\}"):
         read_rows(given)
 
 

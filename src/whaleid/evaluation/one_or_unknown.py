@@ -1,0 +1,109 @@
+"""The form of answer `one_or_unknown`: one identity for each image, or the unknown label (AnimalCLEF 2025).
+
+The score of a data set is sqrt(BAKS x BAUS); that of a submission is their mean. Every identity weighs the same,
+whatever its number of images.
+
+References
+----------
+Adam et al., "Overview of AnimalCLEF 2025", 2025.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
+from whaleid.evaluation.frames import AnswerFrame, read_pair, require_one_label
+
+KNOWN = "known"
+"""Column of a solution that says whether the identity is in the training data."""
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+
+
+def share_right(truth: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Share of right answers of each identity.
+
+    Parameters
+    ----------
+    truth : str array, shape (n,)
+    right : bool array, shape (n,)
+
+    Returns
+    -------
+    float64 array, shape (identities,)
+    """
+    return pd.Series(right.astype(float)).groupby(truth).mean().to_numpy()
+
+
+def baks(truth: np.ndarray, answer: np.ndarray, known: np.ndarray) -> float:
+    """Balanced accuracy on known samples: mean over known identities of the share of their images that are right.
+
+    Parameters
+    ----------
+    truth, answer : str arrays, shape (n,)
+    known : bool array, shape (n,)
+        Whether the true identity is in the training data.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN without known identities.
+    """
+    return _mean(share_right(truth[known], (answer == truth)[known]))
+
+
+def baus(truth: np.ndarray, answer: np.ndarray, known: np.ndarray, unknown: str = "new_individual") -> float:
+    """Balanced accuracy on unknown samples: as `baks` over unknown identities, right being the answer `unknown`."""
+    return _mean(share_right(truth[~known], (answer == unknown)[~known]))
+
+
+def score_submission(submission: Path, solution: Path, seed: int = 0, *, unknown: str = "new_individual") -> FormScore:
+    """Mean over data sets of sqrt(BAKS x BAUS), NaN counting 0; the interval resamples identities.
+
+    Parameters
+    ----------
+    submission : Path
+        Image and identity.
+    solution : Path
+        Image and identity; optionally `dataset`, and `known` (true or false). Without `known`, the identity `unknown`
+        is the only one that is unknown.
+    seed : int
+        Of the interval's random draws.
+    unknown : str
+        Label of the unknown identity.
+    """
+    answers, truths = read_pair(submission, solution)
+    answer, truth = require_one_label(answers).to_numpy(), require_one_label(truths).to_numpy()
+    known, datasets = _known(truths, truth, unknown), truths.datasets()
+    rng = np.random.default_rng(seed)
+    parts, values, draws = {}, [], []
+    for name in sorted(set(datasets)):
+        rows = datasets == name
+        shares = (
+            share_right(truth[rows & known], (answer == truth)[rows & known]),
+            share_right(truth[rows & ~known], (answer == unknown)[rows & ~known]),
+        )
+        both = np.nan_to_num([_mean(share) for share in shares])
+        values.append(float(np.sqrt(both.prod())))
+        draws.append(np.sqrt(np.prod([np.nan_to_num(resampled_means(share, rng)) for share in shares], axis=0)))
+        prefix = f"{name} " if name else ""
+        parts |= {name: values[-1]} if name else {}
+        parts |= {f"{prefix}BAKS": float(both[0]), f"{prefix}BAUS": float(both[1])}
+    return with_interval("sqrt(BAKS x BAUS)", float(np.mean(values)), np.mean(draws, axis=0), len(truth), parts)
+
+
+def _known(truths: AnswerFrame, truth: np.ndarray, unknown: str) -> np.ndarray:
+    """Whether each row's identity is known, bool (n,)."""
+    if KNOWN not in truths.frame.columns:
+        return truth != unknown
+    cells = truths.named(KNOWN)
+    lower = cells.str.lower()
+    truths.require(lower.isin(_TRUE + _FALSE), cells, "is neither true nor false")
+    return lower.isin(_TRUE).to_numpy()
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

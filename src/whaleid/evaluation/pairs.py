@@ -1,0 +1,97 @@
+"""The form of answer `pairs`: a similarity for each pair of images, scored by identity-balanced mAP (Jaguar Re-ID 2026).
+
+The average precision of each query is averaged within its identity, then over identities.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
+from whaleid.evaluation.frames import AnswerFrame, read_pair
+from whaleid.utils.errors import WhaleidError
+
+
+def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
+    """Average precision of one query; equal similarities are one step, whatever their order.
+
+    Parameters
+    ----------
+    similarity : float array, shape (n,)
+    relevant : bool array, shape (n,)
+        At least one is true.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+    """
+    order = np.argsort(-similarity, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(similarity[order])), len(order) - 1)  # last place of each similarity
+    found = np.cumsum(relevant[order])[ends]
+    return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / found[-1])
+
+
+def identity_balanced_map(
+    query: np.ndarray, identity: np.ndarray, similarity: np.ndarray, relevant: np.ndarray
+) -> pd.Series:
+    """Mean average precision of each identity; its mean is identity-balanced mAP.
+
+    Parameters
+    ----------
+    query, identity : str arrays, shape (n,)
+        Query of each pair, and the query's identity.
+    similarity : float array, shape (n,)
+    relevant : bool array, shape (n,)
+        Whether the pair shows one identity. A query without such a pair is ignored.
+
+    Returns
+    -------
+    Series of float, index: identity
+    """
+    values = []
+    for rows in pd.Series(np.arange(len(query))).groupby(query).indices.values():
+        if relevant[rows].any():
+            values.append((identity[rows[0]], average_precision(similarity[rows], relevant[rows])))
+    frame = pd.DataFrame(values, columns=["identity", "precision"])
+    return frame.groupby("identity")["precision"].mean()
+
+
+def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:
+    """Identity-balanced mAP; the interval resamples identities.
+
+    Parameters
+    ----------
+    submission : Path
+        Row id and similarity.
+    solution : Path
+        Row id, and the columns `query_image`, `query_identity` and `gallery_identity`.
+    seed : int
+        Of the interval's random draws.
+    """
+    answers, truths = read_pair(submission, solution)
+    similarity = _similarities(answers)
+    query, identity, other = (_filled(truths, name) for name in ("query_image", "query_identity", "gallery_identity"))
+    first = identity.groupby(query).transform("first")
+    truths.require(identity == first, identity, "is a second identity of one query image")
+    means = identity_balanced_map(query.to_numpy(), identity.to_numpy(), similarity, (identity == other).to_numpy())
+    if not len(means):
+        raise WhaleidError(f"{solution}: no pair shows one identity; nothing to find")
+    draws = resampled_means(means.to_numpy(), np.random.default_rng(seed))
+    return with_interval("identity-balanced mAP", float(means.mean()), draws, query.nunique())
+
+
+def _similarities(answers: AnswerFrame) -> np.ndarray:
+    cells = answers.position(1)
+    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float)
+    answers.require(np.isfinite(numbers), cells, "is not a number; a similarity is needed")
+    return numbers
+
+
+def _filled(truths: AnswerFrame, name: str) -> pd.Series:
+    cells = truths.named(name)
+    truths.require(cells != "", cells, "is empty")
+    return cells

@@ -121,29 +121,38 @@ def score(
     k: Annotated[
         int | None, typer.Option("-k", "--k", min=1, help="guesses that count; default: the competition's, else 5")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print map, k, queries, low, high as JSON")] = False,
+    form: Annotated[
+        str,
+        typer.Option(help="form of answer: topk, one_or_unknown, one_confident, ranked_images, pairs, clusters"),
+    ] = "topk",
+    unknown: Annotated[
+        str | None, typer.Option(help="label of the unknown identity (one_or_unknown); default: new_individual")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the score, its interval and more as JSON")] = False,
 ) -> None:
-    """MAP@k of any submission against any solution; without files, of the recipe's own submission.
+    """Score of any submission against any solution, MAP@k unless --form; without files, of the recipe's own submission.
 
     Example: whaleid score submission.csv solution.csv --k 5 --json
     """
     if submission is None:
+        if form != "topk" or unknown is not None:
+            raise WhaleidError("score: --form and --unknown need files: whaleid score SUBMISSION SOLUTION --form FORM")
         from whaleid.pipeline.score import own_score
 
         result = own_score(context.project, k)
     elif solution is None:
         raise WhaleidError("score: give the solution too: whaleid score SUBMISSION SOLUTION")
     else:
-        from whaleid.evaluation.topk import score_submission
+        from whaleid.evaluation.forms import score_files
 
-        result = score_submission(submission, solution, 5 if k is None else k)
+        result = score_files(submission, solution, form, k, unknown)
     if as_json:
-        print(json.dumps(result.as_json(), indent=2))
+        print(json.dumps(result.as_json() | result.details(), indent=2))
         return
     print(result.line("solution"))
     print(f"95 % interval {result.low:.5f} to {result.high:.5f}, {result.queries:,} queries")
-    for name, part in result.slices.items():
-        print(f"  {name:>8}: {part.map:.5f} ({part.queries:,} queries)")
+    for part in result.part_lines():
+        print(f"  {part}")
 
 
 def archive(

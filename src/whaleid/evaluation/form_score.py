@@ -40,9 +40,17 @@ class FormScore:
         spread = f" ± {(self.high - self.low) / 2:.5f}" if interval else ""
         return f"{self.metric} ({label}): {self.value:.5f}{spread}"
 
+    def part_lines(self) -> list[str]:
+        """`name: 0.91234` of each part."""
+        return [f"{name}: {value:.5f}" for name, value in self.parts.items()]
+
     def as_json(self) -> dict[str, Any]:
         """The values as plain types."""
         return asdict(self)
+
+    def details(self) -> dict[str, Any]:
+        """Nothing beyond `as_json`."""
+        return {}
 
 
 def with_interval(

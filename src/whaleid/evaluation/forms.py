@@ -1,12 +1,13 @@
 """Registry of the forms of answer: what a submission holds, how it is checked, how it is scored.
 
-To add a form (one identity or unknown, a similarity for each pair, a cluster for each image), write a module with the
-functions of `Form` and add its line to `FORMS`.
+To add a form, write a module with `score_submission` and add its line to `FORMS`; `whaleid score --form` then reads it.
+A module with all functions of `Form` can also be the form of a competition.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,6 +18,11 @@ from whaleid.utils.errors import WhaleidError
 
 FORMS = {
     "topk": "whaleid.evaluation.topk",
+    "one_or_unknown": "whaleid.evaluation.one_or_unknown",
+    "one_confident": "whaleid.evaluation.one_confident",
+    "ranked_images": "whaleid.evaluation.ranked_images",
+    "pairs": "whaleid.evaluation.pairs",
+    "clusters": "whaleid.evaluation.clusters",
 }
 """Name of a form -> its module."""
 
@@ -27,6 +33,29 @@ class Score(Protocol):
     @property
     def value(self) -> float:
         """The metric."""
+        ...
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        ...
+
+    @property
+    def queries(self) -> int:
+        """Number of queries."""
+        ...
+
+    def part_lines(self) -> list[str]:
+        """What the score is made of, one line each."""
+        ...
+
+    def details(self) -> dict[str, Any]:
+        """Further figures for the command line's JSON."""
         ...
 
     def line(self, label: str, interval: bool = False) -> str:
@@ -85,7 +114,43 @@ class Form(Protocol):
 
 
 def get_form(name: str = "topk") -> Form:
-    """Module of a form by name; imported when it is needed."""
+    """Module of a form that submissions are written in, by name; imported when it is needed."""
+    module = _module(name)
+    if not hasattr(module, "write_submission"):
+        raise WhaleidError(f"form of answer: {name!r} is scored (whaleid score --form {name}), but not written; use topk")
+    return cast(Form, module)
+
+
+def score_files(
+    submission: Path, solution: Path, form: str = "topk", k: int | None = None, unknown: str | None = None
+) -> Score:
+    """Score of any submission of a form.
+
+    Parameters
+    ----------
+    submission, solution : Path
+        Files as the form's module describes them.
+    form : str
+        Name of the form.
+    k : int, optional
+        Number of guesses that count; default: the form's.
+    unknown : str, optional
+        Label of the unknown identity; default: the form's.
+
+    Raises
+    ------
+    WhaleidError
+        For a fault of either file (its row and column), and for an option that the form does not have.
+    """
+    score = _module(form).score_submission
+    options = {name: value for name, value in (("k", k), ("unknown", unknown)) if value is not None}
+    for name in options:
+        if name not in inspect.signature(score).parameters:
+            raise WhaleidError(f"score: the form {form} has no --{name}; leave it out")
+    return score(submission, solution, **options)
+
+
+def _module(name: str) -> Any:
     if name not in FORMS:
         raise WhaleidError(f"form of answer: {name!r} is not known; choose one of {', '.join(FORMS)}")
-    return cast(Form, importlib.import_module(FORMS[name]))
+    return importlib.import_module(FORMS[name])

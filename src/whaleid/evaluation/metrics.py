@@ -128,6 +128,10 @@ class MapScore:
         Number of queries, at least 1.
     slices : mapping
         Name -> score of disjoint parts of the queries.
+    cmc : tuple of float
+        Share of queries whose identity is among the first 1 .. k guesses (Recall@k); empty where not asked for.
+    minp : float, optional
+        Mean over queries of 1 / rank among all guesses, whatever k: mINP where one answer is right.
     """
 
     map: float
@@ -136,6 +140,8 @@ class MapScore:
     low: float
     high: float
     slices: Mapping[str, SliceScore] = field(default_factory=dict)
+    cmc: tuple[float, ...] = ()
+    minp: float | None = None
 
     def __post_init__(self) -> None:
         _check_k(self.k)
@@ -163,6 +169,14 @@ class MapScore:
         """The values as plain types: map, k, queries, low, high, slices."""
         values = {"map": self.map, "k": self.k, "queries": self.queries, "low": self.low, "high": self.high}
         return values | {"slices": {name: asdict(part) for name, part in self.slices.items()}}
+
+    def part_lines(self) -> list[str]:
+        """`name: 0.91234 (12 queries)` of each slice."""
+        return [f"{name:>8}: {part.map:.5f} ({part.queries:,} queries)" for name, part in self.slices.items()]
+
+    def details(self) -> dict[str, Any]:
+        """CMC and mINP, for the command line's JSON."""
+        return {"cmc": list(self.cmc), "minp": self.minp}
 
 
 def score_ranks(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from whaleid.data.tables import CsvTable
-from whaleid.evaluation import metrics
+from whaleid.evaluation import metrics, rank_metrics
 from whaleid.evaluation.metrics import PADDING, MapScore
 from whaleid.evaluation.tables import (
     blank,
@@ -122,7 +122,9 @@ def score_submission(
     truth_codes = truth_codes.fill_null(PADDING).to_numpy()
     rank = metrics.rank_of_truth(codes[order], truth_codes)
     slices = None if sizes is None else _slices(truth, sizes, unknown)
-    return metrics.score_ranks(rank, k, slices=slices, seed=seed)
+    score = metrics.score_ranks(rank, k, slices=slices, seed=seed)
+    minp = float(metrics.reciprocal_rank_at_k(rank, max(codes.shape[1], 1)).mean())
+    return replace(score, cmc=tuple(rank_metrics.cmc(rank, k).tolist()), minp=minp)
 
 
 def _order(answers: CsvTable, truths: CsvTable) -> np.ndarray:

@@ -130,5 +130,5 @@ def test_the_competition_chooses_the_form(tmp_path: Path, toy: str, monkeypatch:
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(WhaleidError, match="'pairs' is not known; choose one of topk"):
-        get_form("pairs")
+    with pytest.raises(WhaleidError, match="'pears' is not known; choose one of topk"):
+        get_form("pears")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
 from whaleid.evaluation.frames import DATASET, read_pair, require_one_label
@@ -32,14 +31,20 @@ def adjusted_rand_index(truth: np.ndarray, cluster: np.ndarray, weights: np.ndar
     float
         1 for equal partitions, about 0 for independent ones; 1 where neither partition can be wrong.
     """
-    codes = [np.unique(labels, return_inverse=True)[1].reshape(-1) for labels in (truth, cluster)]
-    cell = np.unique(codes[0] * (codes[1].max(initial=0) + 1) + codes[1], return_inverse=True)[1].reshape(-1)
-    return _index(*codes, cell, np.ones(len(cell)) if weights is None else weights)
+    codes = _codes(truth, cluster)
+    return _index(codes, np.ones(len(truth)) if weights is None else weights)
 
 
-def _index(truth: np.ndarray, cluster: np.ndarray, cell: np.ndarray, weights: np.ndarray) -> float:
-    """The index from codes of the identity, of the cluster, and of both."""
-    both, rows, columns = (_pairs(codes, weights) for codes in (cell, truth, cluster))
+def _codes(truth: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of the identity, of the cluster, and of both together, int (n,) each."""
+    rows, columns = (np.unique(labels, return_inverse=True)[1].reshape(-1) for labels in (truth, cluster))
+    cells = np.unique(rows * (columns.max() + 1) + columns, return_inverse=True)[1].reshape(-1)
+    return rows, columns, cells
+
+
+def _index(codes: tuple[np.ndarray, np.ndarray, np.ndarray], weights: np.ndarray) -> float:
+    """The index from `_codes`."""
+    rows, columns, both = (_pairs(each, weights) for each in codes)
     total = (weights.sum() ** 2 - (weights**2).sum()) / 2
     if both == rows == columns:
         return 1.0
@@ -80,8 +85,6 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
 
 def _resampled(truth: np.ndarray, cluster: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Index of resampled images, float (DRAWS,)."""
-    codes = [pd.factorize(labels)[0] for labels in (truth, cluster)]
-    cell = np.unique(codes[0] * (codes[1].max() + 1) + codes[1], return_inverse=True)[1].reshape(-1)
-    n = len(truth)
+    codes, n = _codes(truth, cluster), len(truth)
     weights = (np.bincount(rng.integers(n, size=n), minlength=n).astype(float) for _ in range(DRAWS))
-    return np.array([_index(*codes, cell, each) for each in weights])
+    return np.array([_index(codes, each) for each in weights])

@@ -117,7 +117,9 @@ def get_form(name: str = "topk") -> Form:
     """Module of a form that submissions are written in, by name; imported when it is needed."""
     module = _module(name)
     if not hasattr(module, "write_submission"):
-        raise WhaleidError(f"form of answer: {name!r} is scored (whaleid score --form {name}), but not written; use topk")
+        raise WhaleidError(
+            f"form of answer: {name!r} is scored (whaleid score --form {name}), but not written; use topk"
+        )
     return cast(Form, module)
 
 

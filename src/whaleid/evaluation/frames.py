@@ -59,9 +59,7 @@ class AnswerFrame:
         more = f" ({len(bad) - 1} more such row(s))" if len(bad) > 1 else ""
         cell = cells.iloc[bad[0]]
         shown = f" {cell!r}" if cell else ""
-        raise WhaleidError(
-            f"{self.path}: row {self.frame.index[bad[0]]}, column {cells.name}:{shown} {fault}{more}"
-        )
+        raise WhaleidError(f"{self.path}: row {self.frame.index[bad[0]]}, column {cells.name}:{shown} {fault}{more}")
 
 
 def read_pair(submission: Path, solution: Path) -> tuple[AnswerFrame, AnswerFrame]:

@@ -54,7 +54,7 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
     label, confidence = _answers(answers)
     truth = truths.position(1)
     right = np.array([one in cell.split() for one, cell in zip(label, truth, strict=True)])
-    given, relevant = (label != "").to_numpy(), (truth != "").to_numpy()
+    given, relevant = label != "", (truth != "").to_numpy()
     if not relevant.any():
         raise WhaleidError(f"{solution}: no row has a label; at least one is needed")
     order = np.lexsort((answers.frame.index, -confidence))  # ties in the order of the submission
@@ -69,11 +69,14 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
     return with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
 
 
-def _answers(answers: AnswerFrame) -> tuple[pd.Series, np.ndarray]:
+def _answers(answers: AnswerFrame) -> tuple[np.ndarray, np.ndarray]:
     """Label ('': none) and confidence (0 where none) of each row."""
     cells = answers.position(1)
-    words = cells.str.split()
-    answers.require(words.str.len().isin((0, 2)), cells, "is not a label, a space and its confidence")
-    number = pd.to_numeric(words.str[1], errors="coerce")
-    answers.require((cells == "") | np.isfinite(number), cells, "has a confidence that is not a number")
-    return words.str[0].fillna(""), number.fillna(0.0).to_numpy(dtype=float)
+    words = [cell.split() for cell in cells]
+    answers.require(
+        np.array([len(row) in (0, 2) for row in words]), cells, "is not a label, a space and its confidence"
+    )
+    label = np.array([row[0] if row else "" for row in words], dtype=object)
+    confidence = pd.to_numeric(pd.Series([row[1] if row else "0" for row in words]), errors="coerce").to_numpy(float)
+    answers.require(np.isfinite(confidence), cells, "has a confidence that is not a number")
+    return label, confidence

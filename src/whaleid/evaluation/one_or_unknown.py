@@ -23,19 +23,14 @@ KNOWN = "known"
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
-def share_right(truth: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Share of right answers of each identity.
+def known_shares(truth: np.ndarray, answer: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Share of each known identity's images that are answered by it, float64 (identities,). Parameters as in `baks`."""
+    return _shares(truth[known], (answer == truth)[known])
 
-    Parameters
-    ----------
-    truth : str array, shape (n,)
-    right : bool array, shape (n,)
 
-    Returns
-    -------
-    float64 array, shape (identities,)
-    """
-    return pd.Series(right.astype(float)).groupby(truth).mean().to_numpy()
+def unknown_shares(truth: np.ndarray, answer: np.ndarray, known: np.ndarray, unknown: str) -> np.ndarray:
+    """Share of each unknown identity's images that are answered `unknown`, float64 (identities,)."""
+    return _shares(truth[~known], (answer == unknown)[~known])
 
 
 def baks(truth: np.ndarray, answer: np.ndarray, known: np.ndarray) -> float:
@@ -52,12 +47,12 @@ def baks(truth: np.ndarray, answer: np.ndarray, known: np.ndarray) -> float:
     float
         In [0, 1]; NaN without known identities.
     """
-    return _mean(share_right(truth[known], (answer == truth)[known]))
+    return _mean(known_shares(truth, answer, known))
 
 
 def baus(truth: np.ndarray, answer: np.ndarray, known: np.ndarray, unknown: str = "new_individual") -> float:
     """Balanced accuracy on unknown samples: as `baks` over unknown identities, right being the answer `unknown`."""
-    return _mean(share_right(truth[~known], (answer == unknown)[~known]))
+    return _mean(unknown_shares(truth, answer, known, unknown))
 
 
 def score_submission(submission: Path, solution: Path, seed: int = 0, *, unknown: str = "new_individual") -> FormScore:
@@ -82,10 +77,8 @@ def score_submission(submission: Path, solution: Path, seed: int = 0, *, unknown
     parts, values, draws = {}, [], []
     for name in sorted(set(datasets)):
         rows = datasets == name
-        shares = (
-            share_right(truth[rows & known], (answer == truth)[rows & known]),
-            share_right(truth[rows & ~known], (answer == unknown)[rows & ~known]),
-        )
+        here = truth[rows], answer[rows], known[rows]
+        shares = known_shares(*here), unknown_shares(*here, unknown)
         both = np.nan_to_num([_mean(share) for share in shares])
         values.append(float(np.sqrt(both.prod())))
         draws.append(np.sqrt(np.prod([np.nan_to_num(resampled_means(share, rng)) for share in shares], axis=0)))
@@ -103,6 +96,10 @@ def _known(truths: AnswerFrame, truth: np.ndarray, unknown: str) -> np.ndarray:
     lower = cells.str.lower()
     truths.require(lower.isin(_TRUE + _FALSE), cells, "is neither true nor false")
     return lower.isin(_TRUE).to_numpy()
+
+
+def _shares(identity: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return pd.Series(right.astype(float)).groupby(identity).mean().to_numpy()
 
 
 def _mean(values: np.ndarray) -> float:

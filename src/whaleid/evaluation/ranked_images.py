@@ -56,7 +56,9 @@ def score_submission(submission: Path, solution: Path, k: int = 100, seed: int =
     answers, truths = read_pair(submission, solution)
     cells = answers.position(1)
     ranked = [cell.split() for cell in cells]
-    answers.require(np.array([len(row) <= k for row in ranked]), cells.str.slice(0, 40), f"... holds more than {k} images")
+    answers.require(
+        np.array([len(row) <= k for row in ranked]), cells.str.slice(0, 40), f"... holds more than {k} images"
+    )
     distinct = np.array([len(set(row)) == len(row) for row in ranked])
     answers.require(distinct, cells.str.slice(0, 40), "... names an image twice")
     relevant = [set(cell.split()) for cell in truths.position(1)]

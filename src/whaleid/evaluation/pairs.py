@@ -1,4 +1,4 @@
-"""The form of answer `pairs`: a similarity for each pair of images, scored by identity-balanced mAP (Jaguar Re-ID 2026).
+"""The form of answer `pairs`: a similarity for each pair of images (Jaguar Re-ID 2026), by identity-balanced mAP.
 
 The average precision of each query is averaged within its identity, then over identities.
 """

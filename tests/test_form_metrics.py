@@ -200,6 +200,10 @@ def test_one_confident(tmp_path: Path) -> None:
     solution = "id,landmarks\na,7\nb,8 9\nc,\nd,7\n"
     score = scored(tmp_path, "one_confident", "id,landmarks\nd,\nc,7 0.8\nb,9 0.5\na,7 0.9\n", solution)
     assert score.value == pytest.approx((1 + 2 / 3) / 3) and score.line("x").startswith("GAP (x): 0.55556")
+    point = {"threshold": 0.9, "false_acceptance": 0.0, "acceptance": pytest.approx(1 / 3)}
+    assert score.details() == {"rejection": [point | {"rate": rate} for rate in (0.01, 0.05, 0.1)]}
+    sure = scored(tmp_path, "one_confident", "id,landmarks\nd,7 0.5\nc,7 0.8\nb,\na,\n", solution)
+    assert {one["threshold"] for one in sure.details()["rejection"]} == {None}
 
 
 def test_ranked_images(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class FormScore:
         Rows of the solution that count.
     parts : mapping
         Name -> value of what the metric is the mean of: data sets and their components.
+    more : mapping
+        Further figures as plain values, for the command line's JSON.
     """
 
     metric: str
@@ -34,6 +36,7 @@ class FormScore:
     high: float
     queries: int
     parts: Mapping[str, float] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self, label: str, interval: bool = False) -> str:
         """`ARI (label): 0.91234`, and ` ± 0.00456` (half the interval's width) if `interval`."""
@@ -45,12 +48,12 @@ class FormScore:
         return [f"{name}: {value:.5f}" for name, value in self.parts.items()]
 
     def as_json(self) -> dict[str, Any]:
-        """The values as plain types."""
-        return asdict(self)
+        """The values as plain types, without `more`."""
+        return {name: value for name, value in asdict(self).items() if name != "more"}
 
     def details(self) -> dict[str, Any]:
-        """Nothing beyond `as_json`."""
-        return {}
+        """Further figures, for the command line's JSON."""
+        return dict(self.more)
 
 
 def with_interval(

@@ -7,6 +7,7 @@ Weyand et al., "Google Landmarks Dataset v2", 2020: global average precision (mi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 
 from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
+from whaleid.evaluation.rejection import operating_points
 from whaleid.utils.errors import WhaleidError
 
 
@@ -39,7 +41,7 @@ def global_average_precision(confidence: np.ndarray, right: np.ndarray, relevant
 
 
 def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:
-    """GAP; the interval resamples queries.
+    """GAP; the interval resamples queries. Where some queries have no label, thresholds that reject these are added.
 
     Parameters
     ----------
@@ -66,7 +68,11 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
 
     rng, n = np.random.default_rng(seed), len(order)
     draws = np.array([gap(np.sort(rng.integers(n, size=n))) for _ in range(DRAWS)])
-    return with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
+    score = with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
+    if relevant.all():
+        return score
+    accepting = np.where(given, confidence, confidence.min() - 1.0)  # a query without an answer is accepted last
+    return replace(score, more={"rejection": operating_points(accepting, ~relevant)})
 
 
 def _answers(answers: AnswerFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,9 @@ import numpy as np
 
 from whaleid.utils.errors import WhaleidError
 
+RATES = (0.01, 0.05, 0.1)
+"""False acceptance rates that are reported."""
+
 
 def acceptance_curve(confidence: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ROC of accepting known queries.
@@ -47,6 +50,28 @@ def threshold_for_false_acceptance(confidence: np.ndarray, unknown: np.ndarray, 
         raise WhaleidError(f"rejection: a false acceptance rate of {rate}; give one from 0 to 1")
     thresholds, false_acceptance, _ = acceptance_curve(confidence, unknown)
     return float(thresholds[np.flatnonzero(false_acceptance <= rate)[-1]])
+
+
+def operating_points(
+    confidence: np.ndarray, unknown: np.ndarray, rates: tuple[float, ...] = RATES
+) -> list[dict[str, float | None]]:
+    """Thresholds for some false acceptance rates, as plain values.
+
+    Parameters as in `threshold_for_false_acceptance`; threshold is None where no query may be accepted.
+    """
+    points: list[dict[str, float | None]] = []
+    for rate in rates:
+        threshold = threshold_for_false_acceptance(confidence, unknown, rate)
+        accepted = confidence >= threshold
+        points.append(
+            {
+                "rate": rate,
+                "threshold": threshold if np.isfinite(threshold) else None,
+                "false_acceptance": float(accepted[unknown].mean()),
+                "acceptance": float(accepted[~unknown].mean()),
+            }
+        )
+    return points
 
 
 def rejection_curve(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

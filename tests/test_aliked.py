@@ -24,16 +24,17 @@ from test_report_images import make_drawn
 from whaleid.cli import main as cli
 from whaleid.config import LearnedConfig, LocalConfig, VerifyConfig
 from whaleid.config.settings import Settings
-from whaleid.local_matching.aliked import DIRECTION, SIZE, aliked_detector, aliked_network
+from whaleid.local_matching.aliked import aliked_detector, aliked_network
 from whaleid.local_matching.detectors import SIGNED, Detector, signed_bytes, signed_floats
 from whaleid.local_matching.geometric_verification import agreeing, matched_keypoints, verified_candidates
 from whaleid.local_matching.keypoints import Described, describe_images, frames_of, read_described
 from whaleid.local_matching.lightglue import lightglue_matcher, lightglue_network
 from whaleid.local_matching.match_score import FEATURES, fit_match_scorer, matches_of, supported, training_matches_of
 from whaleid.local_matching.matchers import Matcher, matcher_of
+from whaleid.local_matching.network_keypoints import DIRECTION, SIZE
 from whaleid.local_matching.pair_score import MATCH_FEATURES, match_pairs
 from whaleid.local_matching.votes import local_candidates, nearest_descriptors
-from whaleid.local_matching.weights import ALIKED, LIGHTGLUE, find_published, load_published
+from whaleid.local_matching.weights import ALIKED, ALIKED_LIGHTGLUE, find_published, load_published
 from whaleid.pipeline.keys import candidates_key, keypoints_key
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run
@@ -165,7 +166,7 @@ def test_another_photograph_is_found_among_others(pictures, weights: Path):
 def test_lightglue_is_the_double_softmax_that_its_weights_say(pictures, weights: Path, monkeypatch):
     """Whatever the batch, against loops; empty pictures match nothing."""
     described, table = pictures
-    file, frames = find_published(LIGHTGLUE, weights), frames_of(table, CONFIG.size)
+    file, frames = find_published(ALIKED_LIGHTGLUE, weights), frames_of(table, CONFIG.size)
     rows = np.array([0, 24, 3, 17, 9, 5])
     found = list(lightglue_matcher(described, frames, file)(16, rows))
     monkeypatch.setattr("whaleid.local_matching.lightglue._BATCH", 1)
@@ -264,7 +265,7 @@ def test_other_weights_are_other_keys(project: Project, tmp_path: Path):
     plain = replace(project, settings=Settings(weights=tmp_path))
     write_weights(tmp_path, seed=0)
     assert (keypoints_key(plain, "n"), candidates_key(plain)) == before  # the same content elsewhere
-    torch.save(lightglue_network().state_dict(), tmp_path / f"{LIGHTGLUE.name}.pth")
+    torch.save(lightglue_network().state_dict(), tmp_path / f"{ALIKED_LIGHTGLUE.name}.pth")
     matching = replace(project, settings=Settings(weights=tmp_path))
     second = candidates_key(matching)
     assert keypoints_key(matching, "n") == before[0] and second != before[1]
@@ -273,15 +274,17 @@ def test_other_weights_are_other_keys(project: Project, tmp_path: Path):
     assert keypoints_key(other, "n") != before[0] and candidates_key(other) not in (before[1], second)
 
 
-def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path):
+def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path, monkeypatch):
     """One line, whichever stage is asked: the file, where it is published, what to do."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     workspace = replace(project.workspace, root=tmp_path / "w")
     bare = replace(project, settings=Settings(weights=tmp_path), workspace=workspace)
     with pytest.raises(
         WhaleidError, match=r"aliked-n16\.safetensors: no such file.*weights aliked-n16.*leave"
     ) as caught:
         run(bare, "ladder")
-    assert "\n" not in str(caught.value) and not (tmp_path / "w").exists()
+    assert "\n" not in str(caught.value) and "No matching distribution" in str(caught.value)
+    assert not (tmp_path / "w").exists()
     with pytest.raises(WhaleidError, match=r"aliked-n16"):
         keypoints_of(bare)
     save_file(random_aliked(), tmp_path / f"{ALIKED.name}.safetensors")
@@ -292,6 +295,7 @@ def test_missing_weights_end_before_any_work(project: Project, tmp_path: Path):
 
 @pytest.mark.parametrize("command", ["train", "ensemble", "matches"])
 def test_the_command_line_says_it_in_one_line(project: Project, tmp_path: Path, monkeypatch, capsys, command: str):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     given = project.competition.model_dump(mode="json", exclude={"rename_values"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(given))
     recipe = {"folds": 2, "sources": project.recipe.sources, "combine": {"local_matching": LOCAL}}
@@ -304,7 +308,9 @@ def test_the_command_line_says_it_in_one_line(project: Project, tmp_path: Path, 
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err.strip()
-    assert ended.value.code == 2 and said.splitlines()[-1].startswith("error: ") and "aliked-n16.pth" in said
+    assert (
+        ended.value.code == 2 and said.splitlines()[-1].startswith("error: ") and "whaleid weights aliked-n16" in said
+    )
     assert not (tmp_path / "work" / "tiny" / "local").exists() and not (tmp_path / "x.png").exists()
 
 

@@ -44,7 +44,7 @@ def test_the_kernel_answers_as_at_home(tmp_path: Path, monkeypatch: pytest.Monke
     assert "keypoints of 13 test images" in done.log.read_text()
 
     bare = replace(world.project, settings=Settings(weights=tmp_path))
-    with pytest.raises(WhaleidError, match=r"aliked-n16\.pth: no such file"):
+    with pytest.raises(WhaleidError, match=r"aliked-n16\.safetensors: no such file"):
         inference_size(bare)
 
 

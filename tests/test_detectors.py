@@ -122,19 +122,19 @@ def test_rootsift_needs_no_weights(tmp_path: Path):
     assert weights_key(LocalConfig.model_validate({"verify": {}}), tmp_path) == ""
 
 
-def test_lightglue_goes_with_aliked_alone():
+def test_lightglue_goes_with_the_keypoints_that_it_has_weights_for():
     def entry(features: str, **verify: str):
         return matcher_entry(LocalConfig.model_validate({"features": features, "verify": verify}))
 
-    for features in ("rootsift", "kaze"):
-        with pytest.raises(WhaleidError, match="set features: aliked, or matcher: mutual"):
+    for features in ("rootsift", "kaze", "xfeat"):
+        with pytest.raises(WhaleidError, match="set features: aliked or disk, or matcher: mutual"):
             entry(features, matcher="lightglue")
-    assert entry("aliked", matcher="lightglue") is MATCHERS["lightglue"]
+    assert all(entry(one, matcher="lightglue") is MATCHERS["lightglue"] for one in ("aliked", "disk"))
     assert entry("aliked") is MATCHERS["mutual"] and matcher_entry(LocalConfig()) is None
 
 
 def test_an_unknown_detector_or_matcher_is_one_line_with_the_known_ones(tmp_path: Path):
-    with pytest.raises(WhaleidError, match=r"local_matching\.features: 'orb' is not known; known: aliked, kaze"):
+    with pytest.raises(WhaleidError, match=r"local_matching\.features: 'orb' is not known; known: aliked, disk, kaze"):
         require_parts(LocalConfig(features="orb"), tmp_path)
     with pytest.raises(WhaleidError, match=r"verify\.matcher: 'x' is not known; known: lightglue, mutual"):
         require_parts(LocalConfig.model_validate({"verify": {"matcher": "x"}}), tmp_path)

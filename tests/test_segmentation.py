@@ -149,7 +149,10 @@ def test_the_network_finds_a_drawn_blob() -> None:
     assert (mask & inside).sum() / (mask | inside).sum() > 0.95
 
 
-def test_missing_or_broken_weights_are_one_line(competition: Competition, tmp_path: Path) -> None:
+def test_missing_or_broken_weights_are_one_line(
+    competition: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(WhaleidError, match="not a readable ONNX network"):
         make_masks(images_of(competition), competition, tmp_path / "masks", tmp_path / "weights")
     with pytest.raises(WhaleidError, match=f"{WEIGHTS_FILE}: not found"):

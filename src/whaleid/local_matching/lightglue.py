@@ -1,4 +1,4 @@
-"""LightGlue: ALIKED's keypoints of two images matched by a network.
+"""LightGlue: ALIKED's or DISK's keypoints of two images matched by a network.
 
 Lindenberger, Sarlin and Pollefeys, "LightGlue: local feature matching at light speed", 2023; kornia's network with the
 authors' weights. It looks at all keypoints of both images and their places at once, and says for each pair how likely
@@ -21,10 +21,11 @@ from whaleid.config import LocalConfig
 from whaleid.local_matching.detectors import signed_floats
 from whaleid.local_matching.keypoints import Described, frames_of
 from whaleid.local_matching.matchers import Matcher
-from whaleid.local_matching.registry import DETECTORS
-from whaleid.local_matching.weights import LIGHTGLUE, find_published, load_published
+from whaleid.local_matching.registry import MATCHERS
+from whaleid.local_matching.weights import find_published, load_published
 from whaleid.utils.device import device_kind
 
+_LENGTH = 128  # of ALIKED's and of DISK's descriptors
 _BATCH = 16  # pairs at once: with 1,000 keypoints each about 1 GB of a GPU's memory
 
 
@@ -32,13 +33,14 @@ def lightglue_network() -> LightGlue:
     """The network without weights. Early stopping and pruning are off: they would make a pair's matches depend on the
     others of its batch, and pay only above 1,500 keypoints.
     """
-    sizes = {"input_dim": DETECTORS["aliked"].length, "depth_confidence": -1.0, "width_confidence": -1.0}
+    sizes = {"input_dim": _LENGTH, "depth_confidence": -1.0, "width_confidence": -1.0}
     return LightGlue(None, **sizes)  # type: ignore[arg-type]  # None: kornia takes these sizes and downloads nothing
 
 
 def make_matcher(described: Described, images: pd.DataFrame, config: LocalConfig, weights: Path) -> Matcher:
     """The matcher of a recipe. Raises WhaleidError where its weights are not in the folder `weights`."""
-    return lightglue_matcher(described, frames_of(images, config.size), find_published(LIGHTGLUE, weights))
+    network = MATCHERS["lightglue"].weights[config.features]
+    return lightglue_matcher(described, frames_of(images, config.size), find_published(network, weights))
 
 
 def lightglue_matcher(described: Described, frames: np.ndarray, weights: Path, device: str | None = None) -> Matcher:

@@ -6,13 +6,23 @@ detector's file has `make_detector(weights)`, a matcher's file `make_matcher(des
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from whaleid.config import LocalConfig
-from whaleid.local_matching.weights import ALIKED, LIGHTGLUE, Published, find_published
+from whaleid.local_matching.weights import (
+    ALIKED,
+    ALIKED_LIGHTGLUE,
+    DISK,
+    DISK_LIGHTGLUE,
+    XFEAT,
+    Published,
+    ensure_published,
+    find_published,
+)
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest
 
@@ -32,7 +42,7 @@ class DetectorEntry:
     unit : float
         Length of a unit descriptor as stored in bytes. A power of two, so that votes can divide by its square exactly.
     weights : Published or None
-        Weights that the user puts into WEIGHTS_DIR.
+        Its weights in WEIGHTS_DIR.
     optional : bool
         Not every OpenCV has it; `make_detector` raises WhaleidError then.
     """
@@ -56,25 +66,26 @@ class MatcherEntry:
     ----------
     module : str
         Where `make_matcher` is.
-    features : str or None
-        The only detector whose keypoints it matches; None: any.
-    weights : Published or None
-        Weights that the user puts into WEIGHTS_DIR.
+    weights : mapping of str to Published
+        Its weights in WEIGHTS_DIR for each detector whose keypoints it matches; empty: any detector, and none needed.
     """
 
     module: str
-    features: str | None = None
-    weights: Published | None = None
+    weights: Mapping[str, Published] = field(default_factory=dict)
 
 
 DETECTORS: dict[str, DetectorEntry] = {
     "rootsift": DetectorEntry("whaleid.local_matching.rootsift", length=128, unit=512.0),
     "kaze": DetectorEntry("whaleid.local_matching.kaze", length=64, unit=128.0, optional=True),
     "aliked": DetectorEntry("whaleid.local_matching.aliked", length=128, unit=128.0, weights=ALIKED),
+    "disk": DetectorEntry("whaleid.local_matching.disk", length=128, unit=128.0, weights=DISK),
+    "xfeat": DetectorEntry("whaleid.local_matching.xfeat", length=64, unit=128.0, weights=XFEAT),
 }
 MATCHERS: dict[str, MatcherEntry] = {
     "mutual": MatcherEntry("whaleid.local_matching.mutual"),
-    "lightglue": MatcherEntry("whaleid.local_matching.lightglue", features="aliked", weights=LIGHTGLUE),
+    "lightglue": MatcherEntry(
+        "whaleid.local_matching.lightglue", weights={"aliked": ALIKED_LIGHTGLUE, "disk": DISK_LIGHTGLUE}
+    ),
 }
 
 
@@ -95,10 +106,11 @@ def matcher_entry(config: LocalConfig) -> MatcherEntry | None:
         return None
     name = config.verify.matcher
     entry = _entry(MATCHERS, name, "verify.matcher")
-    if entry.features not in (None, config.features):
+    if entry.weights and config.features not in entry.weights:
+        able = " or ".join(entry.weights)
         raise WhaleidError(
-            f"combine.local_matching.verify.matcher: {name} matches keypoints of {entry.features} only, not of "
-            f"{config.features}: set features: {entry.features}, or matcher: mutual"
+            f"combine.local_matching.verify.matcher: {name} matches keypoints of {able} only, not of "
+            f"{config.features}: set features: {able}, or matcher: mutual"
         )
     return entry
 
@@ -110,11 +122,12 @@ def _entry(table: dict[str, Entry], name: str, key: str) -> Entry:
 
 
 def require_parts(config: LocalConfig, weights: Path) -> None:
-    """Raise WhaleidError where local matching lacks weights or a part of OpenCV; no work is done.
+    """Raise WhaleidError where local matching lacks a part of OpenCV, or weights that cannot be fetched.
 
     weights: the folder WEIGHTS_DIR.
     """
-    weights_files(config, weights)
+    for network in networks_of(config):
+        ensure_published(network, weights)
     entry = detector_entry(config.features)
     if entry.optional:
         entry.make(weights)
@@ -122,8 +135,14 @@ def require_parts(config: LocalConfig, weights: Path) -> None:
 
 def weights_files(config: LocalConfig, folder: Path) -> list[Path]:
     """Files of the weights that the recipe's detector and matcher need. Raises WhaleidError where one is missing."""
-    entries = detector_entry(config.features), matcher_entry(config)
-    return [find_published(one.weights, folder) for one in entries if one is not None and one.weights is not None]
+    return [find_published(network, folder) for network in networks_of(config)]
+
+
+def networks_of(config: LocalConfig) -> list[Published]:
+    """The networks of a recipe's detector and matcher."""
+    detector, matcher = detector_entry(config.features).weights, matcher_entry(config)
+    matching = None if matcher is None else matcher.weights.get(config.features)
+    return [network for network in (detector, matching) if network is not None]
 
 
 def weights_key(config: LocalConfig, folder: Path) -> str:

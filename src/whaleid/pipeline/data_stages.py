@@ -129,7 +129,7 @@ def keypoints_folder(project: Project) -> Path | None:
 
 
 def require_local(local: LocalConfig | None, weights: Path) -> None:
-    """Raise WhaleidError where local matching needs weights, or a part of OpenCV, that are not here."""
+    """Fetch the weights that local matching needs; WhaleidError where they, or a part of OpenCV, cannot be had."""
     if local is None:
         return
     from whaleid.local_matching.registry import require_parts

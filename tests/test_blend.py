@@ -111,6 +111,16 @@ def test_union_and_average_equal_a_loop(seed, count):
         np.testing.assert_allclose([got[c] for c in every], [expected[c] for c in every], atol=1e-5)
 
 
+@given(st.lists(st.floats(2**-10, 1, width=32), min_size=3, max_size=3), st.permutations(range(3)))
+def test_equal_sums_stand_in_the_order_of_their_codes(places, order):
+    """Three lists turn the same scores round three identities: no rounding of a sum puts one before another."""
+    scores = np.sort(np.array([places], dtype=np.float32))[:, ::-1]
+    codes = [np.roll([[0, 1, 2]], turn, axis=1) for turn in order]
+    lists = tuple(Candidates(np.array(["q"]), np.array(["a", "b", "c"]), one, scores) for one in codes)
+    mean = average(lists, 3)
+    assert mean.codes.tolist() == [[0, 1, 2]] and len(set(mean.scores[0].tolist())) == 1
+
+
 def test_average_of_no_queries():
     lists = random_lists(np.random.default_rng(0))
     none = Candidates(lists.queries[:0], lists.classes, lists.codes[:0], lists.scores[:0])

@@ -51,11 +51,11 @@ def weighted_sum(
     weights : sequence of float
         One a list.
     keep : int
-        Width of the result.
+        Width of the result. Equal sums stand by ascending code.
     """
     codes = np.full((len(like), keep), -1, dtype=np.int64)
     scores = np.full((len(like), keep), -np.inf, dtype=np.float32)
-    factor = np.asarray(weights, dtype=np.float32)
+    factor = np.asarray(weights, dtype=np.float64)  # so that equal sums stay equal, whatever the order of their parts
     for start in range(0, len(like), _CHUNK):
         part = slice(start, start + _CHUNK)
         joined, spread = union([(code[part], score[part]) for code, score in tables])

@@ -1,6 +1,7 @@
 """The form of answer `pairs`: a similarity for each pair of images (Jaguar Re-ID 2026), by identity-balanced mAP.
 
-The average precision of each query is averaged within its identity, then over identities.
+The average precision of each query is averaged within its identity, then over identities. Equal similarities are one
+step, whatever their order, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -13,26 +14,6 @@ import pandas as pd
 from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
 from whaleid.utils.errors import WhaleidError
-
-
-def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
-    """Average precision of one query; equal similarities are one step, whatever their order.
-
-    Parameters
-    ----------
-    similarity : float array, shape (n,)
-    relevant : bool array, shape (n,)
-        At least one is true.
-
-    Returns
-    -------
-    float
-        In [0, 1].
-    """
-    order = np.argsort(-similarity, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(similarity[order])), len(order) - 1)  # last place of each similarity
-    found = np.cumsum(relevant[order])[ends]
-    return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / found[-1])
 
 
 def identity_balanced_map(
@@ -52,10 +33,12 @@ def identity_balanced_map(
     -------
     Series of float, index: identity
     """
+    from sklearn.metrics import average_precision_score
+
     values = []
     for rows in pd.Series(np.arange(len(query))).groupby(query).indices.values():
         if relevant[rows].any():
-            values.append((identity[rows[0]], average_precision(similarity[rows], relevant[rows])))
+            values.append((identity[rows[0]], average_precision_score(relevant[rows], similarity[rows])))
     frame = pd.DataFrame(values, columns=["identity", "precision"])
     return frame.groupby("identity")["precision"].mean()
 

@@ -1,4 +1,4 @@
-"""Known or unknown: ROC, rejection curve, and the threshold for a chosen false acceptance rate.
+"""Known or unknown: rejection curve, and the threshold for a chosen false acceptance rate.
 
 A query is accepted, that is answered by an identity, where its confidence is at least the threshold. An accepted
 unknown query is a false acceptance.
@@ -14,41 +14,25 @@ RATES = (0.01, 0.05, 0.1)
 """False acceptance rates that are reported."""
 
 
-def acceptance_curve(confidence: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ROC of accepting known queries.
+def threshold_for_false_acceptance(confidence: np.ndarray, unknown: np.ndarray, rate: float) -> float:
+    """Lowest threshold whose share of accepted unknown queries is at most `rate`; infinity: accept none.
 
     Parameters
     ----------
     confidence : float array, shape (n,)
     unknown : bool array, shape (n,)
         Both kinds must be there.
-
-    Returns
-    -------
-    thresholds : float64 array, shape (m + 1,)
-        Infinity, then the different confidences, falling.
-    false_acceptance, acceptance : float64 arrays, shape (m + 1,)
-        Shares of the unknown and of the known queries that are accepted at each threshold.
+    rate : float
+        In [0, 1]. Fitted on these queries: score others by the threshold.
     """
+    from sklearn.metrics import roc_curve
+
     _check(confidence, unknown)
-    if unknown.all() or not unknown.any():
-        raise WhaleidError("rejection: both known and unknown queries are needed")
-    levels, code = np.unique(-confidence, return_inverse=True)
-    shares = []
-    for kind in (unknown, ~unknown):
-        counts = np.bincount(code.reshape(-1)[kind], minlength=len(levels))
-        shares.append(np.append(0.0, np.cumsum(counts) / kind.sum()))
-    return np.append(np.inf, -levels), shares[0], shares[1]
-
-
-def threshold_for_false_acceptance(confidence: np.ndarray, unknown: np.ndarray, rate: float) -> float:
-    """Lowest threshold whose share of accepted unknown queries is at most `rate`, in [0, 1]; infinity: accept none.
-
-    Other parameters as in `acceptance_curve`. Fitted on these queries: score others by it.
-    """
     if not 0.0 <= rate <= 1.0:
         raise WhaleidError(f"rejection: a false acceptance rate of {rate}; give one from 0 to 1")
-    thresholds, false_acceptance, _ = acceptance_curve(confidence, unknown)
+    if unknown.all() or not unknown.any():
+        raise WhaleidError("rejection: both known and unknown queries are needed")
+    false_acceptance, _, thresholds = roc_curve(~unknown, confidence, drop_intermediate=False)
     return float(thresholds[np.flatnonzero(false_acceptance <= rate)[-1]])
 
 

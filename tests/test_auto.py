@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_cli import COMPETITION
 
 from whaleid.auto import throughput
-from whaleid.auto.choose import ENOUGH, MOST, Choice, choose, fold_number, local_share, options
+from whaleid.auto.choose import ENOUGH, FEW, MOST, MOST_PAIRS, Choice, choose, fold_number, local_share, options
 from whaleid.auto.facts import Facts, Machine, facts_of
 from whaleid.auto.opening import open_project, recipe_file
 from whaleid.auto.throughput import Throughput, line_through
@@ -23,6 +23,7 @@ from whaleid.cli.context import Context
 from whaleid.cli.training import plan
 from whaleid.config.files import load_recipe
 from whaleid.config.settings import Settings
+from whaleid.local_matching.cost import PAIRS
 from whaleid.pipeline.plan import Census
 from whaleid.utils.errors import WhaleidError
 
@@ -90,6 +91,9 @@ def test_the_choice_keeps_the_minutes_or_is_the_smallest(facts: Facts, minutes: 
     assert len(choice.trained) == choice.folds or choice.trained in ((0,), (0, 1))
     learned = choice.local is not None and choice.local.learned is not None
     assert not learned or len(choice.trained) >= 3
+    if choice.local is not None and choice.local.learned is not None and choice.local.learned.pairs is not None:
+        pairs = choice.local.learned.pairs.images
+        assert pairs == PAIRS[-1] or pairs * facts.census.all_images <= MOST_PAIRS
     assert choice.seconds["local matching"] <= 60 * minutes * local_share(facts.census.all_images)
     assert all(
         1 <= network.epochs <= network.passes <= MOST and network.pixels <= facts.area for network in choice.networks
@@ -120,6 +124,29 @@ def test_choices_of_known_data(facts: Facts, minutes: float, networks: int, trai
     assert (len(choice.networks), len(choice.trained)) == (networks, trained)
     assert (choice.local is not None) == (facts is NYALA)
     assert choice.networks[0].passes >= ENOUGH or minutes <= 15
+
+
+def pairs_of(choice: Choice) -> int:
+    assert choice.local is not None and choice.local.learned is not None and choice.local.learned.pairs is not None
+    return choice.local.learned.pairs.images
+
+
+def test_pairs_are_given_up_while_networks_see_a_photograph_too_seldom() -> None:
+    """And no further: with fewer pairs than it has, each choice's networks reach FEW only by the pairs given up."""
+    hasty, calm = chosen(NYALA, 5), chosen(NYALA, 30)
+    assert pairs_of(hasty) == PAIRS[-1] and hasty.networks[0].passes < FEW
+    assert pairs_of(calm) == PAIRS[0] and calm.networks[0].passes >= FEW
+    between = [chosen(NYALA, minutes) for minutes in np.arange(5, 30, 0.25)]
+    assert any(PAIRS[-1] < pairs_of(choice) < PAIRS[0] for choice in between)
+    assert all(choice.networks[0].passes >= FEW for choice in between if pairs_of(choice) > PAIRS[-1])
+
+
+def test_votes_stay_beside_fewer_folds_where_they_fit() -> None:
+    whales = replace(NYALA, census=Census(2400, 0, 400, 800, 1.0, estimated=False), groups=2400)
+    hasty = chosen(whales, 5)
+    assert hasty.local is not None and hasty.local.learned is None and len(hasty.trained) < hasty.folds
+    assert sum(hasty.seconds.values()) <= 300
+    assert chosen(whales, 2).local is None  # the seconds are the networks'
 
 
 def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() -> None:

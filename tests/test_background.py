@@ -3,17 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, arguments, done
 from test_masks import disc, make_project, project_at
 
 from whaleid.config.files import load_experiment
 from whaleid.data.images import prepare
-from whaleid.data.masks import GREY
+from whaleid.data.masks import GREY, Mask
 from whaleid.data.sample import make_sample
+from whaleid.features.context import measure_context
 from whaleid.pipeline.data_stages import read_cache
 from whaleid.pipeline.keys import candidates_key, features_key, folds_key, run_key
 from whaleid.pipeline.project import Project
@@ -48,6 +51,36 @@ def test_the_cache_is_grey_outside_of_the_masks(tmp_path: Path) -> None:
         assert np.array_equal(shown[white], whole[white]) and (shown[~white] == GREY).all()
     both = replace(project, experiments=(*project.experiments, *with_experiment(project, "keep").experiments))
     assert len(run(both, "cache")) == 1  # the other one has a cache of its own
+
+
+class Pixels:
+    """Features of a run: the pixels themselves."""
+
+    size, batch = (32, 32), 3
+    run = SimpleNamespace(experiment=SimpleNamespace(image=SimpleNamespace(box_margin=0.0)))
+
+    def embed(self, images: np.ndarray) -> tuple[np.ndarray, None]:
+        flat = images.reshape(len(images), -1).astype(np.float32) - GREY
+        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), None
+
+
+def test_the_context_ratio_tells_animals_from_backgrounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Animals say who it is, and each query stands before the background of another identity's gallery image."""
+    white, masks = disc(32, 32) > 0, []
+    for row, (animal, behind) in enumerate([(0, 1), (1, 2), (2, 0), (0, 0), (1, 1), (2, 2)]):
+        noise = [np.random.default_rng(seed).integers(0, 256, (32, 32, 3)) for seed in (animal, 10 + behind)]
+        cv2.imwrite(str(tmp_path / f"{row}.png"), np.where(white[..., None], *noise).astype(np.uint8))
+        cv2.imwrite(str(tmp_path / f"{row}-mask.png"), disc(32, 32))
+        masks.append(Mask(tmp_path / f"{row}-mask.png", (32, 32)))
+    images = pd.DataFrame({"path": [f"{row}.png" for row in range(6)], "identity": list("abcabc")})
+    images = images.assign(x0=0.0, y0=0.0, x1=32.0, y1=32.0)
+    monkeypatch.setattr("whaleid.features.extractor.load_extractor", lambda *_: Pixels())
+    found = measure_context(tmp_path, images, np.arange(3), np.arange(3, 6), tmp_path, masks)
+    assert (found.queries, found.animal, found.background, found.ratio) == (3, 1.0, 0.0, 0.0)
+    swapped = [2, 0, 1]  # the gallery's identities are those of the backgrounds
+    images["identity"] = list("abc") + [list("abc")[place] for place in swapped]
+    found = measure_context(tmp_path, images, np.arange(3), np.arange(3, 6), tmp_path, masks)
+    assert (found.animal, found.background, found.ratio) == (0.0, 1.0, None)
 
 
 def keys(project: Project) -> tuple[str, str, str]:

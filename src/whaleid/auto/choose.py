@@ -178,13 +178,11 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
     local, matching, networks = _shared_out(budget, folds, planned)
     trained = tuple(range(folds))
     if (networks is None or networks[0].passes < FEW) and (local is None or local.learned is None):
-        networks, trained = _fewer_folds(budget, folds, planned - matching)
-        if (
-            local is not None
-            and around + matching + budget.training_seconds(networks, folds, len(trained)) > 60 * minutes
-        ):
+        fewer = _fewer_folds(budget, folds, planned - matching)
+        if fewer is None:
             local, matching = None, 0.0
-            networks, trained = _fewer_folds(budget, folds, planned)
+            fewer = _fewer_folds(budget, folds, planned)
+        networks, trained = fewer or (options(facts)[0].networks, (0,))
     assert networks is not None
     training = budget.training_seconds(networks, folds, len(trained))
     seconds = {"training": training, "local matching": matching, "the rest": around}
@@ -291,14 +289,14 @@ def _networks(budget: _Budget, folds: int, trained: int, seconds: float) -> tupl
     return None
 
 
-def _fewer_folds(budget: _Budget, folds: int, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]]:
-    """One network on two folds, or on one where two would not get half of FEW passes; at least one pass."""
+def _fewer_folds(budget: _Budget, folds: int, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
+    """One network on two folds, or on one where two would not get half of FEW passes; None where not one pass fits."""
     cheapest = options(budget.facts)[0].networks
     two = budget.longest(cheapest, folds, 2, seconds)
     if two is not None and two[0].passes >= FEW // 2:
         return two, (0, 1)
     one = budget.longest(cheapest, folds, 1, seconds)
-    return one or cheapest, (0,)
+    return None if one is None else (one, (0,))
 
 
 def _speed(machine: Machine, runs: int) -> float:

@@ -19,8 +19,9 @@ from whaleid.data.segmentation import WEIGHTS_FILE
 from whaleid.evaluation.topk import read_guesses
 from whaleid.identify.photographs import find_photographs, photograph_rows
 from whaleid.identify.picture import write_pictures
-from whaleid.identify.rank import COLUMNS, _with_masks, identify, require_trained
+from whaleid.identify.rank import COLUMNS, identify, probabilities_of, require_trained, with_masks
 from whaleid.pipeline.submission import read_guesses_of_rungs
+from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
 
@@ -61,6 +62,19 @@ def test_test_images_get_the_candidates_of_the_pipeline(world: World, tmp_path: 
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width > 400 and picture.height > 100
+
+
+def test_unknown_has_the_probability_that_the_listed_identities_leave() -> None:
+    classes = np.array(["a", "b", "new"])
+    scores = np.array([[0.3, 0.2, 0.1], [0.9, 0.2, 0.1]], np.float32)
+    lists = Candidates(np.array(["q", "r"]), classes, np.array([[2, 0, 1], [2, 0, 1]]), scores)
+    found = probabilities_of(lists, {"ladder": {"rungs": [{"kind": "blend"}]}}, "new")
+    assert found == pytest.approx(np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]))  # its score is a threshold
+    logarithms = Candidates(
+        np.array(["q"]), classes[:2], np.array([[1, 0, -1]]), np.array([[-0.5, -1.0, -np.inf]], np.float32)
+    )
+    found = probabilities_of(logarithms, {"ladder": {"rungs": [{"kind": "stack"}]}}, None)
+    assert found == pytest.approx(np.array([[np.exp(-0.5), np.exp(-1.0), 0.0]]))
 
 
 def called(monkeypatch: pytest.MonkeyPatch, world: World, *words: str, recipe: str = "recipe.yaml") -> int:
@@ -138,8 +152,8 @@ def test_masks_of_photographs_are_made_in_scratch_space(
     project = replace(world.project, competition=masked, settings=Settings(weights=weights))
     before = contents(photographs)
     rows = photograph_rows(find_photographs([photographs]), masked)
-    copy = _with_masks(project, project, rows, scratch)
+    copy = with_masks(project, project, rows, scratch)
     masks = masks_of(copy.competition, rows) or []
     assert len(masks) == len(rows) and all(mask.path.is_relative_to(scratch) for mask in masks)
     assert all((read_mask(mask) == 255).all() for mask in masks) and contents(photographs) == before
-    assert _with_masks(world.project, world.project, rows, scratch).competition.masks is None
+    assert with_masks(world.project, world.project, rows, scratch).competition.masks is None

@@ -54,7 +54,7 @@ def photograph_rows(
         Leave out photographs that cannot be read, with a warning, instead of raising WhaleidError.
     """
     names = [str(path) for path in photographs]
-    rows = pd.DataFrame({"image": names, "path": [os.path.abspath(name) for name in names]})  # noqa: PTH100
+    rows = pd.DataFrame({"image": names, "path": [os.path.abspath(name) for name in names]})  # noqa: PTH100 - no link is followed
     extra = [*competition.train.extra, *(competition.test.extra if competition.test is not None else {})]
     rows = rows.assign(split="test", **{name: pd.Series(None, rows.index, object) for name in ("identity", *extra)})
     found = fingerprint_images(_HERE, rows["path"].tolist())

@@ -96,14 +96,14 @@ def identify(project: Project, photographs: pd.DataFrame) -> Iterator[Identified
         with redirect_stdout(sys.stderr):  # the kernel's log
             write_inference_assets(project, folders.assets)
             copy, content = open_bundle(folders)
-            copy = _with_masks(copy, project, photographs, Path(scratch, "masks"))
+            copy = with_masks(copy, project, photographs, Path(scratch, "masks"))
             copy, _, figures = rank_images(copy, folders, content, photographs, None)
         path = copy.workspace.candidates(copy.recipe.name) / "test.parquet"
         candidates = read_candidates(path)[-1][2]
-        yield Identified(copy, candidates, _probabilities(candidates, figures, copy.competition.unknown))
+        yield Identified(copy, candidates, probabilities_of(candidates, figures, copy.competition.unknown))
 
 
-def _with_masks(copy: Project, project: Project, photographs: pd.DataFrame, folder: Path) -> Project:
+def with_masks(copy: Project, project: Project, photographs: pd.DataFrame, folder: Path) -> Project:
     """The project in scratch space with masks of the photographs, made in `folder` where the project uses any."""
     if project.competition.masks is None or not (project.local_matching or project.removes_background):
         return replace(copy, competition=copy.competition.model_copy(update={"masks": None}))
@@ -113,7 +113,7 @@ def _with_masks(copy: Project, project: Project, photographs: pd.DataFrame, fold
     return replace(copy, competition=own)
 
 
-def _probabilities(candidates: Candidates, figures: Figures, unknown: str | None) -> np.ndarray:
+def probabilities_of(candidates: Candidates, figures: Figures, unknown: str | None) -> np.ndarray:
     """Scores as probabilities. The blend's are probabilities; a stack without unknown label gives logarithms of them.
 
     The unknown identity, whose score is a threshold, gets what the listed identities leave.

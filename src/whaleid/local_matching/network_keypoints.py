@@ -76,7 +76,7 @@ def no_maxima(pixels: torch.Tensor, length: int) -> Maxima:
 def inside(maxima: Maxima, height: int, width: int) -> Maxima:
     """The keypoints that are not in the margin of `padded`."""
     column, row = maxima.places.unbind(dim=1)
-    kept = torch.nonzero((column < width) & (row < height))[:, 0]
+    kept = torch.nonzero((column <= width - 1) & (row <= height - 1))[:, 0]
     return Maxima(maxima.places[kept], maxima.scores[kept], lambda rows: maxima.describe(kept[rows]))
 
 

@@ -14,7 +14,7 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 10,
+    "candidates": 11,
     "context": 1,
     "score": 1,
 }

@@ -43,9 +43,12 @@ LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
 MOST_PAIRS = 400_000
 """Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
-ENOUGH = 25
-"""Times that a network sees each photograph, or each and its mirror image, before more pixels are worth more (nyala,
-one fold, kNN out of fold and solution: 16,384 pixels 40 times .197 and .155, 32,768 pixels 30 times .279 and .234)."""
+ENOUGH = 16
+"""Times that a network sees each photograph, or each and its mirror image, before more pixels are worth more. At equal
+cost, kNN out of fold of one fold of four: nyala 16,384 pixels 16 times .214, 32,768 pixels 8 times .219; cattle, with
+mirror images, 8,192 pixels 17 times .845, 16,384 pixels 9 times .841; lion (two folds) 8,192 pixels 16 times .153,
+16,384 pixels 8 times .131. So larger pictures lose nothing from about 9,000 images seen on, and 16 times 585 lions are
+as many. With more time they win: nyala, 16,384 pixels 40 times .197, 32,768 pixels 30 times .279 (three folds)."""
 MANY_IMAGES = 10.0
 """Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen with the figures of
 one fold known, of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on

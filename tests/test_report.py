@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,11 @@ from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.report.examples import Example, Guess, add_gallery_images, choose_examples
 from whaleid.report.inputs import TopGuesses, read_results
 from whaleid.report.page import templates, write_report
-from whaleid.report.thumbnails import SIZE, fit_size
+from whaleid.report.thumbnails import MOST_BYTES, fit_size
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 
-UNKNOWN = "new<whale>"
+UNKNOWN = "new</script>"
 SOURCE = "net <b>&amp;"
 SUMMARY = {
     "experiment": "lite<0>",
@@ -101,7 +102,7 @@ def page(project: Project) -> str:
 
 
 class Page(HTMLParser):
-    """Collects the images and links of a page, and checks that every opened element is closed."""
+    """Collects the images, links, charts and data of a page, and checks that every opened element is closed."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -109,6 +110,9 @@ class Page(HTMLParser):
         self.images: list[str] = []
         self.links: list[str] = []
         self.anchors: list[str] = []
+        self.charts: list[str] = []
+        self.data: dict[str, Any] = {}
+        self.in_data = False
         self.feed(content)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -118,11 +122,19 @@ class Page(HTMLParser):
             self.images.append(given["src"] or "")
         if tag == "a":
             self.links.append(given["href"] or "")
-        if tag not in ("img", "meta", "br"):
+        if "data-chart" in given:
+            self.charts.append(given["data-chart"] or "")
+        self.in_data = given.get("id") == "data"
+        if tag not in ("img", "meta", "br", "input"):
             self.open.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.in_data:
+            self.data = json.loads(data)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.in_data = False
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -132,16 +144,25 @@ def test_page_stands_by_itself(project: Project, page: str) -> None:
     folder = project.workspace.report("own")
     parsed = Page(page)
     assert not parsed.open
-    assert set(parsed.images) == {path.name for path in folder.iterdir()} - {"index.html"}
+    queries = parsed.data["queries"]
+    pictures = {row for row in [*queries["row"], *queries["pictures"]] if row >= 0}
+    paths = {image for image in parsed.images if image.startswith("images/")}
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert written == {"index.html", *parsed.images, *(f"images/{row}.webp" for row in pictures)}
+    assert paths and set(queries["names"]) == {str(row) for row in pictures}
     assert all(link.removeprefix("#") in parsed.anchors for link in parsed.links)
-    assert all(path.stat().st_size < 300_000 for path in folder.glob("*.png"))
-    assert "<script" not in page and "http" not in page
+    assert set(parsed.data["charts"]) | {"map", "rejection"} == set(parsed.charts)
+    assert all((folder / name).stat().st_size <= MOST_BYTES for name in written if name.endswith(".webp"))
+    assert "http" not in page and page.count("<script") == 2
     assert [path.name for path in folder.parent.iterdir()] == ["own"]  # no temporary is left
 
 
 def test_labels_are_escaped(page: str) -> None:
+    """`</script>` in a label ends no script: what stands in the page's data is the label itself."""
     assert UNKNOWN not in page and SOURCE not in page and "w&0" not in page
-    assert "new&lt;whale&gt;" in page and "net &lt;b&gt;&amp;amp;" in page and "w&amp;0" in page
+    assert "new&lt;/script&gt;" in page and "net &lt;b&gt;&amp;amp;" in page and "w&amp;0" in page
+    queries = Page(page).data["queries"]
+    assert queries["unknown"] == UNKNOWN and queries["identities"] == [f"w&{number}" for number in range(8)]
 
 
 def test_figures_are_those_of_the_ladder(project: Project, page: str) -> None:
@@ -169,12 +190,13 @@ def test_runs_are_shown_with_their_curves(project: Project, tmp_path: Path) -> N
     (folder / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     page = write_report(moved).read_text()
     assert "<td>lite&lt;0&gt;/fold0</td><td>2</td><td>400</td><td>7</td><td>1.2500</td><td>20</td><td>20.0</td>" in page
-    assert (moved.workspace.report("own") / "training.png").is_file()
+    (curve,) = Page(page).data["charts"]["loss lite<0>"]["series"]
+    assert curve["name"] == "fold 0" and curve["points"] == [[1, 3], [2, 1.5]]
 
 
 def test_runs_without_logs(project: Project, tmp_path: Path) -> None:
     page = write_report(with_runs(project, tmp_path)).read_text()
-    assert "logs are not in the work folder" in page and "training.png" not in page
+    assert "logs are not in the work folder" in page and "loss lite" not in page
 
 
 def test_broken_log_is_named(project: Project, tmp_path: Path) -> None:
@@ -226,7 +248,7 @@ def test_no_unknown_label(tmp_path: Path) -> None:
     run(project, "ladder")
     page = write_report(project).read_text()
     assert "no unknown label" in page and "called unknown" not in page
-    assert not (project.workspace.report("own") / "unknown.png").exists()
+    assert "scores" not in Page(page).data["charts"]
 
 
 def test_without_test_images_and_expected_share_nothing_is_told_of_them(tmp_path: Path, page: str) -> None:
@@ -262,7 +284,8 @@ def top_guesses(first: list[str], truth: list[str], best: list[float], known: li
         rows=np.arange(count) + 10,
         folds=np.zeros(count, int),
         truth=np.array(truth),
-        known=np.array(known),
+        sizes=np.array(known, int),
+        simulated=np.zeros(count, bool),
         guesses=guesses,
         scores=scores.astype(np.float32),
         best=np.array(best, np.float32),
@@ -337,15 +360,21 @@ def test_text_is_readable_on_light_and_on_dark() -> None:
     themes = [dict(re.findall(r"--(\w+): (#[0-9a-f]+)", part)) for part in style.split("prefers-color-scheme: dark")]
     assert len(themes) == 2 and themes[0].keys() == themes[1].keys()
     for theme in themes:
-        for ink, grounds in (("ink", ("paper", "soft", "note")), ("quiet", ("paper", "soft")), ("link", ("paper",))):
+        for ink, grounds in (
+            ("ink", ("paper", "soft", "note")),
+            ("quiet", ("paper", "soft")),
+            ("link", ("paper",)),
+            ("right", ("soft",)),
+            ("wrong", ("soft",)),
+            *((line, ("paper",)) for line in ("bar", "warm", "sage", "plum", "gold", "steel")),
+        ):
             for ground in grounds:
                 low, high = sorted((light(theme[ink]), light(theme[ground])))
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
     assert light(themes[0]["paper"]) > 0.9 and light(themes[1]["paper"]) < 0.05
-    assert set(re.findall(r"var\(--(\w+)\)", style)) == themes[0].keys()
+    assert set(re.findall(r"var\(--(\w+)\)", style)) == themes[0].keys() | {"aspect"}
 
 
 def test_thumbnails_keep_the_aspect_and_fit() -> None:
     assert fit_size(np.array([0, 0, 440, 100])) == (220, 50)
     assert fit_size(np.array([10, 0, 20, 100])) == (18, 180)
-    assert SIZE[0] * SIZE[1] * 3 < 300_000  # so that no PNG of one is larger

@@ -35,7 +35,6 @@ from whaleid.report.inputs import Results, read_results
 from whaleid.report.matches import best_match, draw_image_pair, match_example, write_matches
 from whaleid.report.page import write_report
 from whaleid.report.paths import COUNT, find_paths
-from whaleid.report.plots import draw_importance, draw_shares
 from whaleid.retrieval.graph import find_neighbours, neighbour_graph
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
@@ -96,7 +95,8 @@ def test_page_shows_pairs_with_their_matches(project: Project, results: Results,
     ]
     assert len(pairs) >= 3
     parsed = Page(page)
-    assert set(parsed.images) == {path.name for path in folder.iterdir()} - {"index.html"}
+    shown = {path.name for path in folder.glob("matches-*")}
+    assert shown == {image for image in parsed.images if image.startswith("matches-")}
     for pair in pairs:
         used = matched_keypoints(described, pair.query, pair.row, local)[2]
         assert f"{used.sum()} of {len(used)} mutual matches agree in geometry" in page
@@ -267,7 +267,7 @@ def test_page_draws_paths(project: Project, results: Results) -> None:
     shown = page[page.index('id="paths"') : page.index('id="folds"')]
     assert 1 <= shown.count('class="sheet path"') <= COUNT
     for strip in re.findall(r'<div class="sheet path">.*?</div>', shown, re.DOTALL):
-        rows = [int(row) for row in re.findall(r"image-(\d+)\.png", strip)]
+        rows = [int(row) for row in re.findall(r"images/(\d+)\.webp", strip)]
         assert len(rows) >= 3 and strip.count('class="step"') == len(rows) - 1
         identity = results.images["identity"].iloc[rows].tolist()
         assert identity[0] == identity[-1]
@@ -290,54 +290,22 @@ def with_ladder(project: Project, root: Path, **changes: object) -> Project:
 def test_page_tells_what_another_share_of_unknown_costs(project: Project, page: str, tmp_path: Path) -> None:
     shares = read_metrics(project)["own"]["ladder"]["shares"]
     lost = [f"{loss:.4f}" if (loss := point["best"] - point["kept"]) > 0 else "nothing" for point in shares]
-    assert f"{lost[0]} at 0.0 % and {lost[-1]} at 80.0 %" in page and 'src="shares.png"' in page
+    assert f"{lost[0]} at 0.0 % and {lost[-1]} at 80.0 %" in page and "shares" in Page(page).charts
     ends = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.8, 0.4))]
     shown = write_report(with_ladder(project, tmp_path / "ends", shares=ends)).read_text()
     assert "0.2000 at 0.0 % and nothing at 80.0 %" in shown
     for changes in ({"shares": []}, {"shares": None}):
         without = write_report(with_ladder(project, tmp_path / str(changes), **changes)).read_text()
-        assert "thresholds in use" not in without and "shares.png" not in without
+        assert "the thresholds in use lose" not in without and "shares" not in Page(without).charts
 
 
 def test_page_shows_what_the_stack_looks_at(project: Project, page: str, tmp_path: Path) -> None:
     assert "The stack" not in page
     importance = {"<odds> of $x$": 0.75, "images": 0.25}
     moved = with_ladder(project, tmp_path, stack={"rounds": [1], "rows": 9, "importance": importance})
-    parsed = Page(write_report(moved).read_text())
-    assert "importance.png" in parsed.images and "#stack" in parsed.links
-    assert (moved.workspace.report("own") / "importance.png").is_file()
+    shown = write_report(moved).read_text()
+    assert "#stack" in Page(shown).links
+    assert shown.index("&lt;odds&gt; of $x$</td><td>75.0 %") < shown.index("images</td><td>25.0 %")
     unused = with_ladder(project, tmp_path / "unused", stack={"rounds": [1, 0], "rows": 9, "importance": importance})
     assert "ranked without trees" not in write_report(moved).read_text()
     assert "ranked without trees" in " ".join(write_report(unused).read_text().split())
-
-
-def drawn_colors(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
-    """Where a plot has that colour, bool (h, w); its palette of 256 may miss it by a little."""
-    with Image.open(path) as plot:
-        away = np.abs(np.asarray(plot.convert("RGB")).astype(int) - colour)
-    return away.max(axis=2) < 12
-
-
-def test_bars_are_as_long_as_their_shares(tmp_path: Path) -> None:
-    """The largest on top whatever the order given; what does not fit is one grey bar of all the rest."""
-    draw_importance({"small": 0.2, "large": 0.8}, tmp_path / "two.png")
-    rows = drawn_colors(tmp_path / "two.png", (0x1F, 0x77, 0xA4)).sum(axis=1)
-    bars = [rows[part].max() for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows > 0)) + 1)]
-    upper, lower = [length for length in bars if length]
-    assert upper / lower == pytest.approx(4, rel=0.02)
-    draw_importance({"never": 0.0, "large": 0.8, "nor this": 0.0, "small": 0.2}, tmp_path / "zeros.png")
-    assert Image.open(tmp_path / "zeros.png").size == Image.open(tmp_path / "two.png").size  # no room for what is 0
-    draw_importance({f"f{number}": 1 / 40 for number in range(40)}, tmp_path / "many.png")
-    rest = drawn_colors(tmp_path / "many.png", (0x8A, 0x97, 0x9F)).sum(axis=1).max()
-    assert rest / drawn_colors(tmp_path / "many.png", (0x1F, 0x77, 0xA4)).sum(axis=1).max() == pytest.approx(
-        16, rel=0.05
-    )
-
-
-def test_share_curve_shades_only_what_is_lost(tmp_path: Path) -> None:
-    points = [{"share": share, "kept": 0.5, "best": best} for share, best in ((0.0, 0.7), (0.4, 0.5), (0.8, 0.3))]
-    for expected in ({"low": 0.0, "high": 0.6, "weight": 0.3}, {"low": 0.4, "high": 0.4, "weight": 0.4}):
-        draw_shares(points, expected, 5, tmp_path / "shares.png")
-        shaded = drawn_colors(tmp_path / "shares.png", (251, 231, 217)).sum(axis=0)
-        middle = len(shaded) // 2
-        assert shaded[:middle].sum() > 20 * shaded[middle + 60 :].sum() and shaded[:middle].max() > 50

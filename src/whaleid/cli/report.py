@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(context: Context) -> None:
-    """Write a page with the recipe's results: ladder, slices, training curves, right and wrong guesses.
+    """Write a page with the recipe's results: ladder, thresholds to try, every query with its guesses, hard identities.
 
     Example: whaleid report -c nyala
     """

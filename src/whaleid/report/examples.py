@@ -60,7 +60,7 @@ def choose_examples(top: TopGuesses, unknown: str | None, count: int = COUNT) ->
         "wrong": _highest(named & ~right & answerable, top.best, count),
         "missed": _highest(called_unknown & top.known, margin, count),
     }
-    return {kind: [_example(top, int(query)) for query in queries] for kind, queries in chosen.items()}
+    return {kind: [example_of(top, int(query)) for query in queries] for kind, queries in chosen.items()}
 
 
 def add_gallery_images(
@@ -91,7 +91,7 @@ def _highest(mask: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     return queries[np.argsort(-values[queries], kind="stable")[:count]]
 
 
-def _example(top: TopGuesses, query: int) -> Example:
+def example_of(top: TopGuesses, query: int) -> Example:
     truth = str(top.truth[query])
     listed = zip(top.guesses[query].tolist(), top.scores[query].tolist(), strict=True)
     guesses = tuple(Guess(identity, score, identity == truth) for identity, score in listed if identity)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.protocol import FoldPart, Protocol, read_protocol
 from whaleid.ensemble.simulation import is_simulated, simulated_protocol
 from whaleid.evaluation.metrics import MapScore
 from whaleid.pipeline.keys import candidates_key
@@ -24,7 +24,7 @@ from whaleid.pipeline.sources import sources
 from whaleid.utils.errors import WhaleidError
 
 GUESSES = 3
-"""Guesses of each query that the page shows."""
+"""Guesses of each query that are read where no number is given."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ class TopGuesses:
     folds : int64 array, shape (n,)
     truth : str array, shape (n,)
         True identity. For an identity without an image in the gallery: the unknown label, or "" if there is none.
-    known : bool array, shape (n,)
-        Whether the gallery holds an image of the true identity.
+    sizes : int64 array, shape (n,)
+        Gallery images of the true identity.
+    simulated : bool array, shape (n,)
+        Whether it is a simulated unknown query.
     guesses : str array, shape (n, count)
         Best first; "" where the ranker gave fewer.
     scores : float32 array, shape (n, count)
@@ -51,10 +53,16 @@ class TopGuesses:
     rows: np.ndarray
     folds: np.ndarray
     truth: np.ndarray
-    known: np.ndarray
+    sizes: np.ndarray
+    simulated: np.ndarray
     guesses: np.ndarray
     scores: np.ndarray
     best: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether the gallery holds an image of the true identity, bool (n,)."""
+        return self.sizes > 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Results:
     final : TopGuesses
         Guesses of the last ranker of the ladder, whose answers are submitted.
     scored : TopGuesses
-        The same with the simulated unknown queries.
+        The first k + 1 of them, with the simulated unknown queries.
     solution : dict
         Ranker -> score against the solution; empty where there is none.
     stale : bool
@@ -118,7 +126,8 @@ def read_results(project: Project) -> Results:
     folds = pd.read_csv(workspace.folds, dtype={"image": str, "identity": str, "fold": int}, keep_default_na=False)
     protocol = read_protocol(images, folds, project.competition, project.folds)
     last = folder / "oof.parquet", figures["ladder"]["final"]
-    final, scored = (read_top_guesses(*last, one) for one in (protocol, simulated_protocol(protocol)))
+    final = read_top_guesses(*last, protocol)
+    scored = read_top_guesses(*last, simulated_protocol(protocol), project.competition.k + 1)
     stale = figures["key"] != candidates_key(project)
     return Results(project, figures, images, folds, protocol, final, scored, _solution(project, folder), stale)
 
@@ -152,11 +161,17 @@ def read_top_guesses(path: Path, ranker: str, protocol: Protocol, count: int = G
         rows=np.concatenate([part.rows for part in protocol.parts]),
         folds=np.concatenate([np.full(len(part.rows), part.fold) for part in protocol.parts]),
         truth=np.append(protocol.classes.astype(object), protocol.unknown or "")[codes].astype(str),
-        known=codes >= 0,
+        sizes=np.concatenate([part.sizes for part in protocol.parts]),
+        simulated=np.concatenate([_is_simulated(part) for part in protocol.parts]),
         guesses=guesses,
         scores=scores,
         best=np.where(first_unknown, scores[:, 1], scores[:, 0]),
     )
+
+
+def _is_simulated(part: FoldPart) -> np.ndarray:
+    """Which queries are simulated, bool (q,): they stand last."""
+    return np.arange(len(part.rows)) >= len(part.rows) - part.simulated
 
 
 def best_single_features(results: Results) -> tuple[str, dict[int, Path]]:

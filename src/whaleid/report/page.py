@@ -5,23 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from whaleid.data.folds import fold_table
 from whaleid.data.masks import masks_of
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.summary import round_lines, share_lines
+from whaleid.evaluation.log import read_log
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.context import context_line
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
-from whaleid.report import plots
-from whaleid.report.examples import add_gallery_images, choose_examples
-from whaleid.report.inputs import GUESSES, Results, best_single_features, read_losses, read_results
+from whaleid.pipeline.submission import log_path
+from whaleid.report import charts
+from whaleid.report.cv_lb import gap_lines, scored
+from whaleid.report.examples import choose_examples
+from whaleid.report.identities import accuracy_by_size, confused_pairs, worst_identities
+from whaleid.report.inputs import Results, best_single_features, read_losses, read_results
 from whaleid.report.mask_sheet import PICTURES, write_mask_sheet
 from whaleid.report.matches import MatchedPair, draw_image_pair, match_example, matches_line
 from whaleid.report.paths import FoldPaths, GraphPath, fold_paths
+from whaleid.report.queries import query_data, query_weights_of, shown_queries, without_unknown
 from whaleid.report.thumbnails import write_thumbnails
 from whaleid.utils.files import atomic_path
 
@@ -45,29 +51,56 @@ def write_report(project: Project) -> Path:
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()
+        queries, paths = shown_queries(results), fold_paths(results)
+        rows = {row for query in queries for row in query.rows}
+        rows |= {row for path in (paths.paths if paths else ()) for row in path.rows}
+        write_thumbnails(results.images, rows, project.competition.root, folder / "images")
+        sections = _sections(results, paths, folder)
         page = (
             templates()
             .get_template("page.html.j2")
             .render(
                 header=_header(results),
                 notices=_notices(results),
-                sections={
-                    "ladder": _ladder(results, folder),
-                    "slices": _slices(results),
-                    "unknown": _unknown(results, folder),
-                    "stack": _stack(results, folder),
-                    "training": _training(results, folder),
-                    "examples": _examples(results, folder),
-                    "matches": _matches(results, folder),
-                    "masks": _masks(results, folder),
-                    "paths": _paths(results, folder),
-                    "folds": _folds(results),
-                    "settings": _settings(results),
-                },
+                sections=sections,
+                queries=query_data(results, queries),
+                charts=_charts(sections),
             )
         )
         (folder / "index.html").write_text(page, encoding="utf-8")
     return out / "index.html"
+
+
+def _sections(results: Results, paths: FoldPaths | None, folder: Path) -> dict[str, Any]:
+    """What each section of the page shows; None: the page has no such section. Further pictures go to the folder."""
+    source, folders = best_single_features(results)
+    return {
+        "ladder": _ladder(results),
+        "threshold": {"has_unknown": results.protocol.unknown is not None, "final": results.rankers[-1]},
+        "queries": {"source": source, "has_features": bool(folders)},
+        "identities": _identities(results),
+        "slices": _slices(results),
+        "unknown": _unknown(results),
+        "calibration": _calibration(results),
+        "stack": _stack(results),
+        "training": _training(results),
+        "leaderboard": _leaderboard(results),
+        "matches": _matches(results, folder),
+        "masks": _masks(results, folder),
+        "paths": _paths(results, paths),
+        "folds": _folds(results),
+        "settings": _settings(results),
+    }
+
+
+def _charts(sections: dict[str, Any]) -> dict[str, charts.Chart]:
+    """The charts of all sections, by the name of their place in the page."""
+    return {
+        name: chart
+        for section in sections.values()
+        if isinstance(section, dict)
+        for name, chart in section.get("charts", {}).items()
+    }
 
 
 def templates() -> Environment:
@@ -82,6 +115,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "score": _score}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
 
 
@@ -102,12 +136,20 @@ def _header(results: Results) -> dict[str, Any]:
         "recipe": results.figures["recipe"],
         "commit": results.figures["commit"] or "not known",
         "k": final["k"],
+        "unknown": results.project.competition.unknown,
         "final": final,
+        "aspect": _median_aspect(results),
         "solution": None if solution is None else solution.as_json(),
         "labelled": len(labelled),
         "identities": labelled[labelled != results.project.competition.unknown].nunique(),
         "test": int((results.images["split"] == "test").sum()),
     }
+
+
+def _median_aspect(results: Results) -> float:
+    """Width over height of the boxes, which the cards' pictures have room for."""
+    boxes = results.images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
+    return float(np.median((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])))
 
 
 def _notices(results: Results) -> list[str]:
@@ -126,9 +168,9 @@ def _notices(results: Results) -> list[str]:
     return lines + list(round_lines(results.figures))
 
 
-def _ladder(results: Results, folder: Path) -> dict[str, Any]:
-    plots.draw_ladder(results.rankers, results.solution, folder / "ladder.png")
+def _ladder(results: Results) -> dict[str, Any]:
     ladder = results.figures["ladder"]
+    solution = {name: score.map for name, score in results.solution.items()}
     return {
         "k": ladder["k"],
         "queries": ladder["queries"],
@@ -136,8 +178,21 @@ def _ladder(results: Results, folder: Path) -> dict[str, Any]:
         "share_lines": share_lines(ladder),
         "has_test": len(results.protocol.test_rows) > 0,
         "rankers": results.rankers,
-        "solution": {name: score.map for name, score in results.solution.items()},
+        "solution": solution,
         "optimistic": any(ranker["optimistic"] for ranker in results.rankers),
+        "lowest": min([ranker["low"] for ranker in results.rankers] + list(solution.values())),
+        "highest": max([ranker["high"] for ranker in results.rankers] + list(solution.values())),
+    }
+
+
+def _identities(results: Results) -> dict[str, Any]:
+    final = results.final
+    sizes = accuracy_by_size(final)
+    return {
+        "worst": worst_identities(final).to_dict("records"),
+        "pairs": confused_pairs(final, results.project.competition.unknown).to_dict("records"),
+        "sizes": sizes,
+        "charts": {"sizes": charts.size_chart(sizes)} if sizes else {},
     }
 
 
@@ -146,75 +201,71 @@ def _slices(results: Results) -> dict[str, Any]:
     return {"k": final["k"], "rankers": [final, single], "rows": final["slices"]}
 
 
-def _unknown(results: Results, folder: Path) -> dict[str, Any]:
+def _unknown(results: Results) -> dict[str, Any]:
     """Thresholds and what they call unknown; {} where the competition has no unknown label."""
     competition, thresholds = results.project.competition, results.rankers[-1]["unknown"]
     if competition.unknown is None or thresholds is None:
         return {}
     top, ladder = results.scored, results.figures["ladder"]
     called_unknown = top.guesses[:, 0] == competition.unknown
-    by_fold = {fold: value for fold, value in thresholds["by_fold"].items() if value is not None}
     known, unknown = (top.best[mask & (top.best == top.best)] for mask in (top.known, ~top.known))
-    if len(known) + len(unknown):
-        plots.draw_scores(known, unknown, list(by_fold.values()), thresholds["tuned"], folder / "unknown.png")
     shares, expected = ladder.get("shares"), ladder["share"]
+    shown = {}
+    if len(known) + len(unknown):
+        shown["scores"] = charts.score_chart(known, unknown, thresholds["tuned"])
     if shares:
-        plots.draw_shares(shares, expected, ladder["k"], folder / "shares.png")
+        shown["shares"] = charts.share_chart(shares, expected, ladder["k"])
+    by_fold = {fold: value for fold, value in thresholds["by_fold"].items() if value is not None}
     return {
         "label": competition.unknown,
         "expected": expected,
         "thresholds": thresholds | {"by_fold": by_fold},
         "unknown_called": _mean(called_unknown[~top.known]),
         "known_called": _mean(called_unknown[top.known]),
-        "has_scores": len(known) + len(unknown) > 0,
         "shares": shares,
+        "charts": shown,
         "k": ladder["k"],
     }
+
+
+def _calibration(results: Results) -> dict[str, Any]:
+    top = without_unknown(results.scored, results.project.competition.unknown)
+    listed = ~np.isnan(top.best)
+    right = top.known & (top.guesses[:, 0] == top.truth)
+    values = (top.best[listed], right[listed], query_weights_of(results)[listed])
+    return {"charts": {"calibration": charts.calibration_chart(*values)} if values[2].any() else {}}
 
 
 def _mean(values: Any) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _stack(results: Results, folder: Path) -> dict[str, Any] | None:
+def _stack(results: Results) -> dict[str, Any] | None:
     stack = results.figures["ladder"].get("stack") or {}
     importance = stack.get("importance")
     if not importance:
         return None
-    plots.draw_importance(importance, folder / "importance.png")
-    return {"features": len(importance), "trees": stack["rounds"][-1]}
+    used = sorted(((share, name) for name, share in importance.items() if share > 0), reverse=True)
+    return {"features": len(importance), "trees": stack["rounds"][-1], "importance": used}
 
 
-def _training(results: Results, folder: Path) -> dict[str, Any]:
+def _training(results: Results) -> dict[str, Any]:
     runs = {name: summary for name, summary in results.figures["runs"].items() if summary}
     curves: dict[str, dict[int, list[tuple[int, float]]]] = {}
     for run in runs.values():
         losses = read_losses(results.project.workspace.run(run["experiment"], run["fold"]))
         if losses:
             curves.setdefault(run["experiment"], {})[FULL_DATA if run["fold"] is None else run["fold"]] = losses
-    if curves:
-        plots.draw_losses(curves, folder / "training.png")
-    return {"sources": list(results.project.recipe.sources), "runs": runs, "has_curves": bool(curves)}
+    shown = {f"loss {name}": charts.loss_chart(folds) for name, folds in curves.items()}
+    return {"sources": list(results.project.recipe.sources), "runs": runs, "charts": shown}
 
 
-def _examples(results: Results, folder: Path) -> dict[str, Any]:
-    project = results.project
-    source, folders = best_single_features(results)
-    chosen = choose_examples(results.final, project.competition.unknown)
-    if project.competition.unknown is None:
-        del chosen["missed"]
-    examples = {
-        kind: add_gallery_images(found, results.protocol, results.images, folders) for kind, found in chosen.items()
-    }
-    rows = {row for found in examples.values() for example in found for row in example.rows}
-    write_thumbnails(results.images, rows, project.competition.root, folder)
-    return {
-        "guesses": GUESSES,
-        "source": source,
-        "has_features": bool(folders),
-        "examples": examples,
-        "name": results.images["image"].to_dict(),
-    }
+def _leaderboard(results: Results) -> dict[str, Any] | None:
+    """Submissions with a leaderboard score; None where there is none."""
+    records = scored(read_log(log_path(results.project)), results.project.competition.name)
+    if not records:
+        return None
+    return {"lines": gap_lines(records), "charts": {"leaderboard": charts.leaderboard_chart(records)}}
 
 
 def _matches(results: Results, folder: Path) -> dict[str, Any] | None:
@@ -263,12 +314,9 @@ def _masks(results: Results, folder: Path) -> dict[str, Any] | None:
     return {"pictures": min(PICTURES, len(masks)), "line": None if context is None else context_line(context)}
 
 
-def _paths(results: Results, folder: Path) -> dict[str, Any]:
-    found = fold_paths(results)
+def _paths(results: Results, found: FoldPaths | None) -> dict[str, Any]:
     if found is None:
         return {"found": None, "source": best_single_features(results)[0]}
-    rows = {row for path in found.paths for row in path.rows}
-    write_thumbnails(results.images, rows, results.project.competition.root, folder)
     return {"found": found, "strips": [_strip(path, found, results) for path in found.paths]}
 
 

@@ -1,0 +1,351 @@
+"use strict";
+/* Scores the queries under any threshold, shows them as cards, and draws the charts. Every text is set as text, never
+   as HTML, so that no label can break the page. */
+(() => {
+  const { queries, charts } = JSON.parse(document.getElementById("data").textContent);
+  const { k, unknown, identities, truth, guesses } = queries;
+  const scores = Float32Array.from(queries.scores, (score) => score ?? -Infinity);
+  const cards = queries.row.length; // the queries behind these are simulated unknown ones
+  const weight = truth.map((code) => queries.weights[code >= 0 ? 0 : 1]);
+  const PAGE = 24; // cards at a time, so that thousands of queries stay quick
+  const STEPS = 400; // of the slider
+  const byId = (id) => document.getElementById(id);
+
+  /* ------------------------------------------------------------------------------------------------- scoring */
+
+  let tried = null; // the threshold that is tried for all folds; null: those in use
+
+  const thresholdOf = (query) => {
+    if (unknown === null) return -Infinity;
+    return tried ?? queries.thresholds[queries.fold[query]] ?? -Infinity;
+  };
+
+  const place = truth.map((code, query) => { // of the truth among the identities, from 1; 0: not there
+    if (code < 0 || query >= cards) return 0;
+    return guesses.slice(query * k, query * k + k).indexOf(code) + 1;
+  });
+
+  /** Number of the first k identities whose score reaches the threshold: the unknown label stands behind them. */
+  function above(query, threshold) {
+    let count = 0;
+    while (count < k && scores[query * k + count] >= threshold) count += 1;
+    return count;
+  }
+
+  /** Rank of the right answer among the first k guesses, 0 where it is not one of them. */
+  function rankOf(query, threshold) {
+    const limit = Math.fround(threshold);
+    let rank = place[query];
+    if (truth[query] < 0) rank = unknown === null ? 0 : above(query, limit) + 1;
+    else if (rank && scores[query * k + rank - 1] < limit) rank += 1;
+    return rank <= k ? rank : 0;
+  }
+
+  /** Weighted mean of a value over the queries that a condition holds for; NaN where there are none. */
+  function mean(value, condition = () => true) {
+    let sum = 0, total = 0;
+    for (let query = 0; query < truth.length; query += 1) {
+      if (!weight[query] || !condition(query)) continue;
+      sum += weight[query] * value(query);
+      total += weight[query];
+    }
+    return sum / total;
+  }
+
+  function mapAt(thresholds) {
+    return mean((query) => { const rank = rankOf(query, thresholds(query)); return rank && 1 / rank; });
+  }
+
+  const best = (query) => scores[query * k];
+  const isRight = (query) => place[query] === 1;
+  const accepted = (query) => best(query) >= Math.fround(tried ?? (unknown === null ? -Infinity : thresholdOf(query)));
+
+  /** Points (share rejected, accuracy of the others): one for each different best score, from the highest. */
+  function rejectionCurve() {
+    const order = truth.map((_, query) => query).filter((query) => weight[query] > 0);
+    order.sort((a, b) => best(b) - best(a));
+    const total = order.reduce((sum, query) => sum + weight[query], 0);
+    const points = [];
+    let taken = 0, right = 0;
+    order.forEach((query, at) => {
+      taken += weight[query];
+      right += isRight(query) ? weight[query] : 0;
+      const last = at + 1 === order.length || best(order[at + 1]) < best(query);
+      if (last) points.push([1 - taken / total, right / taken]);
+    });
+    return points;
+  }
+
+  /* -------------------------------------------------------------------------------------------------- charts */
+
+  const HEIGHT = 240, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 40;
+
+  function shape(parent, name, attributes, text) {
+    const made = document.createElementNS(parent.namespaceURI, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    if (text !== undefined) made.textContent = text;
+    parent.append(made);
+    return made;
+  }
+
+  function element(parent, name, attributes = {}, text) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    if (text !== undefined) made.textContent = text;
+    parent.append(made);
+    return made;
+  }
+
+  /** Round numbers between two values, about `count` of them. */
+  function ticks(low, high, count) {
+    const rough = (high - low) / count;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough);
+    const found = [];
+    for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) found.push(at * step);
+    return found.map((value) => [value, value.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9)))]);
+  }
+
+  function range(values) {
+    const low = Math.min(...values), high = Math.max(...values);
+    const room = (high - low || Math.abs(high) || 1) * 0.04;
+    return [low - room, high + room];
+  }
+
+  /** Draw a chart (charts.py describes its data) into its figure. */
+  function draw(figure, chart) {
+    const svg = figure.querySelector("svg"), legend = figure.querySelector(".legend");
+    svg.replaceChildren();
+    legend.replaceChildren();
+    const points = chart.series.flatMap((one) => one.points);
+    const width = Math.max(260, figure.clientWidth);
+    const [x0, x1] = range([...points.map((point) => point[0]), ...chart.marks.map((mark) => mark.x)]);
+    const [y0, y1] = range(points.flatMap((point) => [point[1], ...point.slice(2, 4)]).filter((y) => y !== null));
+    const x = (value) => LEFT + (value - x0) / (x1 - x0) * (width - LEFT - RIGHT);
+    const y = (value) => HEIGHT - BOTTOM - (value - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM);
+    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    svg.setAttribute("aria-label", `${figure.querySelector("figcaption").textContent}: ${chart.y} by ${chart.x}`);
+    for (const [value, text] of ticks(y0, y1, 4)) {
+      shape(svg, "line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "grid" });
+      shape(svg, "text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, text);
+    }
+    for (const [value, text] of ticks(x0, x1, width / 90)) {
+      shape(svg, "line", { x1: x(value), x2: x(value), y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" });
+      shape(svg, "text", { x: x(value), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, text);
+    }
+    shape(svg, "text", { x: (LEFT + width) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, chart.x);
+    chart.series.forEach((one, number) => drawSeries(svg, one, one.kind === "dashed" ? "quiet" : `s${number % 6}`, x, y));
+    chart.marks.forEach((mark) => shape(svg, "line", { x1: x(mark.x), x2: x(mark.x), y1: TOP, y2: HEIGHT - BOTTOM, class: "mark" }));
+    chart.series.forEach((one, number) =>
+      element(legend, "span", { class: one.kind === "dashed" ? "quiet" : `s${number % 6}` }, one.name));
+    chart.marks.forEach((mark) => element(legend, "span", { class: "mark" }, mark.name));
+  }
+
+  function drawSeries(svg, one, style, x, y) {
+    const path = one.points.map((point) => `${x(point[0]).toFixed(1)},${y(point[1]).toFixed(1)}`).join(" ");
+    if (one.kind === "area") {
+      const ends = [one.points[0][0], one.points[one.points.length - 1][0]].map((value) => `${x(value).toFixed(1)},${y(0).toFixed(1)}`);
+      shape(svg, "polygon", { points: `${ends[0]} ${path} ${ends[1]}`, class: `area ${style}` });
+    } else if (one.kind !== "dots") {
+      shape(svg, "polyline", { points: path, class: `${one.kind} ${style}` });
+    }
+    if (one.kind !== "dots" && one.points.length > 1) return;
+    for (const [left, height, low, high, label] of one.points) {
+      if (low != null) shape(svg, "line", { x1: x(left), x2: x(left), y1: y(low), y2: y(high), class: `interval ${style}` });
+      const dot = shape(svg, "circle", { cx: x(left), cy: y(height), r: 4, class: style });
+      shape(dot, "title", {}, `${label ?? one.name}: ${left}, ${height}`);
+    }
+  }
+
+  const figures = [...document.querySelectorAll("figure.chart")];
+  const drawAll = () => figures.forEach((figure) => charts[figure.dataset.chart] && draw(figure, charts[figure.dataset.chart]));
+
+  /* ----------------------------------------------------------------------------------------------- threshold */
+
+  const slider = byId("threshold");
+  const finite = truth.map((_, query) => best(query)).filter(Number.isFinite);
+  const [lowest, highest] = finite.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  const percent = (share) => (Number.isNaN(share) ? "none" : `${(100 * share).toFixed(1)} %`);
+
+  function prepareCharts() {
+    const line = (name, points) => ({ name, kind: "line", points });
+    const tries = Array.from({ length: 101 }, (_, at) => lowest + (highest - lowest) * at / 100);
+    const shown = rejectionCurve();
+    const every = Math.ceil(shown.length / 500); // a curve of 500 points looks the same
+    charts.rejection = { x: "share of the queries that is rejected", y: "accuracy of the others", marks: [],
+      series: [line("queries out of fold", shown.filter((_, at) => at % every === 0 || at + 1 === shown.length))] };
+    if (unknown !== null) {
+      charts.map = { x: "threshold", y: `MAP@${k}`, marks: [], series: [line("one threshold for all folds", tries.map((one) => [one, mapAt(() => one)]))] };
+    }
+  }
+
+  function showFigures() {
+    const called = (query) => best(query) < Math.fround(thresholdOf(query));
+    const known = (query) => truth[query] >= 0;
+    const values = { [`MAP@${k}, out of fold`]: ["value-map", mapAt(thresholdOf).toFixed(5)] };
+    if (unknown !== null) {
+      values[`called ${unknown}`] = ["value-new", percent(mean(called))];
+      values[`of the unknown queries, called ${unknown}`] = ["value-found", percent(mean(called, (query) => !known(query)))];
+      values[`of the known queries, called ${unknown}`] = ["value-missed", percent(mean(called, known))];
+    }
+    values["of the queries, accepted"] = ["value-accepted", percent(mean(accepted))];
+    values["of the accepted, right"] = ["value-accuracy", percent(mean(isRight, accepted))];
+    byId("figures").replaceChildren();
+    for (const [name, [id, text]] of Object.entries(values)) element(element(byId("figures"), "div"), "b", { id }, text).after(name);
+    byId("threshold-value").textContent = tried === null ? (unknown === null ? "none" : "in use, one a fold") : tried.toFixed(4);
+    byId("fitted").setAttribute("aria-pressed", tried === null);
+    const rejected = 1 - mean(accepted);
+    charts.rejection.marks = [{ x: rejected, name: `rejected: ${percent(rejected)}` }];
+    if (unknown !== null) charts.map.marks = tried === null ? [] : [{ x: tried, name: `threshold ${tried.toFixed(4)}` }];
+    for (const figure of figures) if (["map", "rejection"].includes(figure.dataset.chart)) draw(figure, charts[figure.dataset.chart]);
+  }
+
+  function tryThreshold(value) {
+    tried = value;
+    showFigures();
+    filter();
+  }
+
+  /* --------------------------------------------------------------------------------------------------- cards */
+
+  let found = [], first = 0;
+
+  /** The first k guesses under the threshold: { code, score, row }; code -1: the unknown label. */
+  function guessesOf(query) {
+    const listed = [];
+    for (let at = query * k; at < query * k + k; at += 1) {
+      if (guesses[at] >= 0) listed.push({ code: guesses[at], score: scores[at], row: queries.pictures[at] });
+    }
+    const threshold = thresholdOf(query);
+    if (unknown !== null && threshold > -Infinity) listed.splice(above(query, Math.fround(threshold)), 0, { code: -1, score: threshold, row: -1 });
+    return listed.slice(0, k);
+  }
+
+  const nameOf = (code) => (code >= 0 ? identities[code] : unknown ?? "an identity that is not in the gallery");
+  const isRightGuess = (guess, query) => guess.code === truth[query] && (guess.code >= 0 || unknown !== null);
+  const sizeName = (size) => (size >= 6 ? "6+" : size >= 2 ? "2-5" : String(size));
+
+  const STATES = {
+    all: () => true,
+    right: (query) => rankOf(query, thresholdOf(query)) === 1,
+    wrong: (query) => rankOf(query, thresholdOf(query)) !== 1 && (truth[query] >= 0 || unknown !== null),
+    called: (query) => above(query, Math.fround(thresholdOf(query))) === 0,
+    missed: (query) => truth[query] >= 0 && above(query, Math.fround(thresholdOf(query))) === 0,
+    new: (query) => truth[query] < 0,
+  };
+  const late = (query) => rankOf(query, thresholdOf(query)) || k + 1;
+  const name = (query) => queries.names[queries.row[query]];
+  const ORDERS = {
+    sure: (a, b) => best(b) - best(a),
+    unsure: (a, b) => best(a) - best(b),
+    late: (a, b) => late(b) - late(a) || best(b) - best(a),
+    name: (a, b) => (name(a) < name(b) ? -1 : 1),
+  };
+
+  /** Whether a query fits the text: an identity's whole name, or a part of an image's or identity's name. */
+  function searcher(text) {
+    const wanted = text.trim().toLowerCase();
+    if (!wanted) return () => true;
+    const whole = identities.findIndex((identity) => identity.toLowerCase() === wanted);
+    if (whole >= 0) return (query) => truth[query] === whole;
+    return (query) => name(query).toLowerCase().includes(wanted) || nameOf(truth[query]).toLowerCase().includes(wanted);
+  }
+
+  function filter() {
+    const state = STATES[byId("state").value], size = byId("size").value, fits = searcher(byId("search").value);
+    found = queries.row.map((_, query) => query)
+      .filter((query) => state(query) && (size === "all" || sizeName(queries.size[query]) === size) && fits(query));
+    found.sort(ORDERS[byId("order").value]);
+    show(0);
+  }
+
+  function show(start) {
+    first = Math.max(0, Math.min(start, found.length - 1));
+    first -= first % PAGE;
+    const shown = found.slice(first, first + PAGE);
+    byId("cards").replaceChildren(...shown.map(card));
+    if (shown.length) byId("cards").firstChild.tabIndex = 0;
+    byId("count").textContent = shown.length
+      ? `${first + 1} to ${first + shown.length} of ${found.length.toLocaleString("en")} queries` : "No query fits.";
+    byId("before").disabled = first === 0;
+    byId("after").disabled = first + PAGE >= found.length;
+  }
+
+  function picture(parent, row, description, style) {
+    const figure = element(parent, "figure", { class: style });
+    if (row >= 0) element(figure, "img", { src: `images/${row}.webp`, alt: description, loading: "lazy", decoding: "async" });
+    else element(figure, "div", { class: "none" }, "no picture");
+    return element(figure, "figcaption");
+  }
+
+  function card(query) {
+    const listed = guessesOf(query), right = listed.length > 0 && isRightGuess(listed[0], query);
+    const item = document.createElement("li");
+    item.className = "card";
+    item.tabIndex = -1;
+    item.setAttribute("aria-label", `${name(query)}, ${nameOf(truth[query])}: first guess ${right ? "right" : "wrong"}`);
+    const caption = picture(item, queries.row[query], `query ${name(query)}`, "query");
+    element(caption, "b", {}, nameOf(truth[query]));
+    caption.append(element(caption, "br"), name(query));
+    const list = element(item, "ol", { class: "guesses" });
+    for (const guess of listed) {
+      const verdict = isRightGuess(guess, query) ? "right" : "wrong";
+      const text = picture(element(list, "li"), guess.row, `${verdict} guess ${nameOf(guess.code)}`, verdict);
+      element(text, "b", {}, `${verdict === "right" ? "✓" : "✗"} ${nameOf(guess.code)}`);
+      text.append(` ${guess.score.toFixed(3)}`);
+    }
+    return item;
+  }
+
+  /** Arrow keys move from card to card, and over the ends to the next page. */
+  function walk(event) {
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    const items = [...byId("cards").children], at = items.indexOf(document.activeElement);
+    if (!step || at < 0) return;
+    event.preventDefault();
+    let next = at + step;
+    if (next < 0 && first > 0) { show(first - PAGE); next = PAGE - 1; }
+    else if (next >= items.length && first + PAGE < found.length) { show(first + PAGE); next = 0; }
+    focusCard(next);
+  }
+
+  function focusCard(at) {
+    const item = byId("cards").children[at];
+    if (!item) return;
+    for (const other of byId("cards").children) other.tabIndex = -1;
+    item.tabIndex = 0;
+    item.focus();
+  }
+
+  /* --------------------------------------------------------------------------------------------------- start */
+
+  function start() {
+    const used = Object.values(queries.thresholds ?? {}).filter((value) => value !== null);
+    const middle = used.length ? used.reduce((sum, value) => sum + value) / used.length : lowest;
+    Object.assign(slider, { min: lowest, max: highest, step: (highest - lowest) / STEPS || 1 });
+    slider.value = middle;
+    slider.addEventListener("input", () => tryThreshold(Number(slider.value)));
+    byId("fitted").addEventListener("click", () => tryThreshold(null));
+    byId("filters").addEventListener("input", filter);
+    byId("filters").addEventListener("submit", (event) => event.preventDefault());
+    byId("before").addEventListener("click", () => show(first - PAGE));
+    byId("after").addEventListener("click", () => show(first + PAGE));
+    byId("cards").addEventListener("keydown", walk);
+    document.addEventListener("click", (event) => {
+      const identity = event.target.dataset?.search;
+      if (identity === undefined) return;
+      byId("search").value = identity;
+      byId("state").value = "wrong";
+      filter();
+      byId("queries").scrollIntoView();
+      focusCard(0);
+    });
+    prepareCharts();
+    drawAll();
+    tryThreshold(null);
+    let width = window.innerWidth;
+    window.addEventListener("resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; drawAll(); } });
+  }
+
+  start();
+})();

@@ -39,7 +39,7 @@ def review(image: str, other: str, same: str, number: int = 0, who: str = "nora"
 def decisions(draw: st.DrawFn, answers: tuple[str, ...] = (*ANSWERS, TAKEN_BACK), most: int = 8) -> list[Review]:
     pairs = st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True)
     rows = draw(st.lists(st.tuples(pairs, st.sampled_from(answers), st.sampled_from(PEOPLE)), max_size=most))
-    return [review(*pair, same, number, who) for number, (pair, same, who) in enumerate(rows)]
+    return [review(a, b, same, number, who) for number, ((a, b), same, who) in enumerate(rows)]
 
 
 def written(rows: list[Review], path: Path) -> Path:

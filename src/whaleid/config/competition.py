@@ -87,6 +87,9 @@ class Competition(Model):
     makes some). Local matching takes keypoints from the white part only."""
     solution: str | None = None
     """CSV of the test images' identities; read by `score` and `report` only."""
+    reviews: str | None = None
+    """CSV of what people decided of pairs of images (`whaleid review`); made with the first decision. It changes the
+    answers to test images, and pseudo-labels."""
     rename_values: dict[str, dict[str, str]] = {}
     """Corrections of the data: column of images.parquet -> wrong value -> right value."""
     group: str | None = None

@@ -22,6 +22,7 @@ import pandas as pd
 
 from whaleid.config import Competition, Recipe
 from whaleid.data.pseudo import COLUMNS, FULL
+from whaleid.data.reviews import Links
 from whaleid.ensemble.blend import apply_blend
 from whaleid.ensemble.ladder import protocol_of, rank_all
 from whaleid.ensemble.lists import average
@@ -29,6 +30,7 @@ from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, full_data_p
 from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.ensemble.rankers.second_level import BlendRanker
 from whaleid.ensemble.rankings import Ranking, Source, fit_thresholds
+from whaleid.ensemble.reviews import reviewed_labels
 from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.identities import PADDING
@@ -44,6 +46,7 @@ def pseudo_labels(
     number: int,
     local: Path | None = None,
     weights_folder: Path | None = None,
+    links: Links | None = None,
 ) -> pd.DataFrame:
     """The test images that are confident enough, for every fold and (fold -1) for full-data models.
 
@@ -57,6 +60,8 @@ def pseudo_labels(
         Of the round that is trained with them.
     images, folds, sources, recipe, competition, local, weights_folder
         As in `ladder.combine`; `recipe.pseudo` holds the confidence.
+    links : Links, optional
+        What people decided.
 
     Returns
     -------
@@ -72,7 +77,20 @@ def pseudo_labels(
     recipe = _without_learned_scores(recipe)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
     labels = confident_labels(protocol, rankings, sources, images, recipe, local, weights_folder)
+    if links is not None:
+        labels = _reviewed(labels, links, protocol, images, folds)
     return labels.assign(round=number)[list(COLUMNS)]
+
+
+def _reviewed(
+    labels: pd.DataFrame, links: Links, protocol: Protocol, images: pd.DataFrame, folds: pd.DataFrame
+) -> pd.DataFrame:
+    """The labels with what people decided, in each fold without the decisions about the fold's own images."""
+    parts = []
+    for fold in [*(part.fold for part in protocol.parts), FULL]:
+        own, training = labels[labels["fold"] == fold], folds[folds["fold"] != fold]
+        parts.append(reviewed_labels(own, links, images, training, protocol.unknown).assign(fold=fold))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _without_learned_scores(recipe: Recipe) -> Recipe:

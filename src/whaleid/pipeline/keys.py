@@ -6,11 +6,13 @@ that change no output, such as the number of processes, are in no key.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from whaleid.config import Experiment, ExperimentBase
 from whaleid.data.pseudo import labels_of
+from whaleid.data.reviews import read_links
 from whaleid.local_matching.registry import weights_key
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.versions import VERSION
@@ -103,7 +105,20 @@ def labels_key(project: Project) -> str:
     """Of the pseudo-labels of the project's round, which the blend of the round before gives."""
     assert project.recipe.pseudo is not None
     before = project.at_round(project.workspace.round - 1).with_combine(**BLEND_ALONE)
-    return digest("labels", VERSION["labels"], candidates_key(before), project.recipe.pseudo.confidence)
+    decided = _decisions(project)
+    return digest("labels", VERSION["labels"], candidates_key(before), project.recipe.pseudo.confidence, *decided)
+
+
+def answer_key(project: Project, ladder: str) -> str:
+    """Of the submission: the ladder's key and, where there are any, what people decided; empty where the former is."""
+    decided = _decisions(project)
+    return digest("answer", ladder, *decided) if ladder and decided else ladder
+
+
+def _decisions(project: Project) -> list[dict[str, Any]]:
+    """What people decided of pairs of images; empty where that is nothing."""
+    links = read_links(project.competition)
+    return [asdict(links)] if len(links) else []
 
 
 BLEND_ALONE: dict[str, object] = {"stack": None}

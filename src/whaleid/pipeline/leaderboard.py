@@ -14,7 +14,7 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run, tasks_to_do
 from whaleid.pipeline.score import solution_path, solution_scores
 from whaleid.pipeline.stages import STAGES
-from whaleid.pipeline.submission import latest_submission
+from whaleid.pipeline.submission import latest_submission, review_line
 from whaleid.pipeline.tasks import Task
 
 LAST = "score"
@@ -38,6 +38,8 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
         yield "no submission: the competition's YAML names no test images"
         return
     path, solution = latest_submission(project), solution_path(project.competition)
+    if reviewed := review_line(project):
+        yield reviewed
     if solution is not None:
         form = get_form(project.competition.answer.form)
         yield f"top-1 (solution): {form.score_submission(path, solution, 1).value:.5f}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from whaleid.data.pseudo import FULL, describe_pseudo_labels, labels_of, write_pseudo_labels
+from whaleid.data.reviews import read_links
 from whaleid.pipeline import keys
 from whaleid.pipeline.data_stages import keypoints_folder
 from whaleid.pipeline.ladder import first_row, read_ranks, read_round_figures
@@ -44,6 +45,7 @@ def label_tasks(project: Project) -> list[Task]:
             number,
             keypoints_folder(project),
             project.settings.weights,
+            read_links(project.competition),
         )
         write_pseudo_labels(labels, path)
         used = labels if project.full_experiments else labels[labels["fold"] != FULL]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,11 @@ import pandas as pd
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.data.listing import read_listed
+from whaleid.data.reviews import read_links
 from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.evaluation.topk import read_guesses
+from whaleid.pipeline.keys import answer_key
 from whaleid.pipeline.ladder import ladder_tasks
 from whaleid.pipeline.metrics import read_figures, require_figures
 from whaleid.pipeline.project import Project
@@ -23,13 +25,16 @@ from whaleid.pipeline.workspace import read_folds
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
+if TYPE_CHECKING:
+    from whaleid.retrieval.candidates import Candidates
+
 
 def submission_tasks(project: Project) -> list[Task]:
     """The submission of the recipe, and its row in the log; none where the competition has no test images."""
     if project.competition.test is None:
         return []
     ladder = ladder_tasks(project)[0]
-    path = submission_path(project, ladder.key)
+    path, key = submission_path(project, ladder.key), answer_key(project, ladder.key)
     note = project.workspace.root / "submission" / project.recipe.name  # the file itself is outside of the work folder
 
     def make() -> None:
@@ -39,14 +44,14 @@ def submission_tasks(project: Project) -> list[Task]:
     def check() -> bool:
         return path.is_file() and ladder.current and bool(_rows_of(project, path))
 
-    return [Task("submission", "", project.workspace, note, ladder.key, make, ("ladder",), check)]
+    return [Task("submission", "", project.workspace, note, key, make, ("ladder",), check)]
 
 
 def write_answer(project: Project, path: Path) -> None:
     """Write the final ranker's guesses, as the candidates hold them, to the submission file `path`."""
     competition = project.competition
     template = submission_template(competition, project.workspace.root)
-    final = read_guesses_of_rungs(project)[-1]
+    final = _reviewed_guesses(project)
     images, guesses = _with_missing(final, template, _most_frequent(project))
     scores = None
     if final.scores is not None:
@@ -60,8 +65,12 @@ def write_answer(project: Project, path: Path) -> None:
 
 
 def submission_path(project: Project, key: str) -> Path:
-    """File of the submission with a key; its name ends in the key, so that different submissions have two files."""
-    return project.settings.submissions / f"{project.competition.name}_{project.recipe.name}_{key[:8]}.csv"
+    """File of the submission by the ladder with a key, and by what people decided.
+
+    Its name ends in the answer's key, so that different submissions have two files.
+    """
+    end = answer_key(project, key)[:8]
+    return project.settings.submissions / f"{project.competition.name}_{project.recipe.name}_{end}.csv"
 
 
 def latest_submission(project: Project) -> Path:
@@ -129,23 +138,44 @@ class TestGuesses:
 
 def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
     """The guesses of every rung for the test images, in the ladder's order."""
-    from whaleid.ensemble.results import labels
+    return [_first_guesses(rung, lists, project.competition.k) for rung, lists in read_rungs(project)]
+
+
+def review_line(project: Project) -> str:
+    """How many answers people's decisions changed; empty where there are no decisions."""
+    links = read_links(project.competition)
+    if not len(links):
+        return ""
+    before, after = read_guesses_of_rungs(project)[-1].guesses, _reviewed_guesses(project).guesses
+    return f"{len(links):,} decisions: {int((before != after).any(axis=1).sum()):,} queries answered otherwise"
+
+
+def _reviewed_guesses(project: Project) -> TestGuesses:
+    """The guesses of the last rung, changed by what people decided."""
+    from whaleid.ensemble.reviews import decide, reviewed_candidates
+
+    competition, labelled = project.competition, read_folds(project.workspace)
+    rung, lists = read_rungs(project)[-1]
+    decided = decide(read_links(competition), dict(zip(labelled["image"], labelled["identity"], strict=True)))
+    return _first_guesses(rung, reviewed_candidates(lists, decided, competition.unknown), competition.k)
+
+
+def read_rungs(project: Project) -> list[tuple[str, Candidates]]:
+    """Name and test candidates of every rung."""
     from whaleid.retrieval.candidates import read_candidates
 
     path = project.workspace.candidates(project.recipe.name) / "test.parquet"
     if not path.is_file():
         raise WhaleidError(f"competition {project.competition.name} has no test images: add `test` to its YAML")
-    k = project.competition.k
-    rungs = ((rung, lists, lists.scores[:, :k]) for rung, _, lists in read_candidates(path))
-    return [
-        TestGuesses(
-            rung,
-            lists.queries,
-            labels(lists, k),
-            np.pad(scores, ((0, 0), (0, k - scores.shape[1])), constant_values=-np.inf),
-        )
-        for rung, lists, scores in rungs
-    ]
+    return [(rung, lists) for rung, _, lists in read_candidates(path)]
+
+
+def _first_guesses(rung: str, lists: Candidates, k: int) -> TestGuesses:
+    from whaleid.ensemble.results import labels
+
+    scores = lists.scores[:, :k]
+    padded = np.pad(scores, ((0, 0), (0, k - scores.shape[1])), constant_values=-np.inf)
+    return TestGuesses(rung, lists.queries, labels(lists, k), padded)
 
 
 def _most_frequent(project: Project) -> list[str]:

@@ -82,7 +82,12 @@ def project_to_json(project: Project) -> dict[str, Any]:
 
 
 def project_from_json(
-    content: dict[str, Any], root: Path, settings: Settings, boxes: Path | None = None, masks: Path | None = None
+    content: dict[str, Any],
+    root: Path,
+    settings: Settings,
+    boxes: Path | None = None,
+    masks: Path | None = None,
+    reviews: Path | None = None,
 ) -> Project:
     """The project that `project_to_json` wrote, on this machine; it skips unreadable images.
 
@@ -93,10 +98,11 @@ def project_from_json(
         Folder of the competition's data.
     settings : Settings
         Names all other folders.
-    boxes, masks : Path, optional
-        CSV of boxes and folder of masks, if they lie outside of `root`.
+    boxes, masks, reviews : Path, optional
+        CSV of boxes, folder of masks and CSV of decisions, if they lie outside of `root`.
     """
-    moved = {name: str(place) for name, place in (("boxes", boxes), ("masks", masks)) if place is not None}
+    places = {"boxes": boxes, "masks": masks, "reviews": reviews}
+    moved = {name: str(place) for name, place in places.items() if place is not None}
     competition = Competition.model_validate({**content["competition"], "root": root}).model_copy(update=moved)
     pretext = content["pretext"]
     return Project(

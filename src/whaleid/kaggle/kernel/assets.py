@@ -15,6 +15,7 @@ import pandas as pd
 
 from whaleid.config.settings import WEIGHTS
 from whaleid.data.pseudo import write_pseudo_labels
+from whaleid.data.reviews import reviews_path
 from whaleid.ensemble.stack_models import STACK_FOLDER
 from whaleid.kaggle.kernel.rows import keep_rows
 from whaleid.kaggle.kernel.size import LOGITS, KernelSize, carried_bytes
@@ -28,7 +29,8 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 
 RUN_FILES = ("checkpoint.safetensors", "config.yaml", "classes.txt")
-BOXES, MASKS, PSEUDO, SOURCES, STACK = "boxes.csv", "masks", "pseudo.csv", "sources", "stack"
+BOXES, MASKS, PSEUDO, REVIEWS = "boxes.csv", "masks", "pseudo.csv", "reviews.csv"
+SOURCES, STACK = "sources", "stack"
 STAMPED = "stamps"
 """The work folder's `.stamps`, by a name that an upload does not skip."""
 
@@ -172,6 +174,8 @@ def _write_tables(project: Project, images: pd.DataFrame, folds: pd.DataFrame, o
     folds.to_csv(out / project.workspace.folds.name, index=False)
     if project.competition.boxes is not None:
         shutil.copyfile(project.competition.root / project.competition.boxes, out / BOXES)
+    if project.competition.reviews is not None and reviews_path(project.competition).is_file():
+        shutil.copyfile(reviews_path(project.competition), out / REVIEWS)
 
 
 def _scores(project: Project) -> dict[str, Any]:

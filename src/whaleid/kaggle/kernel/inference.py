@@ -25,7 +25,7 @@ from whaleid.data.listing import read_listed
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.ensemble.summary import Figures, ladder_lines
-from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, SOURCES, STACK
+from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, REVIEWS, SOURCES, STACK
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.extraction import TestImages, extract_test_features, free_disk, gpus, time_per_image
 from whaleid.kaggle.kernel.inputs import KernelFolders, log
@@ -82,7 +82,7 @@ def run_inference(folders: KernelFolders, budget: Budget) -> Path:
 def open_bundle(folders: KernelFolders) -> tuple[Project, dict[str, Any]]:
     """The project of a data set of assets, with its work folder in scratch space, and what its project.json holds."""
     content = json.loads((folders.assets / PROJECT).read_text())
-    boxes, masks = folders.assets / BOXES, folders.assets / MASKS
+    boxes, masks, reviews = (folders.assets / name for name in (BOXES, MASKS, REVIEWS))
     settings = Settings(
         raw=folders.competition,
         work=folders.scratch / "work",
@@ -91,7 +91,12 @@ def open_bundle(folders: KernelFolders) -> tuple[Project, dict[str, Any]]:
     )
     shutil.rmtree(settings.work, ignore_errors=True)
     project = project_from_json(
-        content, folders.competition, settings, boxes if boxes.is_file() else None, masks if masks.is_dir() else None
+        content,
+        folders.competition,
+        settings,
+        boxes if boxes.is_file() else None,
+        masks if masks.is_dir() else None,
+        reviews if reviews.is_file() else None,
     )
     return project, content
 

@@ -9,6 +9,7 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -67,10 +68,19 @@ def default_recipe(competition: str) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Content of a YAML file as plain dictionaries."""
+    """Content of a YAML file as plain dictionaries.
+
+    Aliases are refused, because a few of them nested stand for billions of values; `${...}` stays text, because it
+    could put a variable of the environment, a key say, into what is printed and published.
+    """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        with path.open("rb") as file:
+            alias = next((token for token in yaml.scan(file) if isinstance(token, yaml.AliasToken)), None)
+        if alias is not None:
+            row = alias.start_mark.line + 1
+            raise WhaleidError(f"{path}: row {row}: alias '*{alias.value}' is not read; write its values out")
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise WhaleidError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise WhaleidError(f"{path}: a mapping of keys to values is expected, found {type(content).__name__}")

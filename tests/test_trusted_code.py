@@ -91,7 +91,9 @@ def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path: Path) -
         read_yaml(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "a: !!python/object/apply:os.system [ls]", "a: \0", "? {a: 1}\n: 2"])
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "a: !!python/object/apply:os.system [ls]", "a: \0", 'a: "b\\0c"', "? {a: 1}\n: 2"]
+)
 def test_a_yaml_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(WhaleidError, match=r"a\.yaml") as caught:

@@ -12,10 +12,13 @@ import pandas as pd
 import pytest
 from ladder_world import UNKNOWN, World, make_world, recipe, spread, write_folder, write_sources
 from pipeline_world import submission_of
+from test_match_score import FEW, NAMES, local_world
+from test_pseudo import sure_recipe
 
 from whaleid.data.sample import make_sample
 from whaleid.ensemble.ladder import evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.pseudo import pseudo_labels
 from whaleid.ensemble.results import LadderResult
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.metrics import read_figures
@@ -74,6 +77,30 @@ def test_random_labels_are_not_found_by_any_rung(tmp_path, unknown):
     chance = best_without_looking(protocol)
     for rung in result.rungs:
         assert rung.score.map < chance + LUCK, (rung.name, rung.score.map, chance)
+
+
+def test_random_labels_are_not_found_by_learned_matching(tmp_path):
+    """Marks that tell the animals, under labels that do not: match scores, pairs, and a stack of them."""
+    world = relabelled(local_world(tmp_path / "local", identities=40), np.random.default_rng(1))
+    sources = write_sources(world, tmp_path / "features", count=1, overfit=0.1)
+    config = recipe(local_matching={"learned": FEW}, classifier=None, stack=EVERYTHING["stack"]).combine
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
+    ranked = rank_all(sources, world.images, protocol, config, 0, tmp_path / "local")
+    result = evaluate_ladder(protocol, ranked, config)
+    assert {*NAMES, "blend", "stack"} < {rung.name for rung in result.rungs}
+    chance = best_without_looking(protocol)
+    for rung in result.rungs:
+        assert rung.score.map < chance + LUCK, (rung.name, rung.score.map, chance)
+
+
+def test_random_labels_make_nobody_sure(tmp_path):
+    """Networks that know their training labels by heart give hardly any test image a pseudo-label; true labels do."""
+    world = make_world(seed=4)
+    given = {}
+    for name, one in (("true", world), ("random", relabelled(world, np.random.default_rng(0)))):
+        sources = write_sources(one, tmp_path / name, count=2, overfit=0.1, noise=0.3)
+        given[name] = len(pseudo_labels(one.images, one.folds, sources, sure_recipe(0.7), one.competition, 1))
+    assert given["random"] < 0.05 * given["true"], given
 
 
 def test_an_identitys_images_shuffled_between_folds_improve_nothing(tmp_path):

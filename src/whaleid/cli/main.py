@@ -63,9 +63,11 @@ def main() -> None:
 
 def _end(message: str, debug: bool) -> NoReturn:
     """Print one line and exit with code 2; under --debug, after the traceback of the error being handled."""
+    from whaleid.kaggle.credentials import masked
+
     if debug:
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+    print(masked(f"error: {message}"), file=sys.stderr)
     sys.exit(2)
 
 

@@ -9,6 +9,7 @@ import difflib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -67,14 +68,29 @@ def default_recipe(competition: str) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Content of a YAML file as plain dictionaries."""
+    """Content of a YAML file as plain dictionaries.
+
+    `${...}` stays text, because it could put a variable of the environment, a key say, into what is published.
+    """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        _refuse_traps(path)
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise WhaleidError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise WhaleidError(f"{path}: a mapping of keys to values is expected, found {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
+
+
+def _refuse_traps(path: Path) -> None:
+    """Refuse aliases, a few of which nested stand for billions of values, and NUL, which no name of a file holds."""
+    with path.open("rb") as file:
+        for token in yaml.scan(file):
+            place = f"{path}: row {token.start_mark.line + 1}"
+            if isinstance(token, yaml.AliasToken):
+                raise WhaleidError(f"{place}: alias '*{token.value}' is not read; write its values out")
+            if isinstance(token, yaml.ScalarToken) and "\0" in token.value:
+                raise WhaleidError(f"{place}: a value holds the character NUL; remove it")
 
 
 def load_competition(name: str, settings: Settings | None = None) -> Competition:
@@ -232,17 +248,28 @@ def _extended(kind: Kind, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str,
     if kind == "recipes" and isinstance(
         content.get("sources"), dict
     ):  # its folders count from the file that names them
-        sources = content["sources"].items()
-        content["sources"] = {key: str((path.parent / Path(value).expanduser()).resolve()) for key, value in sources}
+        content["sources"] = {key: _resolved(value, path.parent) for key, value in content["sources"].items()}
     parent = content.pop("extends", None)
     if parent is None:
         return content, [path]
     base, files = _extended(kind, config_path(kind, str(parent), path.parent), (*seen, path))
     if "head" in content:  # another head brings its own settings: none of the parent's may remain
         base = {key: value for key, value in base.items() if key != "head"}
-    merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(content)))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}, [path, *files]
+    return _merge(base, content), [path, *files]
+
+
+def _merge(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """`content` over `base`: groups are merged, lists and values replaced."""
+    merged = dict(base)
+    for key, value in content.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _resolved(folder: Any, near: Path) -> Any:
+    """A folder of features as an absolute path; what is none is left to the check of the recipe."""
+    return str((near / Path(folder).expanduser()).resolve()) if isinstance(folder, str) else folder
 
 
 _OLD_KEYS: dict[type[Model], dict[str, str]] = {

@@ -34,7 +34,7 @@ from whaleid.data.competition import first_few
 from whaleid.data.images import prepare
 from whaleid.data.masks import Mask, prepare_mask, take_out
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest, file_digest, require_space, write_json
+from whaleid.utils.files import digest, file_digest, replace_path, require_space, write_json
 from whaleid.utils.locks import locked
 from whaleid.utils.progress import progress_bar
 
@@ -171,7 +171,7 @@ def build_cache(
     sources = [Source(root / path, box, mask) for path, box, mask in columns]
     content = _content(images, size, config, sources)
     partial_folder = folder.with_name(f".{folder.name}.partial")
-    with locked(folder.parent):  # the second builder of a cache finds it complete
+    with locked(folder.with_name(f".{folder.name}.lock")):  # the second builder of a cache finds it complete
         if _read_content(folder) == content:
             return
         _start(partial_folder, content)
@@ -188,8 +188,7 @@ def build_cache(
                 f"{folder}: the disk is full ({error.strerror}); the incomplete cache is removed; "
                 "free some space or choose another work folder with WORK="
             ) from error
-        shutil.rmtree(folder, ignore_errors=True)
-        partial_folder.rename(folder)
+        replace_path(partial_folder, folder)
 
 
 def _content(images: DataFrame, size: tuple[int, int], config: ImageConfig, sources: list[Source]) -> dict[str, Any]:

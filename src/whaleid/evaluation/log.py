@@ -12,6 +12,7 @@ from typing import Any
 from whaleid.data.tables import read_csv
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
+from whaleid.utils.locks import locked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +74,19 @@ def append_log(path: Path, record: SubmissionRecord) -> None:
     A replaced row's leaderboard scores are kept where the new row has none and both have the same recipe and
     out-of-fold score: it is then the same submission, made again.
     """
-    records = read_log(path)
+    with locked(path.with_name(f".{path.name}.lock")):  # of two runs at once neither loses its row
+        _write_log(path, _with_record(read_log(path), record))
+
+
+def _with_record(records: list[SubmissionRecord], record: SubmissionRecord) -> list[SubmissionRecord]:
     places = [place for place, old in enumerate(records) if old.file == record.file]
-    if places:
-        records[places[-1]] = _keep_leaderboard(records[places[-1]], record)
-        records = [old for place, old in enumerate(records) if place not in places[:-1]]
-    else:
-        records.append(record)
+    if not places:
+        return [*records, record]
+    records[places[-1]] = _keep_leaderboard(records[places[-1]], record)
+    return [old for place, old in enumerate(records) if place not in places[:-1]]
+
+
+def _write_log(path: Path, records: list[SubmissionRecord]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

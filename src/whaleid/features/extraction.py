@@ -6,14 +6,13 @@ It goes batch by batch and resumes after being stopped at any moment.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,8 @@ import numpy as np
 import pandas as pd
 
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest, file_digest, require_space
+from whaleid.utils.files import digest, file_digest, replace_path, require_space
+from whaleid.utils.locks import locked
 from whaleid.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Pa
     _check_cache(cache, extractor, len(images), run)
     names = images["image"].to_numpy()
     work = out.with_name(f".{out.name}.part")
-    with _alone(out.with_name(f".{out.name}.lock"), out):
+    busy = f"another process is writing {out.name}; wait for that one"
+    with locked(out.with_name(f".{out.name}.lock"), busy):  # two would mix their rows
         _prepare(work, digest(file_digest(run / "checkpoint.safetensors"), extractor.key(), names.tolist()))
         try:
             _embed(extractor, cache, names, work, f"embed {source}")
@@ -77,19 +78,6 @@ def _check_cache(cache: ImageCache, extractor: Extractor, images: int, run: Path
         raise WhaleidError(f"{run}: trained on images of {extractor.size}, but the cache holds {cache.size} pixels")
     if len(cache) != images:
         raise WhaleidError(f"cache: {len(cache)} images, but images.parquet has {images}; build it again")
-
-
-@contextmanager
-def _alone(lock: Path, out: Path) -> Iterator[None]:
-    """Only one process at a time: two would mix their rows. The lock ends with the process."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WhaleidError(f"{out}: another process is writing it; wait for that one") from error
-        yield
-        lock.unlink(missing_ok=True)
 
 
 def _prepare(work: Path, key: str) -> None:
@@ -185,9 +173,4 @@ def _finish(work: Path, out: Path, names: pd.Series, classes: np.ndarray | None)
     if classes is not None:
         (work / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     (work / "key.txt").unlink()
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_path(work, out)

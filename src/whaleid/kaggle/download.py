@@ -64,7 +64,9 @@ def fetch_data(competition: Competition, keep_archive: bool = False) -> Iterator
         )
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(root, "another download into it is under way; wait for it to end") as lock:
+        with locked(
+            archive.with_name(f"{archive.name}.lock"), "another download into it is under way; wait for it to end"
+        ) as lock:
             if not is_whole(archive):
                 begun = archive.stat().st_size if _marker(archive).is_file() and archive.is_file() else 0
                 continued = f", continued after {begun / _MB:,.0f} MB" if begun else ""

@@ -167,4 +167,5 @@ def _take(used: Project) -> None:
                 shutil.copyfile(source / name, temporary)
     shutil.rmtree(target / STACK_FOLDER, ignore_errors=True)
     if (source / STACK_FOLDER).is_dir():
-        shutil.copytree(source / STACK_FOLDER, target / STACK_FOLDER)
+        with atomic_path(target / STACK_FOLDER) as temporary:
+            shutil.copytree(source / STACK_FOLDER, temporary)

@@ -10,6 +10,7 @@ from whaleid.config.settings import repository_root
 from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
+from whaleid.utils.locks import locked
 
 
 def read_metrics(project: Project) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def require_figures(project: Project) -> dict[str, Any]:
 
 def write_figures(project: Project, figures: dict[str, Any]) -> None:
     """Replace the recipe's figures."""
-    write_json(project.workspace.metrics, {**read_metrics(project), project.recipe.name: figures})
+    path = project.workspace.metrics
+    with locked(path.with_name(f".{path.name}.lock")):  # another recipe's figures may be written at the same time
+        write_json(path, {**read_metrics(project), project.recipe.name: figures})
 
 
 def commit() -> str:

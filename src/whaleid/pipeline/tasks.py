@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from whaleid.pipeline.workspace import Workspace
+from whaleid.utils.locks import locked
 from whaleid.utils.machine import measured
 
 
@@ -84,14 +87,26 @@ class Task:
 
 
 def do(task: Task) -> None:
-    """Make a task's output and note its key, unless it is current."""
+    """Make a task's output and note its key, unless it is current. Of two processes at once the second one waits."""
     if task.current:
         return
+    with _alone(task):
+        if not task.current:
+            _make(task)
+
+
+def _alone(task: Task) -> AbstractContextManager[object]:
+    """Lock of a task's output; none for the processes of one `accelerate launch`, which do the task together."""
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return nullcontext() if together else locked(task.workspace.lock(task.output))
+
+
+def _make(task: Task) -> None:
     began, workspace = time.monotonic(), task.workspace
     resumed = {"begun": task.key} if task.resumes else {}
     if task.resumes and workspace.stamp(task.output).get("begun") != task.key:
         _clear(task.output)
-        workspace.mark_current(task.output, "", begun=task.key)
+    workspace.mark_current(task.output, "", **resumed)  # a kill between output and key must not leave an earlier key
     notes = task.make() or {}
     workspace.mark_current(task.output, task.key, **resumed, **measured(began), **notes)
 

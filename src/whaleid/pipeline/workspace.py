@@ -100,6 +100,10 @@ class Workspace:
         """Note the key of `output`; `notes` (JSON) are kept with it."""
         write_json(self._stamp_path(output), {"key": key, **notes})
 
+    def lock(self, output: Path) -> Path:
+        """Lock file of whoever makes `output`."""
+        return self._stamp_path(output).with_suffix(".lock")
+
     def _stamp_path(self, output: Path) -> Path:
         return self.root / ".stamps" / f"{output.relative_to(self.root).as_posix()}.json"
 

@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.locks import locked
 
 OTHER_WORK = "put the work elsewhere with WORK="
 
@@ -32,27 +33,46 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Temporary path beside `path`, for a file or a folder; it replaces `path` when the block ends without an error.
+    """Temporary path of a file or a folder, which replaces `path` when the block ends without an error.
 
-    After an error the temporary file is removed, and `path` is as it was.
+    It is in the folder `.<name>.tmp` beside `path`. Of two processes that write one path the second waits for the
+    first; what a killed process left is removed by the next one. After an error `path` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    place = path.with_name(f".{path.name}.tmp")
+    lock = place / "lock"
     try:
-        yield temporary
-        if path.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
+        with locked(lock):
+            _clear(place, lock, path)
+            try:
+                yield place / path.name
+                replace_path(place / path.name, path)
+            finally:
+                _clear(place, lock, path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk's error need not say which file it was
         raise
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # another process has begun to write there
+            place.rmdir()
+
+
+def replace_path(temporary: Path, path: Path) -> None:
+    """Put a finished file or folder at `path`, on the same disk, in place of what is there.
+
+    Its content is synced to the disk before it is renamed, and the name before this returns: whoever notes afterwards
+    that `path` is complete is right even after a power failure.
+    """
+    for item in (*temporary.rglob("*"), temporary):
+        _sync(item)
+    if path.is_dir():
+        old = _replaced(temporary)
+        _remove(old)
+        path.rename(old)
+        temporary.rename(path)
+        _remove(old)
+    else:
+        temporary.replace(path)
+    _sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -89,6 +109,32 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return str(value)
+
+
+def _replaced(temporary: Path) -> Path:
+    """Where a folder is while the one at `temporary` takes its place."""
+    return temporary.with_name(f"{temporary.name}.old")
+
+
+def _clear(place: Path, lock: Path, path: Path) -> None:
+    """Empty the place of temporary files; what a killed process was about to replace goes back."""
+    old = _replaced(place / path.name)
+    if old.is_dir() and not path.exists():
+        old.rename(path)
+    for item in place.iterdir():
+        if item != lock:
+            _remove(item)
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file's content, or a folder's list of names, to the disk."""
+    if path.is_symlink():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

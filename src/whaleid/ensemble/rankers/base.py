@@ -105,7 +105,7 @@ class JointFeatures:
             path = Path(self._folder.name) / f"{len(self._paths)}.npy"
             np.save(path, self._whitened(part))
             self._paths[part.fold] = path
-        return np.load(self._paths[part.fold], mmap_mode="r")
+        return np.load(self._paths[part.fold], mmap_mode="r", allow_pickle=False)
 
     def close(self) -> None:
         """Remove the files."""

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 from rich.console import Console
 
 from whaleid.pipeline.tasks import Task, do
 from whaleid.utils.device import gpu_count
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import cores, free_memory
 from whaleid.utils.progress import PROGRESS_FILE, follow_bars
 
 MEMORY_OF_A_RUN = 3 * 2**30
-"""Bytes reserved for a run on a CPU; small networks at small sizes take about half."""
+"""Bytes of the machine's memory reserved for a run; small networks at small sizes take about half on a CPU."""
 
 
 class Executor(Protocol):
@@ -69,7 +69,7 @@ class LocalExecutor:
         with follow_bars() as bars, ExitStack() as stack:
             stack.callback(lambda: [process.popen.terminate() for process in running.values()])
             while queue or running:
-                while queue and places:
+                while queue and places and (self.jobs or not running or free_memory() > MEMORY_OF_A_RUN):
                     place, task = places.pop(0), queue.pop(0)
                     running[place] = _start(task, self.options, jobs, place, gpus)
                     bars.print(f"started {task.stage} {task.item} (log: {running[place].log})")
@@ -122,18 +122,18 @@ def _start(task: Task, options: list[str], jobs: int, place: int, gpus: int) -> 
 
 
 def sensible() -> int:
-    """As many runs at once as there are GPUs; without one, as many as cores and free memory carry.
+    """As many runs at once as there are GPUs, or without one cores, and as free memory carries.
 
     On CPUs, runs of one thread each use the cores better than one run of many threads (two idle cores,
     EfficientNet-Lite0 at 128 x 64: 127 images a second instead of 82), and do not wait for one another when
     something else uses a core.
     """
-    return gpu_count() or max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY_OF_A_RUN))
+    return max(1, min(gpu_count() or cores(), free_memory() // MEMORY_OF_A_RUN))
 
 
 def share_of_cores(jobs: int) -> int:
     """Threads for each of `jobs` processes."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    return max(1, cores() // jobs)
 
 
 EXECUTORS: dict[str, Callable[[int, list[str]], Executor]] = {"local": LocalExecutor}

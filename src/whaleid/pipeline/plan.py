@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -16,6 +15,7 @@ from whaleid.pipeline.workspace import read_images
 from whaleid.utils.device import device_kind, gpu_count
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import bytes_text
+from whaleid.utils.machine import cores
 
 BACKWARD = 3.0
 """A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
@@ -207,8 +207,8 @@ def census_of(rows: pd.DataFrame, unknown: str | None, aspect: float) -> Census:
 
 def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) -> tuple[float, str]:
     """Minutes that the runs and features among some tasks take on this machine, and the machine in words."""
-    gpus, cores = gpu_count(), os.cpu_count() or 1
-    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * cores / CPU_CORES
+    gpus, threads = gpu_count(), cores()
+    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * threads / CPU_CORES
     names = {task.run[0] for task in tasks if task.run is not None}
     costs = {
         item.name: experiment_cost(item, census, project.recipe.folds, 1)
@@ -221,7 +221,7 @@ def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) ->
             cost = costs[task.run[0]]
             flops += cost.embedding_flops if task.stage == "features" else cost.training_flops
     machine = (
-        f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{cores} core{'s' if cores > 1 else ''} without a GPU"
+        f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{threads} core{'s' if threads > 1 else ''} without a GPU"
     )
     return flops / (rate * 1e12) / 60, machine
 

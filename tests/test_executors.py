@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.pipeline import executors
-from whaleid.pipeline.executors import EXECUTORS, LocalExecutor
+from whaleid.pipeline.executors import EXECUTORS, local
+from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.tasks import Task, do
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
@@ -98,8 +98,8 @@ def test_a_task_has_a_command_line_of_its_own(tmp_path: Path) -> None:
 
 def test_another_run_starts_only_while_memory_is_left_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second task can end only after the first one, which it follows where memory is short."""
-    monkeypatch.setattr(executors, "sensible", lambda: 2)
-    monkeypatch.setattr(executors, "free_memory", lambda: executors.MEMORY_OF_A_RUN - 1)
+    monkeypatch.setattr(local, "sensible", lambda: 2)
+    monkeypatch.setattr(local, "free_memory", lambda: local.MEMORY_OF_A_RUN - 1)
     first = script(tmp_path, "0", f"import time; time.sleep(1); open(r'{tmp_path}/0', 'w')")
     second = script(tmp_path, "1", f"import os, sys; sys.exit(not os.path.exists(r'{tmp_path}/0'))")
     assert [one.item for one in LocalExecutor(0).run([first, second])] == ["0", "1"]

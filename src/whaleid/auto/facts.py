@@ -130,7 +130,7 @@ def find_machine(weights: Path) -> Machine:
     """This machine. weights: folder of pretrained backbones."""
     from whaleid.auto.choose import BACKBONES
     from whaleid.models.weights import at_hand
-    from whaleid.pipeline.executors import sensible
+    from whaleid.pipeline.executors.local import sensible
 
     gpus = gpu_count()
     names = BACKBONES["cuda" if gpus else "cpu"]

@@ -29,6 +29,9 @@ def plan(
     tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images, if the data is not here")] = None,
     identities: Annotated[int | None, typer.Option(min=2, help="identities, if the data is not here")] = None,
+    sbatch: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the runs as a file for sbatch; builds the cache first")
+    ] = None,
 ) -> None:
     """Show what a recipe would train: runs, sizes, parameters, estimated hours; of auto, why. Trains nothing.
 
@@ -36,13 +39,17 @@ def plan(
     """
     from whaleid.auto.write import reasons_of
     from whaleid.kaggle.kernel.size import planned_line, planned_size
-    from whaleid.pipeline.plan import plan_lines
+    from whaleid.pipeline.plan import hours_of_a_run, plan_lines
+    from whaleid.pipeline.sbatch import write_sbatch
 
     chosen_before = context.is_auto and Path(context.recipe_file).is_file()  # choosing prints the reasons itself
     print("\n".join(plan_lines(context.project, tflops, images, identities)))
     if chosen_before:
         print("\n".join(["", f"{context.recipe_file}:", *reasons_of(Path(context.recipe_file)), ""]))
     print(planned_line(planned_size(context.project, images, identities)))
+    if sbatch is not None:
+        hours = hours_of_a_run(context.project, tflops, images, identities)
+        print(f"wrote {sbatch}: {write_sbatch(context.project, context.options, hours, sbatch)} jobs")
 
 
 def weights(

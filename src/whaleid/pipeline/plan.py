@@ -135,6 +135,14 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     ]
 
 
+def hours_of_a_run(project: Project, tflops: float | None, images: int | None, identities: int | None) -> float:
+    """Estimated hours of the longest run and its features; parameters as in `plan_lines`."""
+    costs = recipe_costs(project, count_images(project, images, identities))
+    rate = tflops or _rate(costs)
+    runs = [len(project.folds_of(item)) for item in project.experiments]
+    return max(cost.hours(rate) / number for cost, number in zip(costs, runs, strict=True))
+
+
 def _local_lines(project: Project, census: Census) -> list[str]:
     """What local matching takes, where the recipe has it."""
     from whaleid.local_matching.cost import local_cost

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from whaleid.pipeline.data_stages import require_local
-from whaleid.pipeline.executors import Executor, LocalExecutor
+from whaleid.pipeline.executors import Executor
+from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.metrics import require_figures, write_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import STAGES, stage_times, steps

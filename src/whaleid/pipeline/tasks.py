@@ -69,7 +69,11 @@ class Task:
         return self.workspace.is_current(self.output, self.key) if self.check is None else self.check()
 
     def arguments(self, options: list[str]) -> list[str]:
-        """Command line that does this task alone.
+        """Command line that does this task alone, on this machine; `options` as in `words`."""
+        return [sys.executable, "-m", *self.words(options)]
+
+    def words(self, options: list[str]) -> list[str]:
+        """What follows `python -m` in the command line that does this task alone.
 
         Parameters
         ----------
@@ -80,7 +84,7 @@ class Task:
         experiment, fold = self.run
         part = ["--full"] if fold is None else ["--fold", str(fold)]
         number = ["--round", str(self.workspace.round)] if self.workspace.round else []
-        return [sys.executable, "-m", "whaleid", self.command, *options, "--experiment", experiment, *part, *number]
+        return ["whaleid", self.command, *options, "--experiment", experiment, *part, *number]
 
 
 def do(task: Task) -> None:

@@ -1,15 +1,14 @@
-"""Executors: who does the tasks of a stage. Another engine is one more class with `run`, and a line in EXECUTORS."""
+"""The executor of this machine: one process after the other, or several at once."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
@@ -21,14 +20,6 @@ from whaleid.utils.progress import PROGRESS_FILE, follow_bars
 
 MEMORY_OF_A_RUN = 3 * 2**30
 """Bytes of the machine's memory reserved for a run; small networks at small sizes take about half on a CPU."""
-
-
-class Executor(Protocol):
-    """Does tasks that do not depend on each other."""
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
-        """Do the tasks; yield each when it is done. Raises WhaleidError where one fails."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,16 +92,12 @@ class _Process:
         code = self.popen.returncode
         if code == 0:
             return
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("error: ") if lines else "no output"
-        raise WhaleidError(f"{self.task.stage} {self.task.item} ended with code {code}: {last} (whole log: {self.log})")
+        line = f"{self.task.stage} {self.task.item} ended with code {code}: {last_line(self.log)}"
+        raise WhaleidError(f"{line} (whole log: {self.log})")
 
 
 def _start(task: Task, options: list[str], jobs: int, place: int, gpus: int) -> _Process:
-    logs = task.workspace.root / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    name = task.item.replace("/", ".")
-    log, progress = logs / f"{name}.log", logs / f"{name}.progress"
+    log, progress = log_files(task)
     environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(jobs)))
     environment[PROGRESS_FILE] = str(progress)
     if gpus:
@@ -119,6 +106,20 @@ def _start(task: Task, options: list[str], jobs: int, place: int, gpus: int) -> 
         words = task.arguments(options)
         popen = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
     return _Process(task, popen, log, progress, time.monotonic())
+
+
+def log_files(task: Task) -> tuple[Path, Path]:
+    """Files of the output and of the progress bar of a task's process, in `logs/` of the work folder."""
+    logs = task.workspace.root / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    name = task.item.replace("/", ".")
+    return logs / f"{name}.log", logs / f"{name}.progress"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which is the error of a process that failed."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "no output"
 
 
 def sensible() -> int:
@@ -134,7 +135,3 @@ def sensible() -> int:
 def share_of_cores(jobs: int) -> int:
     """Threads for each of `jobs` processes."""
     return max(1, cores() // jobs)
-
-
-EXECUTORS: dict[str, Callable[[int, list[str]], Executor]] = {"local": LocalExecutor}
-"""Name -> (jobs, options) -> executor."""

@@ -39,7 +39,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Three nodes of one core. Ray gives a node's own processes 15 seconds to start."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "60")
     made = Cluster()
     try:
         for number in range(3):

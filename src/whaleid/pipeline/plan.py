@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -223,11 +224,18 @@ def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) ->
         for item in project.experiments
         if item.name in names
     }
+    shards = Counter(task.run for task in tasks if task.shard is not None)
     flops = 0.0
     for task in tasks:
-        if task.run is not None:
-            cost = costs[task.run[0]]
-            flops += cost.embedding_flops if task.stage == "features" else cost.training_flops
+        if task.run is None:
+            continue
+        cost = costs[task.run[0]]
+        if task.shard is not None:
+            flops += cost.embedding_flops / shards[task.run]
+        elif task.stage == "features":
+            flops += 0 if task.run in shards else cost.embedding_flops
+        else:
+            flops += cost.training_flops
     machine = (
         f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{threads} core{'s' if threads > 1 else ''} without a GPU"
     )

@@ -87,5 +87,5 @@ def write_sbatch(project: Project, options: list[str], hours: float, path: Path)
 def _runs(project: Project) -> list[Task]:
     """The first round's runs whose checkpoint or features are missing, as tasks that do both."""
     tasks = [task for task in tasks_to_do(project, "features") if task.command is not None]
-    runs = {task.run: replace(task, command="features") for task in tasks if not task.workspace.round}
+    runs = {task.run: replace(task, command="features", shard=None) for task in tasks if not task.workspace.round}
     return [task for run_, task in runs.items() if run_ is not None]

@@ -40,6 +40,8 @@ class Task:
         Whether `make` continues what a killed process left beside the output.
     run : tuple, optional
         Experiment and fold of the run that it belongs to; fold None: the run on all labelled images.
+    shard : int, optional
+        Number of the shard, where it is one of the run's features.
     command : str, optional
         Command of `whaleid` that does this task alone; None: done only in the process of the pipeline.
     """
@@ -54,6 +56,7 @@ class Task:
     check: Callable[[], bool] | None = None
     resumes: bool = False
     run: tuple[str, int | None] | None = None
+    shard: int | None = None
     command: str | None = None
 
     @property
@@ -84,7 +87,8 @@ class Task:
         experiment, fold = self.run
         part = ["--full"] if fold is None else ["--fold", str(fold)]
         number = ["--round", str(self.workspace.round)] if self.workspace.round else []
-        return ["whaleid", self.command, *options, "--experiment", experiment, *part, *number]
+        shard = [] if self.shard is None else ["--shard", str(self.shard)]
+        return ["whaleid", self.command, *options, "--experiment", experiment, *part, *number, *shard]
 
 
 def do(task: Task) -> None:

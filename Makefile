@@ -6,6 +6,7 @@ RECIPE ?=
 MINUTES ?=
 WORK ?=
 JOBS ?= 0
+EXECUTOR ?= local
 SET ?=
 ARGS ?=
 PYTHON ?= python3
@@ -14,7 +15,7 @@ VENV := .venv
 WHALEID := $(VENV)/bin/python -m whaleid
 DATA = --competition "$(COMPETITION)"
 PROJECT = $(DATA) $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(MINUTES),--minutes $(MINUTES)) $(if $(WORK),--work "$(WORK)") $(foreach pair,$(SET),--set '$(pair)')
-RUNS = $(PROJECT) --jobs $(JOBS)
+RUNS = $(PROJECT) --jobs $(JOBS) --executor $(EXECUTOR)
 setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,7 @@ setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/de
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|cattle|lion|humpback|path.yaml] [RECIPE=auto|sample|gold|path.yaml]"
-	@echo "            [MINUTES=60] [WORK=folder] [JOBS=0] [SET=\"image.width=128 combine.stack=null\"] [ARGS=...] [PYTHON=python3]"
+	@echo "            [MINUTES=60] [WORK=folder] [JOBS=0] [EXECUTOR=local|ray|slurm] [SET=\"image.width=128 combine.stack=null\"] [ARGS=...] [PYTHON=python3]"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo

@@ -29,7 +29,7 @@ from whaleid.config.settings import read_settings
 from whaleid.data.samplers import TrainingItems
 from whaleid.models.heads.registry import build_head
 from whaleid.models.weights import ensure_weights
-from whaleid.pipeline.executors import sensible, share_of_cores
+from whaleid.pipeline.executors.local import sensible, share_of_cores
 from whaleid.training.epochs import make_planner
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from whaleid.pipeline.executors import EXECUTORS, LocalExecutor
+from whaleid.pipeline.executors import EXECUTORS, local
+from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.tasks import Task, do
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
@@ -93,3 +94,12 @@ def test_a_task_has_a_command_line_of_its_own(tmp_path: Path) -> None:
     )
     words = one.arguments(["--work", "w"])
     assert words[1:] == ["-m", "whaleid", "features", "--work", "w", "--experiment", "a", "--fold", "3", "--round", "2"]
+
+
+def test_another_run_starts_only_while_memory_is_left_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second task can end only after the first one, which it follows where memory is short."""
+    monkeypatch.setattr(local, "sensible", lambda: 2)
+    monkeypatch.setattr(local, "free_memory", lambda: local.MEMORY_OF_A_RUN - 1)
+    first = script(tmp_path, "0", f"import time; time.sleep(1); open(r'{tmp_path}/0', 'w')")
+    second = script(tmp_path, "1", f"import os, sys; sys.exit(not os.path.exists(r'{tmp_path}/0'))")
+    assert [one.item for one in LocalExecutor(0).run([first, second])] == ["0", "1"]

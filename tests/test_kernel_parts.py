@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from kernel_world import MODULE, write_wheel
 
 import whaleid
+from whaleid.features.rows import join_rows, keep_rows
 from whaleid.kaggle.kernel.budget import CAUTION, Budget, Cost, make_plan
 from whaleid.kaggle.kernel.bundle import kernel_notebook, kernel_script
 from whaleid.kaggle.kernel.local_run import Comparison, KernelRun, compare_submissions, require_equal
-from whaleid.kaggle.kernel.rows import join_rows, keep_rows
 from whaleid.kaggle.kernel.size import KernelSize, experiment_size
 from whaleid.kaggle.kernel.wheels import KAGGLE_HAS, collect_wheels, imported_modules, install_wheels, needed_wheels
 from whaleid.kaggle.metadata import (

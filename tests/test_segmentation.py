@@ -62,7 +62,7 @@ def images_of(competition: Competition) -> pd.DataFrame:
 def test_a_stopped_command_continues_and_other_masks_are_kept(
     competition: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(segmentation, "cores", lambda: 1)
     seen: list[int] = []
 
     def stops_at_the_third(image: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pandas as pd
 from whaleid.config import LocalConfig
 from whaleid.pipeline.plan import Census, census_of
 from whaleid.utils.device import gpu_count
+from whaleid.utils.machine import cores
 
 LOOKED_AT = 20
 """Images whose keypoints are counted; takes about a second."""
@@ -130,8 +130,8 @@ def find_machine(weights: Path) -> Machine:
     """This machine. weights: folder of pretrained backbones."""
     from whaleid.auto.choose import BACKBONES
     from whaleid.models.weights import at_hand
-    from whaleid.pipeline.executors import sensible
+    from whaleid.pipeline.executors.local import sensible
 
     gpus = gpu_count()
     names = BACKBONES["cuda" if gpus else "cpu"]
-    return Machine(os.cpu_count() or 1, gpus, sensible(), tuple(name for name in names if at_hand(name, weights)))
+    return Machine(cores(), gpus, sensible(), tuple(name for name in names if at_hand(name, weights)))

@@ -52,6 +52,9 @@ class Context:
     jobs: Annotated[
         int, _shared("--jobs", "-j", min=0, help="runs at the same time; 0: one for each GPU, else for each core")
     ] = 0
+    engine: Annotated[
+        str, _shared("--executor", help="what does the runs: local (this machine), ray or slurm (docs/clusters.md)")
+    ] = "local"
     skip_unreadable: Annotated[
         bool, _shared("--skip-unreadable", help="continue without the images that cannot be decoded")
     ] = False
@@ -103,9 +106,9 @@ class Context:
     @property
     def executor(self) -> Executor:
         """What does the pipeline's tasks."""
-        from whaleid.pipeline.executors import EXECUTORS
+        from whaleid.pipeline.executors import make_executor
 
-        return EXECUTORS["local"](self.jobs, self.options)
+        return make_executor(self.engine, self.jobs, self.options)
 
     @property
     def options(self) -> list[str]:
@@ -118,7 +121,7 @@ class Context:
 
 PROJECT = ("competition", "recipe", "minutes", "work", "overrides", "skip_unreadable")
 """Options of a command that opens a project."""
-RUNS = (*PROJECT, "jobs")
+RUNS = (*PROJECT, "jobs", "engine")
 """Options of a command that may train."""
 
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="only this experiment of the recipe")]

@@ -9,9 +9,13 @@ import typer
 from rich.console import Console
 
 from whaleid.cli.context import PROJECT, RUNS, Context, ExperimentOption, FoldOption, command
+from whaleid.utils.errors import WhaleidError
 
 PANEL = "Training"
 RoundOption = Annotated[int, typer.Option("--round", min=0, help="round of pseudo-labels; 0: before the first")]
+ShardOption = Annotated[
+    int | None, typer.Option("--shard", min=0, help="only this shard, of features of more than 10,000 images")
+]
 FullOption = Annotated[bool, typer.Option("--full", help="only the runs on all labelled images (recipe: full)")]
 
 
@@ -29,6 +33,9 @@ def plan(
     tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images, if the data is not here")] = None,
     identities: Annotated[int | None, typer.Option(min=2, help="identities, if the data is not here")] = None,
+    sbatch: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write the runs as a file for sbatch; builds the cache first")
+    ] = None,
 ) -> None:
     """Show what a recipe would train: runs, sizes, parameters, estimated hours; of auto, why. Trains nothing.
 
@@ -36,13 +43,17 @@ def plan(
     """
     from whaleid.auto.write import reasons_of
     from whaleid.kaggle.kernel.size import planned_line, planned_size
-    from whaleid.pipeline.plan import plan_lines
+    from whaleid.pipeline.plan import hours_of_a_run, plan_lines
+    from whaleid.pipeline.sbatch import write_sbatch
 
     chosen_before = context.is_auto and Path(context.recipe_file).is_file()  # choosing prints the reasons itself
     print("\n".join(plan_lines(context.project, tflops, images, identities)))
     if chosen_before:
         print("\n".join(["", f"{context.recipe_file}:", *reasons_of(Path(context.recipe_file)), ""]))
     print(planned_line(planned_size(context.project, images, identities)))
+    if sbatch is not None:
+        hours = hours_of_a_run(context.project, tflops, images, identities)
+        print(f"wrote {sbatch}: {write_sbatch(context.project, context.options, hours, sbatch)} jobs")
 
 
 def weights(
@@ -98,21 +109,32 @@ def features(
     fold: FoldOption = None,
     full: FullOption = False,
     round_: RoundOption = 0,
+    shard: ShardOption = None,
 ) -> None:
     """Compute the embeddings of every image with every run. Trains the runs that are missing.
 
     Example: whaleid features -c nyala -j 2
     """
-    _run_jobs("features", context, experiment, fold, full, round_)
+    _run_jobs("features" if shard is None else "shards", context, experiment, fold, full, round_, shard)
 
 
-def _run_jobs(stage: str, context: Context, experiment: str | None, fold: int | None, full: bool, round_: int) -> None:
+def _run_jobs(
+    stage: str,
+    context: Context,
+    experiment: str | None,
+    fold: int | None,
+    full: bool,
+    round_: int,
+    shard: int | None = None,
+) -> None:
     from whaleid.pipeline.rounds import require_round
     from whaleid.pipeline.runner import Only, run, target_tasks
 
-    project, only = context.project, Only(experiment, fold, full, round_)
+    project, only = context.project, Only(experiment, fold, full, round_, shard)
     require_round(project, round_)
     asked = {task.name for task in target_tasks(project, stage, only)}
+    if shard is not None and not asked:
+        raise WhaleidError(f"--shard {shard}: the features of recipe {project.recipe.name} have no such shard")
     done = len([task for task in run(project, stage, context.executor, only) if task.name in asked])
     line = f"{stage}: {done} done, {len(asked) - done} were up to date in {project.workspace.root}"
     Console(stderr=True).print(line, markup=False)

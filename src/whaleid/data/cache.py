@@ -36,6 +36,7 @@ from whaleid.data.masks import Mask, prepare_mask, take_out
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest, replace_path, require_space, write_json
 from whaleid.utils.locks import locked
+from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
 FORMAT = 2  # raise it when the files change, so that older caches are built again
@@ -176,7 +177,7 @@ def build_cache(
             return
         _start(partial_folder, content)
         try:
-            _fill(sources, partial_folder, content, workers or os.cpu_count() or 1)
+            _fill(sources, partial_folder, content, workers or cores())
         except WhaleidError:
             shutil.rmtree(partial_folder, ignore_errors=True)
             raise

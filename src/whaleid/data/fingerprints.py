@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from whaleid.data.digests import content_digest
+from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
 THUMBNAIL = 16  # pixels: side of the grey thumbnail that confirms near-duplicates
@@ -91,8 +91,7 @@ def hash_text(phash: np.ndarray) -> list[str]:
 def _processes(workers: int | None, images: int) -> int:
     if workers is None and images < WORTH_PROCESSES:
         return 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or usable, -(-images // CHUNK)))
+    return max(1, min(workers or cores(), -(-images // CHUNK)))
 
 
 def _each_chunk(root: Path, chunks: list[list[str]], workers: int) -> Iterator[Fingerprints]:

@@ -17,7 +17,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -33,6 +32,7 @@ from whaleid.data.flukes import draw_individual
 from whaleid.data.photographs import Conditions, photograph
 from whaleid.data.tables import read_csv
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import cores
 
 FORMAT = 1  # raise it when the drawing changes, so that older samples are made again
 UNKNOWN = "new_whale"
@@ -149,7 +149,7 @@ def make_sample(
     shutil.rmtree(partial_root, ignore_errors=True)
     for folder in ("train", "test"):
         (partial_root / folder).mkdir(parents=True)
-    _draw_all(photos, seed, partial_root, workers or os.cpu_count() or 1, progress)
+    _draw_all(photos, seed, partial_root, workers or cores(), progress)
     _write_tables(photos, partial_root)
     content = {"made_from": made_from, "counts": counts}
     (partial_root / "sample.json").write_text(json.dumps(content, indent=1) + "\n")

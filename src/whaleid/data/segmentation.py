@@ -12,7 +12,6 @@ Qin et al., "U2-Net: going deeper with nested U-structure for salient object det
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from whaleid.data.images import crop_box, decode
 from whaleid.data.masks import mask_name, read_mask_file
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, digest, file_digest
+from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
 WEIGHTS_FILE = "u2netp.onnx"
@@ -96,7 +96,7 @@ def make_masks(images: pd.DataFrame, competition: Competition, out: Path, weight
     weights : Path
         Folder WEIGHTS_DIR.
     """
-    network, workers = file_digest(_weights_path(weights)), os.cpu_count() or 1
+    network, workers = file_digest(_weights_path(weights)), cores()
     boxes, jobs = images[CORNERS].to_numpy(dtype=float), []
     for row, (split, path, content) in enumerate(zip(images["split"], images["path"], images["digest"], strict=True)):
         target, source = out / mask_name(competition, split, path), digest(content, boxes[row].tolist(), network)

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 _AHEAD = 2  # batches of images read while the model is busy
 
 
-def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, source: str) -> None:
-    """Embed every image by a trained run and write a folder of features.
+def extract_features(
+    run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, source: str, rows: slice | None = None
+) -> None:
+    """Embed images by a trained run and write a folder of features.
 
     Rows are appended to files in a working folder beside `out`, which replaces `out` when complete. Stopped at any
     moment, the same call resumes and ends with the same files.
@@ -48,6 +50,8 @@ def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Pa
     out : Path
     source : str
         Title of the progress bar.
+    rows : slice, optional
+        Rows of a shard (`shards.py`); default: all.
 
     Raises
     ------
@@ -59,14 +63,15 @@ def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Pa
 
     extractor = load_extractor(run, images["identity"].dropna().astype(str).unique())
     _check_cache(cache, extractor, len(images), run)
-    names = images["image"].to_numpy()
+    rows = rows or slice(0, len(images))
+    names = images["image"].to_numpy()[rows]
     work = out.with_name(f".{out.name}.part")
     busy = f"another process is writing {out.name}; wait for that one"
     with locked(out.with_name(f".{out.name}.lock"), busy):  # two would mix their rows
         _prepare(work, digest(file_digest(run / "checkpoint.safetensors"), extractor.key(), names.tolist()))
         try:
-            _embed(extractor, cache, names, work, f"embed {source}")
-            _finish(work, out, images["image"], extractor.classes)
+            _embed(extractor, cache, names, rows.start, work, f"embed {source}")
+            _finish(work, out, images["image"].iloc[rows], extractor.classes)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -115,8 +120,8 @@ class _Table:
         self._file.close()
 
 
-def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, work: Path, title: str) -> None:
-    """Append what is missing to the tables in `work`, batch by batch."""
+def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, first: int, work: Path, title: str) -> None:
+    """Append what is missing to the tables in `work`, batch by batch. first: row of the first name in the cache."""
     kind = np.dtype(np.float16 if extractor.half else np.float32)
     widths = {"embeddings": extractor.dim}
     if extractor.classes is not None:
@@ -131,19 +136,20 @@ def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, work: Pat
             table.cut(done)
         began = time.monotonic()
         bar = stack.enter_context(progress_bar(title, total=len(names), start=done))
-        for part, batch in _batches(cache, done, len(names), extractor.batch):
-            rows = [_storable(values, kind, names[part], work.parent) for values in extractor.embed(batch)]
+        for part, batch in _batches(cache, first + done, first + len(names), extractor.batch):
+            own = names[part.start - first : part.stop - first]
+            rows = [_storable(values, kind, own, work.parent) for values in extractor.embed(batch)]
             for table, values in zip(tables, rows, strict=True):
                 table.append(values)
-            speed = (part.stop - done) / max(time.monotonic() - began, 1e-9)
+            speed = (part.stop - first - done) / max(time.monotonic() - began, 1e-9)
             bar.advance(part.stop - part.start, f"{speed:.0f} images/s")
 
 
 def _batches(cache: ImageCache, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows and their images uint8 (b, h, w, 3), in order, read by a thread while the model works.
 
-    One thread suffices: decoding and copying release Python's lock. `start` is a multiple of `batch`, so that a resumed
-    job has the same batches as one that was never stopped.
+    One thread suffices: decoding and copying release Python's lock. `start` is a multiple of `batch`, so that shards
+    and resumed jobs have the same batches as one job that was never stopped.
     """
     parts = [slice(first, min(first + batch, end)) for first in range(start, end, batch)]
     waiting: deque[Future[np.ndarray]] = deque()

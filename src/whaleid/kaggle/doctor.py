@@ -21,6 +21,7 @@ from whaleid.pipeline.plan import DEFAULT_ASPECT, TOO_LONG, Census, Needs, censu
 from whaleid.pipeline.project import Project
 from whaleid.utils.device import device_kind
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import free_memory
 
 OLDEST_PYTHON = (3, 11)
 NAMED = 3
@@ -147,14 +148,14 @@ def disk(folder: Path, needs: Needs | None) -> Finding:
 def memory(needs: Needs | None) -> Finding:
     import psutil
 
-    have = psutil.virtual_memory()
-    text = f"{have.total / _GB:,.1f} GB, {have.available / _GB:,.1f} GB of it free"
+    have, free = psutil.virtual_memory(), free_memory()
+    text = f"{have.total / _GB:,.1f} GB, {free / _GB:,.1f} GB of it free"
     if needs is None:
         return Finding("note", "memory", text)
     text += f"; the recipe needs at least {needs.memory / _GB:,.1f} GB"
     if have.total < needs.memory:
         return Finding("missing", "memory", f"{text}: use a larger machine, or a smaller recipe")
-    if have.available < needs.memory:
+    if free < needs.memory:
         return Finding("note", "memory", f"{text}: end other programs")
     return Finding("ok", "memory", text)
 

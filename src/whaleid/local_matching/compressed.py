@@ -11,7 +11,6 @@ no other image can change even the k-th neighbour.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import numpy as np
 from whaleid.local_matching.keypoints import Described, chunks
 from whaleid.local_matching.kmeans import integer_kmeans, kmeans_tree
 from whaleid.retrieval.identities import PADDING
+from whaleid.utils.machine import cores
 
 LISTED = 256
 """Descriptors in a list."""
@@ -77,7 +77,7 @@ class CompressedIndex:
         """
         _, found = self.index.search(queries, max(k, COMPARED))
         pieces = [slice(start, start + _PIECE) for start in range(0, len(queries), _PIECE)]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             parts = list(pool.map(lambda piece: self._nearest(queries[piece], found[piece], k), pieces))
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 

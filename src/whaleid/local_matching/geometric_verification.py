@@ -10,7 +10,6 @@ Nothing here is fitted on labels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,6 +22,7 @@ from whaleid.local_matching.matchers import Matcher
 from whaleid.local_matching.mutual import matching_threads, mutual_matcher
 from whaleid.retrieval.identities import PADDING
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import cores
 
 _FEWEST = 4  # an affine map fits any 3 matches: fewer than 4 prove nothing
 _TRIES = 300  # maps that MAGSAC tries
@@ -161,7 +161,7 @@ def verified_candidates(
 
     # threads of the pool suffice for products; a network makes the pool's threads take turns, and needs its library's
     threads = matching_threads if verify.matcher == "mutual" else ThreadPoolExecutor
-    with threads(workers or os.cpu_count() or 1) as pool:
+    with threads(workers or cores()) as pool:
         counts = np.array(list(pool.map(best_counts, range(len(queries))))).reshape(codes.shape)
     total = (scores + verify.weight * np.log1p(counts)).astype(np.float32)
     best = np.argsort(-total, axis=1, kind="stable")

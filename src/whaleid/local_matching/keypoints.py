@@ -10,7 +10,6 @@ offsets[i + 1], strongest first; and `rows.csv` (`image`, as images.parquet).
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from whaleid.local_matching.detectors import Detector, Found, detector_of
 from whaleid.local_matching.registry import DETECTORS, detector_entry
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
+from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
 _NAMED = 10  # broken images named in an error
@@ -138,7 +138,7 @@ def describe_images(
             _Growing(folder / "descriptors.npy", np.uint8, length) as kept,
             _Growing(folder / "points.npy", np.float32, 4) as places,
         ):
-            for found in _described(jobs, config, detector, workers or os.cpu_count() or 1):
+            for found in _described(jobs, config, detector, workers or cores()):
                 if isinstance(found, str):
                     broken.append(found)
                 elif not broken:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from whaleid.config import Model
-from whaleid.pipeline.executors import LocalExecutor
+from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project

@@ -42,6 +42,17 @@ def _images_task(competition: Competition, workspace: Workspace, key: str, skip_
     return Task("images", "", workspace, workspace.images, key, make)
 
 
+def count_rows(project: Project) -> int:
+    """Images of the table; before it is made those of the CSVs, which are more where some cannot be read."""
+    import pyarrow.parquet as pq
+
+    from whaleid.data.competition import inspect_rows
+
+    if project.workspace.is_current(project.workspace.images, project.keys.images):
+        return pq.read_metadata(project.workspace.images).num_rows
+    return len(inspect_rows(project.competition)[0])
+
+
 def fold_tasks(project: Project) -> list[Task]:
     """The fold of every labelled image, `folds.csv`."""
     workspace, recipe, unknown = project.workspace, project.recipe, project.competition.unknown

@@ -18,7 +18,12 @@ from whaleid.pipeline.submission import latest_submission, review_line
 from whaleid.pipeline.tasks import Task
 
 LAST = "score"
-SPREAD = {"train": "runs", "full": "runs on all labelled images", "features": "feature extractions"}
+SPREAD = {
+    "train": "runs",
+    "full": "runs on all labelled images",
+    "shards": "parts of features",
+    "features": "feature extractions",
+}
 
 
 def leaderboard_lines(project: Project, executor: Executor | None = None) -> Iterator[str]:

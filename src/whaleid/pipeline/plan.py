@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -16,6 +16,7 @@ from whaleid.pipeline.workspace import read_images
 from whaleid.utils.device import device_kind, gpu_count
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import bytes_text
+from whaleid.utils.machine import cores
 
 BACKWARD = 3.0
 """A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
@@ -135,6 +136,14 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     ]
 
 
+def hours_of_a_run(project: Project, tflops: float | None, images: int | None, identities: int | None) -> float:
+    """Estimated hours of the longest run and its features; parameters as in `plan_lines`."""
+    costs = recipe_costs(project, count_images(project, images, identities))
+    rate = tflops or _rate(costs)
+    runs = [len(project.folds_of(item)) for item in project.experiments]
+    return max(cost.hours(rate) / number for cost, number in zip(costs, runs, strict=True))
+
+
 def _local_lines(project: Project, census: Census) -> list[str]:
     """What local matching takes, where the recipe has it."""
     from whaleid.local_matching.cost import local_cost
@@ -207,21 +216,28 @@ def census_of(rows: pd.DataFrame, unknown: str | None, aspect: float) -> Census:
 
 def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) -> tuple[float, str]:
     """Minutes that the runs and features among some tasks take on this machine, and the machine in words."""
-    gpus, cores = gpu_count(), os.cpu_count() or 1
-    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * cores / CPU_CORES
+    gpus, threads = gpu_count(), cores()
+    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * threads / CPU_CORES
     names = {task.run[0] for task in tasks if task.run is not None}
     costs = {
         item.name: experiment_cost(item, census, project.recipe.folds, 1)
         for item in project.experiments
         if item.name in names
     }
+    shards = Counter(task.run for task in tasks if task.shard is not None)
     flops = 0.0
     for task in tasks:
-        if task.run is not None:
-            cost = costs[task.run[0]]
-            flops += cost.embedding_flops if task.stage == "features" else cost.training_flops
+        if task.run is None:
+            continue
+        cost = costs[task.run[0]]
+        if task.shard is not None:
+            flops += cost.embedding_flops / shards[task.run]
+        elif task.stage == "features":
+            flops += 0 if task.run in shards else cost.embedding_flops
+        else:
+            flops += cost.training_flops
     machine = (
-        f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{cores} core{'s' if cores > 1 else ''} without a GPU"
+        f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else f"{threads} core{'s' if threads > 1 else ''} without a GPU"
     )
     return flops / (rate * 1e12) / 60, machine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from whaleid.config import Experiment
 from whaleid.config.settings import WEIGHTS
 from whaleid.data.pseudo import labels_of
 from whaleid.pipeline import keys
-from whaleid.pipeline.data_stages import read_cache
+from whaleid.pipeline.data_stages import count_rows, read_cache
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import Round, round_state
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import Workspace, read_folds, read_images
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import digest
 
 
 def pretrain_tasks(project: Project) -> list[Task]:
@@ -154,21 +156,76 @@ def prepare_training(project: Project, tasks: list[Task]) -> None:
 # -------------------------------------------------------------------------------------------------- features
 
 
+def shard_tasks(project: Project) -> list[Task]:
+    """The shards of the features of many images; none where one extraction takes them all."""
+    state = round_state(project)
+    if state is Round.CLOSED:
+        return []
+    return [task for item, fold in _all_runs(project) for task in _shard_tasks(project, item, fold, state)]
+
+
 def feature_tasks(project: Project) -> list[Task]:
     """The features of every image by every run."""
-    runs = [(item, fold) for item in project.experiments for fold in project.folds_of(item)]
-    return _of_runs(project, _feature_task, runs)
+    return _of_runs(project, _feature_task, _all_runs(project))
+
+
+def _all_runs(project: Project) -> list[tuple[Experiment, int | None]]:
+    return [(item, fold) for item in project.experiments for fold in project.folds_of(item)]
+
+
+def _shard_tasks(project: Project, experiment: Experiment, fold: int | None, state: Round) -> list[Task]:
+    from whaleid.features.shards import shard_slices
+
+    slices = shard_slices(count_rows(project), experiment.features.batch)
+    if len(slices) == 1:
+        return []
+    return [_shard_task(project, experiment, fold, state, number, rows) for number, rows in enumerate(slices)]
+
+
+def _shard_task(
+    project: Project, experiment: Experiment, fold: int | None, state: Round, number: int, rows: slice
+) -> Task:
+    workspace, name = project.workspace, f"{number:05d}"
+    out, run = workspace.shards(experiment.name, fold) / name, workspace.run(experiment.name, fold)
+    key = digest(keys.features_key(project, experiment, fold), rows.start, rows.stop) if state is Round.OPEN else ""
+
+    def make() -> None:
+        from whaleid.features.extraction import extract_features
+
+        title = f"{experiment.name} shard {number}"
+        extract_features(run, read_images(workspace), read_cache(workspace, experiment), out, title, rows)
+
+    return Task(
+        "shards",
+        f"{workspace.run_item(experiment.name, fold)}/{name}",
+        workspace,
+        out,
+        key,
+        make,
+        ("images", f"cache/{experiment.name}", run_name(workspace, experiment, fold)),
+        resumes=True,
+        run=(experiment.name, fold),
+        shard=number,
+        command="features",
+    )
 
 
 def _feature_task(project: Project, experiment: Experiment, fold: int | None, state: Round) -> Task:
     workspace, out = project.workspace, project.workspace.features(experiment.name, fold)
     key = keys.features_key(project, experiment, fold) if state is Round.OPEN else ""
     run = workspace.run(experiment.name, fold)
+    shards = _shard_tasks(project, experiment, fold, state)
 
     def make() -> None:
         from whaleid.features.extraction import extract_features
 
         extract_features(run, read_images(workspace), read_cache(workspace, experiment), out, experiment.name)
+
+    def join() -> None:
+        from whaleid.features.shards import join_shards
+
+        join_shards([shard.output for shard in shards], out)
+        shutil.rmtree(workspace.shards(experiment.name, fold))
 
     def check() -> bool:
         """Other heads' runs are not needed any more once the features are there."""
@@ -181,12 +238,12 @@ def _feature_task(project: Project, experiment: Experiment, fold: int | None, st
         workspace,
         out,
         key,
-        make,
-        ("images", f"cache/{experiment.name}", run_name(workspace, experiment, fold)),
+        join if shards else make,
+        ("images", f"cache/{experiment.name}", run_name(workspace, experiment, fold), *(one.name for one in shards)),
         check,
-        resumes=True,
+        resumes=not shards,
         run=(experiment.name, fold),
-        command="features",
+        command=None if shards else "features",
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from whaleid.pipeline.data_stages import require_local
-from whaleid.pipeline.executors import Executor, LocalExecutor
+from whaleid.pipeline.executors import Executor
+from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.metrics import require_figures, write_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import STAGES, stage_times, steps
@@ -30,12 +31,15 @@ class Only:
         Runs on all labelled images.
     round : int, optional
         Runs of this round of pseudo-labels.
+    shard : int, optional
+        Shards of features with this number.
     """
 
     experiment: str | None = None
     fold: int | None = None
     full: bool = False
     round: int | None = None
+    shard: int | None = None
 
     def wants(self, task: Task) -> bool:
         """Whether a task is among them."""
@@ -45,6 +49,7 @@ class Only:
         return (
             self.experiment in (None, experiment)
             and self.round in (None, task.workspace.round)
+            and self.shard in (None, task.shard)
             and (fold is None if self.full else self.fold in (None, fold))
         )
 
@@ -90,10 +95,14 @@ def run(
 def _with_features(tasks: list[Task], needed: set[str]) -> list[Task]:
     """The tasks; a process that trains a run also computes its features, where these are needed.
 
-    Starting Python with torch takes longer than the features of a thousand small images.
+    Starting Python with torch takes longer than the features of a thousand small images. Shards are left to whoever is
+    free.
     """
+    sharded = {name.removeprefix("shards/").rpartition("/")[0] for name in needed if name.startswith("shards/")}
     return [
-        replace(task, command="features") if task.command == "train" and f"features/{task.item}" in needed else task
+        replace(task, command="features")
+        if task.command == "train" and f"features/{task.item}" in needed and task.item not in sharded
+        else task
         for task in tasks
     ]
 

@@ -18,7 +18,14 @@ from whaleid.pipeline.ladder import candidate_tasks, ladder_tasks
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import gain_tasks, label_tasks
 from whaleid.pipeline.rounds import rounds
-from whaleid.pipeline.run_stages import feature_tasks, full_tasks, prepare_training, pretrain_tasks, train_tasks
+from whaleid.pipeline.run_stages import (
+    feature_tasks,
+    full_tasks,
+    prepare_training,
+    pretrain_tasks,
+    shard_tasks,
+    train_tasks,
+)
 from whaleid.pipeline.score import score_tasks
 from whaleid.pipeline.submission import submission_tasks
 from whaleid.pipeline.tasks import Task
@@ -67,7 +74,8 @@ ROUND = (
     Stage("labels", ("images", "folds", "keypoints", "train", "full", "features"), label_tasks),
     Stage("train", _RUN, train_tasks, prepare=prepare_training),
     Stage("full", (*_RUN, "train"), full_tasks, part_of="train", prepare=prepare_training),
-    Stage("features", ("images", "cache", "train", "full"), feature_tasks),
+    Stage("shards", ("images", "cache", "train", "full"), shard_tasks),
+    Stage("features", ("images", "cache", "train", "full", "shards"), feature_tasks),
     Stage("candidates", ("images", "folds", "keypoints", "train", "full", "features"), candidate_tasks),
     Stage("gain", ("candidates",), gain_tasks),
 )

@@ -43,6 +43,8 @@ class Task:
         Whether `make` continues what a killed process left beside the output.
     run : tuple, optional
         Experiment and fold of the run that it belongs to; fold None: the run on all labelled images.
+    shard : int, optional
+        Number of the shard, where it is one of the run's features.
     command : str, optional
         Command of `whaleid` that does this task alone; None: done only in the process of the pipeline.
     """
@@ -57,6 +59,7 @@ class Task:
     check: Callable[[], bool] | None = None
     resumes: bool = False
     run: tuple[str, int | None] | None = None
+    shard: int | None = None
     command: str | None = None
 
     @property
@@ -72,7 +75,11 @@ class Task:
         return self.workspace.is_current(self.output, self.key) if self.check is None else self.check()
 
     def arguments(self, options: list[str]) -> list[str]:
-        """Command line that does this task alone.
+        """Command line that does this task alone, on this machine; `options` as in `words`."""
+        return [sys.executable, "-m", *self.words(options)]
+
+    def words(self, options: list[str]) -> list[str]:
+        """What follows `python -m` in the command line that does this task alone.
 
         Parameters
         ----------
@@ -83,7 +90,8 @@ class Task:
         experiment, fold = self.run
         part = ["--full"] if fold is None else ["--fold", str(fold)]
         number = ["--round", str(self.workspace.round)] if self.workspace.round else []
-        return [sys.executable, "-m", "whaleid", self.command, *options, "--experiment", experiment, *part, *number]
+        shard = [] if self.shard is None else ["--shard", str(self.shard)]
+        return ["whaleid", self.command, *options, "--experiment", experiment, *part, *number, *shard]
 
 
 def do(task: Task) -> None:

@@ -54,6 +54,10 @@ class Workspace:
     def features(self, source: str, fold: int | None) -> Path:
         return self.root / "features" / self._in_round(source) / fold_name(fold)
 
+    def shards(self, source: str, fold: int | None) -> Path:
+        """Folder of the shards of features, until they are joined."""
+        return self.root / "shards" / self._in_round(source) / fold_name(fold)
+
     def _in_round(self, experiment: str) -> str:
         return f"{experiment}{_ROUND}{self.round}" if self.round else experiment
 

@@ -1,8 +1,7 @@
-"""The machine in one line, and the time that a task took: noted beside its output's key."""
+"""The machine: cores and memory that this process may use, the machine in one line, and the time that a task took."""
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -13,6 +12,47 @@ import psutil
 
 _GB = 1e9
 _CPUINFO = Path("/proc/cpuinfo")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def cores() -> int:
+    """Cores that this process may use: not more than its affinity and its container's quota allow."""
+    from joblib import cpu_count  # imports numpy
+
+    return cpu_count()
+
+
+def free_memory() -> int:
+    """Bytes that can still be taken: of the system, and below the limits of the control groups around this process."""
+    return min(psutil.virtual_memory().available, *_left_in_cgroups(_CGROUPS, _OWN_CGROUPS))
+
+
+def _left_in_cgroups(root: Path, own: Path) -> list[int]:
+    """Bytes below each memory limit of version 1 or 2, from the groups of this process up to the root.
+
+    A container sees its own group as the root, whatever path `own` gives; a job of SLURM is in a group below it.
+    """
+    left = [sys.maxsize]
+    lines = own.read_text().splitlines() if own.is_file() else []
+    for controllers, path in (line.split(":", 2)[1:] for line in lines):
+        if controllers == "":
+            tree, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif controllers == "memory":
+            tree, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        deepest = tree / path.lstrip("/")
+        left += [_left(folder, *names) for folder in (deepest, *deepest.parents) if folder.is_relative_to(tree)]
+    return left
+
+
+def _left(group: Path, limit: str, usage: str, inactive: str) -> int:
+    """Bytes below a group's limit; what the system would drop for them (`inactive` files in its cache) counts."""
+    if not (group / limit).is_file() or (most := (group / limit).read_text().strip()) == "max":
+        return sys.maxsize
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return max(0, int(most) - int((group / usage).read_text()) + int(stat.get(inactive, 0)))
 
 
 def measured(began: float) -> dict[str, Any]:
@@ -23,7 +63,7 @@ def measured(began: float) -> dict[str, Any]:
 def machine_line() -> str:
     """System, processor, cores, memory and GPUs; GPUs only where torch is loaded, for nothing else uses them."""
     memory = f"{psutil.virtual_memory().total / _GB:.0f} GB"
-    parts = [platform.system(), _processor(), f"{os.cpu_count() or 1} cores", memory, *_gpus()]
+    parts = [platform.system(), _processor(), f"{cores()} cores", memory, *_gpus()]
     return ", ".join(part for part in parts if part)
 
 

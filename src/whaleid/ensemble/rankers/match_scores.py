@@ -7,7 +7,6 @@ With n folds that is n models, n (n - 1) / 2 more without two folds, and one of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from whaleid.local_matching.pair_score import (
 )
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import cores
 
 LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
 """Form of the match score -> name of the ranking."""
@@ -82,7 +82,7 @@ class MatchScoreRanker(Ranker):
         def rank(place: int, models: list[MatchScorer | None]) -> list[dict[str, Lists]]:
             one = local.all[place]
             given = local.described, frames, one.queries.rows, one.codes, classes, one.nearest, models
-            return match_score_candidates(*given, config, context.keep, workers=_workers())
+            return match_score_candidates(*given, config, context.keep, workers=cores())
 
         context.report("matches of the training folds")
         tables = _in_parallel(training_matches, len(local.folds))
@@ -121,7 +121,7 @@ class PairScoreRanker(Ranker):
             context.report(f"{BY_PAIRS}: {number + 1} of {len(local.all)}")
             given = local.described, frames, one.queries.rows
             likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images, by_networks)
-            matched.append(match_pairs(*given, likely, pairs, _workers()))
+            matched.append(match_pairs(*given, likely, pairs, cores()))
 
         folds = len(local.folds)
         parts = _match_parts(local.folds, matched[:folds], pairs)
@@ -233,9 +233,5 @@ def _fit_models(fit: Callable[[list[int]], _Model], folds: int) -> dict[_Exclude
 
 def _in_parallel(work: Callable[[int], _Result], count: int) -> list[_Result]:
     """work(0) .. work(count - 1), on all cores."""
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(work, range(count)))
-
-
-def _workers() -> int:
-    return os.cpu_count() or 1

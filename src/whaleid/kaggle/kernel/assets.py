@@ -17,7 +17,7 @@ from whaleid.config.settings import WEIGHTS
 from whaleid.data.pseudo import write_pseudo_labels
 from whaleid.data.reviews import reviews_path
 from whaleid.ensemble.stack_models import STACK_FOLDER
-from whaleid.kaggle.kernel.rows import keep_rows
+from whaleid.features.rows import keep_rows
 from whaleid.kaggle.kernel.size import LOGITS, KernelSize, carried_bytes
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project

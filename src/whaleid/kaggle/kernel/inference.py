@@ -25,11 +25,11 @@ from whaleid.data.listing import read_listed
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
 from whaleid.ensemble.summary import Figures, ladder_lines
+from whaleid.features.rows import join_rows, keep_rows
 from whaleid.kaggle.kernel.assets import BOXES, MASKS, PSEUDO, REVIEWS, SOURCES, STACK
 from whaleid.kaggle.kernel.budget import Budget, Cost, Plan, make_plan
 from whaleid.kaggle.kernel.extraction import TestImages, extract_test_features, free_disk, gpus, time_per_image
 from whaleid.kaggle.kernel.inputs import KernelFolders, log
-from whaleid.kaggle.kernel.rows import join_rows, keep_rows
 from whaleid.pipeline.ladder import rank_features
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import write_answer

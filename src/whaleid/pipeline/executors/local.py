@@ -1,34 +1,25 @@
-"""Executors: who does the tasks of a stage. Another engine is one more class with `run`, and a line in EXECUTORS."""
+"""The executor of this machine: one process after the other, or several at once."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-import psutil
 from rich.console import Console
 
 from whaleid.pipeline.tasks import Task, do
 from whaleid.utils.device import gpu_count
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import cores, free_memory
 from whaleid.utils.progress import PROGRESS_FILE, follow_bars
 
 MEMORY_OF_A_RUN = 3 * 2**30
-"""Bytes reserved for a run on a CPU; small networks at small sizes take about half."""
-
-
-class Executor(Protocol):
-    """Does tasks that do not depend on each other."""
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
-        """Do the tasks; yield each when it is done. Raises WhaleidError where one fails."""
-        ...
+"""Bytes of the machine's memory reserved for a run; small networks at small sizes take about half on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class LocalExecutor:
         with follow_bars() as bars, ExitStack() as stack:
             stack.callback(lambda: [process.popen.terminate() for process in running.values()])
             while queue or running:
-                while queue and places:
+                while queue and places and (self.jobs or not running or free_memory() > MEMORY_OF_A_RUN):
                     place, task = places.pop(0), queue.pop(0)
                     running[place] = _start(task, self.options, jobs, place, gpus)
                     bars.print(f"started {task.stage} {task.item} (log: {running[place].log})")
@@ -101,16 +92,12 @@ class _Process:
         code = self.popen.returncode
         if code == 0:
             return
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("error: ") if lines else "no output"
-        raise WhaleidError(f"{self.task.stage} {self.task.item} ended with code {code}: {last} (whole log: {self.log})")
+        line = f"{self.task.stage} {self.task.item} ended with code {code}: {last_line(self.log)}"
+        raise WhaleidError(f"{line} (whole log: {self.log})")
 
 
 def _start(task: Task, options: list[str], jobs: int, place: int, gpus: int) -> _Process:
-    logs = task.workspace.root / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    name = task.item.replace("/", ".")
-    log, progress = logs / f"{name}.log", logs / f"{name}.progress"
+    log, progress = log_files(task)
     environment = dict(os.environ, OMP_NUM_THREADS=str(share_of_cores(jobs)))
     environment[PROGRESS_FILE] = str(progress)
     if gpus:
@@ -121,20 +108,30 @@ def _start(task: Task, options: list[str], jobs: int, place: int, gpus: int) -> 
     return _Process(task, popen, log, progress, time.monotonic())
 
 
+def log_files(task: Task) -> tuple[Path, Path]:
+    """Files of the output and of the progress bar of a task's process, in `logs/` of the work folder."""
+    logs = task.workspace.root / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    name = task.item.replace("/", ".")
+    return logs / f"{name}.log", logs / f"{name}.progress"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log, which is the error of a process that failed."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "no output"
+
+
 def sensible() -> int:
-    """As many runs at once as there are GPUs; without one, as many as cores and free memory carry.
+    """As many runs at once as there are GPUs, or without one cores, and as free memory carries.
 
     On CPUs, runs of one thread each use the cores better than one run of many threads (two idle cores,
     EfficientNet-Lite0 at 128 x 64: 127 images a second instead of 82), and do not wait for one another when
     something else uses a core.
     """
-    return gpu_count() or max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY_OF_A_RUN))
+    return max(1, min(gpu_count() or cores(), free_memory() // MEMORY_OF_A_RUN))
 
 
 def share_of_cores(jobs: int) -> int:
     """Threads for each of `jobs` processes."""
-    return max(1, (os.cpu_count() or 1) // jobs)
-
-
-EXECUTORS: dict[str, Callable[[int, list[str]], Executor]] = {"local": LocalExecutor}
-"""Name -> (jobs, options) -> executor."""
+    return max(1, cores() // jobs)

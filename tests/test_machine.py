@@ -1,0 +1,65 @@
+"""The machine: what control groups leave of its memory."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from whaleid.utils import machine
+
+
+def group(folder: Path, limit: str, usage: str, values: tuple[str, str], stat: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / limit).write_text(f"{values[0]}\n")
+    (folder / usage).write_text(f"{values[1]}\n")
+    (folder / "memory.stat").write_text(stat)
+
+
+def second(folder: Path, most: str, used: str, inactive: int) -> None:
+    """A group of version 2."""
+    group(folder, "memory.max", "memory.current", (most, used), f"anon 5\ninactive_file {inactive}\n")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that names this process's groups; the groups are below `cgroup`."""
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_the_smallest_limit_above_a_process_counts(own: Path) -> None:
+    root = own.parent / "cgroup"
+    second(root / "slurm" / "job", "9000", "4000", 100)
+    second(root / "slurm", "6000", "4000", 500)
+    own.write_text("0::/slurm/job\n")
+    assert machine.free_memory() == 2500
+    second(root / "slurm", "max", "4000", 500)
+    assert machine.free_memory() == 5100
+
+
+def test_a_container_sees_its_own_group_as_the_root(own: Path) -> None:
+    """`own` gives the path that the host knows, which is not there."""
+    second(own.parent / "cgroup", "7000", "7400", 300)
+    own.write_text("0::/docker/0123\n")
+    assert machine.free_memory() == 0
+
+
+def test_version_1_has_a_tree_for_memory(own: Path) -> None:
+    stat = "inactive_file 1\ntotal_inactive_file 50\n"
+    folder = own.parent / "cgroup" / "memory"
+    group(folder / "box", "memory.limit_in_bytes", "memory.usage_in_bytes", ("3000", "1000"), stat)
+    own.write_text("5:devices:/\n4:memory:/box\n0::/\n")
+    assert machine.free_memory() == 2050
+
+
+def test_without_control_groups_the_system_says_what_is_free(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 77}))
+    assert machine.free_memory() == 77
+    assert machine._left(own.parent, "memory.max", "memory.current", "inactive_file") == sys.maxsize
+
+
+def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert machine.cores() == 1

@@ -12,11 +12,12 @@ import pandas as pd
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.data.listing import read_listed
-from whaleid.evaluation.forms import get_form
+from whaleid.evaluation.forms import get_form, write_submission
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
+from whaleid.evaluation.submission_file import ANSWER, read_answer_file
 from whaleid.evaluation.topk import read_guesses
 from whaleid.pipeline.ladder import ladder_tasks
-from whaleid.pipeline.metrics import read_figures, require_figures
+from whaleid.pipeline.metrics import answer_score, read_figures, require_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import read_folds
@@ -43,17 +44,21 @@ def submission_tasks(project: Project) -> list[Task]:
 
 
 def write_answer(project: Project, path: Path) -> None:
-    """Write the final ranker's guesses, as the candidates hold them, to the submission file `path`."""
+    """Write the answer, as it lies beside the candidates, to the submission file `path`."""
     competition = project.competition
     template = submission_template(competition, project.workspace.root)
-    final = read_guesses_of_rungs(project)[-1]
-    images, guesses = _with_missing(final, template, _most_frequent(project))
-    scores = None
-    if final.scores is not None:
-        scores = np.pad(final.scores, ((0, len(images) - len(final.images)), (0, 0)), constant_values=-np.inf)
+    cells = _with_missing(test_answers(project), template, _most_frequent(project))
     columns = (competition.submission.image, competition.submission.identities)
-    form = get_form(competition.answer.form)
-    form.write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns, scores)
+    labels, form = known_labels(competition), competition.answer.form
+    write_submission(form, path, cells, template, labels, competition.k, columns)
+
+
+def test_answers(project: Project) -> dict[str, str]:
+    """Test image -> its answer in the competition's form."""
+    if get_form(project.competition.answer.form).NEEDS != "guesses":
+        return read_answer_file(project.workspace.candidates(project.recipe.name) / ANSWER)
+    final = read_guesses_of_rungs(project)[-1]
+    return {image: " ".join(row[row != ""]) for image, row in zip(final.images.tolist(), final.guesses, strict=True)}
 
 
 # -------------------------------------------------------------------------------------------------- where it is
@@ -85,14 +90,14 @@ def log_submission(project: Project, figures: dict[str, Any], path: Path, soluti
     logged = _rows_of(project, path)
     if logged and solution in (None, logged[-1].solution):
         return
-    final = figures["ladder"]["rungs"][-1]
+    final = answer_score(figures)
     record = SubmissionRecord(
         file=path.name,
         competition=project.competition.name,
         recipe=project.recipe.name,
         commit=figures["commit"],
-        cv=final["map"],
-        cv_interval=(final["high"] - final["low"]) / 2,
+        cv=final.value,
+        cv_interval=(final.high - final.low) / 2,
         solution=solution,
     )
     append_log(log_path(project), record)
@@ -117,14 +122,11 @@ class TestGuesses:
         Names of the test images.
     guesses : str array, shape (n, k)
         Identities, best first; "" where there are fewer than k.
-    scores : float array, shape (n, k), optional
-        Scores of the guesses; -inf where there are fewer than k.
     """
 
     rung: str
     images: np.ndarray
     guesses: np.ndarray
-    scores: np.ndarray | None = None
 
 
 def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
@@ -136,16 +138,7 @@ def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
     if not path.is_file():
         raise WhaleidError(f"competition {project.competition.name} has no test images: add `test` to its YAML")
     k = project.competition.k
-    rungs = ((rung, lists, lists.scores[:, :k]) for rung, _, lists in read_candidates(path))
-    return [
-        TestGuesses(
-            rung,
-            lists.queries,
-            labels(lists, k),
-            np.pad(scores, ((0, 0), (0, k - scores.shape[1])), constant_values=-np.inf),
-        )
-        for rung, lists, scores in rungs
-    ]
+    return [TestGuesses(rung, lists.queries, labels(lists, k)) for rung, _, lists in read_candidates(path)]
 
 
 def _most_frequent(project: Project) -> list[str]:
@@ -156,13 +149,12 @@ def _most_frequent(project: Project) -> list[str]:
     return ([unknown] if unknown else []) + common[: project.competition.k - bool(unknown)]
 
 
-def _with_missing(final: TestGuesses, template: Path, frequent: list[str]) -> tuple[list[str], list[list[str]]]:
-    """The guesses, with the most frequent identities for every image of the template that was unreadable."""
-    images, guesses = final.images.tolist(), [list(row) for row in final.guesses]
-    missing = sorted(set(read_guesses(template).images) - set(images))
+def _with_missing(answers: dict[str, str], template: Path, frequent: list[str]) -> dict[str, str]:
+    """The answers, with the most frequent identities for every image of the template that was unreadable."""
+    missing = sorted(set(read_guesses(template).images) - set(answers))
     if missing:
         print(f"{len(missing)} unreadable test images get the most frequent identities: {', '.join(missing[:3])} ...")
-    return images + missing, guesses + [frequent] * len(missing)
+    return answers | dict.fromkeys(missing, " ".join(frequent))
 
 
 # -------------------------------------------------------------------------------------------------- its form

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.ensemble.answers import on_scale_of
-from whaleid.evaluation import one_or_unknown
+from whaleid.evaluation import one_confident, one_or_unknown
 from whaleid.evaluation.log import read_log
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.submission import latest_submission, submission_problems
@@ -69,6 +69,40 @@ def test_the_threshold_is_the_best_of_all(data: st.DataObject) -> None:
 
     found = one_or_unknown.best_threshold(confidence, right, identity, known)
     assert score(found) == pytest.approx(max(score(value) for value in (-1, 0.15, 0.3, 0.6, 2)))
+
+
+# ----------------------------------------------------------------------------------------------- one_confident
+
+
+def test_one_label_with_a_confidence(tmp_path: Path) -> None:
+    test = place_world(tmp_path, "one_confident")
+    add_to_world(tmp_path, "unknown: none\nk: 1\nsubmission: {image: id, identities: landmarks}\n")
+    landmark = test["identity"].where(test["known"], "")
+    pd.DataFrame({"id": test["image"], "landmarks": landmark}).to_csv(tmp_path / "solution.csv", index=False)
+    lines, submission = leaderboard(tmp_path)
+    assert value_of(lines, "out of fold") > 0.8
+    assert value_of(lines, "solution") > 0.8
+    answers = submission.set_index("id")["landmarks"].str.split(expand=True).loc[test["image"]]
+    confidence = answers[1].astype(float).to_numpy()
+    assert confidence[test["known"]].mean() > confidence[~test["known"]].mean() + 0.2
+    (tmp_path / "bad.csv").write_text("id,landmarks\n" + "".join(f"{image},id_00 high\n" for image in submission["id"]))
+    problems = submission_problems(tmp_path / "bad.csv", open_world(tmp_path).competition, tmp_path / "work")
+    assert problems[0].endswith(f"row 2 ({submission['id'][0]}): not a label and its confidence")
+    assert len(problems) == 11
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 3)), min_size=1, max_size=12))
+def test_weighted_gap_counts_an_answer_as_often_as_its_weight(rows: list[tuple[int, bool, int]]) -> None:
+    confidence, right, weights = (np.array(column) for column in zip(*rows, strict=True))
+    confidence = confidence + np.arange(len(rows)) / 100  # copies stand together
+    found = one_confident.global_average_precision(confidence, right, 7.0, weights.astype(float))
+    precision = hits = seen = 0.0
+    for place in np.argsort(-confidence):
+        seen += weights[place]
+        hits += weights[place] * right[place]
+        precision += weights[place] * right[place] * (hits / seen if seen else 0)
+    assert found == pytest.approx(precision / 7)
 
 
 def test_averages_are_brought_to_the_scale_of_one_model() -> None:

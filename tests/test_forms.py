@@ -27,6 +27,9 @@ def fit(ranked, truth):
 def answer(ranked, fitted, unknown):
     return [f"{name} {value * fitted:.3f}" for name, value in zip(ranked.best, ranked.confidence)]
 
+def unreadable(image, likely):
+    return f"{likely[0]} 0"
+
 def evaluate(answers, ranked, truth, unknown, seed=0):
     return scored([cell.split() for cell in answers], truth.identity)
 

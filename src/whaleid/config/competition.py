@@ -58,7 +58,7 @@ class Answer(Model):
     """What is submitted."""
 
     form: str = "topk"
-    """Name of a form of answer: topk, one_or_unknown."""
+    """Name of a form of answer: topk, one_or_unknown, one_confident."""
     dataset: str | None = None
     """Name in `train.extra` and `test.extra` of a column that splits the metric and its thresholds."""
 

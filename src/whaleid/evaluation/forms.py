@@ -70,7 +70,7 @@ class Score(Protocol):
 
 
 class Form(Protocol):
-    """What a form's module holds. `topk`, whose answers are the ladder's guesses, has the first two functions alone."""
+    """What a form's module holds. `topk`, whose answers are the ladder's guesses, has no fit, answer and evaluate."""
 
     NEEDS: str
     """What its answers are made from: the ladder's `guesses`, or ranked `identities` (`RankedIdentities`)."""
@@ -83,6 +83,9 @@ class Form(Protocol):
 
     score_submission: Callable[..., Score]
     """(submission, solution, seed), and `k` or `unknown` where the form has them -> metric with its interval."""
+
+    unreadable: Callable[[str, list[str]], str]
+    """(row, likely) -> the cell of an image that could not be read. likely: labels that are right most often."""
 
     fit: Callable[..., Any]
     """(input, truth) -> what the form fits out of fold, as plain values."""

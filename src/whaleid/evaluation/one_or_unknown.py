@@ -116,6 +116,11 @@ def answer(ranked: RankedIdentities, fitted: dict[str, float], unknown: str) -> 
     return np.where((ranked.confidence >= limits) & (ranked.best != ""), ranked.best, unknown).tolist()
 
 
+def unreadable(image: str, likely: list[str]) -> str:
+    """The answer to an image that could not be read: unknown."""
+    return likely[0]
+
+
 def evaluate(answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str, seed: int = 0) -> FormScore:
     """As `score_submission`, of answers whose truth is known."""
     return _score(np.array(answers), truth.identity, truth.known, ranked.datasets, unknown, seed)

@@ -151,7 +151,12 @@ def _slices(truth: Any, sizes: Mapping[str, int], unknown: str | None) -> np.nda
     return metrics.size_slices(counts, np.array([name == unknown for name in names]))[places]
 
 
-# ------------------------------------------------------------------------------------------------------ checking
+# --------------------------------------------------------------------------------------------- writing, checking
+
+
+def unreadable(image: str, likely: list[str]) -> str:
+    """The guesses for an image that could not be read: the labels that are right most often."""
+    return " ".join(likely)
 
 
 def check_submission(path: Path, sample: Path, known: Collection[str] | None = None, k: int = 5) -> list[str]:

@@ -47,7 +47,7 @@ def write_answer(project: Project, path: Path) -> None:
     """Write the answer, as it lies beside the candidates, to the submission file `path`."""
     competition = project.competition
     template = submission_template(competition, project.workspace.root)
-    cells = _with_missing(test_answers(project), template, _most_frequent(project))
+    cells = _with_unreadable(project, test_answers(project), template)
     columns = (competition.submission.image, competition.submission.identities)
     labels, form = known_labels(competition), competition.answer.form
     write_submission(form, path, cells, template, labels, competition.k, columns)
@@ -149,12 +149,14 @@ def _most_frequent(project: Project) -> list[str]:
     return ([unknown] if unknown else []) + common[: project.competition.k - bool(unknown)]
 
 
-def _with_missing(answers: dict[str, str], template: Path, frequent: list[str]) -> dict[str, str]:
-    """The answers, with the most frequent identities for every image of the template that was unreadable."""
+def _with_unreadable(project: Project, answers: dict[str, str], template: Path) -> dict[str, str]:
+    """The answers, and what the form has for every image of the template that was unreadable."""
     missing = sorted(set(read_guesses(template).images) - set(answers))
-    if missing:
-        print(f"{len(missing)} unreadable test images get the most frequent identities: {', '.join(missing[:3])} ...")
-    return answers | dict.fromkeys(missing, " ".join(frequent))
+    if not missing:
+        return answers
+    form, likely = get_form(project.competition.answer.form), _most_frequent(project)
+    print(f"{len(missing)} unreadable test images are answered without a look: {', '.join(missing[:3])} ...")
+    return answers | {image: form.unreadable(image, likely) for image in missing}
 
 
 # -------------------------------------------------------------------------------------------------- its form

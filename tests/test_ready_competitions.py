@@ -37,6 +37,17 @@ LAYOUTS = {
         {"train_images/3/a.jpg": ("a.jpg", "51"), "train_images/70/b.jpg": ("b.jpg", "52")},
         {"test_images/q.jpg": "q.jpg"},
     ),
+    "landmark-recognition": (
+        {
+            "train.csv": "id,landmark_id\n6e158a47eb2ca3f6,142820\n202cd79556f30760,104169\n",
+            "sample_submission.csv": "id,landmarks\n00084cdf8f600d00,137790 0.1\n",
+        },
+        {
+            "train/6/e/1/6e158a47eb2ca3f6.jpg": ("6e158a47eb2ca3f6", "142820"),
+            "train/2/0/2/202cd79556f30760.jpg": ("202cd79556f30760", "104169"),
+        },
+        {"test/0/0/0/00084cdf8f600d00.jpg": "00084cdf8f600d00"},
+    ),
 }
 
 

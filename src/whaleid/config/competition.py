@@ -58,7 +58,9 @@ class Answer(Model):
     """What is submitted."""
 
     form: str = "topk"
-    """Name of a form of answer (`evaluation/forms.py`)."""
+    """Name of a form of answer: topk, one_or_unknown, one_confident."""
+    dataset: str | None = None
+    """Name in `train.extra` and `test.extra` of a column that splits the metric and its thresholds."""
 
 
 class Competition(Model):
@@ -105,4 +107,14 @@ class Competition(Model):
             raise ValueError(f"group '{self.group}' is not among train.extra: {sorted(self.train.extra)}")
         if self.unknown is None and self.unknown_share:
             raise ValueError("unknown_share is set but unknown is null: name the unknown label or remove the share")
+        return self
+
+    @model_validator(mode="after")
+    def _check_answer(self) -> Competition:
+        column = self.answer.dataset
+        for split, table in (("train", self.train), ("test", self.test)):
+            if column is not None and table is not None and column not in table.extra:
+                raise ValueError(f"answer.dataset '{column}' is not among {split}.extra: {sorted(table.extra)}")
+        if self.unknown is None and self.answer.form == "one_or_unknown":
+            raise ValueError("answer.form one_or_unknown needs the unknown label: set unknown")
         return self

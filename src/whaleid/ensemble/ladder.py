@@ -29,6 +29,7 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
+from whaleid.ensemble.answers import Answer, answer_by_identities
 from whaleid.ensemble.intervals import rank_gain, weighted_map
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankers.base import JointFeatures, RankerContext
@@ -40,6 +41,7 @@ from whaleid.ensemble.results import BlendWorth, LadderResult, MemberWorth, Rung
 from whaleid.ensemble.scoring import map_by_share, oof_ranks, oof_with_unknown, score_ranking
 from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.ensemble.stack_models import StackModels
+from whaleid.evaluation.forms import get_form
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.progress import progress_bar
 
@@ -85,8 +87,20 @@ def combine(
     result = evaluate_ladder(protocol, rankings, recipe.combine, recipe.seed, stack_models)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=blend_worth(protocol, rankings, recipe.combine, result, recipe.seed))
+    result = replace(result, answer=_answer(protocol, result, images, competition, recipe.seed))
     write_result(result, protocol, out)
     return result
+
+
+def _answer(
+    protocol: Protocol, result: LadderResult, images: pd.DataFrame, competition: Competition, seed: int
+) -> Answer | None:
+    """The answer in the competition's form; None where the last rung's guesses are the answer."""
+    form = get_form(competition.answer.form)
+    if form.NEEDS == "guesses":
+        return None
+    assert result.final_ranking is not None and result.blend_ranking is not None
+    return answer_by_identities(form, protocol, result.final_ranking, result.blend_ranking, images, competition, seed)
 
 
 def protocol_of(images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, sources: list[Source]) -> Protocol:
@@ -261,6 +275,8 @@ def evaluate_ladder(
         test_images=protocol.test_names,
         stacks=stacks[0].fitted if stacks else None,
         shares=map_by_share(protocol, context.rankings[-1]),
+        final_ranking=context.rankings[-1],
+        blend_ranking=blend,
     )
 
 

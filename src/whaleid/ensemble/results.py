@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from whaleid.ensemble.answers import Answer
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.cross_fitting import CrossFitted
 from whaleid.ensemble.intervals import Gain
 from whaleid.ensemble.protocol import Protocol, UnknownShare
+from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.evaluation.metrics import MapScore
+from whaleid.evaluation.submission_file import ANSWER, write_answer_file
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.utils.files import write_json
 
@@ -191,6 +194,10 @@ class LadderResult:
         Sources whose full-data models rank the test set too.
     worth : BlendWorth or None
         None where it was not computed.
+    final_ranking, blend_ranking : Ranking or None
+        What the last rung and the blend's were made from.
+    answer : Answer or None
+        The answer in the competition's form, where that is not made of the last rung's guesses.
     """
 
     rungs: tuple[Rung, ...]
@@ -205,6 +212,9 @@ class LadderResult:
     shares: tuple[ShareMap, ...] = ()
     full: tuple[str, ...] = ()
     worth: BlendWorth | None = None
+    final_ranking: Ranking | None = None
+    blend_ranking: Ranking | None = None
+    answer: Answer | None = None
 
     @property
     def final(self) -> Rung:
@@ -233,6 +243,7 @@ class LadderResult:
             "shares": [asdict(point) for point in self.shares],
             "full": list(self.full),
             "worth": None if self.worth is None else asdict(self.worth),
+            "answer": None if self.answer is None else self.answer.as_json(),
         }
 
 
@@ -256,9 +267,10 @@ def blend_weights(
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
-    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `stack/` and, last, `ladder.json`.
+    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `stack/`, at last `ladder.json`.
 
-    test.parquet is left out where there are no test images, stack/ where there is no stack.
+    test.parquet is left out where there are no test images, stack/ where there is no stack, answer.csv where the last
+    rung's guesses are the answer.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
@@ -266,6 +278,9 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
     if len(result.test_images):
         tests = ((rung.name, AVERAGED, rung.test) for rung in result.rungs if rung.test is not None)
         write_candidates(out / "test.parquet", tests)
+    (out / ANSWER).unlink(missing_ok=True)
+    if result.answer is not None:
+        write_answer_file(out / ANSWER, result.answer.cells)
     shutil.rmtree(out / STACK_FOLDER, ignore_errors=True)
     if result.stacks is not None:
         write_stack_models(result.stacks.full.models, out / STACK_FOLDER)

@@ -1,23 +1,25 @@
-"""Registry of the forms of answer: what a submission holds, how it is checked, how it is scored.
+"""Registry of the forms of answer: what a submission holds, how it is made, checked and scored.
 
-To add a form, write a module with `score_submission` and add its line to `FORMS`; `whaleid score --form` then reads it.
-A module with all functions of `Form` can also be the form of a competition.
+A form is a module with the functions of `Form`, and a line in `FORMS`. A submission of any form has two columns; the
+first names the row (an image), the second, its cell, is the answer.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
-
+from whaleid.evaluation.form_score import FormScore
+from whaleid.evaluation.submission_file import write_cells
 from whaleid.utils.errors import WhaleidError
 
+TOPK = "topk"
+"""The form whose answers are the ladder's guesses."""
 FORMS = {
-    "topk": "whaleid.evaluation.topk",
+    TOPK: "whaleid.evaluation.topk",
     "one_or_unknown": "whaleid.evaluation.one_or_unknown",
     "one_confident": "whaleid.evaluation.one_confident",
     "ranked_images": "whaleid.evaluation.ranked_images",
@@ -68,63 +70,75 @@ class Score(Protocol):
 
 
 class Form(Protocol):
-    """Functions of a form's module."""
+    """What a form's module holds. `topk`, whose answers are the ladder's guesses, has no fit, answer and evaluate."""
 
-    def write_submission(
-        self,
-        path: Path,
-        images: Sequence[str],
-        guesses: Sequence[Sequence[str]] | np.ndarray,
-        sample: Path,
-        known: Collection[str] | None = None,
-        k: int = 5,
-        columns: tuple[str, str] | None = None,
-        scores: np.ndarray | None = None,
-    ) -> None:
-        """Write the answer to all images of the sample submission, or raise WhaleidError and write nothing.
+    NEEDS: str
+    """What its answers are made from: the ladder's `guesses`, or ranked `identities` (`RankedIdentities`)."""
 
-        Parameters
-        ----------
-        path : Path
-            File to write.
-        images : sequence of str, length n
-            Query images in any order.
-        guesses : n sequences of str, or str array, shape (n, m)
-            Identities of each query, best first; '' and None are padding.
-        sample : Path
-            Sample submission: header, images and their order.
-        known : collection of str, optional
-            Identities that may be guessed.
-        k : int
-            Number of guesses that count.
-        columns : (str, str), optional
-            Names of the image and the answer column in the competition's YAML.
-        scores : float array, shape (n, m), optional
-            Scores of the guesses, for forms that submit them.
-        """
-        ...
+    check_submission: Callable[..., list[str]]
+    """(path, sample, known, k) -> everything that is wrong with a submission, one line each.
 
-    def check_submission(self, path: Path, sample: Path, known: Collection[str] | None = None, k: int = 5) -> list[str]:
-        """Everything that is wrong with a submission, one line each."""
-        ...
+    sample: Path, sample submission. known: collection of str or None, labels that may be answered. k: int, number of
+    guesses that count."""
 
-    def score_submission(self, submission: Path, solution: Path, k: int = 5, seed: int = 0) -> Score:
-        """Metric of a submission with its interval. seed: of the interval's random draws."""
-        ...
+    score_submission: Callable[..., Score]
+    """(submission, solution, seed), and `k` or `unknown` where the form has them -> metric with its interval."""
+
+    unreadable: Callable[[str, list[str]], str]
+    """(row, likely) -> the cell of an image that could not be read. likely: labels that are right most often."""
+
+    fit: Callable[..., Any]
+    """(input, truth) -> what the form fits out of fold, as plain values."""
+
+    answer: Callable[..., list[str]]
+    """(input, fitted, unknown) -> the cell of each row."""
+
+    evaluate: Callable[..., FormScore]
+    """(answers, input, truth, unknown, seed) -> the metric of answers whose truth is known."""
 
 
-def get_form(name: str = "topk") -> Form:
+def get_form(name: str = TOPK) -> Form:
     """Module of a form that submissions are written in, by name; imported when it is needed."""
     module = _module(name)
-    if not hasattr(module, "write_submission"):
+    if not hasattr(module, "NEEDS"):
         raise WhaleidError(
             f"form of answer: {name!r} is scored (whaleid score --form {name}), but not written; use topk"
         )
     return cast(Form, module)
 
 
+def write_submission(
+    form: str,
+    path: Path,
+    cells: Mapping[str, str],
+    sample: Path,
+    known: Collection[str] | None = None,
+    k: int = 5,
+    columns: tuple[str, str] | None = None,
+) -> None:
+    """Write the answer to all rows of the sample submission, or raise WhaleidError and write nothing.
+
+    Parameters
+    ----------
+    form : str
+        Name of the form, which checks the file.
+    path : Path
+        File to write.
+    cells : mapping of str to str
+        Row -> answer.
+    sample : Path
+        Sample submission: header, rows and their order.
+    known, k
+        As in `Form.check_submission`.
+    columns : (str, str), optional
+        Names of both columns in the competition's YAML.
+    """
+    check = get_form(form).check_submission
+    write_cells(path, cells, sample, lambda written: check(written, sample, known, k), columns)
+
+
 def score_files(
-    submission: Path, solution: Path, form: str = "topk", k: int | None = None, unknown: str | None = None
+    submission: Path, solution: Path, form: str = TOPK, k: int | None = None, unknown: str | None = None
 ) -> Score:
     """Score of any submission of a form.
 
@@ -144,12 +158,16 @@ def score_files(
     WhaleidError
         For a fault of either file (its row and column), and for an option that the form does not have.
     """
-    score = _module(form).score_submission
     options = {name: value for name, value in (("k", k), ("unknown", unknown)) if value is not None}
     for name in options:
-        if name not in inspect.signature(score).parameters:
+        if name not in score_options(form):
             raise WhaleidError(f"score: the form {form} has no --{name}; leave it out")
-    return score(submission, solution, **options)
+    return _module(form).score_submission(submission, solution, **options)
+
+
+def score_options(form: str) -> set[str]:
+    """Which of `k` and `unknown` the form's score depends on."""
+    return {"k", "unknown"} & set(inspect.signature(_module(form).score_submission).parameters)
 
 
 def _module(name: str) -> Any:

@@ -7,19 +7,26 @@ Weyand et al., "Google Landmarks Dataset v2", 2020: global average precision (mi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from whaleid.evaluation.form_input import RankedIdentities, Truth
 from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
 from whaleid.evaluation.rejection import operating_points
+from whaleid.evaluation.submission_file import file_problems, listed
 from whaleid.utils.errors import WhaleidError
 
+NEEDS = "identities"
 
-def global_average_precision(confidence: np.ndarray, right: np.ndarray, relevant: int) -> float:
+
+def global_average_precision(
+    confidence: np.ndarray, right: np.ndarray, relevant: float, weights: np.ndarray | None = None
+) -> float:
     """GAP: (1 / M) times the sum, over answers by falling confidence, of P(i) rel(i).
 
     Parameters
@@ -27,17 +34,95 @@ def global_average_precision(confidence: np.ndarray, right: np.ndarray, relevant
     confidence : float array, shape (n,)
         Of the answers that were given; equal ones keep their order.
     right : bool array, shape (n,)
-    relevant : int
-        M, the number of queries that have a label, at least 1.
+    relevant : float
+        M, the number (or total weight) of the queries that have a label, above 0.
+    weights : float array, shape (n,), optional
+        How often each answer counts.
 
     Returns
     -------
     float
         In [0, 1].
     """
-    right = right[np.argsort(-confidence, kind="stable")].astype(float)
-    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    return float((precision * right).sum() / relevant)
+    order = np.argsort(-confidence, kind="stable")
+    counted = (np.ones(len(right)) if weights is None else weights)[order]
+    hits = counted * right[order]
+    precision = np.cumsum(hits) / np.maximum(np.cumsum(counted), np.finfo(float).tiny)
+    return float((precision * hits).sum() / relevant)
+
+
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def fit(ranked: RankedIdentities, truth: Truth) -> None:
+    """Nothing: only the order of the confidences counts."""
+
+
+def answer(ranked: RankedIdentities, fitted: None, unknown: str | None) -> list[str]:
+    """The best identity of each image with its probability. An answer below all others costs nothing: all are given."""
+    pairs = zip(ranked.best, ranked.confidence, strict=True)
+    return [f"{name} {value:.8g}" if name else "" for name, value in pairs]
+
+
+def unreadable(image: str, likely: list[str]) -> str:
+    """The answer to an image that could not be read: none."""
+    return ""
+
+
+def evaluate(
+    answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str | None, seed: int = 0
+) -> FormScore:
+    """As `score_submission`, of answers whose truth is known, with the weights of the truth."""
+    used = truth.weights > 0
+    words = [cell.split() for cell, counts in zip(answers, used, strict=True) if counts]
+    label = np.array([row[0] if row else "" for row in words], dtype=object)
+    confidence = np.array([float(row[1]) if row else 0.0 for row in words])
+    right = (label == truth.identity[used]) & truth.known[used]
+    return _score(label != "", confidence, right, truth.known[used], truth.weights[used], seed)
+
+
+# -------------------------------------------------------------------------------------------- checking, scoring
+
+
+def check_submission(path: Path, sample: Path, known: Collection[str] | None = None, k: int = 1) -> list[str]:
+    """Everything that is wrong with a submission, one line each.
+
+    Parameters
+    ----------
+    path : Path
+        Submission: image, and `label confidence` or nothing.
+    sample : Path
+        Sample submission; header, images and their order must be its own.
+    known : collection of str, optional
+        Labels that may be given; None: any.
+    k : int
+        Not used: one label is given.
+
+    Raises
+    ------
+    WhaleidError
+        If the sample cannot be read.
+    """
+    table, problems = file_problems(path, sample)
+    if table is None:
+        return problems
+    words = [str(cell).split() for cell in table.columns[1].to_pylist()]
+    malformed = np.flatnonzero([not _is_answer(row) for row in words])
+    problems += listed(malformed, lambda i: f"row {table.rows[i]} ({table.images[i]}): not a label and its confidence")
+    if known is not None:
+        allowed = set(known)
+        foreign = np.flatnonzero([bool(row) and row[0] not in allowed for row in words])
+        problems += listed(
+            foreign, lambda i: f"row {table.rows[i]} ({table.images[i]}): {words[i][0]!r} is not a label here"
+        )
+    return problems
+
+
+def _is_answer(words: list[str]) -> bool:
+    """Whether a cell is empty, or a label and a finite number."""
+    if not words:
+        return True
+    return len(words) == 2 and bool(np.isfinite(pd.to_numeric(words[1], errors="coerce")))
 
 
 def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:
@@ -59,20 +144,38 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
     given, relevant = label != "", (truth != "").to_numpy()
     if not relevant.any():
         raise WhaleidError(f"{solution}: no row has a label; at least one is needed")
-    order = np.lexsort((answers.frame.index, -confidence))  # ties in the order of the submission
-    right, given, relevant, confidence = right[order], given[order], relevant[order], confidence[order]
-
-    def gap(rows: np.ndarray) -> float:
-        asked = rows[given[rows]]
-        return global_average_precision(confidence[asked], right[asked], max(int(relevant[rows].sum()), 1))
-
-    rng, n = np.random.default_rng(seed), len(order)
-    draws = np.array([gap(np.sort(rng.integers(n, size=n))) for _ in range(DRAWS)])
-    score = with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
+    order = np.argsort(answers.frame.index)  # ties in the order of the submission
+    given, confidence, right, relevant = given[order], confidence[order], right[order], relevant[order]
+    score = _score(given, confidence, right, relevant, np.ones(len(order)), seed)
     if relevant.all():
         return score
     accepting = np.where(given, confidence, confidence.min() - 1.0)  # a query without an answer is accepted last
     return replace(score, more={"rejection": operating_points(accepting, ~relevant)})
+
+
+def _score(
+    given: np.ndarray,
+    confidence: np.ndarray,
+    right: np.ndarray,
+    relevant: np.ndarray,
+    weights: np.ndarray,
+    seed: int,
+) -> FormScore:
+    """GAP of queries, (n,) each, with its interval."""
+    order = np.argsort(-confidence, kind="stable")
+    given, confidence, right, relevant, weights = (
+        values[order] for values in (given, confidence, right, relevant, weights)
+    )
+
+    def gap(rows: np.ndarray) -> float:
+        asked, labelled = rows[given[rows]], weights[rows][relevant[rows]].sum()
+        if not labelled:
+            return 0.0
+        return global_average_precision(confidence[asked], right[asked], labelled, weights[asked])
+
+    rng, n = np.random.default_rng(seed), len(order)
+    draws = np.array([gap(np.sort(rng.integers(n, size=n))) for _ in range(DRAWS)])
+    return with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
 
 
 def _answers(answers: AnswerFrame) -> tuple[np.ndarray, np.ndarray]:

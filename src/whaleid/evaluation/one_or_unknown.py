@@ -10,14 +10,18 @@ Adam et al., "Overview of AnimalCLEF 2025", 2025.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from whaleid.evaluation import topk
+from whaleid.evaluation.form_input import RankedIdentities, Truth
 from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair, require_one_label
 
+NEEDS = "identities"
 KNOWN = "known"
 """Column of a solution that says whether the identity is in the training data."""
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
@@ -55,6 +59,81 @@ def baus(truth: np.ndarray, answer: np.ndarray, known: np.ndarray, unknown: str 
     return _mean(unknown_shares(truth, answer, known, unknown))
 
 
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def fit(ranked: RankedIdentities, truth: Truth) -> dict[str, float]:
+    """Threshold of each data set on the probability of the best identity that maximises sqrt(BAKS x BAUS), exactly.
+
+    BAKS and BAUS do not depend on the share of unknown images: weights are not used. A data set without known or
+    without unknown images has no entry.
+    """
+    thresholds = {}
+    for name in sorted(set(ranked.datasets)):
+        rows = ranked.datasets == name
+        known = truth.known[rows]
+        if known.any() and not known.all():
+            right = ranked.best[rows] == truth.identity[rows]
+            thresholds[name] = best_threshold(ranked.confidence[rows], right, truth.identity[rows], known)
+    return thresholds
+
+
+def best_threshold(confidence: np.ndarray, right: np.ndarray, identity: np.ndarray, known: np.ndarray) -> float:
+    """Threshold with the largest BAKS x BAUS where images below it are answered by the unknown label.
+
+    Parameters
+    ----------
+    confidence : float array, shape (n,)
+    right : bool array, shape (n,)
+        Whether the best identity is the true one.
+    identity : str array, shape (n,)
+    known : bool array, shape (n,)
+        Both kinds must be there.
+
+    Returns
+    -------
+    float
+        Halfway between two confidences; of several best ones the lowest.
+    """
+    sizes = pd.Series(identity).groupby([identity, known]).transform("size").to_numpy(dtype=float)
+    share = 1.0 / sizes
+    order = np.argsort(confidence, kind="stable")
+    levels, confidence = np.unique(confidence), confidence[order]
+    below = np.searchsorted(confidence, np.append(levels, np.inf))  # images below each level, and below none
+    gained = np.append(0.0, np.cumsum(np.where(known, 0.0, share)[order]))[below]
+    lost = np.append(0.0, np.cumsum(np.where(known & right, share, 0.0)[order]))[below]
+    best = int(np.argmax((lost[-1] - lost) * gained))
+    low = levels[best - 1] if best else levels[0] - 1.0
+    return float((low + (levels[best] if best < len(levels) else levels[-1] + 1.0)) / 2)
+
+
+def answer(ranked: RankedIdentities, fitted: dict[str, float], unknown: str) -> list[str]:
+    """The best identity of each image, or `unknown` where it is less probable than its data set's threshold.
+
+    In a data set without a threshold, which no known image of the training data belongs to, all are unknown.
+    """
+    limits = np.array([fitted.get(name, np.inf) for name in ranked.datasets])
+    return np.where((ranked.confidence >= limits) & (ranked.best != ""), ranked.best, unknown).tolist()
+
+
+def unreadable(image: str, likely: list[str]) -> str:
+    """The answer to an image that could not be read: unknown."""
+    return likely[0]
+
+
+def evaluate(answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str, seed: int = 0) -> FormScore:
+    """As `score_submission`, of answers whose truth is known."""
+    return _score(np.array(answers), truth.identity, truth.known, ranked.datasets, unknown, seed)
+
+
+# -------------------------------------------------------------------------------------------- checking, scoring
+
+
+def check_submission(path: Path, sample: Path, known: Collection[str] | None = None, k: int = 1) -> list[str]:
+    """Everything that is wrong with a submission, one line each. Parameters as in `topk`; one label is allowed."""
+    return topk.check_submission(path, sample, known, 1)
+
+
 def score_submission(submission: Path, solution: Path, seed: int = 0, *, unknown: str = "new_individual") -> FormScore:
     """Mean over data sets of sqrt(BAKS x BAUS), NaN counting 0; the interval resamples identities.
 
@@ -71,13 +150,18 @@ def score_submission(submission: Path, solution: Path, seed: int = 0, *, unknown
         Label of the unknown identity.
     """
     answers, truths = read_pair(submission, solution)
-    answer, truth = require_one_label(answers).to_numpy(), require_one_label(truths).to_numpy()
-    known, datasets = _known(truths, truth, unknown), truths.datasets()
+    given, truth = require_one_label(answers).to_numpy(), require_one_label(truths).to_numpy()
+    return _score(given, truth, _known(truths, truth, unknown), truths.datasets(), unknown, seed)
+
+
+def _score(
+    given: np.ndarray, truth: np.ndarray, known: np.ndarray, datasets: np.ndarray, unknown: str, seed: int
+) -> FormScore:
     rng = np.random.default_rng(seed)
     parts, values, draws = {}, [], []
     for name in sorted(set(datasets)):
         rows = datasets == name
-        here = truth[rows], answer[rows], known[rows]
+        here = truth[rows], given[rows], known[rows]
         shares = known_shares(*here), unknown_shares(*here, unknown)
         both = np.nan_to_num([_mean(share) for share in shares])
         values.append(float(np.sqrt(both.prod())))

@@ -7,8 +7,7 @@ Columns are read by position: the image, then labels separated by spaces; more c
 # (pyarrow.compute creates its functions at run time)
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import pyarrow.compute as pc
 from whaleid.data.tables import CsvTable
 from whaleid.evaluation import metrics, rank_metrics
 from whaleid.evaluation.metrics import PADDING, MapScore
+from whaleid.evaluation.submission_file import file_problems, listed
 from whaleid.evaluation.tables import (
     blank,
-    difference,
     encode,
     joined,
     not_in,
@@ -32,9 +31,10 @@ from whaleid.evaluation.tables import (
     require_same_images,
 )
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import atomic_path
 
-_LISTED = 10  # problems of one kind that are listed
+NEEDS = "guesses"
+"""Its answers are the ladder's guesses (`forms.Form`)."""
+
 _WRONG_SEPARATOR = r"[,;]|[^\S ]|  |^ | $"  # anything but one space between two labels
 _ANY_SEPARATOR = r"[,;\s]+"
 
@@ -151,7 +151,12 @@ def _slices(truth: Any, sizes: Mapping[str, int], unknown: str | None) -> np.nda
     return metrics.size_slices(counts, np.array([name == unknown for name in names]))[places]
 
 
-# --------------------------------------------------------------------------------------------- checking, writing
+# --------------------------------------------------------------------------------------------- writing, checking
+
+
+def unreadable(image: str, likely: list[str]) -> str:
+    """The guesses for an image that could not be read: the labels that are right most often."""
+    return " ".join(likely)
 
 
 def check_submission(path: Path, sample: Path, known: Collection[str] | None = None, k: int = 5) -> list[str]:
@@ -179,86 +184,8 @@ def check_submission(path: Path, sample: Path, known: Collection[str] | None = N
     WhaleidError
         If the sample cannot be read.
     """
-    template = read_answers(sample)
-    require_images(template)
-    require_distinct(template)
-    try:
-        table = read_answers(path, allow_uneven=True)
-    except WhaleidError as error:
-        return [str(error)]
-    problems = []
-    if table.header != template.header:
-        found, wanted = ",".join(table.header), ",".join(template.header)
-        problems.append(f"row 1: the header is {found}; the sample's is {wanted}")
-    problems += _listed(list(table.uneven), table.uneven_row)
-    return problems + _image_problems(table, template) + _label_problems(table, known, k)
-
-
-def write_submission(
-    path: Path,
-    images: Sequence[str],
-    guesses: Sequence[Sequence[str]] | np.ndarray,
-    sample: Path,
-    known: Collection[str] | None = None,
-    k: int = 5,
-    columns: tuple[str, str] | None = None,
-    scores: np.ndarray | None = None,
-) -> None:
-    """Write a submission with the header and row order of the sample; nothing is written unless it is valid.
-
-    Parameters as in `forms.Form`; scores are not part of this form. Raises WhaleidError for whatever
-    `check_submission` would report.
-    """
-    template = read_answers(sample)
-    if len(template.header) != 2 or (columns is not None and list(columns) != template.header):
-        wanted = " and ".join(columns) if columns else "an image column and a label column"
-        raise WhaleidError(f"{sample}: the header is {','.join(template.header)}; expected {wanted}")
-    if len(images) != len(guesses):
-        raise WhaleidError(f"{path}: not written: {len(images)} images, but {len(guesses)} rows of guesses")
-    row_of = {str(image): row for row, image in enumerate(images)}
-    order = template.images.to_pylist()
-    if len(row_of) != len(images):
-        again = len(images) - len(row_of)
-        raise WhaleidError(f"{path}: not written: {again} surplus row(s); give each image once")
-    missing = [image for image in order if image not in row_of]
-    extra = sorted(row_of.keys() - set(order))
-    if missing or extra:
-        raise WhaleidError(f"{path}: not written: {difference(missing, extra, sample)}")
-    with atomic_path(path) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(template.header)
-            for image in order:
-                labels = [str(label) for label in guesses[row_of[image]] if label is not None and label != ""]
-                writer.writerow([image, " ".join(labels)])
-        problems = check_submission(temporary, sample, known, k)
-        if problems:
-            raise WhaleidError(f"{path}: not written: {'; '.join(problems)}")
-
-
-def _image_problems(table: CsvTable, template: CsvTable) -> list[str]:
-    """Images that are empty, repeated, missing, not in the sample, or in another order."""
-    empty = blank(table.images)
-    problems = _listed(table.rows[empty], lambda row: f"row {row}: the image is empty")
-    encoded = table.images.dictionary_encode()
-    places = encoded.indices.to_numpy()
-    first = np.unique(places, return_index=True)[1]
-    again = np.flatnonzero((first[places] != np.arange(len(places))) & ~empty)
-    names = table.images
-    problems += _listed(
-        again,
-        lambda i: f"row {table.rows[i]}: image {names[i]} is already in row {table.rows[first[places[i]]]}",
-    )
-    absent = np.flatnonzero(not_in(template.images, table.images))
-    problems += _listed(absent, lambda i: f"image {template.images[i]} of the sample has no row")
-    foreign = np.flatnonzero(not_in(names, template.images) & ~empty)
-    problems += _listed(foreign, lambda i: f"row {table.rows[i]}: image {names[i]} is not in the sample")
-    if len(names) == len(template.images) and not len(absent) and not names.equals(template.images):
-        i = int(np.argmin(pc.equal(names, template.images).to_numpy(zero_copy_only=False)))
-        problems.append(
-            f"row {table.rows[i]}: not in the sample's order: image {names[i]} instead of {template.images[i]}"
-        )
-    return problems
+    table, problems = file_problems(path, sample)
+    return problems if table is None else problems + _label_problems(table, known, k)
 
 
 def _label_problems(table: CsvTable, known: Collection[str] | None, k: int) -> list[str]:
@@ -279,24 +206,16 @@ def _label_problems(table: CsvTable, known: Collection[str] | None, k: int) -> l
     def label(i: int, column: int) -> str:
         return repr(labels[int(codes[i, column])].as_py())
 
-    problems = _listed(np.flatnonzero(wrong), lambda i: f"{at(i)}: separate labels by one space, nothing else")
-    problems += _listed(np.flatnonzero(count == 0), lambda i: f"{at(i)}: no guesses")
-    problems += _listed(np.flatnonzero(count > k), lambda i: f"{at(i)}: {count[i]} guesses, at most {k} allowed")
-    problems += _listed(np.argwhere(repeated), lambda p: f"{at(p[0])}: {label(*p)} is guessed more than once")
+    problems = listed(np.flatnonzero(wrong), lambda i: f"{at(i)}: separate labels by one space, nothing else")
+    problems += listed(np.flatnonzero(count == 0), lambda i: f"{at(i)}: no guesses")
+    problems += listed(np.flatnonzero(count > k), lambda i: f"{at(i)}: {count[i]} guesses, at most {k} allowed")
+    problems += listed(np.argwhere(repeated), lambda p: f"{at(p[0])}: {label(*p)} is guessed more than once")
     if known is not None:
         # PADDING is -1, the place of the last: never foreign
         foreign = np.append(not_in(labels, pa.array(list(known), pa.string())), False)
         unlisted = np.argwhere(foreign[codes])
-        problems += _listed(unlisted, lambda p: f"{at(p[0])}: {label(*p)} is not an identity of this competition")
+        problems += listed(unlisted, lambda p: f"{at(p[0])}: {label(*p)} is not an identity of this competition")
     return problems
-
-
-def _listed(items: Sequence[Any] | np.ndarray, describe: Callable[[Any], str]) -> list[str]:
-    """One line for each of the first problems of a kind, and one that counts the others."""
-    lines = [describe(item) for item in items[:_LISTED]]
-    if len(items) > _LISTED:
-        lines.append(f"... and {len(items) - _LISTED} more like the last")
-    return lines
 
 
 def _require_identities(table: CsvTable, truth: Any, unguessed: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.kaggle.client import competition_page, kaggle, waits
-from whaleid.pipeline.metrics import read_figures
+from whaleid.pipeline.metrics import answer_score, read_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.submission import log_path, log_submission, submission_path, submission_problems
 from whaleid.utils.errors import WhaleidError
@@ -93,7 +93,7 @@ def prepare(project: Project) -> Outgoing:
             f" (and {len(problems) - 1} more: whaleid submission --check FILE lists all)" if len(problems) > 1 else ""
         )
         raise WhaleidError(f"not submitted: {problems[0]}{more}")
-    cv = figures["ladder"]["rungs"][-1]["map"]
+    cv = answer_score(figures).value
     return Outgoing(slug, path, f"{project.recipe.name} | {cv:.5f} | {figures['commit'] or 'no commit'}", figures)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from whaleid.config import Experiment, ExperimentBase
 from whaleid.data.pseudo import labels_of
 from whaleid.data.reviews import read_links
+from whaleid.evaluation.forms import TOPK
 from whaleid.local_matching.registry import weights_key
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.versions import VERSION
@@ -96,7 +97,9 @@ def candidates_key(project: Project) -> str:
     local = project.local_matching
     networks = "" if local is None else weights_key(local, project.settings.weights)
     inputs = [project.keys.images, folds_key(project), project.keys.masks, networks, features, foreign]
-    protocol = project.competition.model_dump(mode="json", include={"unknown", "unknown_share", "k"})
+    answer = project.competition.answer
+    settings = {"unknown", "unknown_share", "k"} | (set() if answer.form == TOPK else {"answer"})
+    protocol = project.competition.model_dump(mode="json", include=settings)
     combine = project.recipe.combine.model_dump(mode="json")
     return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed)
 

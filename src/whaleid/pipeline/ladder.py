@@ -25,7 +25,7 @@ from whaleid.utils.files import atomic_path, write_json
 
 FIGURES, RANKS = "figures.json", "ranks.csv"
 """Beside the candidates: their part of metrics.json; the rank of the true identity among the final guesses, 0: none."""
-CANDIDATES = ("oof.parquet", "test.parquet", "ladder.json")
+CANDIDATES = ("oof.parquet", "test.parquet", "answer.csv", "ladder.json")
 
 
 def candidates_folder(project: Project) -> Path:

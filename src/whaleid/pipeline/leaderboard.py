@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from whaleid.ensemble.summary import ladder_lines, slice_lines
-from whaleid.evaluation.forms import get_form
+from whaleid.evaluation.forms import TOPK, score_files
 from whaleid.pipeline.executors import Executor
-from whaleid.pipeline.metrics import require_figures
+from whaleid.pipeline.metrics import answer_score, require_figures
 from whaleid.pipeline.plan import count_images, estimate_minutes
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run, tasks_to_do
-from whaleid.pipeline.score import solution_path, solution_scores
+from whaleid.pipeline.score import answer_on, solution_path, solution_scores
 from whaleid.pipeline.stages import STAGES
 from whaleid.pipeline.submission import latest_submission, review_line
 from whaleid.pipeline.tasks import Task
@@ -35,10 +35,11 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
     figures = require_figures(project)
     yield from ladder_lines(figures, solution_scores(project))
     yield ""
-    final, k = figures["ladder"]["rungs"][-1], figures["ladder"]["k"]
+    final, score = figures["ladder"]["rungs"][-1], answer_score(figures)
     yield from slice_lines(final)
+    yield from score.part_lines()
     optimistic = " (optimistic: one fold alone is fitted and scored on the same queries)" if final["optimistic"] else ""
-    yield f"MAP@{k} (out of fold): {final['map']:.5f} ± {(final['high'] - final['low']) / 2:.5f}{optimistic}"
+    yield score.line("out of fold", interval=True) + optimistic
     if not has_test:
         yield "no submission: the competition's YAML names no test images"
         return
@@ -46,9 +47,9 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
     if reviewed := review_line(project):
         yield reviewed
     if solution is not None:
-        form = get_form(project.competition.answer.form)
-        yield f"top-1 (solution): {form.score_submission(path, solution, 1).value:.5f}"
-        yield form.score_submission(path, solution, k).line("solution")
+        if project.competition.answer.form == TOPK:
+            yield f"top-1 (solution): {score_files(path, solution, k=1).value:.5f}"
+        yield answer_on(solution, path, project.competition).line("solution")
     yield f"submission: {path}"
 
 

@@ -7,6 +7,7 @@ import subprocess
 from typing import Any
 
 from whaleid.config.settings import repository_root
+from whaleid.evaluation.form_score import FormScore
 from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
@@ -37,6 +38,16 @@ def require_figures(project: Project) -> dict[str, Any]:
             f"recipe {project.recipe.name} has no results for {project.competition.name} yet: make ensemble first"
         )
     return figures
+
+
+def answer_score(figures: dict[str, Any]) -> FormScore:
+    """Score out of fold of what is submitted: that of the competition's form, or the last rung's MAP@k."""
+    ladder = figures["ladder"]
+    if ladder.get("answer") is None:
+        final = ladder["rungs"][-1]
+        return FormScore(f"MAP@{ladder['k']}", final["map"], final["low"], final["high"], final["queries"])
+    answer = ladder["answer"]
+    return FormScore(**{name: answer[name] for name in ("metric", "value", "low", "high", "queries", "parts")})
 
 
 def write_figures(project: Project, figures: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
-from whaleid.evaluation.forms import get_form
+from whaleid.evaluation.forms import TOPK, Score, score_files, score_options
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.evaluation.topk import read_guesses, score_submission
 from whaleid.pipeline.metrics import require_figures
@@ -38,7 +38,7 @@ def score_tasks(project: Project) -> list[Task]:
 
     def make() -> None:
         written = latest_submission(project)
-        score = get_form(project.competition.answer.form).score_submission(written, solution, k)
+        score = answer_on(solution, written, project.competition)
         log_submission(project, require_figures(project), written, round(score.value, 5))
         write_json(path, score.as_json())
 
@@ -59,8 +59,16 @@ def solution_digest(competition: Competition) -> str | None:
     return None if path is None or competition.test is None else file_digest(path)
 
 
-def own_score(project: Project, k: int | None = None) -> MapScore:
-    """The recipe's latest submission against the competition's solution, also by images of the identity.
+def answer_on(solution: Path, submission: Path, competition: Competition, k: int | None = None) -> Score:
+    """Score of a competition's submission in its form. k: default the competition's."""
+    form = competition.answer.form
+    options = {"k": k or competition.k, "unknown": competition.unknown}
+    given = {name: value for name, value in options.items() if name in score_options(form)}
+    return score_files(submission, solution, form, **given)
+
+
+def own_score(project: Project, k: int | None = None) -> Score:
+    """The recipe's latest submission against the competition's solution; of guesses also by images of the identity.
 
     Parameters
     ----------
@@ -80,13 +88,15 @@ def own_score(project: Project, k: int | None = None) -> MapScore:
     )
     if solution is None:
         raise WhaleidError(f"competition {competition.name} has no solution file: give SUBMISSION and SOLUTION by path")
+    if competition.answer.form != TOPK:
+        return answer_on(solution, submission, competition, k)
     rows, _ = inspect_rows(competition)
     sizes = {str(name): int(count) for name, count in rows.identity[rows.split == "train"].value_counts().items()}
     return score_submission(submission, solution, k or competition.k, unknown=competition.unknown, sizes=sizes)
 
 
 def solution_scores(project: Project) -> dict[str, MapScore]:
-    """MAP@k of every rung of the ladder against the solution; empty where there is none."""
+    """MAP@k of every rung of the ladder against the solution; empty where `read_truths` has none."""
     if solution_path(project.competition) is None or project.competition.test is None:
         return {}
     rungs = read_guesses_of_rungs(project)
@@ -108,7 +118,7 @@ def read_truths(competition: Competition, images: np.ndarray) -> dict[str, str] 
     Returns
     -------
     dict of str to str, or None
-        Image -> identity; None where there is no solution.
+        Image -> identity; None where there is no solution, or it is that of another form than ranked guesses.
 
     Raises
     ------
@@ -116,7 +126,7 @@ def read_truths(competition: Competition, images: np.ndarray) -> dict[str, str] 
         Where the file lacks one of the images: it would count as a wrong guess.
     """
     path = solution_path(competition)
-    if path is None or competition.test is None:
+    if path is None or competition.test is None or competition.answer.form != TOPK:
         return None
     truths = read_guesses(path)
     truth_of = {image: row[0] for image, row in zip(truths.images, truths.as_lists(), strict=True) if row}

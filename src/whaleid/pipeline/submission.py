@@ -13,12 +13,13 @@ from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.data.listing import read_listed
 from whaleid.data.reviews import read_links
-from whaleid.evaluation.forms import get_form
+from whaleid.evaluation.forms import get_form, write_submission
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
+from whaleid.evaluation.submission_file import ANSWER, read_answer_file
 from whaleid.evaluation.topk import read_guesses
 from whaleid.pipeline.keys import answer_key
 from whaleid.pipeline.ladder import ladder_tasks
-from whaleid.pipeline.metrics import read_figures, require_figures
+from whaleid.pipeline.metrics import answer_score, read_figures, require_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import read_folds
@@ -48,17 +49,30 @@ def submission_tasks(project: Project) -> list[Task]:
 
 
 def write_answer(project: Project, path: Path) -> None:
-    """Write the final ranker's guesses, as the candidates hold them, to the submission file `path`."""
+    """Write the answer, as it lies beside the candidates, to the submission file `path`."""
     competition = project.competition
     template = submission_template(competition, project.workspace.root)
-    final = _reviewed_guesses(project)
-    images, guesses = _with_missing(final, template, _most_frequent(project))
-    scores = None
-    if final.scores is not None:
-        scores = np.pad(final.scores, ((0, len(images) - len(final.images)), (0, 0)), constant_values=-np.inf)
+    cells = _with_unreadable(project, test_answers(project), template)
     columns = (competition.submission.image, competition.submission.identities)
-    form = get_form(competition.answer.form)
-    form.write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns, scores)
+    labels, form = known_labels(competition), competition.answer.form
+    write_submission(form, path, cells, template, labels, competition.k, columns)
+
+
+def test_answers(project: Project) -> dict[str, str]:
+    """Test image -> its answer in the competition's form."""
+    if get_form(project.competition.answer.form).NEEDS != "guesses":
+        _refuse_reviews(project.competition)
+        return read_answer_file(project.workspace.candidates(project.recipe.name) / ANSWER)
+    final = _reviewed_guesses(project)
+    return {image: " ".join(row[row != ""]) for image, row in zip(final.images.tolist(), final.guesses, strict=True)}
+
+
+def _refuse_reviews(competition: Competition) -> None:
+    if len(read_links(competition)):
+        raise WhaleidError(
+            f"competition {competition.name}: decisions ({competition.reviews}) change no answer of the form "
+            f"{competition.answer.form}; remove `reviews` from its YAML"
+        )
 
 
 # -------------------------------------------------------------------------------------------------- where it is
@@ -94,14 +108,14 @@ def log_submission(project: Project, figures: dict[str, Any], path: Path, soluti
     logged = _rows_of(project, path)
     if logged and solution in (None, logged[-1].solution):
         return
-    final = figures["ladder"]["rungs"][-1]
+    final = answer_score(figures)
     record = SubmissionRecord(
         file=path.name,
         competition=project.competition.name,
         recipe=project.recipe.name,
         commit=figures["commit"],
-        cv=final["map"],
-        cv_interval=(final["high"] - final["low"]) / 2,
+        cv=final.value,
+        cv_interval=(final.high - final.low) / 2,
         solution=solution,
     )
     append_log(log_path(project), record)
@@ -126,14 +140,11 @@ class TestGuesses:
         Names of the test images.
     guesses : str array, shape (n, k)
         Identities, best first; "" where there are fewer than k.
-    scores : float array, shape (n, k), optional
-        Scores of the guesses; -inf where there are fewer than k.
     """
 
     rung: str
     images: np.ndarray
     guesses: np.ndarray
-    scores: np.ndarray | None = None
 
 
 def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
@@ -173,9 +184,7 @@ def read_rungs(project: Project) -> list[tuple[str, Candidates]]:
 def _first_guesses(rung: str, lists: Candidates, k: int) -> TestGuesses:
     from whaleid.ensemble.results import labels
 
-    scores = lists.scores[:, :k]
-    padded = np.pad(scores, ((0, 0), (0, k - scores.shape[1])), constant_values=-np.inf)
-    return TestGuesses(rung, lists.queries, labels(lists, k), padded)
+    return TestGuesses(rung, lists.queries, labels(lists, k))
 
 
 def _most_frequent(project: Project) -> list[str]:
@@ -186,13 +195,14 @@ def _most_frequent(project: Project) -> list[str]:
     return ([unknown] if unknown else []) + common[: project.competition.k - bool(unknown)]
 
 
-def _with_missing(final: TestGuesses, template: Path, frequent: list[str]) -> tuple[list[str], list[list[str]]]:
-    """The guesses, with the most frequent identities for every image of the template that was unreadable."""
-    images, guesses = final.images.tolist(), [list(row) for row in final.guesses]
-    missing = sorted(set(read_guesses(template).images) - set(images))
-    if missing:
-        print(f"{len(missing)} unreadable test images get the most frequent identities: {', '.join(missing[:3])} ...")
-    return images + missing, guesses + [frequent] * len(missing)
+def _with_unreadable(project: Project, answers: dict[str, str], template: Path) -> dict[str, str]:
+    """The answers, and what the form has for every image of the template that was unreadable."""
+    missing = sorted(set(read_guesses(template).images) - set(answers))
+    if not missing:
+        return answers
+    form, likely = get_form(project.competition.answer.form), _most_frequent(project)
+    print(f"{len(missing)} unreadable test images are answered without a look: {', '.join(missing[:3])} ...")
+    return answers | {image: form.unreadable(image, likely) for image in missing}
 
 
 # -------------------------------------------------------------------------------------------------- its form

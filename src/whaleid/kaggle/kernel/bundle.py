@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from whaleid.config.settings import config_root, repository_root
+from whaleid.evaluation.forms import TOPK
 from whaleid.kaggle.kernel.assets import inference_size, write_inference_assets, write_training_assets
 from whaleid.kaggle.kernel.wheels import collect_wheels, needed_wheels
 from whaleid.kaggle.metadata import PLACEHOLDER, dataset_metadata, kernel_metadata, slug_of
@@ -115,6 +116,7 @@ def make_bundle(project: Project, options: KernelOptions, wheels: Path) -> Bundl
     slugs = dataset_slugs(project, options)
     settings = kernel_settings(project, options, slugs)
     if options.experiment is None:
+        _require_guesses(project)
         inference_size(project).require_fit(project.recipe.name)
     with atomic_path(folder) as out:
         datasets = {name: out / "datasets" / name for name in slugs}
@@ -131,6 +133,16 @@ def make_bundle(project: Project, options: KernelOptions, wheels: Path) -> Bundl
             write_json(place / "dataset-metadata.json", dataset_metadata(options.owner, slugs[name]))
         _write_kernel(project, options, slugs, settings, out / "kernel")
     return Bundle(folder, f"{options.owner}/{kernel_slug(project, options)}", sizes)
+
+
+def _require_guesses(project: Project) -> None:
+    """Raise WhaleidError for a form of answer that the kernel does not write."""
+    form = project.competition.answer.form
+    if form != TOPK:
+        raise WhaleidError(
+            f"competition {project.competition.name}: a kernel answers in the form {TOPK}, not {form}; "
+            "submit the file that whaleid submission writes"
+        )
 
 
 def dataset_slugs(project: Project, options: KernelOptions) -> dict[str, str]:

@@ -110,7 +110,7 @@ def append_review(path: Path, review: Review) -> None:
         _checked(list(astuple(review)))
     except ValueError as error:
         raise WhaleidError(f"{path}: {error}; the decision was not kept") from error
-    with locked(path.parent):
+    with locked(path.with_name(f".{path.name}.lock")):
         _repair(path)
         with path.open("ab") as file:
             file.write(_rows_text([review]).encode())
@@ -120,7 +120,7 @@ def append_review(path: Path, review: Review) -> None:
 
 def repair_reviews(path: Path) -> str:
     """Make the file where there is none, and take out a last row that was cut short: returns what was taken out."""
-    with locked(path.parent):
+    with locked(path.with_name(f".{path.name}.lock")):
         return _repair(path)
 
 
@@ -137,7 +137,7 @@ def merge_reviews(paths: Sequence[Path], out: Path) -> int:
             raise WhaleidError(f"{path}: file not found; check the path")
     if out.exists() and out.resolve() not in [path.resolve() for path in paths]:
         raise WhaleidError(f"{out}: is there already; name it among the files to merge, or another file with -o")
-    with locked(out.parent):
+    with locked(out.with_name(f".{out.name}.lock")):
         rows = list(dict.fromkeys(review for path in paths for review in read_reviews(path)))
         rows.sort(key=lambda review: datetime.fromisoformat(review.when))
         require_consistent(rows, " + ".join(map(str, paths)))

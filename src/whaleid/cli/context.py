@@ -130,7 +130,11 @@ ConfirmOption = Annotated[bool, typer.Option("--confirm", help="do it; without t
 
 
 def command(
-    app: typer.Typer, shared: tuple[str, ...] = (), name: str | None = None, panel: str | None = None
+    app: typer.Typer,
+    shared: tuple[str, ...] = (),
+    name: str | None = None,
+    panel: str | None = None,
+    default: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator: add a function `f(context, ...)` to `app` as a command that also takes the `shared` options.
 
@@ -144,6 +148,8 @@ def command(
         Of the command; default: that of the function, without a trailing underscore and with hyphens.
     panel : str, optional
         Heading under which `--help` lists the command.
+    default : bool
+        Whether it is what the group does where no command is named; it is called before a named one, too.
     """
     hints = get_type_hints(Context, include_extras=True)
     defaults = {field.name: field.default for field in fields(Context)}
@@ -162,7 +168,10 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {item.name: item.annotation for item in parameters}
         run.__doc__ = function.__doc__
-        app.command(name or function.__name__.strip("_").replace("_", "-"), rich_help_panel=panel)(run)
+        if default:
+            app.callback(invoke_without_command=True)(run)
+        else:
+            app.command(name or function.__name__.strip("_").replace("_", "-"), rich_help_panel=panel)(run)
         return function
 
     return add

@@ -119,9 +119,14 @@ def probabilities_of(candidates: Candidates, figures: Figures, unknown: str | No
     The unknown identity, whose score is a threshold, gets what the listed identities leave.
     """
     listed = np.isfinite(candidates.scores)
-    logarithms = unknown is None and figures["ladder"]["rungs"][-1]["kind"] == "stack"
+    logarithms = holds_logarithms(figures, unknown)
     values = np.where(listed, np.exp(candidates.scores) if logarithms else candidates.scores, 0.0)
     is_unknown = candidates.classes[candidates.codes] == unknown
     is_unknown &= listed
     rest = 1.0 - np.where(is_unknown, 0.0, values).sum(axis=1, keepdims=True)
     return np.where(is_unknown, np.clip(rest, 0.0, 1.0), values).astype(np.float32)
+
+
+def holds_logarithms(figures: Figures, unknown: str | None) -> bool:
+    """Whether the scores of the ladder's last rung are logarithms of probabilities."""
+    return unknown is None and figures["ladder"]["rungs"][-1]["kind"] == "stack"

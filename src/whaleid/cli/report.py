@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     command(app, PROJECT, panel=PANEL)(report)
     command(app, PROJECT, panel=PANEL)(matches)
+    command(app, PROJECT, panel=PANEL)(explain)
 
 
 def report(context: Context) -> None:
@@ -42,3 +43,18 @@ def matches(
 
     found = write_matches(context.project, (image, other), output)
     print(f"{output}: {matches_line(found)}")
+
+
+def explain(
+    context: Context,
+    image: Annotated[str, typer.Argument(help="name of an image, as in the competition's CSV")],
+    other: Annotated[str, typer.Argument(help="name of the image to compare it with")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write")] = Path("explain.png"),
+) -> None:
+    """Why are these two similar? Keypoints, where the first network sees them agree, and what its score depends on.
+
+    Example: whaleid explain 00001.jpg 00002.jpg -c nyala -o explain.png
+    """
+    from whaleid.report.explain import write_explanation
+
+    print("\n".join(write_explanation(context.project, (image, other), output)))

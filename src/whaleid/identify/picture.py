@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from whaleid.config import LocalConfig
 from whaleid.features.files import read_features
@@ -17,6 +17,7 @@ from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.data_stages import keypoints_folder
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.workspace import read_images
+from whaleid.report.grid import draw_column
 from whaleid.report.matches import best_match, draw_image_pair, matches_line
 from whaleid.report.thumbnails import box_of
 from whaleid.utils.files import atomic_path
@@ -26,7 +27,6 @@ GUESSES = 3
 MOST = 12
 """Images of an identity that are matched with the photograph, the nearest by the first network: a few milliseconds each
 by RootSIFT, and up to 0.2 s by a network on a CPU."""
-_LINE = 26  # pixels of the line of text above each pair
 _QUALITY = 90  # of the JPEG
 
 
@@ -73,7 +73,7 @@ def _picture(project: Project, images: pd.DataFrame, query: int, guesses: pd.Dat
             f"{guess.rank}. {guess.identity} {guess.probability:.1%}, {images['image'][row]}: {matches_line(matches)}"
         )
         pairs.append((text, pair))
-    return _column(pairs)
+    return draw_column(pairs)
 
 
 def _nearest(project: Project, images: pd.DataFrame, query: int, chosen: pd.Series) -> np.ndarray:
@@ -97,16 +97,3 @@ def _described(project: Project, images: pd.DataFrame, rows: np.ndarray, local: 
     for row in rows:
         found[row] = describe(root / images["path"][row], box_of(images, row), local, None, detector)
     return described_together(found, local.features)
-
-
-def _column(pairs: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Pairs one below the other, each under its line of text."""
-    width = max((pair.shape[1] for _, pair in pairs), default=1)
-    height = sum(pair.shape[0] + _LINE for _, pair in pairs) or 1
-    canvas = Image.new("RGB", (width, height), "white")
-    pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(16), 0
-    for text, pair in pairs:
-        pen.text((6, top + 3), text, "black", font)
-        canvas.paste(Image.fromarray(pair), (0, top + _LINE))
-        top += _LINE + pair.shape[0]
-    return canvas

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from whaleid.config import ModelConfig
 from whaleid.models.backbone import Backbone, build_backbone
-from whaleid.models.pooling import build_pool
+from whaleid.models.pooling import Pool, build_pool
 
 
 class Embedder(nn.Module):
@@ -25,7 +25,7 @@ class Embedder(nn.Module):
         Equal parts of it that are normalised each on its own.
     """
 
-    def __init__(self, backbone: Backbone, pool: nn.Module, neck: nn.Module, dim: int, slices: int = 1):
+    def __init__(self, backbone: Backbone, pool: Pool, neck: nn.Module, dim: int, slices: int = 1):
         super().__init__()
         self.backbone = backbone
         self.pool = pool

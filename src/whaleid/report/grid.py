@@ -1,4 +1,4 @@
-"""A figure of several images with a line of text over each, for notebooks and the documentation."""
+"""Several images with a line of text over each: a grid for notebooks and the documentation, or one below the other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from whaleid.utils.errors import WhaleidError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
 CELL = (1.9, 1.5)
 """Width and height of an image with its title, in inches."""
 DPI = 70
 """A dozen photographs stay below 200 kB as a PNG."""
 _FONT_SIZE = 7
+_LINE = 26  # pixels of the line of text above an image of a column
 _LONGEST = 28  # characters of a title's line that fit over an image
 _COLOURS = {None: "black", True: "#2a7f3f", False: "#b3261e"}
 _SIGNS = {None: "", True: "✓ ", False: "✗ "}  # so that the mark can be read without its colour
@@ -62,6 +64,21 @@ def draw_grid(
         axes.set_axis_off()
         axes.set_title(_SIGNS[mark] + _shorten(title), fontsize=_FONT_SIZE, color=_COLOURS[mark])
     return figure
+
+
+def draw_column(panels: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    """Draw images, uint8 (h, w, 3) in RGB, one below the other, each under its line of text."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width = max((panel.shape[1] for _, panel in panels), default=1)
+    height = sum(panel.shape[0] + _LINE for _, panel in panels) or 1
+    canvas = Image.new("RGB", (width, height), "white")
+    pen, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(16), 0
+    for text, panel in panels:
+        pen.text((6, top + 3), text, "black", font)
+        canvas.paste(Image.fromarray(panel), (0, top + _LINE))
+        top += _LINE + panel.shape[0]
+    return canvas
 
 
 def _shorten(title: str) -> str:

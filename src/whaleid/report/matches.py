@@ -75,10 +75,7 @@ def draw_matches(
             f"matches: {len(query_points)} and {len(gallery_points)} points, {len(verified)} marks; "
             "one of each is needed"
         )
-    left = query.shape[1] + _GAP
-    canvas = np.zeros((max(len(query), len(gallery)), left + gallery.shape[1], 3), dtype=np.uint8)
-    canvas[: len(query), : query.shape[1]] = query
-    canvas[: len(gallery), left:] = gallery
+    left, canvas = query.shape[1] + _GAP, side_by_side(query, gallery)
     for match in np.argsort(verified, kind="stable"):  # verified matches last, so that they lie on top
         colour = _VERIFIED if verified[match] else _REJECTED
         start = tuple(int(value) for value in np.rint(query_points[match]))
@@ -86,6 +83,15 @@ def draw_matches(
         cv2.line(canvas, start, end, colour, 1, cv2.LINE_AA)
         for point in (start, end):
             cv2.circle(canvas, point, _RADIUS, colour, -1, cv2.LINE_AA)
+    return canvas
+
+
+def side_by_side(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Two images, uint8 (h, w, 3), on one canvas with a gap between them; black where there is no image."""
+    left = query.shape[1] + _GAP
+    canvas = np.zeros((max(len(query), len(gallery)), left + gallery.shape[1], 3), dtype=np.uint8)
+    canvas[: len(query), : query.shape[1]] = query
+    canvas[: len(gallery), left:] = gallery
     return canvas
 
 
@@ -148,9 +154,17 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
     if path.suffix.lower() != ".png":
         raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
     run(project, "images")
-    images, local = read_images(project.workspace), project.local_matching or LocalConfig()
-    rows = _row_of(images, names[0]), _row_of(images, names[1])
-    pair, weights, root = images.iloc[list(rows)], project.settings.weights, project.competition.root
+    images = read_images(project.workspace)
+    matches, drawn = match_pair(project, images, (row_of(images, names[0]), row_of(images, names[1])))
+    with atomic_path(path) as temporary:
+        Image.fromarray(drawn).save(temporary, format="PNG", optimize=True)
+    return matches
+
+
+def match_pair(project: Project, images: pd.DataFrame, rows: tuple[int, int]) -> tuple[Matches, np.ndarray]:
+    """The matches of two images, described anew, and their picture, uint8 (h, w, 3)."""
+    local, pair = project.local_matching or LocalConfig(), images.iloc[list(rows)]
+    weights, root = project.settings.weights, project.competition.root
     detector, masks = detector_of(local, weights), masks_of(project.competition, pair) or (None, None)
     described = described_together(
         [
@@ -160,13 +174,10 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
         local.features,
     )
     matches = matched_keypoints(described, 0, 1, local, matcher_of(described, pair, local, weights))
-    drawn = draw_image_pair(images, root, rows, matches, local.size)
-    with atomic_path(path) as temporary:
-        Image.fromarray(drawn).save(temporary, format="PNG", optimize=True)
-    return matches
+    return matches, draw_image_pair(images, root, rows, matches, local.size)
 
 
-def _row_of(images: pd.DataFrame, name: str) -> int:
+def row_of(images: pd.DataFrame, name: str) -> int:
     """Row of images.parquet of the image of that name."""
     names = images["image"].astype(str)
     found = np.flatnonzero(names == name)

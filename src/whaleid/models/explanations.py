@@ -1,0 +1,129 @@
+"""Why a network finds two images similar: maps of where they agree and of what the similarity depends on.
+
+Maps please the eye whether or not they tell anything (Adebayo et al., "Sanity checks for saliency maps", 2018). So each
+has a deletion score, to be compared with that of a map by a network of random weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from whaleid.models.embedder import Embedder
+from whaleid.utils.errors import WhaleidError
+
+STEPS = 10
+"""Equal parts in which an image is deleted."""
+_BLUR = 0.03  # of the width: gradients of single pixels are noise, as pixels next to one another share them
+
+
+def similarity_maps(embedder: Embedder, images: np.ndarray) -> tuple[float, np.ndarray]:
+    """Where two images agree: the share of each position of the feature map in their similarity.
+
+    Parameters
+    ----------
+    embedder : Embedder
+        In evaluation mode, whose neck is then affine.
+    images : uint8 array, shape (2, h, w, 3)
+        RGB.
+
+    Returns
+    -------
+    cosine : float
+        Of the two embeddings.
+    maps : float32 array, shape (2, h', w')
+        Each map's sum is the cosine. Exact where `embedder.pool.exact`: a position's value depends on no other one but
+        through the embeddings' lengths (Stylianou et al., "Visualizing deep similarity networks", 2019).
+    """
+    with torch.no_grad():
+        features = embedder.backbone(embedder.pixels(torch.from_numpy(images).to(_device(embedder))))
+        parts = embedder.pool.parts(features).transpose(1, 2)  # (2, positions, c)
+        nothing = embedder.neck(torch.zeros_like(parts[0, :1]))
+        added = embedder.neck(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]) - nothing
+        added = (added + nothing / parts.shape[1]).float()  # the neck's offset belongs to all positions alike
+        units = added / _lengths(added.sum(1), embedder.slices)[:, None]
+        maps = torch.einsum("bpd,bd->bp", units, units.sum(1).flip(0))
+    height, width = grid_shape(features.shape[2:], images.shape[1:3])
+    return float(maps[0].sum()), maps.cpu().numpy().reshape(2, height, width)
+
+
+def saliency_maps(embedder: Embedder, images: np.ndarray) -> np.ndarray:
+    """What the similarity of two images depends on: its gradient by the pixels, smoothed.
+
+    Parameters
+    ----------
+    embedder, images
+        As in `similarity_maps`.
+
+    Returns
+    -------
+    float32 array, shape (2, h, w)
+        Size of the gradient, >= 0.
+    """
+    pixels = torch.from_numpy(images).to(_device(embedder)).float().requires_grad_()
+    one, other = embedder.embed(pixels)
+    (gradient,) = torch.autograd.grad(one @ other, pixels)
+    maps = gradient.abs().sum(dim=3).cpu().numpy()
+    return np.stack([cv2.GaussianBlur(one, (0, 0), _BLUR * images.shape[2]) for one in maps])
+
+
+def deletion_score(embedder: Embedder, images: np.ndarray, maps: np.ndarray) -> float:
+    """Mean similarity while parts of an image are deleted, those with the largest values first: low for a good map.
+
+    Parameters
+    ----------
+    embedder, images
+        As in `similarity_maps`.
+    maps : float array, shape (2, h', w')
+        They are enlarged to the images' size.
+
+    Returns
+    -------
+    float
+        Mean over both images, of which one at a time is deleted in STEPS equal parts. A deleted pixel gets the image's
+        mean colour.
+    """
+    with torch.no_grad():
+        whole = embedder.embed(torch.from_numpy(images).to(_device(embedder)))
+        scores = []
+        for which, values in enumerate(maps):
+            left = torch.from_numpy(_deleted(images[which], values)).to(_device(embedder))
+            scores.append((embedder.embed(left) @ whole[1 - which]).mean())
+    return float(torch.stack(scores).mean())
+
+
+def grid_shape(shape: tuple[int, ...], image: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a feature map; of a transformer's column of tokens those that fit the image's (h, w)."""
+    height, width = shape
+    if width > 1 or height == 1:
+        return height, width
+    rows = round(math.sqrt(height * image[0] / image[1]))
+    if rows < 1 or height % rows:
+        size = f"{image[1]} x {image[0]}"
+        raise WhaleidError(f"the network's {height} tokens are no grid over {size} pixels: there is no map of them")
+    return rows, height // rows
+
+
+def _lengths(embeddings: Tensor, slices: int) -> Tensor:
+    """What embeddings (b, d) are divided by to be unit rows whose slices have equal lengths, (b, d)."""
+    parts = embeddings.unflatten(1, (slices, -1))
+    return (parts.norm(dim=2, keepdim=True) * math.sqrt(slices)).expand_as(parts).flatten(1)
+
+
+def _deleted(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The image (h, w, 3) with 1, 2, ... of STEPS parts deleted: uint8 (STEPS, h, w, 3)."""
+    height, width = image.shape[:2]
+    large = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    place = np.empty(large.size, dtype=int)
+    place[np.argsort(-large, axis=None, kind="stable")] = np.arange(large.size)
+    part = (place * STEPS // large.size).reshape(height, width, 1)
+    colour = image.mean(axis=(0, 1)).astype(np.uint8)
+    return np.stack([np.where(part <= step, colour, image) for step in range(STEPS)])
+
+
+def _device(embedder: Embedder) -> torch.device:
+    return embedder.get_buffer("pixel_scale").device

@@ -1,0 +1,148 @@
+"""`whaleid explain`: why two images are similar, as one picture and a few lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from whaleid.data.cache import build_cache, open_cache
+from whaleid.data.masks import masks_of
+from whaleid.models.embedder import Embedder, build_embedder
+from whaleid.models.explanations import deletion_score, saliency_maps, similarity_maps
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.rounds import in_used_round
+from whaleid.pipeline.workspace import read_folds, read_images
+from whaleid.report.grid import draw_column
+from whaleid.report.matches import SIZE, match_pair, matches_line, row_of, side_by_side
+from whaleid.report.thumbnails import box_of, fit_size
+from whaleid.training.checkpoint import CHECKPOINT, TrainedRun, load_run
+from whaleid.utils.device import default_device
+from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import atomic_path
+
+_STRENGTH = 0.8  # of a map's colour where it is largest
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a network sees in two images.
+
+    Attributes
+    ----------
+    cosine : float
+        Similarity of their embeddings.
+    exact : bool
+        Whether the pooling is linear, so that the similarity map is exact.
+    maps : dict of str to float32 array, shape (2, h, w)
+        Name of a map to its values on both images.
+    deletion : dict of str to float
+        Name of a map to its deletion score.
+    """
+
+    cosine: float
+    exact: bool
+    maps: dict[str, np.ndarray]
+    deletion: dict[str, float]
+
+
+def write_explanation(project: Project, names: tuple[str, str], path: Path) -> list[str]:
+    """Draw why two images of a competition are similar to `path`, a PNG, and say it in lines.
+
+    The network is the recipe's first one; of its runs, the one that was trained without the first image.
+
+    Parameters
+    ----------
+    project : Project
+        Trained.
+    names : (str, str)
+        Of the images, as in the CSV.
+    path : Path
+
+    Raises
+    ------
+    WhaleidError
+        Where an image is not in the competition, or the network is not trained.
+    """
+    if path.suffix.lower() != ".png":
+        raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
+    project = in_used_round(project)
+    images = read_images(project.workspace)
+    rows = row_of(images, names[0]), row_of(images, names[1])
+    folder = _run_of(project, names[0])
+    run = load_run(folder, default_device())
+    pixels = _network_pixels(project, images.iloc[list(rows)], run)
+    found = explain(run, pixels)
+    matches, drawn = match_pair(project, images, rows)
+    panels = [(f"keypoints: {matches_line(matches)}", drawn)]
+    panels += [(_title(name, found), _overlays(pixels, maps, images, rows)) for name, maps in found.maps.items()]
+    with atomic_path(path) as temporary:
+        draw_column(panels).save(temporary, format="PNG", optimize=True)
+    run_name = folder.relative_to(project.workspace.root / "runs").as_posix()
+    return [f"similarity {found.cosine:.4f} by {run_name}", *(text for text, _ in panels), str(path)]
+
+
+def explain(run: TrainedRun, pixels: np.ndarray) -> Explanation:
+    """Maps of two images, uint8 (2, h, w, 3) as the network sees them, and their deletion scores."""
+    cosine, similarity = similarity_maps(run.embedder, pixels)
+    maps = {"similarity map": similarity, "saliency": saliency_maps(run.embedder, pixels)}
+    maps["saliency of random weights"] = saliency_maps(_random_embedder(run), pixels)
+    deletion = {name: deletion_score(run.embedder, pixels, values) for name, values in maps.items()}
+    return Explanation(cosine, run.embedder.pool.exact, maps, deletion)
+
+
+def _random_embedder(run: TrainedRun) -> Embedder:
+    """The same network with weights that were never trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, slices = run.experiment.model, run.experiment.head.slices
+        made = build_embedder(model, pretrained=False, size=run.size, slices=slices)
+    return made.to(default_device()).eval().requires_grad_(False)
+
+
+def _run_of(project: Project, image: str) -> Path:
+    """Folder of the first network's run without the image; of the first fold for an image that is in none."""
+    folds = read_folds(project.workspace)
+    fold = folds.loc[folds["image"] == image, "fold"].tolist()
+    numbers = [number for number in fold if number in project.folds] or project.folds
+    if not project.experiments:
+        raise WhaleidError(f"recipe {project.recipe.name} trains no network: there is none to explain")
+    folder = project.workspace.run(project.experiments[0].name, numbers[0])
+    if not (folder / CHECKPOINT).is_file():
+        raise WhaleidError(f"{folder}: not trained yet; run whaleid train with the same options first")
+    return folder
+
+
+def _network_pixels(project: Project, pair: pd.DataFrame, run: TrainedRun) -> np.ndarray:
+    """The two images as the network sees them, uint8 (2, h, w, 3)."""
+    masks = masks_of(project.competition, pair)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch, "cache")
+        build_cache(pair, project.competition.root, folder, run.size, run.experiment.image, 1, masks)
+        return open_cache(folder).read_many(np.arange(2))
+
+
+def _title(name: str, found: Explanation) -> str:
+    """The text above a map."""
+    deletion = f"similarity while it is deleted {found.deletion[name]:.3f}"
+    if name != "similarity map":
+        return f"{name}: {deletion}"
+    return f"{name} ({'exact' if found.exact else 'approximate: the pooling is not linear'}): {deletion}"
+
+
+def _overlays(pixels: np.ndarray, maps: np.ndarray, images: pd.DataFrame, rows: tuple[int, int]) -> np.ndarray:
+    """Both images, grey, with their maps in colour, side by side: uint8 (h, w, 3)."""
+    views = []
+    for image, values, row in zip(pixels, maps, rows, strict=True):
+        size = fit_size(box_of(images, row), SIZE)
+        large = cv2.resize(np.maximum(values, 0), size, interpolation=cv2.INTER_LINEAR)
+        share = (large / max(float(large.max()), 1e-12))[:, :, None]
+        grey = cv2.cvtColor(cv2.resize(image, size), cv2.COLOR_RGB2GRAY)[:, :, None]
+        colour = cv2.applyColorMap((255 * share).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
+        views.append(((1 - _STRENGTH * share) * grey + _STRENGTH * share * colour).astype(np.uint8))
+    return side_by_side(*views)

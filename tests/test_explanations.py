@@ -1,0 +1,192 @@
+"""Maps of the similarity of two images: they add up to it, show a known mark, and are told from those of chance."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kernel_world import World, shared_world
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from whaleid.cli.main import app
+from whaleid.models.embedder import BatchNormNeck, Embedder
+from whaleid.models.explanations import STEPS, deletion_score, grid_shape, saliency_maps, similarity_maps
+from whaleid.models.pooling import AveragePool, build_pool
+from whaleid.pipeline.workspace import read_images
+from whaleid.report.explain import write_explanation
+from whaleid.utils.errors import WhaleidError
+
+NECKS = {
+    "none": nn.Identity(),
+    "linear": nn.Linear(8, 6),
+    "batchnorm": BatchNormNeck(8, 6, dropout=0.3),
+}
+
+
+class TinyBackbone(nn.Module):
+    """A convolution of stride 4, or one that sees nothing but red."""
+
+    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    channels = 8
+
+    def __init__(self, red: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.red = red
+        self.filters = nn.Conv2d(3, self.channels, 4, stride=4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if not self.red:
+            return self.filters(pixels)
+        red = (pixels[:, :1] - pixels[:, 1:2] - 0.5).clamp(min=0)  # an image's mean colour is not red enough
+        return torch.nn.functional.avg_pool2d(red, 4).expand(-1, self.channels, -1, -1) + 1e-3
+
+
+def embedder(pool: str = "avg", neck: str = "none", slices: int = 1, red: bool = False) -> Embedder:
+    torch.manual_seed(1)
+    made = Embedder(TinyBackbone(red), build_pool(pool), NECKS[neck], 8 if neck == "none" else 6, slices)  # type: ignore
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean = torch.randn(6)
+            module.running_var = torch.rand(6) + 0.5
+    return made.eval().requires_grad_(False)
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (2, 24, 40, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("neck", list(NECKS))
+@pytest.mark.parametrize("pool", ["avg", "gem", "max"])
+def test_a_map_adds_up_to_the_similarity(pool: str, neck: str, slices: int) -> None:
+    net = embedder(pool, neck, slices)
+    cosine, maps = similarity_maps(net, noise())
+    one, other = net.embed(torch.from_numpy(noise()))
+    assert maps.shape == (2, 6, 10)
+    assert cosine == pytest.approx(float(one @ other), abs=1e-5)
+    assert maps.sum(axis=(1, 2)) == pytest.approx([cosine, cosine], abs=1e-5)
+
+
+def test_the_map_of_a_mean_is_each_positions_own_part() -> None:
+    """By loops: a position's features times the other image's pooled ones."""
+    net = embedder()
+    images = torch.from_numpy(noise())
+    features = net.backbone(net.pixels(images)).numpy()
+    means = features.mean(axis=(2, 3))
+    lengths = np.linalg.norm(means, axis=1)
+    _, maps = similarity_maps(net, noise())
+    for image in range(2):
+        for row, column in ((0, 0), (5, 9), (3, 2)):
+            expected = features[image, :, row, column] @ means[1 - image] / 60 / lengths.prod()
+            assert maps[image, row, column] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["avg", "gem", "max"])
+def test_parts_of_a_pool_add_up_to_it(name: str) -> None:
+    features = torch.randn(3, 5, 4, 7, generator=torch.Generator().manual_seed(0)).abs()
+    pool = build_pool(name)
+    with torch.no_grad():
+        parts, pooled = pool.parts(features), pool(features)
+        assert torch.allclose(parts.sum(2), pooled, atol=1e-6)
+        if name == "gem":
+            cubes = features.flatten(2) ** 3
+            assert torch.allclose(parts, cubes / cubes.sum(2, keepdim=True) * pooled[:, :, None], atol=1e-6)
+    assert pool.exact == isinstance(pool, AveragePool)
+
+
+def marked() -> tuple[np.ndarray, np.ndarray]:
+    """Two grey pictures with a red mark at different places, and where the marks are, bool (2, h, w)."""
+    images = np.full((2, 48, 96, 3), 120, np.uint8)
+    where = np.zeros(images.shape[:3], bool)
+    where[0, 8:20, 12:28] = where[1, 24:36, 60:76] = True
+    images[where] = (230, 20, 30)
+    return images, where
+
+
+@pytest.mark.parametrize("pool", ["avg", "gem", "max"])
+def test_a_known_mark_holds_most_of_the_map(pool: str) -> None:
+    images, where = marked()
+    _, maps = similarity_maps(embedder(pool, red=True), images)
+    for values, mark in zip(maps, where, strict=True):
+        assert values[mark[2::4, 2::4]].sum() > 0.9 * values.sum()
+
+
+def test_deleting_what_matters_first_lowers_the_similarity_first() -> None:
+    """A network that sees red along one axis and grey along another: without its mark an image points elsewhere."""
+    images, where = marked()
+    net = embedder(neck="linear", red=True)
+    good, bad = (deletion_score(net, images, values.astype(float)) for values in (where, ~where))
+    assert good < bad
+
+
+def test_saliency_is_where_the_similarity_depends_on_pixels() -> None:
+    """Against finite differences: no pixel outside of what the network sees changes the score."""
+    images, where = marked()
+
+    class Left(TinyBackbone):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.filters(pixels[..., :48])
+
+    net = Embedder(Left(), build_pool("avg"), nn.Identity(), 8).eval().requires_grad_(False)  # type: ignore[arg-type]
+    maps = saliency_maps(net, images)
+    assert maps.shape == (2, 48, 96) and maps[:, :, :40].min() > 0 and maps[:, :, 64:].max() < 1e-3 * maps.max()
+    assert where.any()
+
+
+def test_an_image_is_deleted_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that tells how much is left: the mean of 1 - 1/n, ..., 0 parts."""
+    images = np.zeros((2, 20, 40, 3), np.uint8)
+    images[:, ::2] = 200
+    seen: list[Tensor] = []
+    net = embedder()
+    monkeypatch.setattr(net, "embed", lambda pixels: (seen.append(pixels), torch.ones(len(pixels), 1))[1])
+    assert deletion_score(net, images, np.random.default_rng(0).random((2, 5, 10))) == 1.0
+    left = (seen[1] != 100).any(dim=3).float().mean(dim=(1, 2))
+    assert len(seen) == 3 and left.tolist() == pytest.approx([1 - step / STEPS for step in range(1, STEPS + 1)])
+
+
+def test_tokens_are_laid_out_as_the_image() -> None:
+    assert grid_shape((7, 14), (224, 448)) == (7, 14)
+    assert grid_shape((98, 1), (224, 448)) == (7, 14)
+    assert grid_shape((1, 1), (32, 32)) == (1, 1)
+    with pytest.raises(WhaleidError, match="97 tokens are no grid over 448 x 224 pixels"):
+        grid_shape((97, 1), (224, 448))
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return shared_world(tmp_path_factory)
+
+
+def test_a_trained_network_explains_two_images(world: World, tmp_path: Path) -> None:
+    images = read_images(world.project.workspace)["image"].tolist()
+    lines = write_explanation(world.project, (images[0], images[1]), tmp_path / "pair.png")
+    assert re.fullmatch(r"similarity -?\d\.\d{4} by one/fold[01]", lines[0])
+    assert re.fullmatch(r"keypoints: \d+ of \d+ mutual matches agree in geometry", lines[1])
+    assert "similarity map (" in lines[2] and lines[3].startswith("saliency: ") and "random weights" in lines[4]
+    with Image.open(tmp_path / "pair.png") as picture:
+        assert picture.format == "PNG" and picture.height > picture.width / 2
+    again = write_explanation(world.project, (images[0], images[1]), tmp_path / "again.png")
+    assert again[:-1] == lines[:-1]
+
+
+def test_the_command_says_what_is_wrong_in_one_line(world: World, tmp_path: Path) -> None:
+    options = ["-c", str(world.folder / "drawn.yaml"), "-r", str(world.folder / "recipe.yaml")]
+    for words, work, said in (
+        (("no.jpg", "no.jpg"), "work", "no image 'no.jpg' in the competition"),
+        (("a", "b", "-o", "x.jpg"), "work", "x.jpg: the image is written as PNG"),
+        (("a", "b"), "empty", "not there yet"),
+    ):
+        found = CliRunner().invoke(app, ["explain", *words, *options, "-w", str(world.folder / work)])
+        assert isinstance(found.exception, WhaleidError) and said in str(found.exception)
+        assert "\n" not in str(found.exception)
+    assert not (tmp_path / "x.jpg").exists()

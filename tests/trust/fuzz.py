@@ -118,7 +118,7 @@ TARGETS = (
     Target("candidates and figures", (f"{WORK}/candidates/recipe/*.*", f"{WORK}/metrics.json"), spoilt_bytes,
            ("submission", *OPTIONS), ("submissions/drawn_*.csv",)),
     Target("archive", ("packed.zip",), spoilt_bytes,
-           ("rebuild", *OPTIONS, "--from", "predictions", "--archive", "packed.zip", "--output", "again")),
+           ("rebuild", *OPTIONS, "--from", "predictions", "--archive", "packed.zip")),
 )  # fmt: skip
 
 

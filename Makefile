@@ -20,7 +20,7 @@ setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/de
 
 .DEFAULT_GOAL := help
 .PHONY: ready help setup sample train features ensemble submission score leaderboard report kernel kernel-run submit \
-        test lint bench docs clean
+        test lint bench trust docs clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|cattle|lion|humpback|path.yaml] [RECIPE=auto|sample|gold|path.yaml]"
@@ -88,6 +88,9 @@ lint: setup  ## ruff and basedpyright
 
 bench: sample  ## timings as ratios to a bare loop or call, into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+trust: setup  ## kill, starve and fuzz the pipeline for an hour, into docs/trust.md (ARGS="--times 20")
+	@$(VENV)/bin/python tests/trust/report.py $(ARGS)
 
 docs: setup  ## the documentation as web pages, in site/
 	@$(VENV)/bin/python -m whaleid.config.reference docs/configuration.md

@@ -3,6 +3,7 @@
 import base64
 import json
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from whaleid.cli import main as cli
 from whaleid.kaggle.client import Output, explain
 from whaleid.kaggle.credentials import find_credentials, masked, secret_values
 from whaleid.report.cv_lb import rank_correlation
@@ -77,6 +79,21 @@ def test_a_file_that_others_may_read_is_told(home: Path) -> None:
     credentials = find_credentials()
     assert credentials is not None
     assert "chmod 600 ~/.kaggle/kaggle.json" in str(credentials.warning)
+
+
+@pytest.mark.parametrize("words", [[], ["--debug"]])
+def test_no_line_of_an_error_and_no_traceback_shows_a_key(
+    home: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KAGGLE_USERNAME", "fan")
+    monkeypatch.setenv("KAGGLE_KEY", SECRET)
+    monkeypatch.setattr(sys, "argv", ["whaleid", "score", str(home / f"{SECRET}.csv"), "truth.csv", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "***.csv" in said.err and SECRET not in said.out + said.err
+    assert ("Traceback" in said.err) is bool(words)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"username": 3, "key": null}', '{"username": "fan"}'])

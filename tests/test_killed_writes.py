@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from whaleid.pipeline.tasks import Task, do
-from whaleid.pipeline.workspace import Workspace
+from whaleid.pipeline.workspace import Workspace, read_folds, read_images
 from whaleid.utils import files
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, write_json
@@ -196,3 +197,42 @@ def test_what_is_added_up_under_a_lock_by_many_processes_is_not_lost(tmp_path: P
     assert os.waitpid(children[0], 0)[1] == 0
     assert total.read_text() == "50"
     assert not (tmp_path / "total.lock").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("8192 requested and 4096 written"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["the system's", "numpy's", "safetensors'"],
+)
+def test_every_librarys_full_disk_is_one_error_that_names_the_file(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / "out"):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no image") as caught, atomic_path(tmp_path / "out"):
+        raise OSError("no image")
+    assert caught.value.errno is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1"])
+def test_a_damaged_table_of_the_work_folder_is_named(tmp_path: Path, content: bytes) -> None:
+    workspace = Workspace(tmp_path)
+    for path, read in (
+        (workspace.images, read_images),
+        (workspace.folds, read_folds),
+        (workspace.metrics, lambda workspace: files.read_json(workspace.metrics)),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(WhaleidError, match="damaged") as caught:
+            read(workspace)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    workspace.mark_current(workspace.folds, "key")
+    (tmp_path / ".stamps" / "folds.csv.json").write_bytes(content)
+    assert not workspace.is_current(workspace.folds, "key")

@@ -215,7 +215,7 @@ def _there(mask: Mask) -> Path:
 def _read_content(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / "cache.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
 
 

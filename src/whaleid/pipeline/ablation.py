@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from whaleid.ensemble.summary import ablation_lines
@@ -17,7 +16,7 @@ from whaleid.pipeline.sources import sources
 from whaleid.pipeline.submission import TestGuesses
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import Workspace, read_folds, read_images
-from whaleid.utils.files import atomic_path, digest, write_json
+from whaleid.utils.files import atomic_path, digest, read_json, write_json
 
 
 def ablation_tasks(project: Project) -> list[Task]:
@@ -40,7 +39,7 @@ def ablation_tasks(project: Project) -> list[Task]:
 
 def read_ablation(workspace: Workspace, recipe: str) -> list[dict[str, Any]]:
     """The table's rows."""
-    return json.loads((workspace.ablation(recipe) / "ablation.json").read_text())
+    return read_json(workspace.ablation(recipe) / "ablation.json")
 
 
 def _rows(project: Project) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.versions import VERSION
 from whaleid.pipeline.workspace import fold_name, read_folds, read_images
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest, write_json
+from whaleid.utils.files import digest, read_json, write_json
 
 
 def context_tasks(project: Project) -> list[Task]:
@@ -31,11 +30,11 @@ def context_tasks(project: Project) -> list[Task]:
     def make() -> None:
         if not workspace.is_current(path, key):
             write_json(path, {"run": f"{experiment.name}/{fold_name(fold)}", **_measured(project)})
-        write_figures(project, {**require_figures(project), "context": json.loads(path.read_text())})
+        write_figures(project, {**require_figures(project), "context": read_json(path)})
 
     def check() -> bool:
         figures = read_figures(project) or {}
-        return workspace.is_current(path, key) and figures.get("context") == json.loads(path.read_text())
+        return workspace.is_current(path, key) and figures.get("context") == read_json(path)
 
     reads = ("images", "folds", run_name(workspace, experiment, fold), "ladder")
     return [Task("context", "", workspace, path, key, make, reads, check)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from whaleid.pipeline.run_stages import feature_reads
 from whaleid.pipeline.sources import sources
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import fold_name, read_folds, read_images
-from whaleid.utils.files import atomic_path, write_json
+from whaleid.utils.files import atomic_path, read_json, write_json
 
 FIGURES, RANKS = "figures.json", "ranks.csv"
 """Beside the candidates: their part of metrics.json; the rank of the true identity among the final guesses, 0: none."""
@@ -94,7 +93,7 @@ def _figures(project: Project, key: str, ladder: dict[str, Any]) -> Figures:
 
 def read_round_figures(project: Project) -> Figures:
     """The figures of a round's candidates."""
-    return json.loads((candidates_folder(project) / FIGURES).read_text())
+    return read_json(candidates_folder(project) / FIGURES)
 
 
 def read_ranks(project: Project) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from typing import Any
 
@@ -10,19 +9,14 @@ from whaleid.config.settings import repository_root
 from whaleid.evaluation.form_score import FormScore
 from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import write_json
+from whaleid.utils.files import read_json, write_json
 from whaleid.utils.locks import locked
 
 
 def read_metrics(project: Project) -> dict[str, Any]:
     """The whole file: recipe -> its figures; empty where there is none yet."""
     path = project.workspace.metrics
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise WhaleidError(f"{path}: not readable as JSON ({error}); remove it and run again") from error
+    return read_json(path) if path.is_file() else {}
 
 
 def read_figures(project: Project) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ make the reported score optimistic.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from enum import Enum
 from typing import Any
@@ -17,7 +16,7 @@ from whaleid.pipeline import keys
 from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest
+from whaleid.utils.files import digest, read_json
 
 GAIN = "gain.json"
 """In the folder of a round's candidates: what the round is worth over the one before."""
@@ -88,7 +87,7 @@ def gain_key(project: Project) -> str:
 def read_gain(project: Project) -> dict[str, Any] | None:
     """The round's row of metrics.json: score, labels, gain, whether it is used. None while it is not known."""
     path = project.workspace.round_candidates(project.recipe.name) / GAIN
-    return json.loads(path.read_text()) if project.workspace.is_current(path, gain_key(project)) else None
+    return read_json(path) if project.workspace.is_current(path, gain_key(project)) else None
 
 
 def used_round(project: Project) -> Project | None:

@@ -7,6 +7,8 @@ An output is current while the key that was noted when it was made is the one of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +96,11 @@ class Workspace:
 
     def stamp(self, output: Path) -> dict[str, Any]:
         """What `mark_current` noted for `output`; empty where it noted nothing."""
-        path = self._stamp_path(output)
         try:
-            return json.loads(path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            content = json.loads(self._stamp_path(output).read_bytes())
+        except (FileNotFoundError, ValueError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def mark_current(self, output: Path, key: str, **notes: Any) -> None:
         """Note the key of `output`; `notes` (JSON) are kept with it."""
@@ -116,7 +118,8 @@ def read_images(workspace: Workspace) -> pd.DataFrame:
     """The images table, `images.parquet`, a row an image."""
     import pandas as pd
 
-    return pd.read_parquet(_made(workspace.images))
+    with _named(workspace.images) as path:
+        return pd.read_parquet(path)
 
 
 def read_folds(workspace: Workspace) -> pd.DataFrame:
@@ -124,13 +127,26 @@ def read_folds(workspace: Workspace) -> pd.DataFrame:
     import pandas as pd
 
     dtypes = {"image": str, "identity": str, "fold": int}
-    return pd.read_csv(_made(workspace.folds), dtype=dtypes, keep_default_na=False)
+    with _named(workspace.folds) as path:
+        return pd.read_csv(path, dtype=dtypes, keep_default_na=False)[list(dtypes)]
 
 
-def _made(path: Path) -> Path:
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """The file to read; an error of its reader, whichever pandas and pyarrow raise, becomes one line that names it."""
     if not path.is_file():
         raise WhaleidError(f"{path}: not there yet; run `whaleid leaderboard` or `whaleid folds` first")
-    return path
+    try:
+        yield path
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        NotImplementedError,
+        OSError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise WhaleidError(f"{path}: damaged ({reason}); remove it, and the same command makes it again") from error
 
 
 _ROUND = ".round"

@@ -191,7 +191,7 @@ def read_losses(folder: Path) -> list[tuple[int, float]]:
         return []
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise WhaleidError(f"{path}: not readable as JSON lines ({error}); train the run again") from error
     epochs = (line for line in lines if line.get("kind") == "epoch" and line.get("loss") is not None)
     return [(int(line["epoch"]), float(line["loss"])) for line in epochs]

@@ -89,7 +89,7 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
     try:
         with safe_open(folder / CHECKPOINT, framework="pt") as file:
             return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-    except (FileNotFoundError, SafetensorError, json.JSONDecodeError):
+    except (FileNotFoundError, SafetensorError, ValueError):
         return None
 
 
@@ -128,7 +128,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise WhaleidError(f"{path}: broken or cut short ({error}); delete it and train the run again") from error
     if "size" not in metadata:
         raise WhaleidError(f"{path}: not a checkpoint of whaleid (its header has no 'size'); train the run again")
@@ -149,7 +149,10 @@ def _read_experiment(path: Path) -> Experiment:
 def _read_classes(path: Path) -> list[str]:
     if not path.is_file():
         raise WhaleidError(f"{path}: missing; it has the names of the checkpoint's classes: train the run again")
-    return path.read_bytes().decode().split("\n")[:-1]
+    try:
+        return path.read_bytes().decode().split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise WhaleidError(f"{path}: not readable as UTF-8 ({error}); {_AGAIN.format(path.parent)}") from error
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,8 +50,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 replace_path(place / path.name, path)
             finally:
                 _clear(place, lock, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk's error need not say which file it was
+    except Exception as error:
+        if _NO_SPACE.search(str(error)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
         with suppress(OSError):  # another process has begun to write there
@@ -81,6 +84,14 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises WhaleidError where the file is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WhaleidError(f"{path}: damaged ({error}); remove it, and the same command makes it again") from error
+
+
 def require_space(folder: Path, needed: float, what: str, otherwise: str = OTHER_WORK) -> None:
     """Refuse before starting where the disk that holds `folder` has fewer than `needed` bytes free.
 
@@ -109,6 +120,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return str(value)
+
+
+_NO_SPACE = re.compile(rf"\b[Ee]rr(no|or) {errno.ENOSPC}\b|\d requested and \d+ written")
+"""How the system, Rust (safetensors) and numpy say that the disk is full; only the first is an error with a number."""
 
 
 def _replaced(temporary: Path) -> Path:

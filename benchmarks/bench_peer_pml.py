@@ -29,7 +29,8 @@ from torchvision.transforms import v2
 from whaleid.config import Competition, KnnConfig
 from whaleid.config.files import load_competition
 from whaleid.data.competition import read_rows
-from whaleid.data.images import decode, resize
+from whaleid.data.decoding import decode
+from whaleid.data.images import resize
 from whaleid.evaluation.metrics import rank_of_truth, reciprocal_rank_at_k
 from whaleid.models.backbone import build_backbone
 from whaleid.retrieval.identities import nearest_identities

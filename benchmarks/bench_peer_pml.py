@@ -60,7 +60,7 @@ def read_data(competition: Competition, width: int) -> Data:
     if competition.solution is None or not (rows["split"] == "test").any():
         raise WhaleidError(WITHOUT_TEST)
     solution = pd.read_csv(competition.root / competition.solution, dtype=str)
-    truth = dict(zip(solution[competition.submission.image], solution[competition.submission.identities], strict=True))
+    truth = dict(zip(solution.iloc[:, 0], solution.iloc[:, 1], strict=True))
     is_train = (rows["split"] == "train").to_numpy()
     rows = rows[is_train | rows["image"].isin(list(truth)).to_numpy()]
     is_train = (rows["split"] == "train").to_numpy()

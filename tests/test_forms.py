@@ -46,7 +46,7 @@ class Gain:
     def as_json(self):
         return asdict(self)
 
-def write_submission(path, images, guesses, sample, known=None, k=5, columns=None, scores=None):
+def write_submission(path, images, guesses, sample, known=None, k=5, scores=None):
     best = {image: f"{row[0]},{value[0]:.3f}" for image, row, value in zip(images, guesses, scores)}
     listed = read_table(sample, ["Image"])["Image"]
     path.write_text("\\n".join([",".join(COLUMNS), *(f"{image},{best[image]}" for image in listed)]) + "\\n")

@@ -203,32 +203,29 @@ def test_all_problems_at_once_and_long_lists_cut(sample: Path) -> None:
 def test_write_submission_in_the_samples_order(sample: Path) -> None:
     path = sample.parent / "new" / "out.csv"
     guesses = np.array([["w_3", "w_1"], ["w_2", ""], ["w_1", None]], dtype=object)
-    write_submission(path, ["c.jpg", "a.jpg", "b.jpg"], guesses, sample, KNOWN, 5, ("Image", "Id"))
+    write_submission(path, ["c.jpg", "a.jpg", "b.jpg"], guesses, sample, KNOWN, 5)
     assert path.read_bytes() == b"Image,Id\na.jpg,w_2\nb.jpg,w_1\nc.jpg,w_3 w_1\n"
     assert check_submission(path, sample, KNOWN) == []
 
 
 @pytest.mark.parametrize(
-    ("images", "guesses", "columns", "message"),
+    ("images", "guesses", "message"),
     [
-        ("abc", [["w_1"], ["w_1", "w_1"], ["w_2"]], None, "row 3 .b.jpg.: 'w_1' is guessed more than once"),
-        ("abc", [["w_1"], [], ["w_2"]], None, "no guesses"),
-        ("abc", [["w_1"], ["w_8"], ["w_2"]], None, "'w_8' is not an identity"),
-        ("abc", [["w_1"], KNOWN, ["w_2"]], None, "7 guesses"),
-        ("abc", [["w_1"], ["w_1 "], ["w_2"]], None, "one space"),
-        ("ab", [["w_1"], ["w_2"]], None, r"1 image\(s\) of .* have no row \(c.jpg\)"),
-        ("abcd", [["w_1"]] * 4, None, r"are not in .* \(d.jpg\)"),
-        ("abca", [["w_1"]] * 4, None, "1 surplus row"),
-        ("abc", [["w_1"]] * 2, None, "3 images, but 2 rows"),
-        ("abc", [["w_1"]] * 3, ("image", "Id"), "expected image and Id"),
+        ("abc", [["w_1"], ["w_1", "w_1"], ["w_2"]], "row 3 .b.jpg.: 'w_1' is guessed more than once"),
+        ("abc", [["w_1"], [], ["w_2"]], "no guesses"),
+        ("abc", [["w_1"], ["w_8"], ["w_2"]], "'w_8' is not an identity"),
+        ("abc", [["w_1"], KNOWN, ["w_2"]], "7 guesses"),
+        ("abc", [["w_1"], ["w_1 "], ["w_2"]], "one space"),
+        ("ab", [["w_1"], ["w_2"]], r"1 image\(s\) of .* have no row \(c.jpg\)"),
+        ("abcd", [["w_1"]] * 4, r"are not in .* \(d.jpg\)"),
+        ("abca", [["w_1"]] * 4, "1 surplus row"),
+        ("abc", [["w_1"]] * 2, "3 images, but 2 rows"),
     ],
 )
-def test_invalid_submissions_are_not_written(
-    sample: Path, images: str, guesses: list, columns: tuple[str, str] | None, message: str
-) -> None:
+def test_invalid_submissions_are_not_written(sample: Path, images: str, guesses: list, message: str) -> None:
     path = put(sample.with_name("out.csv"), "as it was")
     with pytest.raises(WhaleidError, match=message):
-        write_submission(path, [f"{name}.jpg" for name in images], guesses, sample, KNOWN, 5, columns)
+        write_submission(path, [f"{name}.jpg" for name in images], guesses, sample, KNOWN, 5)
     assert path.read_text() == "as it was"
     assert sorted(one.name for one in sample.parent.iterdir()) == ["out.csv", "sample.csv"]
 

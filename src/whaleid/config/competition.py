@@ -48,12 +48,15 @@ class Table(Model):
 
 
 class Submission(Model):
-    """The submission's columns: the image, and its guesses separated by spaces."""
+    """The submission: a column of images, and one of their guesses separated by spaces."""
 
-    image: str
-    """Column of the images' names."""
-    identities: str
-    """Column of the guesses."""
+    sample: str | None = None
+    """CSV whose columns, rows and order the submission has; null: the test table's CSV, where it has two columns and
+    the first is that of the images."""
+    image: str | None = None
+    """Column of the images' names; null: the sample's, or without one the test table's."""
+    identities: str | None = None
+    """Column of the guesses; null: the sample's, or without one that of the identities."""
 
 
 class Answer(Model):
@@ -72,7 +75,7 @@ class Competition(Model):
     """Folder of the data."""
     train: Table
     test: Table | None = None
-    submission: Submission = Submission(image="Image", identities="Id")
+    submission: Submission = Submission()
     answer: Answer = Answer()
     unknown: str | None = None
     """Label of identities that the training data does not hold (`new_whale`); null: there are none."""

@@ -78,7 +78,6 @@ class Form(Protocol):
         sample: Path,
         known: Collection[str] | None = None,
         k: int = 5,
-        columns: tuple[str, str] | None = None,
         scores: np.ndarray | None = None,
     ) -> None:
         """Write the answer to all images of the sample submission, or raise WhaleidError and write nothing.
@@ -97,8 +96,6 @@ class Form(Protocol):
             Identities that may be guessed.
         k : int
             Number of guesses that count.
-        columns : (str, str), optional
-            Names of the image and the answer column in the competition's YAML.
         scores : float array, shape (n, m), optional
             Scores of the guesses, for forms that submit them.
         """

@@ -202,7 +202,6 @@ def write_submission(
     sample: Path,
     known: Collection[str] | None = None,
     k: int = 5,
-    columns: tuple[str, str] | None = None,
     scores: np.ndarray | None = None,
 ) -> None:
     """Write a submission with the header and row order of the sample; nothing is written unless it is valid.
@@ -211,9 +210,9 @@ def write_submission(
     `check_submission` would report.
     """
     template = read_answers(sample)
-    if len(template.header) != 2 or (columns is not None and list(columns) != template.header):
-        wanted = " and ".join(columns) if columns else "an image column and a label column"
-        raise WhaleidError(f"{sample}: the header is {','.join(template.header)}; expected {wanted}")
+    if len(template.header) != 2:
+        header = ",".join(template.header)
+        raise WhaleidError(f"{sample}: the header is {header}; an image column and a label column are expected")
     if len(images) != len(guesses):
         raise WhaleidError(f"{path}: not written: {len(images)} images, but {len(guesses)} rows of guesses")
     row_of = {str(image): row for row, image in enumerate(images)}

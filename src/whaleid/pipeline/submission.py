@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.data.competition import inspect_rows
+from whaleid.data.competition import inspect_rows, listed_names
 from whaleid.data.listing import read_listed
+from whaleid.data.tables import read_csv
 from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.evaluation.topk import read_guesses
@@ -37,9 +38,15 @@ def submission_tasks(project: Project) -> list[Task]:
         log_submission(project, require_figures(project), path)
 
     def check() -> bool:
-        return path.is_file() and ladder.current and bool(_rows_of(project, path))
+        return path.is_file() and ladder.current and bool(_rows_of(project, path)) and _is_valid(project, path)
 
     return [Task("submission", "", project.workspace, note, ladder.key, make, ("ladder",), check)]
+
+
+def _is_valid(project: Project, path: Path) -> bool:
+    """Whether a submission is still what the sample asks for: columns, rows and order are in no key."""
+    template = submission_template(project.competition, project.workspace.root)
+    return not get_form(project.competition.answer.form).check_submission(path, template, k=project.competition.k)
 
 
 def write_answer(project: Project, path: Path) -> None:
@@ -51,9 +58,8 @@ def write_answer(project: Project, path: Path) -> None:
     scores = None
     if final.scores is not None:
         scores = np.pad(final.scores, ((0, len(images) - len(final.images)), (0, 0)), constant_values=-np.inf)
-    columns = (competition.submission.image, competition.submission.identities)
     form = get_form(competition.answer.form)
-    form.write_submission(path, images, guesses, template, known_labels(competition), competition.k, columns, scores)
+    form.write_submission(path, images, guesses, template, known_labels(competition), competition.k, scores)
 
 
 # -------------------------------------------------------------------------------------------------- where it is
@@ -114,7 +120,7 @@ class TestGuesses:
     rung : str
         Its name in the ladder.
     images : str array, shape (n,)
-        Names of the test images.
+        Names of the test images, as the test table lists them.
     guesses : str array, shape (n, k)
         Identities, best first; "" where there are fewer than k.
     scores : float array, shape (n, k), optional
@@ -140,7 +146,7 @@ def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
     return [
         TestGuesses(
             rung,
-            lists.queries,
+            np.array(listed_names(project.competition, lists.queries.tolist())),
             labels(lists, k),
             np.pad(scores, ((0, 0), (0, k - scores.shape[1])), constant_values=-np.inf),
         )
@@ -169,17 +175,24 @@ def _with_missing(final: TestGuesses, template: Path, frequent: list[str]) -> tu
 
 
 def submission_template(competition: Competition, folder: Path) -> Path:
-    """The sample submission; where the test CSV is none, one that is made of its images in `folder`."""
-    test = competition.test
+    """The sample submission; where the competition has none, one that is made of its test images in `folder`."""
+    test, wanted = competition.test, competition.submission
     if test is None:
         raise WhaleidError(f"competition {competition.name} has no test images: add `test` to its YAML")
-    path = competition.root / test.csv
-    if not path.is_file():
-        raise WhaleidError(f"{path}: not found; it lists the test images (test.csv in the competition's YAML)")
-    columns = [competition.submission.image, competition.submission.identities]
-    if list(pd.read_csv(path, nrows=0).columns) == columns:
+    path = competition.root / (wanted.sample or test.csv)
+    header = read_csv(path).header
+    own = [wanted.image or header[0], wanted.identities or header[-1]]
+    if wanted.sample is not None:
+        if header != own:
+            raise WhaleidError(
+                f"{path}: the header is {','.join(header)}, but `submission` names {' and '.join(own)}; a sample has "
+                "two columns: correct `submission` in the competition's YAML"
+            )
+        return path
+    if header == own and header[0] == test.image and not test.where:
         return path
     listed = read_listed(competition.root, test)[test.image]  # images without a file too: each needs a row
+    columns = [wanted.image or test.image, wanted.identities or str(competition.train.identity)]
     made = folder / "sample_submission.csv"
     with atomic_path(made) as temporary:
         pd.DataFrame({columns[0]: listed, columns[1]: ""}).to_csv(temporary, index=False)

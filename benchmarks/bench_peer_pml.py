@@ -29,7 +29,8 @@ from torchvision.transforms import v2
 from whaleid.config import Competition, KnnConfig
 from whaleid.config.files import load_competition
 from whaleid.data.competition import read_rows
-from whaleid.data.images import decode, resize
+from whaleid.data.decoding import decode
+from whaleid.data.images import resize
 from whaleid.evaluation.metrics import rank_of_truth, reciprocal_rank_at_k
 from whaleid.models.backbone import build_backbone
 from whaleid.retrieval.identities import nearest_identities
@@ -59,7 +60,7 @@ def read_data(competition: Competition, width: int) -> Data:
     if competition.solution is None or not (rows["split"] == "test").any():
         raise WhaleidError(WITHOUT_TEST)
     solution = pd.read_csv(competition.root / competition.solution, dtype=str)
-    truth = dict(zip(solution[competition.submission.image], solution[competition.submission.identities], strict=True))
+    truth = dict(zip(solution.iloc[:, 0], solution.iloc[:, 1], strict=True))
     is_train = (rows["split"] == "train").to_numpy()
     rows = rows[is_train | rows["image"].isin(list(truth)).to_numpy()]
     is_train = (rows["split"] == "train").to_numpy()

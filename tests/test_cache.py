@@ -159,7 +159,7 @@ def test_broken_images_are_named_all_at_once(images, tmp_path, form):
     whole = (root / "77.jpg").read_bytes()
     (root / "77.jpg").write_bytes(whole[: len(whole) // 2])
     images.loc[99, ["x0", "x1"]] = [500.0, 600.0]
-    with pytest.raises(WhaleidError, match=r"4 of 100 .*0\.jpg: empty.*40\.jpg.*77\.jpg.*99\.jpg: box") as caught:
+    with pytest.raises(WhaleidError, match=r"4 of 100 .*0\.jpg: 0 bytes.*40\.jpg.*77\.jpg.*99\.jpg: box") as caught:
         build(images, tmp_path, form)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists() and leftovers(tmp_path) == []

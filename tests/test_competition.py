@@ -8,7 +8,7 @@ import pytest
 
 from whaleid.config import Competition
 from whaleid.config.files import load_competition
-from whaleid.data.competition import inspect_rows, read_rows
+from whaleid.data.competition import inspect_rows, listed_names, read_rows
 from whaleid.utils.errors import WhaleidError
 
 
@@ -77,7 +77,13 @@ BAD_TABLES = {
     "row after a quoted break": ('Image,Id\na.jpg,1\n"z\nz.jpg",2\nb.jpg,\n', ["empty 'Id'", "row 5"]),
     "duplicate": ("Image,Id\na.jpg,1\nb.jpg,2\na.jpg,1\n", ["duplicate row", "a.jpg", "rows 2 and 4"]),
     "contradictory": ("Image,Id\na.jpg,1\na.jpg,2\n", ["contradictory", "'1' in row 2", "'2' in row 3"]),
-    "space": ("Image,Id\na.jpg,Old Tom\n", ["'Old Tom'", "row 2", "space"]),
+    **{
+        f"separator {mark!r}": (
+            f'Image,Id\nb.jpg,1\na.jpg,"Old{mark}Tom"\n',
+            [f"'Old{mark}Tom'", "row 3", "separate the guesses"],
+        )
+        for mark in " ,;"
+    },
     "missing column": ("image,Id\na.jpg,1\n", ["'Image' is missing", "did you mean 'image'"]),
     "similar column": ("Image,Idd\na.jpg,1\n", ["'Id' is missing", "did you mean 'Idd'"]),
     "semicolons": ("Image;Id\na.jpg;1\n", ["not separated by commas"]),
@@ -117,7 +123,13 @@ def test_link_out_of_the_root_is_refused(tmp_path, link):
     else:
         place.mkdir()
         (place / "secret.jpg").symlink_to(outside / "secret.jpg")
-    assert "outside" in refused(given)
+    assert "outside_links" in refused(given)
+    assert read_rows(given.model_copy(update={"outside_links": True}))["image"].tolist() == [
+        "linked/secret.jpg",
+        "q.jpg",
+    ]
+    climbing = competition(tmp_path / "root", "Image,Id\n../../outside/secret.jpg,1\n", outside_links=True)
+    assert "outside" in refused(climbing)  # links alone may lead out
 
 
 def test_link_within_the_root_is_followed(tmp_path):
@@ -146,9 +158,46 @@ def test_missing_files_and_folders(tmp_path):
 
 
 def test_image_in_train_and_test(tmp_path):
-    given = competition(tmp_path, "Image,Id\na.jpg,1\n", "Image,Id\nq.jpg,\na.jpg,\n")
+    given = competition(tmp_path, "Image,Id\na.jpg,1\n", "Image,Id\nq.jpg,\n../train/a.jpg,\n")
+    assert "1 images are in train and in test: ../train/a.jpg (row 3)" in refused(given)
+
+
+def test_one_name_in_train_and_in_test_is_two_images(tmp_path):
+    """An image is known by its file; the answer keeps the name that the test table has."""
+    given = competition(tmp_path, "Image,Id\na.jpg,1\nb.jpg,2\n", "Image,Id\nq.jpg,\na.jpg,\n")
     write(tmp_path / "test/a.jpg", "")
-    assert "1 images are in train and in test: a.jpg (row 3)" in refused(given)
+    rows = read_rows(given)
+    assert rows["image"].tolist() == ["a.jpg", "b.jpg", "q.jpg", "test/a.jpg"]
+    assert listed_names(given, ["test/a.jpg", "q.jpg"]) == ["a.jpg", "q.jpg"]
+
+
+def test_blank_and_unfit_labels_can_be_renamed(tmp_path):
+    text = 'Image,Id\na.jpg, \nb.jpg,"T1,left"\n'
+    rename = {"identity": {"": "new_whale", "T1,left": "T1_left"}}
+    rows = read_rows(competition(tmp_path, text, unknown="new_whale", rename_values=rename))
+    assert rows["identity"].tolist()[:2] == ["new_whale", "T1_left"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "hint"),
+    [
+        ("n.jpg", "train/n.JPG", "train/n.JPG is there for train/n.jpg"),
+        ("deep\\n.jpg", "train/deep/n.jpg", "train/deep/n.jpg is there"),
+        ("caf\u00e9.jpg", "train/cafe\u0301.jpg", "train/cafe\u0301.jpg is there"),
+        ("n", "train/n.jpg", "set suffix to .jpg"),
+        ("n.jpg", "train/train/n.jpg", "set images to train/train"),
+    ],
+)
+def test_a_missing_image_that_is_nearly_there_is_named(tmp_path, listed, there, hint):
+    given = competition(tmp_path, f"Image,Id\na.jpg,1\n{listed},2\n")
+    write(tmp_path / there, "")
+    assert hint in refused(given)
+
+
+def test_a_folder_too_many_is_named(tmp_path):
+    given = competition(tmp_path / "root" / "inner", "Image,Id\na.jpg,1\n")
+    message = refused(given.model_copy(update={"root": tmp_path / "root"}))
+    assert f"{tmp_path / 'root' / 'inner'} holds one; set root to that folder" in message
 
 
 def test_unfit_settings(tmp_path):

@@ -28,6 +28,7 @@ from whaleid.data.duplicates import (
     standardised_detail,
 )
 from whaleid.data.fingerprints import THUMBNAIL, Fingerprints, fingerprint_images
+from whaleid.data.folds import make_folds
 from whaleid.data.images_table import build_images, group_names, images_key, labelled_key
 from whaleid.utils.errors import WhaleidError
 
@@ -255,6 +256,30 @@ def test_flat_pictures_are_not_joined_but_equal_files_are(tmp_path):
     found = fingerprint_images(tmp_path, ["a", "b", "c"], 1)
     assert not standardised_detail(found.thumbnail).any()
     assert duplicate_components(found).tolist() == [0, 1, 0]
+
+
+def test_animals_before_one_background_are_no_copies_inside_their_boxes(tmp_path):
+    """A camera that stands still: copies are searched inside the boxes, and not at all where that is turned off."""
+    scene, boxes = picture(50, 640, 480), ["image,x0,y0,x1,y1"]
+    files = {"t.jpg": jpeg(picture(60))}
+    for number in range(4):
+        photograph, (x, y) = scene.copy(), (20 + 130 * number, 180)
+        photograph.paste(picture(number // 2, 96, 72), (x, y))  # two photographs of each of two animals
+        files[f"{number}.jpg"] = jpeg(photograph, 92)
+        boxes.append(f"{number}.jpg,{x},{y},{x + 96},{y + 72}")
+    labels = {f"{number}.jpg": str(number // 2) for number in range(4)}
+    whole = build(make(tmp_path, files, labels))["group"].tolist()
+    assert whole == ["0.jpg"] * 4 + ["t.jpg"]
+    (tmp_path / "boxes.csv").write_text("\n".join(boxes))
+    inside = build(make(tmp_path, files, labels, boxes="boxes.csv"))["group"].tolist()
+    assert inside == ["0.jpg", "0.jpg", "2.jpg", "2.jpg", "t.jpg"]
+    files["4.jpg"], labels["4.jpg"] = files["0.jpg"], "0"
+    off = build(make(tmp_path, files, labels, find_copies=False))["group"].tolist()
+    assert off == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "0.jpg", "t.jpg"]  # equal files are copies all the same
+    with pytest.raises(WhaleidError, match=r"4 groups of copies.*0\.jpg, 4\.jpg.* find_copies"):
+        make_folds(build(make(tmp_path, files, labels, find_copies=False)), 5, None)
+    notes = check_data(make(tmp_path, files, labels), 1).notes
+    assert any("0.jpg (0) = 1.jpg (0) = 2.jpg (1)" in note and "find_copies" in note for note in notes)
 
 
 def test_nothing_to_compare():

@@ -178,7 +178,7 @@ def test_each_bad_mask_is_one_line(tmp_path: Path) -> None:
         ("none.png", (20, 10), r"none\.png: mask not found; every image needs one"),
         ("good.png", (10, 20), r"good\.png: the mask is 20 x 10 pixels, its image 10 x 20"),
         ("grey.png", (20, 10), r"grey\.png: its brightest pixel is 1 of 255"),
-        ("broken.png", (20, 10), r"broken\.png: not a readable image"),
+        ("broken.png", (20, 10), r"broken\.png: not an image"),
     ):
         with pytest.raises(WhaleidError, match=message) as caught:
             read_mask(Mask(tmp_path / name, size))

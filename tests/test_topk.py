@@ -203,31 +203,28 @@ def test_all_problems_at_once_and_long_lists_cut(sample: Path) -> None:
 def test_write_submission_in_the_samples_order(sample: Path) -> None:
     path = sample.parent / "new" / "out.csv"
     cells = {"c.jpg": "w_3 w_1", "a.jpg": "w_2", "b.jpg": "w_1"}
-    write_submission("topk", path, cells, sample, KNOWN, 5, ("Image", "Id"))
+    write_submission("topk", path, cells, sample, KNOWN, 5)
     assert path.read_bytes() == b"Image,Id\na.jpg,w_2\nb.jpg,w_1\nc.jpg,w_3 w_1\n"
     assert check_submission(path, sample, KNOWN) == []
 
 
 @pytest.mark.parametrize(
-    ("images", "guesses", "columns", "message"),
+    ("images", "guesses", "message"),
     [
-        ("abc", [["w_1"], ["w_1", "w_1"], ["w_2"]], None, "row 3 .b.jpg.: 'w_1' is guessed more than once"),
-        ("abc", [["w_1"], [], ["w_2"]], None, "no guesses"),
-        ("abc", [["w_1"], ["w_8"], ["w_2"]], None, "'w_8' is not an identity"),
-        ("abc", [["w_1"], KNOWN, ["w_2"]], None, "7 guesses"),
-        ("abc", [["w_1"], ["w_1 "], ["w_2"]], None, "one space"),
-        ("ab", [["w_1"], ["w_2"]], None, r"1 image\(s\) of .* have no row \(c.jpg\)"),
-        ("abcd", [["w_1"]] * 4, None, r"are not in .* \(d.jpg\)"),
-        ("abc", [["w_1"]] * 3, ("image", "Id"), "expected image and Id"),
+        ("abc", [["w_1"], ["w_1", "w_1"], ["w_2"]], "row 3 .b.jpg.: 'w_1' is guessed more than once"),
+        ("abc", [["w_1"], [], ["w_2"]], "no guesses"),
+        ("abc", [["w_1"], ["w_8"], ["w_2"]], "'w_8' is not an identity"),
+        ("abc", [["w_1"], KNOWN, ["w_2"]], "7 guesses"),
+        ("abc", [["w_1"], ["w_1 "], ["w_2"]], "one space"),
+        ("ab", [["w_1"], ["w_2"]], r"1 image\(s\) of .* have no row \(c.jpg\)"),
+        ("abcd", [["w_1"]] * 4, r"are not in .* \(d.jpg\)"),
     ],
 )
-def test_invalid_submissions_are_not_written(
-    sample: Path, images: str, guesses: list, columns: tuple[str, str] | None, message: str
-) -> None:
+def test_invalid_submissions_are_not_written(sample: Path, images: str, guesses: list, message: str) -> None:
     path = put(sample.with_name("out.csv"), "as it was")
     with pytest.raises(WhaleidError, match=message):
         cells = {f"{name}.jpg": " ".join(row) for name, row in zip(images, guesses, strict=True)}
-        write_submission("topk", path, cells, sample, KNOWN, 5, columns)
+        write_submission("topk", path, cells, sample, KNOWN, 5)
     assert path.read_text() == "as it was"
     assert sorted(one.name for one in sample.parent.iterdir()) == ["out.csv", "sample.csv"]
 
@@ -266,7 +263,7 @@ def test_log_replaces_the_row_of_the_same_file(tmp_path: Path) -> None:
 def test_log_by_other_hands(tmp_path: Path) -> None:
     path = put(tmp_path / "log.csv", "file,competition,recipe,public\na.csv,sample,cpu, 0.9 \n")
     (record,) = read_log(path)
-    assert (record.file, record.public, record.private, record.commit) == ("a.csv", 0.9, None, "")
+    assert (record.file, record.public, record.private, record.commit) == ("a.csv", 0.9, "")
     with pytest.raises(WhaleidError, match="row 2, column public: 'good' is not a score"):
         read_log(put(path, "file,public\na.csv,good\n"))
     with pytest.raises(WhaleidError, match="column 'note'"):

@@ -11,6 +11,8 @@ from whaleid.config.base import Model, Positive, Share
 
 FIELD = re.compile(r"\{([^{}\[\]]+)(?:\[(\d+)\])?\}")
 """A column, or one character of it, in the pattern of a file: `{chain}`, `{id[0]}`."""
+LABEL_SEPARATORS = r"[,;\s]"
+"""What a label cannot hold: guesses are separated by a space, and readers split them at commas and semicolons too."""
 
 
 class Table(Model):
@@ -46,12 +48,15 @@ class Table(Model):
 
 
 class Submission(Model):
-    """The submission's columns: the image, and its guesses separated by spaces."""
+    """The submission: a column of images, and one of their guesses separated by spaces."""
 
-    image: str
-    """Column of the images' names."""
-    identities: str
-    """Column of the guesses."""
+    sample: str | None = None
+    """CSV whose columns, rows and order the submission has; null: the test table's CSV, where it has two columns and
+    the first is that of the images."""
+    image: str | None = None
+    """Column of the images' names; null: the sample's, or without one the test table's."""
+    identities: str | None = None
+    """Column of the guesses; null: the sample's, or without one that of the identities."""
 
 
 class Answer(Model):
@@ -72,7 +77,7 @@ class Competition(Model):
     """Folder of the data."""
     train: Table
     test: Table | None = None
-    submission: Submission = Submission(image="Image", identities="Id")
+    submission: Submission = Submission()
     answer: Answer = Answer()
     unknown: str | None = None
     """Label of identities that the training data does not hold (`new_whale`); null: there are none."""
@@ -96,6 +101,11 @@ class Competition(Model):
     """Corrections of the data: column of images.parquet -> wrong value -> right value."""
     group: str | None = None
     """Name in `train.extra` of a column whose equal values must share a fold (an encounter, a burst of photographs)."""
+    find_copies: bool = True
+    """Whether images that look like copies of one photograph (inside their boxes) share a fold; false: equal files
+    alone. Turn it off where different animals are taken for copies."""
+    outside_links: bool = False
+    """Whether links may lead out of the root, for instance to a store of images; otherwise they are refused."""
     kaggle: str | None = None
     """Name of the competition on Kaggle, from which `whaleid data download` gets it."""
 
@@ -105,6 +115,8 @@ class Competition(Model):
             raise ValueError("train.identity is missing: name the CSV column that holds the identity")
         if self.group is not None and self.group not in self.train.extra:
             raise ValueError(f"group '{self.group}' is not among train.extra: {sorted(self.train.extra)}")
+        if self.unknown is not None and re.search(LABEL_SEPARATORS, self.unknown):
+            raise ValueError(f"unknown '{self.unknown}' holds a space, comma or semicolon, which separate guesses")
         if self.unknown is None and self.unknown_share:
             raise ValueError("unknown_share is set but unknown is null: name the unknown label or remove the share")
         return self

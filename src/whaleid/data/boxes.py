@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,45 @@ def _megadetector(content: dict[str, Any]) -> list[tuple[str, list[float]]]:
     return found
 
 
-def placed_boxes(
-    path: Path, images: pd.Series, size: np.ndarray, files: pd.Series | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Box of every image, clipped to it.
+@dataclass(frozen=True)
+class GivenBoxes:
+    """The boxes of n images as their file gives them.
+
+    Attributes
+    ----------
+    corners : float64 array, shape (n, 4)
+        x0, y0, x1, y1; NaN where the file has no box.
+    rows : float64 array, shape (n,)
+        Row of the file; NaN where it has none.
+    shares : bool
+        Whether corners are shares of the images' sides instead of pixels.
+    """
+
+    corners: np.ndarray
+    rows: np.ndarray
+    shares: bool
+
+    @property
+    def given(self) -> np.ndarray:
+        """Whether the file has a box, bool (n,)."""
+        return np.isfinite(self.rows)
+
+    def subset(self, part: slice) -> GivenBoxes:
+        """The boxes of some of the images."""
+        return GivenBoxes(self.corners[part], self.rows[part], self.shares)
+
+    def placed(self, size: np.ndarray) -> np.ndarray:
+        """Boxes in pixels, clipped to the images; the whole image where there is none. float64 (n, 4).
+
+        size: int (n, 2), width and height of each.
+        """
+        limit = np.column_stack([size, size]).astype(np.float64)
+        scale = limit if self.shares else 1.0
+        return np.where(self.given[:, None], np.clip(self.corners * scale, 0, limit), whole_images(size))
+
+
+def match_boxes(path: Path, images: pd.Series, files: pd.Series | None = None) -> GivenBoxes:
+    """The box of every image.
 
     Parameters
     ----------
@@ -136,10 +172,36 @@ def placed_boxes(
         Boxes, as `read_boxes` reads them. Where all lie in 0..1, they are shares of the images' sides.
     images : Series of str, shape (n,)
         Names of the images.
-    size : int array, shape (n, 2)
-        Width and height of each.
     files : Series of str, shape (n,), optional
         Paths of the images, by which a detector may call them instead.
+
+    Raises
+    ------
+    WhaleidError
+        As `read_boxes`, and where none belongs to an image.
+    """
+    boxes = read_boxes(path)
+    names = images.to_numpy(object)
+    if files is not None:
+        names = np.where(images.isin(boxes.index), names, files.to_numpy(object))
+    matched = boxes.reindex(names)
+    found = GivenBoxes(matched[CORNERS].to_numpy(np.float64), matched["row"].to_numpy(np.float64), _are_shares(boxes))
+    if len(boxes) and len(images) and not found.given.any():
+        raise WhaleidError(f"{path}: none of its images ({boxes.index[0]}, ...) is in the competition; check the names")
+    return found
+
+
+def placed_boxes(
+    path: Path, images: pd.Series, size: np.ndarray, files: pd.Series | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Box of every image, clipped to it.
+
+    Parameters
+    ----------
+    path, images, files
+        As `match_boxes`.
+    size : int array, shape (n, 2)
+        Width and height of each.
 
     Returns
     -------
@@ -151,29 +213,20 @@ def placed_boxes(
     Raises
     ------
     WhaleidError
-        As `read_boxes`, and where a box is empty or outside of its image.
+        As `match_boxes`, and where a box is empty or outside of its image.
     """
-    boxes = read_boxes(path)
-    names = images.to_numpy(object)
-    if files is not None:
-        names = np.where(images.isin(boxes.index), names, files.to_numpy(object))
-    matched = boxes.reindex(names)
-    given = matched["row"].notna().to_numpy()
-    if len(boxes) and len(images) and not given.any():
-        raise WhaleidError(f"{path}: none of its images ({boxes.index[0]}, ...) is in the competition; check the names")
-    limit = np.column_stack([size, size]).astype(np.float64)
-    scale = limit if _are_shares(boxes) else 1.0
-    placed = np.where(given[:, None], np.clip(matched[CORNERS].to_numpy() * scale, 0, limit), whole_images(size))
+    found = match_boxes(path, images, files)
+    placed = found.placed(size)
     empty = (placed[:, 2] <= placed[:, 0]) | (placed[:, 3] <= placed[:, 1])
     if empty.any():
         place = int(np.flatnonzero(empty)[0])
-        corners = ", ".join(f"{value:g}" for value in matched.iloc[place][CORNERS])
-        row = int(matched.iloc[place]["row"])
+        corners = ", ".join(f"{value:g}" for value in found.corners[place])
         raise WhaleidError(
-            f"{path}: box ({corners}) of {images.iloc[place]} in row {row} is empty or outside of its image "
-            f"of {size[place, 0]} x {size[place, 1]} pixels ({empty.sum():,} such boxes); correct or remove the row"
+            f"{path}: box ({corners}) of {images.iloc[place]} in row {found.rows[place]:.0f} is empty or outside of "
+            f"its image of {size[place, 0]} x {size[place, 1]} pixels ({empty.sum():,} such boxes); correct or remove "
+            "the row"
         )
-    return placed, given
+    return placed, found.given
 
 
 def _are_shares(boxes: pd.DataFrame) -> bool:

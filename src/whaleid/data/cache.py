@@ -39,7 +39,7 @@ from whaleid.utils.locks import locked
 from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
-FORMAT = 2  # raise it when the files change, so that older caches are built again
+FORMAT = 3  # raise it when the files or the decoding change, so that older caches are built again
 QUALITY = 95  # JPEG; what it loses is far below what augmentation changes
 JPEG_BYTES = 0.8  # bytes a pixel that are reserved; photographs take about 0.5, drawn texture more
 CHUNK = 32  # images in one task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from whaleid.data.boxes import boxes_path, placed_boxes
 from whaleid.data.competition import Problem, first_few, inspect_rows
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images
-from whaleid.data.images_table import unreadable_line
+from whaleid.data.images_table import fingerprint_rows, unreadable_line
 from whaleid.data.masks import mask_problem, masks_of
 from whaleid.utils.errors import WhaleidError
 
@@ -76,15 +77,15 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
         rows, problems = inspect_rows(competition)
     except WhaleidError as error:
         return DataReport(competition.name, problems=(str(error),))
-    found = fingerprint_images(competition.root, rows["path"].tolist(), workers)
     lines = [problem.message for problem in problems]
+    found = _fingerprints(competition, rows, workers)
     if not found.readable.all():
         lines.append(unreadable_line(competition.root, rows, found))
     unreadable = int((~found.readable).sum())
     rows, found = rows[found.readable].reset_index(drop=True), found.subset(found.readable)
     boxes, box_lines, box_notes = _boxes(competition, rows, found)
     masks, mask_lines = _masks(competition, rows, found)
-    copies, copy_notes = _copies(rows, found)
+    copies, copy_notes = _copies(rows, duplicate_components(found, competition.find_copies))
     counts = {
         **_labels(rows, competition.unknown),
         "boxes": boxes,
@@ -100,8 +101,16 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
         counts,
         tuple(_facts(competition, counts, found)),
         tuple(lines + box_lines + mask_lines + _solution_lines(competition)),
-        tuple(box_notes + copy_notes),
+        tuple(_alike_labels(rows, competition.unknown) + box_notes + copy_notes),
     )
+
+
+def _fingerprints(competition: Competition, rows: pd.DataFrame, workers: int | None) -> Fingerprints:
+    """Of all images; whole where the boxes cannot be read, which `_boxes` reports."""
+    try:
+        return fingerprint_rows(competition, rows, workers)
+    except WhaleidError:
+        return fingerprint_images(competition.root, rows["path"].tolist(), workers)
 
 
 def _facts(competition: Competition, counts: dict[str, Any], found: Fingerprints) -> Iterator[tuple[str, str]]:
@@ -157,6 +166,16 @@ def _labels(rows: pd.DataFrame, unknown: str | None) -> dict[str, Any]:
     }
 
 
+def _alike_labels(rows: pd.DataFrame, unknown: str | None) -> list[str]:
+    """A note on labels that differ in nothing but case, the form of accents, or `-` for `_`."""
+    labels = sorted(set(rows["identity"].dropna().tolist() + ([] if unknown is None else [unknown])))
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(unicodedata.normalize("NFKC", label).casefold().replace("-", "_"), []).append(label)
+    twins = [" and ".join(group) for group in alike.values() if len(group) > 1]
+    return [f"labels that look alike: {first_few(twins)}; join them by rename_values if they are one"] if twins else []
+
+
 def _boxes(
     competition: Competition, rows: pd.DataFrame, found: Fingerprints
 ) -> tuple[int | None, list[str], list[str]]:
@@ -193,9 +212,9 @@ def _solution_lines(competition: Competition) -> list[str]:
     return [f"{competition.root / competition.solution}: solution not found; put it there or set solution to null"]
 
 
-def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict[str, Any], list[str]]:
-    """Counts of near-duplicates, and notes on those that deserve a look."""
-    table = rows.assign(photograph=duplicate_components(found))
+def _copies(rows: pd.DataFrame, photographs: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+    """Counts of near-duplicates, and notes on those that deserve a look. photographs: int (n,), of each image."""
+    table = rows.assign(photograph=photographs)
     sizes = table.groupby("photograph").size()
     table = table[table["photograph"].isin(sizes.index[sizes > 1])]
     train, test = table[table["split"] == "train"], table[table["split"] == "test"]
@@ -212,8 +231,14 @@ def _copies(rows: pd.DataFrame, found: Fingerprints) -> tuple[dict[str, Any], li
     notes = []
     if len(contradictory):
         groups = (group for _, group in contradictory.groupby("photograph"))
-        copies = (" = ".join(f"{row.image} ({row.identity})" for row in group.itertuples()) for group in groups)
-        notes.append(f"one photograph with several labels: {first_few(copies)}")
+        copies = (
+            first_few((f"{row.image} ({row.identity})" for row in group.itertuples()), separator=" = ")
+            for group in groups
+        )
+        notes.append(
+            f"one photograph with several labels: {first_few(copies)}; correct the labels, or, where different animals "
+            "stand before one background, give boxes or set find_copies to false"
+        )
     if len(across):
         notes.append(f"test images with a copy in train: {first_few(across['image'])}")
     return counts, notes

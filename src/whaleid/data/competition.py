@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.data.listing import image_files, image_path, read_listed
+from whaleid.config.competition import LABEL_SEPARATORS
+from whaleid.data.listing import image_files, image_path, near_miss, read_listed
 from whaleid.data.tables import unpack_hint
 from whaleid.utils.errors import WhaleidError
 
@@ -50,7 +51,8 @@ def read_rows(competition: Competition) -> pd.DataFrame:
     DataFrame
         Train rows, then test rows, each in the order of its file. Text columns: image (unique), path (relative to the
         root), split ('train' or 'test'), identity (null for test rows), and those of `extra` (null where a table
-        lacks the column or the cell is empty). Values named by `rename_values` are replaced.
+        lacks the column or the cell is empty). Values named by `rename_values` are replaced. An image is known by its
+        file: `image` of a test image is its path where a labelled image has the same name (`listed_names`).
 
     Raises
     ------
@@ -75,13 +77,25 @@ def inspect_rows(competition: Competition) -> tuple[pd.DataFrame, list[Problem]]
         Only if there is nothing to inspect: a CSV, a folder or a column is missing.
     """
     _require_root(competition)
+    _check_renamed(competition)
     splits = {"train": competition.train, "test": competition.test}
     parts = [_split_rows(competition, split, table) for split, table in splits.items() if table is not None]
     rows = pd.concat([part for part, _ in parts], ignore_index=True)
     problems = [problem for _, found in parts for problem in found]
-    rows = _renamed(rows, competition)
+    rows = _named_apart(rows)
     rows, shared = _check_splits(rows, competition)
     return rows.drop(columns="row").reset_index(drop=True), problems + shared
+
+
+def listed_names(competition: Competition, images: Iterable[str]) -> list[str]:
+    """Names by which the test table lists test images; `image` is the path where a labelled image has the same name."""
+    assert competition.test is not None
+    table, root = competition.test, competition.root
+    listed = read_listed(root, table)
+    names = set(listed[table.image])
+    paths = (image_path(table, file) for file in image_files(root, table, listed))
+    by_path = dict(zip(paths, listed[table.image], strict=True))
+    return [image if image in names else by_path.get(image, image) for image in images]
 
 
 def first_few(items: Iterable[str], limit: int = LISTED, separator: str = ", ") -> str:
@@ -92,7 +106,12 @@ def first_few(items: Iterable[str], limit: int = LISTED, separator: str = ", ") 
 
 
 def _require_root(competition: Competition) -> None:
-    if competition.root.is_dir():
+    root, csv = competition.root, competition.train.csv
+    if root.is_dir():
+        inner = () if (root / csv).is_file() else root.iterdir()
+        holder = next((folder for folder in sorted(inner) if (folder / csv).is_file()), None)
+        if holder is not None:
+            raise WhaleidError(f"{root / csv}: file not found, but {holder} holds one; set root to that folder")
         return
     fetch = f" (`whaleid data download` gets {competition.kaggle})" if competition.kaggle else ""
     what = f"put the data of '{competition.name}' there{fetch} or change root"
@@ -113,16 +132,19 @@ def _split_rows(competition: Competition, split: str, table: Table) -> Checked:
     rows = pd.DataFrame({"image": content[table.image]})
     rows["path"] = [image_path(table, file) for file in image_files(competition.root, table, content)]
     rows["split"] = split
-    rows["identity"] = content[table.identity] if table.identity else content[table.image].where(content.index < 0)
+    rows["identity"] = content[table.image].where(content.index < 0)
+    if table.identity:
+        rows["identity"] = _renamed(content[table.identity], "identity", competition)
     for name, column in table.extra.items():
-        rows[name] = content[column].where(content[column] != "", None)
+        renamed = _renamed(content[column], name, competition)
+        rows[name] = renamed.where(renamed != "", None)
     rows["row"] = rows.index
 
     problems: list[Problem] = []
-    for check in (_check_empty, _check_spaces, _check_repeats):
+    for check in (_check_empty, _check_labels, _check_repeats):
         rows, found = check(rows, path, table)
         problems += found
-    rows, found = _check_files(rows, path, competition.root, table)
+    rows, found = _check_files(rows, path, competition, table)
     return rows, problems + found
 
 
@@ -146,24 +168,27 @@ def _check_empty(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
         blank = rows[name].str.strip() == ""
         if blank.any():
             where = first_few(f"row {row}" for row in rows.loc[blank, "row"])
-            message = f"{path}: empty '{column}' in {where}; fill it in or remove the row"
+            rename = ", or name it by rename_values: {identity: {'': LABEL}}" if name == "identity" else ""
+            message = f"{path}: empty '{column}' in {where}; fill it in or remove the row{rename}"
             problems.append(Problem("empty", message, int(blank.sum())))
             bad |= blank
     return rows[~bad], problems
 
 
-def _check_spaces(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
+def _check_labels(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
+    """Rows whose identity a submission cannot carry."""
     if table.identity is None:
         return rows, []
-    spaced = rows["identity"].str.contains(r"\s", regex=True)
-    if not spaced.any():
+    bad = rows["identity"].str.contains(LABEL_SEPARATORS, regex=True)
+    if not bad.any():
         return rows, []
-    first = rows[spaced].iloc[0]
+    first = rows[bad].iloc[0]
     message = (
-        f"{path}: identity {first['identity']!r} in row {first['row']} has a space ({spaced.sum():,} such "
-        "rows); a submission separates identities by spaces, so replace it, for example by _"
+        f"{path}: identity {first['identity']!r} in row {first['row']} holds a space, comma or semicolon "
+        f"({bad.sum():,} such rows), which separate the guesses of a submission; replace it, for example by _, "
+        "in the file or by rename_values"
     )
-    return rows[~spaced], [Problem("name", message, int(spaced.sum()))]
+    return rows[~bad], [Problem("name", message, int(bad.sum()))]
 
 
 def _check_repeats(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
@@ -191,19 +216,24 @@ def _check_repeats(rows: pd.DataFrame, path: Path, table: Table) -> Checked:
     return rows[~again], problems
 
 
-def _check_files(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Checked:
+def _check_files(rows: pd.DataFrame, path: Path, competition: Competition, table: Table) -> Checked:
     """Rows whose file lies outside the root (absolute, `..`, a link that leaves it) or is missing."""
+    root, links = competition.root, competition.outside_links
     folder = root / table.images
     if not folder.is_dir():
         raise WhaleidError(f"{folder}: folder of images not found{unpack_hint(folder)}")
     inside = os.path.realpath(root)
     parents = pd.Series([os.path.dirname(item) for item in rows["path"]], index=rows.index, dtype=object)  # noqa: PTH120
     folders = {parent: root / parent for parent in pd.unique(parents)}
-    away = {parent for parent, place in folders.items() if not _within(os.path.realpath(place), inside)}
+    away = {
+        parent
+        for parent, place in folders.items()
+        if parent.startswith(("../", "/")) or not (links or _within(os.path.realpath(place), inside))
+    }
     states: dict[str, str] = {}
     for parent, place in folders.items():
         if parent not in away:
-            states.update(_file_states(place, parent, inside))
+            states.update(_file_states(place, parent, None if links else inside))
     state = pd.Series([states.get(item, "missing") for item in rows["path"]], index=rows.index, dtype=object)
     state[parents.isin(away) | rows["path"].str.startswith("../")] = "outside"
 
@@ -211,17 +241,21 @@ def _check_files(rows: pd.DataFrame, path: Path, root: Path, table: Table) -> Ch
     outside, missing = state == "outside", state == "missing"
     if outside.any():
         which = first_few(f"row {row.row} ({row.image})" for row in rows[outside].itertuples())
-        message = f"{path}: image lies outside of {root}: {which}; images must lie inside the competition's root"
+        message = (
+            f"{path}: image lies outside of {root}: {which}; move it there (outside_links: true allows links that "
+            "lead out of the root)"
+        )
         problems.append(Problem("outside", message, int(outside.sum())))
     if missing.any():
         which = first_few(f"{row.path} (row {row.row})" for row in rows[missing].itertuples())
-        message = f"{path}: {missing.sum():,} of {len(rows):,} listed images are not in {root}: {which}"
+        hint = near_miss(root, table, rows["path"][missing].tolist())
+        message = f"{path}: {missing.sum():,} of {len(rows):,} listed images are not in {root}: {which}{hint}"
         problems.append(Problem("missing", message, int(missing.sum())))
     return rows[state == "file"], problems
 
 
-def _file_states(folder: Path, parent: str, inside: str) -> dict[str, str]:
-    """State of every file of a folder by its path: 'file', or 'outside' for a link that leaves the root.
+def _file_states(folder: Path, parent: str, inside: str | None) -> dict[str, str]:
+    """State of every file of a folder by its path: 'file', or 'outside' for a link that leaves the root `inside`.
 
     One scan of the folder is much faster than one system call an image.
     """
@@ -230,7 +264,7 @@ def _file_states(folder: Path, parent: str, inside: str) -> dict[str, str]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = f"{parent}/{entry.name}" if parent else entry.name
-                if entry.is_symlink() and not _within(os.path.realpath(entry.path), inside):
+                if inside is not None and entry.is_symlink() and not _within(os.path.realpath(entry.path), inside):
                     states[path] = "outside"
                 elif entry.is_file():
                     states[path] = "file"
@@ -246,21 +280,31 @@ def _within(path: str, root: str) -> bool:
 # -------------------------------------------------------------------------------------------- rows of both tables
 
 
-def _renamed(rows: pd.DataFrame, competition: Competition) -> pd.DataFrame:
-    """Rows with the values of `rename_values` replaced."""
-    columns = [name for name in rows.columns if name not in ("image", "path", "split", "row")]
-    for name, new_values in competition.rename_values.items():
+def _check_renamed(competition: Competition) -> None:
+    tables = [table for table in (competition.train, competition.test) if table is not None]
+    columns = ["identity", *dict.fromkeys(name for table in tables for name in table.extra)]
+    for name in competition.rename_values:
         if name not in columns:
             raise WhaleidError(f"rename_values.{name}: no such column; choose one of {', '.join(columns)}")
-        rows[name] = rows[name].replace(new_values)
-    return rows
+
+
+def _renamed(values: pd.Series, name: str, competition: Competition) -> pd.Series:
+    """Values of one column with those of `rename_values` replaced; white space alone is ''."""
+    return values.where(values.str.strip() != "", "").replace(competition.rename_values.get(name, {}))
+
+
+def _named_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows in which a test image whose name is another file's in train goes by its path."""
+    train = rows[rows["split"] == "train"]
+    alike = (rows["split"] == "test") & rows["image"].isin(train["image"]) & ~rows["path"].isin(train["path"])
+    return rows.assign(image=rows["image"].where(~alike, rows["path"]))
 
 
 def _check_splits(rows: pd.DataFrame, competition: Competition) -> Checked:
     """Rows without the test rows whose image or file is in train, too."""
     train = rows[rows["split"] == "train"]
     test = rows["split"] == "test"
-    shared = test & (rows["image"].isin(train["image"]) | rows["path"].isin(train["path"]))
+    shared = test & (rows["image"].duplicated() | rows["path"].isin(train["path"]))
     if not shared.any() or competition.test is None:
         return rows, []
     path = competition.root / competition.test.csv

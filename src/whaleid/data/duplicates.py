@@ -29,15 +29,17 @@ CONFIRM = 65_536
 """Pairs whose thumbnails are compared at once: 128 MB."""
 
 
-def duplicate_components(found: Fingerprints) -> np.ndarray:
+def duplicate_components(found: Fingerprints, similar: bool = True) -> np.ndarray:
     """Photograph of each image: connected components of `duplicate_pairs`.
+
+    similar: whether files that look alike are one photograph; otherwise, equal files are.
 
     Returns
     -------
     int64 array, shape (n,)
         Number of the photograph, from 0 in order of first appearance.
     """
-    return connected(len(found.phash), duplicate_pairs(found))
+    return connected(len(found.phash), duplicate_pairs(found) if similar else _equal_files(found.digest)[0])
 
 
 def connected(n: int, pairs: np.ndarray) -> np.ndarray:

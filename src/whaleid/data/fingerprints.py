@@ -6,7 +6,6 @@ the file to its end, so that a truncated one is noticed.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,17 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from whaleid.data.boxes import GivenBoxes
+from whaleid.data.decoding import decode_content
 from whaleid.data.digests import content_digest
 from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
 THUMBNAIL = 16  # pixels: side of the grey thumbnail that confirms near-duplicates
-REDUCED = 128  # pixels: a JPEG is decoded at a scale that leaves its shorter side at least this long
+REDUCED = (64, 64)  # pixels: a JPEG is decoded at a scale that leaves its box at least twice as large
 CHUNK = 64  # images in one task of a worker
 WORTH_PROCESSES = 1000  # images: with fewer, starting processes takes longer than they save
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 are turned by a quarter
+
+Chunk = tuple[list[str], GivenBoxes | None]
+"""Paths of some images, and their boxes."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class Fingerprints:
     Attributes
     ----------
     size : int32 array, shape (n, 2)
-        Width and height in pixels of the upright image (EXIF orientation applied).
+        Width and height in pixels of the upright image.
     phash : uint64 array, shape (n,)
-        Perceptual hash: 8 x 8 signs of the low frequencies of a cosine transform.
+        Perceptual hash of what the box holds: 8 x 8 signs of the low frequencies of a cosine transform.
     thumbnail : uint8 array, shape (n, THUMBNAIL ** 2)
-        Grey levels.
+        Grey levels of what the box holds.
     digest : str array, shape (n,)
         Digest of the file's content.
     problem : object array, shape (n,)
@@ -62,7 +65,9 @@ class Fingerprints:
         return Fingerprints(*(values[kept] for values in vars(self).values()))
 
 
-def fingerprint_images(root: Path, paths: Sequence[str], workers: int | None = None) -> Fingerprints:
+def fingerprint_images(
+    root: Path, paths: Sequence[str], workers: int | None = None, boxes: GivenBoxes | None = None
+) -> Fingerprints:
     """Fingerprints of image files; an image that cannot be read is noted, not raised.
 
     Parameters
@@ -72,8 +77,11 @@ def fingerprint_images(root: Path, paths: Sequence[str], workers: int | None = N
         Relative to `root`.
     workers : int, optional
         Number of processes, by default one for each core; 1 works in this process. The result is always the same.
+    boxes : GivenBoxes, optional
+        The animals: a camera that stands still shows different ones before one background.
     """
-    chunks = [list(paths[start : start + CHUNK]) for start in range(0, len(paths), CHUNK)]
+    parts = [slice(start, start + CHUNK) for start in range(0, len(paths), CHUNK)]
+    chunks = [(list(paths[part]), None if boxes is None else boxes.subset(part)) for part in parts]
     done: list[Fingerprints] = []
     with progress_bar("reading images", len(paths)) as bar:
         for part in _each_chunk(root, chunks, _processes(workers, len(paths))):
@@ -94,71 +102,54 @@ def _processes(workers: int | None, images: int) -> int:
     return max(1, min(workers or cores(), -(-images // CHUNK)))
 
 
-def _each_chunk(root: Path, chunks: list[list[str]], workers: int) -> Iterator[Fingerprints]:
+def _each_chunk(root: Path, chunks: list[Chunk], workers: int) -> Iterator[Fingerprints]:
     if workers == 1:
-        yield from (_fingerprint_chunk(root, chunk) for chunk in chunks)
+        yield from (_fingerprint_chunk(root, *chunk) for chunk in chunks)
         return
     # spawn: a fork of a process that has threads (torch, OpenCV) can hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         try:
-            yield from pool.map(_fingerprint_chunk, [root] * len(chunks), chunks)
+            yield from pool.map(_fingerprint_chunk, [root] * len(chunks), *zip(*chunks, strict=True))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _fingerprint_chunk(root: Path, paths: list[str]) -> Fingerprints:
+def _fingerprint_chunk(root: Path, paths: list[str], boxes: GivenBoxes | None) -> Fingerprints:
     found = _empty(len(paths))
     for row, path in enumerate(paths):
         try:
             content = (root / path).read_bytes()
             found.digest[row] = content_digest(content)
-            found.size[row], found.phash[row], found.thumbnail[row] = _fingerprint(content)
-        except Exception as error:  # decoders raise nearly anything for damaged files
-            found.problem[row] = _reason(error, root / path)
+            given = None if boxes is None else boxes.subset(slice(row, row + 1))
+            found.size[row], found.phash[row], found.thumbnail[row] = _fingerprint(content, given)
+        except FileNotFoundError:
+            found.problem[row] = "not found"
+        except OSError as error:
+            found.problem[row] = str(error.strerror)
+        except ValueError as error:
+            found.problem[row] = str(error)
     return found
 
 
-def _fingerprint(content: bytes) -> tuple[tuple[int, int], int, np.ndarray]:
-    """Size, perceptual hash and thumbnail of one file."""
+def _fingerprint(content: bytes, given: GivenBoxes | None) -> tuple[tuple[int, int], int, np.ndarray]:
+    """Size of one file, perceptual hash and thumbnail of what its box holds."""
     import imagehash  # takes a second
 
-    with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
-        warnings.simplefilter("ignore")  # large images and odd metadata do no harm here
-        size = _upright_size(image)
-        image.draft(image.mode, (REDUCED, REDUCED))
-        image.load()
-        grey = ImageOps.exif_transpose(_grey(image))
+    pixels, size = decode_content(content, lambda size: reduction(_box(given, size), REDUCED))
+    box = _box(given, size)
+    inside = crop_box(pixels, box / reduction(box, REDUCED), 0.0)
+    grey = Image.fromarray(inside).convert("L")
     small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     bits = imagehash.phash(grey).hash.ravel()
     return size, int.from_bytes(np.packbits(bits).tobytes(), "big"), np.asarray(small).ravel()
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    turned = image.getexif().get(ORIENTATION, 1) >= 5 and image.format != "TIFF"  # Pillow turns TIFF itself
-    return (height, width) if turned else (width, height)
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """The image in 8-bit grey; deeper ones are scaled to their own range, which `convert` would clip."""
-    if not image.mode.startswith(("I", "F")):
-        return image.convert("L")
-    values = np.asarray(image, np.float64)
-    low, high = values.min(), values.max()
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1))).astype(np.uint8))
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "not found"
-    if path.is_file() and path.stat().st_size == 0:
-        return "0 bytes"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    if "truncated" in str(error):
-        return "truncated"
-    return " ".join(str(error).split()) or type(error).__name__
+def _box(given: GivenBoxes | None, size: tuple[int, int]) -> np.ndarray:
+    """Box in pixels, float64 (4,); the whole image where there is none, or an empty one, which later steps report."""
+    whole = np.array([0.0, 0.0, *size])
+    box = whole if given is None else given.placed(np.array([size]))[0]
+    return box if (box[2:] > box[:2]).all() else whole
 
 
 def _empty(n: int) -> Fingerprints:

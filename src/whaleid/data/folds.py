@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from whaleid.data.competition import first_few
 from whaleid.utils.errors import WhaleidError
 
 SEVERAL, ONE, UNKNOWN = range(3)  # strata: identities with several groups, with one group, without a label
@@ -60,7 +61,7 @@ def make_folds(images: pd.DataFrame, folds: int, unknown: str | None, seed: int 
     labelled = images.loc[images["split"] == "train", ["image", "identity", "group"]].reset_index(drop=True)
     ordered = labelled.sort_values("image", kind="stable")
     group = _group_codes(ordered)
-    _require_enough(folds, len(ordered), int(group.max(initial=-1)) + 1)
+    _require_enough(folds, ordered["image"], group)
     fold_of_group = _assign(_groups(ordered["identity"], group, unknown), folds, seed)
     fold = pd.Series(fold_of_group[group], index=ordered.index, dtype="int64")
     return labelled[["image", "identity"]].assign(fold=fold)
@@ -111,14 +112,20 @@ def _group_codes(ordered: pd.DataFrame) -> np.ndarray:
     return pd.factorize(label)[0]
 
 
-def _require_enough(folds: int, images: int, groups: int) -> None:
+def _require_enough(folds: int, images: pd.Series, group: np.ndarray) -> None:
     if folds < 2:
         raise WhaleidError(f"folds is {folds}; at least 2 are needed, one to validate on and one to train on")
-    if folds > groups:
-        together = f" in {groups:,} groups that stay together" if groups < images else ""
-        raise WhaleidError(
-            f"{folds} folds are more than the {images:,} training images{together} can fill; lower `folds`"
-        )
+    sizes = np.bincount(group)
+    if folds <= len(sizes):
+        return
+    if len(sizes) == len(images):
+        raise WhaleidError(f"{folds} folds are more than the {len(images):,} training images can fill; lower `folds`")
+    largest = images[group == sizes.argmax()]
+    raise WhaleidError(
+        f"{folds} folds are more than the {len(images):,} training images can fill, as they form {len(sizes):,} groups "
+        f"of copies, or of one `group`, that share a fold (the largest has {len(largest):,}: {first_few(largest)}); "
+        "lower `folds`, or, where different animals are taken for copies, give boxes or set find_copies to false"
+    )
 
 
 def _groups(identity: pd.Series, code: np.ndarray, unknown: str | None) -> list[Group]:

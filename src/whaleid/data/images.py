@@ -1,66 +1,19 @@
-"""From an image file to the pixels that a network sees: decoding, cropping to the box, resizing.
+"""From an image file to the pixels that a network sees: cropping to the box, resizing.
 
 Images are uint8 (height, width, 3) arrays in RGB order; sizes are (width, height), as in OpenCV and PIL.
 """
 
 from __future__ import annotations
 
-import io
 from itertools import product
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
 from whaleid.config import ImageConfig
+from whaleid.data.decoding import REDUCTIONS, decode
 from whaleid.utils.errors import WhaleidError
-
-cv2.setNumThreads(0)  # the work is parallel over images; threads within a small image only cost
-
-REDUCTIONS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-
-
-def decode(path: Path, reduce: int = 1) -> np.ndarray:
-    """Pixels of an image file, turned upright as its EXIF orientation says.
-
-    Grey images get three equal channels, 16 bits become 8, transparency is dropped, CMYK is converted.
-
-    Parameters
-    ----------
-    path : Path
-    reduce : {1, 2, 4, 8}
-        Factor by which both sides get smaller (rounded up). JPEGs are decoded at that size, which saves most of the
-        work where they are resized further anyway.
-
-    Returns
-    -------
-    uint8 array, shape (height, width, 3)
-        RGB.
-
-    Raises
-    ------
-    WhaleidError
-        If the file cannot be read, is empty, truncated, or not an image.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise WhaleidError(f"{path}: cannot be read ({error.strerror}); restore the image") from error
-    if not content:
-        raise WhaleidError(f"{path}: empty file (0 bytes); restore the image")
-    complete = _is_complete(content)
-    if not complete and content.startswith(_JPEG_START) and _lacks_end(content):
-        raise WhaleidError(f"{path}: truncated JPEG ({len(content)} bytes, no end marker); restore the image")
-    image = _decode_opencv(content, reduce) if complete else None
-    return _decode_pil(path, content, reduce) if image is None else image
 
 
 def crop_box(image: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
@@ -156,49 +109,3 @@ def _median_aspect(boxes: np.ndarray) -> float:
     if not usable.any():
         raise WhaleidError("image.pixels needs boxes and all are empty; give image.width and image.height")
     return float(np.median(width[usable] / height[usable]))
-
-
-def _lacks_end(content: bytes) -> bool:
-    """Whether a JPEG certainly lacks its end: compressed pixels never hold the end marker by chance."""
-    return content.find(_JPEG_END, max(0, content.find(_JPEG_SCAN))) < 0
-
-
-def _is_complete(content: bytes) -> bool:
-    """Whether OpenCV certainly decodes a file to its end.
-
-    OpenCV 4 silently fills what is missing of a truncated file with grey; so files without a proper end (and all
-    rarer formats) are left to PIL, which checks as it decodes.
-    """
-    end = content[-64:].rstrip(b"\0\r\n")
-    return (content.startswith(_JPEG_START) and end.endswith(_JPEG_END)) or (
-        content.startswith(_PNG_START) and end.endswith(_PNG_END)
-    )
-
-
-def _decode_opencv(content: bytes, reduce: int) -> np.ndarray | None:
-    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), REDUCTIONS[reduce])
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _decode_pil(path: Path, content: bytes, reduce: int) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            pixels = _eight_bits(ImageOps.exif_transpose(image))
-    except Exception as error:  # PIL's plugins raise whatever their format's parser stumbles over
-        reason = " ".join(str(error).split())
-        raise WhaleidError(f"{path}: not a readable image ({type(error).__name__}: {reason}); restore it") from error
-    if reduce == 1:
-        return pixels
-    height, width = pixels.shape[:2]
-    return resize(pixels, (-(-width // reduce), -(-height // reduce)))
-
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """RGB pixels; PIL's own conversion would clip 16 bits to white instead of scaling them."""
-    if image.mode.startswith("I"):
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("floating point pixels have no standard range")
-    return np.array(image.convert("RGB"))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Table
-from whaleid.data.boxes import CORNERS, boxes_path, placed_boxes, read_boxes, whole_images
+from whaleid.data.boxes import CORNERS, boxes_path, match_boxes, placed_boxes, read_boxes, whole_images
 from whaleid.data.competition import RESERVED, first_few
 from whaleid.data.digests import file_digests
 from whaleid.data.duplicates import connected, duplicate_components
@@ -44,12 +44,18 @@ def build_images(
     DataFrame
         As `images_table`.
     """
-    if competition.boxes is not None:
-        boxes_path(competition)  # a missing file is reported before minutes of reading images
-    found = fingerprint_images(competition.root, rows["path"].tolist(), workers)
+    found = fingerprint_rows(competition, rows, workers)
     if not found.readable.all():
         rows, found = _without_unreadable(competition, rows, found, skip_unreadable)
     return images_table(competition, rows, found)
+
+
+def fingerprint_rows(competition: Competition, rows: pd.DataFrame, workers: int | None = None) -> Fingerprints:
+    """Fingerprints of the images of `rows`, inside their boxes where the competition has any."""
+    given = None
+    if competition.boxes is not None:
+        given = match_boxes(boxes_path(competition), rows["image"], rows["path"])
+    return fingerprint_images(competition.root, rows["path"].tolist(), workers, given)
 
 
 def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprints) -> pd.DataFrame:
@@ -76,10 +82,12 @@ def images_table(competition: Competition, rows: pd.DataFrame, found: Fingerprin
     images["phash"] = hash_text(found.phash)
     images["digest"] = found.digest
     encounter = rows[competition.group] if competition.group else None
-    images["group"] = group_names(rows["image"], duplicate_components(found), encounter)
+    photographs = duplicate_components(found, competition.find_copies)
+    images["group"] = group_names(rows["image"], photographs, encounter)
     labelled = (rows["split"] == "train").to_numpy()
     if not labelled.all():
-        images["group"] = _labelled_apart(images, labelled, found.subset(labelled), encounter)
+        alone = duplicate_components(found.subset(labelled), competition.find_copies)
+        images["group"] = _labelled_apart(images, labelled, alone, encounter)
     extras = [name for name in rows.columns if name not in RESERVED]
     return images.join(rows[extras].reset_index(drop=True))
 
@@ -112,15 +120,15 @@ def _with_encounters(photographs: np.ndarray, encounter: pd.Series) -> np.ndarra
 
 
 def _labelled_apart(
-    images: pd.DataFrame, labelled: np.ndarray, found: Fingerprints, encounter: pd.Series | None
+    images: pd.DataFrame, labelled: np.ndarray, photographs: np.ndarray, encounter: pd.Series | None
 ) -> np.ndarray:
     """Groups in which no test image connects labelled ones, so that the folds are the same for every test set.
 
-    images: with the `group` of all images. labelled: bool (n,). found: fingerprints of the labelled images.
+    images: with the `group` of all images. labelled: bool (n,). photographs: int, of each labelled image.
     Returns object (n,). A test image stays in the group of the first labelled image that it is grouped with.
     """
     known = None if encounter is None else encounter[labelled].reset_index(drop=True)
-    alone = group_names(images["image"][labelled].reset_index(drop=True), duplicate_components(found), known)
+    alone = group_names(images["image"][labelled].reset_index(drop=True), photographs, known)
     group = images["group"].to_numpy(object).copy()
     first = pd.Series(alone).groupby(group[labelled]).min()
     group = np.array(pd.Series(group).map(first).fillna(pd.Series(group)), dtype=object)
@@ -163,7 +171,7 @@ def images_key(competition: Competition, digests: Path | None = None) -> str:
     digests : Path, optional
         Table of known digests, so that unchanged images are not read again (`file_digests`).
     """
-    settings = _settings(competition, {"train", "test", "boxes", "rename_values", "group"})
+    settings = _settings(competition, {"train", "test", "boxes", "rename_values", "group", "find_copies"})
     tables = [table for table in (competition.train, competition.test) if table is not None]
     files = [table.csv for table in tables] + ([competition.boxes] if competition.boxes else [])
     content = [file_digest(_existing(competition.root / file)) for file in files]
@@ -175,7 +183,7 @@ def labelled_key(competition: Competition, digests: Path | None = None) -> str:
 
     As `images_key`, without the test images: another test set, with its boxes, leaves it unchanged.
     """
-    settings = _settings(competition, {"train", "rename_values", "group"})
+    settings = _settings(competition, {"train", "rename_values", "group", "find_copies"})
     content = file_digest(_existing(competition.root / competition.train.csv))
     images = _images_digest(competition.root, competition.train, digests)
     boxes = None if competition.boxes is None else _boxes_digest(competition)

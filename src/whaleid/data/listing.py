@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,6 +71,34 @@ def image_files(root: Path, table: Table, rows: pd.DataFrame) -> list[str]:
 def image_path(table: Table, file: str) -> str:
     """Path of an image relative to the root, normalised; it may lead out of the root, which `read_rows` refuses."""
     return os.path.normpath(os.path.join(table.images, file)).replace(os.sep, "/")  # noqa: PTH118
+
+
+def near_miss(root: Path, table: Table, missing: list[str]) -> str:
+    """What files that are there say about missing ones: `; a.JPG is there`, or ''.
+
+    missing: paths relative to the root.
+    """
+    folder = root / table.images
+    found = [path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file()]
+    there = {_plain(path): path for path in found}
+    first = missing[0]
+    alike = [path for path in missing if _plain(path) in there]
+    if alike:
+        return (
+            f"; {len(alike):,} of them differ in case, slashes or the form of their accents alone: "
+            f"{there[_plain(alike[0])]} is there for {alike[0]}"
+        )
+    suffixed = next((path for path in found if path.rpartition(".")[0] == first), None)
+    if suffixed is not None:
+        return f"; {suffixed} is there: set suffix to {suffixed[len(first) :]}"
+    inner = "/" + first.removeprefix(f"{image_path(table, '')}/")
+    deeper = next((path for path in found if path.endswith(inner)), None)
+    return "" if deeper is None else f"; {deeper} is there: set images to {deeper.removesuffix(inner)}"
+
+
+def _plain(path: str) -> str:
+    """A path without what differs between file systems."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/")).casefold()
 
 
 def _filled(pattern: str, values: dict[str, str], path: Path, row: int) -> str:

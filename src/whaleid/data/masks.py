@@ -99,14 +99,14 @@ def read_mask(mask: Mask) -> np.ndarray:
 
 def read_mask_file(path: Path) -> np.ndarray:
     """Pixels of a mask of any size, as `read_mask`."""
-    from whaleid.data.images import decode
+    from whaleid.data.decoding import decode
 
     if not path.is_file():
         raise WhaleidError(
             f"{path}: mask not found; every image needs one: add it (white = animal), let `whaleid masks` make it, or "
             "set masks to null"
         )
-    grey = decode(path).max(axis=2)
+    grey = decode(path, behind=0).max(axis=2)
     if 0 < grey.max() < WHITE:
         raise WhaleidError(f"{path}: its brightest pixel is {grey.max()} of 255; white (255) marks the animal")
     return np.where(grey >= WHITE, 255, 0).astype(np.uint8)

@@ -25,7 +25,8 @@ from PIL import Image, PngImagePlugin
 
 from whaleid.config import Competition
 from whaleid.data.boxes import CORNERS
-from whaleid.data.images import crop_box, decode
+from whaleid.data.decoding import decode
+from whaleid.data.images import crop_box
 from whaleid.data.masks import mask_name, read_mask_file
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, digest, file_digest

@@ -114,7 +114,6 @@ def write_submission(
     sample: Path,
     known: Collection[str] | None = None,
     k: int = 5,
-    columns: tuple[str, str] | None = None,
 ) -> None:
     """Write the answer to all rows of the sample submission, or raise WhaleidError and write nothing.
 
@@ -130,11 +129,9 @@ def write_submission(
         Sample submission: header, rows and their order.
     known, k
         As in `Form.check_submission`.
-    columns : (str, str), optional
-        Names of both columns in the competition's YAML.
     """
     check = get_form(form).check_submission
-    write_cells(path, cells, sample, lambda written: check(written, sample, known, k), columns)
+    write_cells(path, cells, sample, lambda written: check(written, sample, known, k))
 
 
 def score_files(

@@ -38,7 +38,6 @@ def write_cells(
     cells: Mapping[str, str],
     sample: Path,
     check: Callable[[Path], list[str]],
-    columns: tuple[str, str] | None = None,
 ) -> None:
     """Write a submission with the header and row order of the sample; nothing is written unless it is valid.
 
@@ -52,8 +51,6 @@ def write_cells(
         Sample submission.
     check : callable (path) -> list of str
         Everything that is wrong with a file, one line each.
-    columns : (str, str), optional
-        Names of both columns in the competition's YAML.
 
     Raises
     ------
@@ -61,9 +58,9 @@ def write_cells(
         For a sample of other columns, rows that are missing or surplus, and whatever `check` reports.
     """
     template = read_answers(sample)
-    if len(template.header) != 2 or (columns is not None and list(columns) != template.header):
-        wanted = " and ".join(columns) if columns else "an image column and a label column"
-        raise WhaleidError(f"{sample}: the header is {','.join(template.header)}; expected {wanted}")
+    if len(template.header) != 2:
+        header = ",".join(template.header)
+        raise WhaleidError(f"{sample}: the header is {header}; an image column and a label column are expected")
     order = template.images.to_pylist()
     missing = [image for image in order if image not in cells]
     extra = sorted(cells.keys() - set(order))

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from whaleid.config.competition import LABEL_SEPARATORS
 from whaleid.data.tables import CsvTable
 from whaleid.evaluation import metrics, rank_metrics
 from whaleid.evaluation.metrics import PADDING, MapScore
@@ -36,7 +37,7 @@ NEEDS = "guesses"
 """Its answers are the ladder's guesses (`forms.Form`)."""
 
 _WRONG_SEPARATOR = r"[,;]|[^\S ]|  |^ | $"  # anything but one space between two labels
-_ANY_SEPARATOR = r"[,;\s]+"
+_ANY_SEPARATOR = f"{LABEL_SEPARATORS}+"
 
 
 @dataclass(frozen=True)

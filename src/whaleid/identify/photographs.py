@@ -12,8 +12,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.competition import first_few
-from whaleid.data.fingerprints import fingerprint_images
-from whaleid.data.images_table import images_table, unreadable_line
+from whaleid.data.images_table import fingerprint_rows, images_table, unreadable_line
 from whaleid.utils.errors import WhaleidError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -57,14 +56,14 @@ def photograph_rows(
     rows = pd.DataFrame({"image": names, "path": [os.path.abspath(name) for name in names]})  # noqa: PTH100 - no link is followed
     extra = [*competition.train.extra, *(competition.test.extra if competition.test is not None else {})]
     rows = rows.assign(split="test", **{name: pd.Series(None, rows.index, object) for name in ("identity", *extra)})
-    found = fingerprint_images(_HERE, rows["path"].tolist())
+    alone = competition.model_copy(update={"boxes": None if boxes is None else str(boxes.absolute()), "group": None})
+    found = fingerprint_rows(alone, rows)
     if not found.readable.all():
         line = unreadable_line(_HERE, rows, found)
         if not (skip_unreadable and found.readable.any()):
             raise WhaleidError(f"{line}; replace them, or leave them out with --skip-unreadable")
         print(f"warning: {line}; they are left out", file=sys.stderr)
         rows, found = rows[found.readable].reset_index(drop=True), found.subset(found.readable)
-    alone = competition.model_copy(update={"boxes": None if boxes is None else str(boxes.absolute()), "group": None})
     return images_table(alone, rows, found)
 
 

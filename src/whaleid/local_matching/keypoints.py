@@ -21,7 +21,8 @@ import pandas as pd
 
 from whaleid.config import LocalConfig
 from whaleid.config.settings import read_settings
-from whaleid.data.images import crop_box, decode, reduction, resize
+from whaleid.data.decoding import decode
+from whaleid.data.images import crop_box, reduction, resize
 from whaleid.data.masks import Mask, read_mask, resize_mask
 from whaleid.local_matching.detectors import Detector, Found, detector_of
 from whaleid.local_matching.registry import DETECTORS, detector_entry

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.data.competition import inspect_rows
+from whaleid.data.competition import inspect_rows, listed_names
 from whaleid.data.listing import read_listed
 from whaleid.data.reviews import read_links
+from whaleid.data.tables import read_csv
 from whaleid.evaluation.forms import get_form, write_submission
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
 from whaleid.evaluation.submission_file import ANSWER, read_answer_file
@@ -43,9 +44,15 @@ def submission_tasks(project: Project) -> list[Task]:
         log_submission(project, require_figures(project), path)
 
     def check() -> bool:
-        return path.is_file() and ladder.current and bool(_rows_of(project, path))
+        return path.is_file() and ladder.current and bool(_rows_of(project, path)) and _is_valid(project, path)
 
     return [Task("submission", "", project.workspace, note, key, make, ("ladder",), check)]
+
+
+def _is_valid(project: Project, path: Path) -> bool:
+    """Whether a submission is still what the sample asks for: columns, rows and order are in no key."""
+    template = submission_template(project.competition, project.workspace.root)
+    return not get_form(project.competition.answer.form).check_submission(path, template, k=project.competition.k)
 
 
 def write_answer(project: Project, path: Path) -> None:
@@ -53,16 +60,16 @@ def write_answer(project: Project, path: Path) -> None:
     competition = project.competition
     template = submission_template(competition, project.workspace.root)
     cells = _with_unreadable(project, test_answers(project), template)
-    columns = (competition.submission.image, competition.submission.identities)
-    labels, form = known_labels(competition), competition.answer.form
-    write_submission(form, path, cells, template, labels, competition.k, columns)
+    write_submission(competition.answer.form, path, cells, template, known_labels(competition), competition.k)
 
 
 def test_answers(project: Project) -> dict[str, str]:
-    """Test image -> its answer in the competition's form."""
-    if get_form(project.competition.answer.form).NEEDS != "guesses":
-        _refuse_reviews(project.competition)
-        return read_answer_file(project.workspace.candidates(project.recipe.name) / ANSWER)
+    """Test image, as the test table lists it -> its answer in the competition's form."""
+    competition = project.competition
+    if get_form(competition.answer.form).NEEDS != "guesses":
+        _refuse_reviews(competition)
+        cells = read_answer_file(project.workspace.candidates(project.recipe.name) / ANSWER)
+        return dict(zip(listed_names(competition, cells), cells.values(), strict=True))
     final = _reviewed_guesses(project)
     return {image: " ".join(row[row != ""]) for image, row in zip(final.images.tolist(), final.guesses, strict=True)}
 
@@ -137,7 +144,7 @@ class TestGuesses:
     rung : str
         Its name in the ladder.
     images : str array, shape (n,)
-        Names of the test images.
+        Names of the test images, as the test table lists them.
     guesses : str array, shape (n, k)
         Identities, best first; "" where there are fewer than k.
     """
@@ -149,7 +156,7 @@ class TestGuesses:
 
 def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
     """The guesses of every rung for the test images, in the ladder's order."""
-    return [_first_guesses(rung, lists, project.competition.k) for rung, lists in read_rungs(project)]
+    return [_first_guesses(rung, lists, project.competition) for rung, lists in read_rungs(project)]
 
 
 def review_line(project: Project) -> str:
@@ -168,7 +175,7 @@ def _reviewed_guesses(project: Project) -> TestGuesses:
     competition, labelled = project.competition, read_folds(project.workspace)
     rung, lists = read_rungs(project)[-1]
     decided = decide(read_links(competition), dict(zip(labelled["image"], labelled["identity"], strict=True)))
-    return _first_guesses(rung, reviewed_candidates(lists, decided, competition.unknown), competition.k)
+    return _first_guesses(rung, reviewed_candidates(lists, decided, competition.unknown), competition)
 
 
 def read_rungs(project: Project) -> list[tuple[str, Candidates]]:
@@ -181,10 +188,11 @@ def read_rungs(project: Project) -> list[tuple[str, Candidates]]:
     return [(rung, lists) for rung, _, lists in read_candidates(path)]
 
 
-def _first_guesses(rung: str, lists: Candidates, k: int) -> TestGuesses:
+def _first_guesses(rung: str, lists: Candidates, competition: Competition) -> TestGuesses:
     from whaleid.ensemble.results import labels
 
-    return TestGuesses(rung, lists.queries, labels(lists, k))
+    names = np.array(listed_names(competition, lists.queries.tolist()))
+    return TestGuesses(rung, names, labels(lists, competition.k))
 
 
 def _most_frequent(project: Project) -> list[str]:
@@ -209,17 +217,24 @@ def _with_unreadable(project: Project, answers: dict[str, str], template: Path) 
 
 
 def submission_template(competition: Competition, folder: Path) -> Path:
-    """The sample submission; where the test CSV is none, one that is made of its images in `folder`."""
-    test = competition.test
+    """The sample submission; where the competition has none, one that is made of its test images in `folder`."""
+    test, wanted = competition.test, competition.submission
     if test is None:
         raise WhaleidError(f"competition {competition.name} has no test images: add `test` to its YAML")
-    path = competition.root / test.csv
-    if not path.is_file():
-        raise WhaleidError(f"{path}: not found; it lists the test images (test.csv in the competition's YAML)")
-    columns = [competition.submission.image, competition.submission.identities]
-    if list(pd.read_csv(path, nrows=0).columns) == columns:
+    path = competition.root / (wanted.sample or test.csv)
+    header = read_csv(path).header
+    own = [wanted.image or header[0], wanted.identities or header[-1]]
+    if wanted.sample is not None:
+        if header != own:
+            raise WhaleidError(
+                f"{path}: the header is {','.join(header)}, but `submission` names {' and '.join(own)}; a sample has "
+                "two columns: correct `submission` in the competition's YAML"
+            )
+        return path
+    if header == own and header[0] == test.image and not test.where:
         return path
     listed = read_listed(competition.root, test)[test.image]  # images without a file too: each needs a row
+    columns = [wanted.image or test.image, wanted.identities or str(competition.train.identity)]
     made = folder / "sample_submission.csv"
     with atomic_path(made) as temporary:
         pd.DataFrame({columns[0]: listed, columns[1]: ""}).to_csv(temporary, index=False)

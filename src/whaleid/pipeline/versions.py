@@ -6,10 +6,10 @@ unchanged version.
 """
 
 VERSION = {
-    "images": 1,
+    "images": 2,
     "folds": 1,
-    "cache": 1,
-    "keypoints": 2,
+    "cache": 2,
+    "keypoints": 3,
     "pretrain": 1,
     "train": 1,
     "features": 1,

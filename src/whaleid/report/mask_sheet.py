@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from whaleid.data.images import decode, resize
+from whaleid.data.decoding import decode
+from whaleid.data.images import resize
 from whaleid.data.masks import Mask, read_mask, resize_mask
 from whaleid.report.thumbnails import fit_size
 from whaleid.utils.files import atomic_path

@@ -18,9 +18,8 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config.settings import WEIGHTS, Settings
-from whaleid.data.competition import first_few, inspect_rows
-from whaleid.data.fingerprints import fingerprint_images
-from whaleid.data.images_table import images_table, unreadable_line
+from whaleid.data.competition import first_few, inspect_rows, listed_names
+from whaleid.data.images_table import fingerprint_rows, images_table, unreadable_line
 from whaleid.data.listing import read_listed
 from whaleid.data.masks import masks_of
 from whaleid.data.pseudo import read_pseudo_labels, write_pseudo_labels
@@ -174,14 +173,15 @@ def test_rows(project: Project) -> tuple[pd.DataFrame, list[str]]:
     assert competition.test is not None  # `bundle.kernel_settings` checks it
     listed = read_listed(competition.root, competition.test)[competition.test.image]
     rows = rows[rows["split"] == "test"].reset_index(drop=True)
-    missing = listed[~listed.isin(rows["image"])].tolist()
+    names = pd.Series(listed_names(competition, rows["image"]))
+    missing = listed[~listed.isin(names)].tolist()
     if missing:
         which = f"{len(missing):,} of {len(listed):,} listed test images are missing: {first_few(missing)}"
         log(f"warning: {competition.root}: {which}; they get the most frequent labels")
-    found = fingerprint_images(competition.root, rows["path"].tolist())
+    found = fingerprint_rows(competition, rows)
     if not found.readable.all():
         log(f"warning: {unreadable_line(competition.root, rows, found)}; they get the most frequent labels")
-    left_out = {*missing, *rows["image"][~found.readable]}
+    left_out = {*missing, *names[~found.readable]}
     rows, found = rows[found.readable].reset_index(drop=True), found.subset(found.readable)
     if rows.empty:
         raise WhaleidError(f"{competition.root}: none of {len(listed):,} listed test images can be read")

@@ -30,7 +30,7 @@ model: {backbone: test_resnet, weights: random, embedding: 16}
 image: {width: 64, height: 32}
 train: {epochs: 40, batch: 16}
 """
-PATIENCE = 300
+PATIENCE = 1200
 """Seconds to wait for what a busy machine does slowly."""
 
 

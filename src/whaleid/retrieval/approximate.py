@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import faiss
 import numpy as np
 
 from whaleid.retrieval.index import by_row, check_finite, check_search, gpus, search
+from whaleid.retrieval.mapped import MappedGallery, search_mapped
 from whaleid.utils.errors import WhaleidError
 
 EXACT_MOST = 200_000
@@ -35,6 +37,8 @@ _CODES = 64  # largest number of bytes of an image's code
 _POINTS = 64  # largest number of images that train a cell; faiss asks for at least 39
 _CHUNK = 4096  # queries at a time
 _CELLS = 1 << 24  # numbers gathered at a time for true similarities: 64 MB
+_ASKED = 200  # queries by which the recall of an index is measured
+_ADDED = 1 << 16  # mapped images put into an index at a time
 _SEED = 0
 _LOSSLESS = re.compile(r"Flat|IVF\d+(_HNSW\d+)?,Flat|HNSW\d*(,Flat)?")  # these return true similarities themselves
 
@@ -78,13 +82,13 @@ def index_kind(kind: str, images: int, dim: int, queries: int | None = None) -> 
     return f"IVF{cells},PQ{codes}"
 
 
-def open_index(gallery: np.ndarray, kind: str = "auto", queries: int | None = None) -> GalleryIndex:
+def open_index(gallery: np.ndarray | MappedGallery, kind: str = "auto", queries: int | None = None) -> GalleryIndex:
     """The gallery ready for searches; the same gallery always gives the same index.
 
     Parameters
     ----------
-    gallery : float array, shape (g, d), g >= 1
-        Kept and not copied where it is float32.
+    gallery : float array, shape (g, d), g >= 1, or MappedGallery
+        Kept and not copied where it is float32. A mapped one is read in blocks, and by the images that an index finds.
     kind : str
         exact; auto: exact where that is faster overall, else an index by size; any other string is for faiss's
         index_factory (IVF4096,Flat or IVF4096,PQ32 or HNSW32). Approximate indexes run on the CPU.
@@ -96,11 +100,12 @@ def open_index(gallery: np.ndarray, kind: str = "auto", queries: int | None = No
     WhaleidError
         Where faiss cannot build such an index of this gallery.
     """
-    check_search(gallery[:0], gallery, 1, 1)
     kind = index_kind(kind, len(gallery), gallery.shape[1], queries)
-    gallery = np.ascontiguousarray(gallery, dtype=np.float32)
+    if isinstance(gallery, np.ndarray):
+        check_search(gallery[:0], gallery, 1, 1)
+        gallery = np.ascontiguousarray(gallery, dtype=np.float32)
     if kind == "exact":
-        return GalleryIndex(kind, lambda queries, neighbours: search(queries, gallery, neighbours))
+        return GalleryIndex(kind, partial(_search_exactly, gallery))
     index = _build(gallery, kind)
     fetch = 1 if _LOSSLESS.fullmatch(kind) else _FETCH
     return GalleryIndex(
@@ -108,8 +113,23 @@ def open_index(gallery: np.ndarray, kind: str = "auto", queries: int | None = No
     )
 
 
+def _search_exactly(
+    gallery: np.ndarray | MappedGallery, queries: np.ndarray, neighbours: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(gallery, np.ndarray):
+        return search(queries, gallery, neighbours)
+    return search_mapped(queries, gallery, neighbours)
+
+
+def recall(index: GalleryIndex, exact: GalleryIndex, queries: np.ndarray, nearest: int = 5) -> float:
+    """Share of the nearest images of a sample of the queries that an index finds among as many, in [0, 1]."""
+    step = max(1, len(queries) // _ASKED)
+    found, true = (one.search(queries[::step], nearest)[1] for one in (index, exact))
+    return float((found[:, :, None] == true[:, None, :]).any(axis=1).mean())
+
+
 def _search_approximately(
-    index: Any, gallery: np.ndarray, queries: np.ndarray, neighbours: int, fetch: int
+    index: Any, gallery: np.ndarray | MappedGallery, queries: np.ndarray, neighbours: int, fetch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`GalleryIndex.search`. fetch: images looked at, as a multiple of the neighbours."""
     check_search(queries[:0], gallery[:1], neighbours, 1)
@@ -130,20 +150,20 @@ def _search_approximately(
     return similarity, rows
 
 
-def _build(gallery: np.ndarray, kind: str) -> Any:
+def _build(gallery: np.ndarray | MappedGallery, kind: str) -> Any:
     """faiss's index of that kind, trained on a sample and filled."""
     try:
         index = faiss.index_factory(gallery.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         cells = faiss.try_extract_index_ivf(index)
-        sample = gallery
+        sample = slice(None)
         if cells is not None:
             cells.cp.seed = _SEED + 1  # faiss takes its own seed for a 0
             cells.nprobe = min(PROBES, cells.nlist)
-            sample = _sample(gallery, _POINTS * cells.nlist)
+            sample = _sample(len(gallery), _POINTS * cells.nlist)
         coder = _innermost(index)
         if hasattr(coder, "do_polysemous_training"):
             coder.do_polysemous_training = False  # nine tenths of the training, for a search that is not used here
-        index.train(sample)
+        index.train(gallery[sample])
         _add(index, gallery)
     except RuntimeError as error:
         reason = " ".join(str(error).split("Error:")[-1].split())[:160]
@@ -161,24 +181,31 @@ def _innermost(index: Any) -> Any:
     return index
 
 
-def _add(index: Any, gallery: np.ndarray) -> None:
+def _add(index: Any, gallery: np.ndarray | MappedGallery) -> None:
     """Fill the index. Threads that link an HNSW graph race, and no two graphs are alike: one thread only there."""
     threads = faiss.omp_get_max_threads()
     try:
         if isinstance(index, faiss.IndexHNSW):
             faiss.omp_set_num_threads(1)
-        index.add(gallery)
+        if isinstance(gallery, np.ndarray):  # at once: the links of HNSW depend on what is added together
+            index.add(gallery)
+            return
+        for start in range(0, len(gallery), _ADDED):
+            index.add(gallery[start : start + _ADDED])
     finally:
         faiss.omp_set_num_threads(threads)
 
 
-def _sample(gallery: np.ndarray, most: int) -> np.ndarray:
-    if len(gallery) <= most:
-        return gallery
-    return gallery[np.sort(np.random.default_rng(_SEED).choice(len(gallery), most, replace=False))]
+def _sample(images: int, most: int) -> slice | np.ndarray:
+    """At most so many rows, drawn."""
+    if images <= most:
+        return slice(None)
+    return np.sort(np.random.default_rng(_SEED).choice(images, most, replace=False))
 
 
-def _true_similarity(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _true_similarity(
+    queries: np.ndarray, gallery: np.ndarray | MappedGallery, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Inner products with these rows, float32 (q, m), descending, and the rows in that order; -1 stays last."""
     similarity = np.empty(rows.shape, dtype=np.float32)
     step = max(1, _CELLS // max(1, rows.shape[1] * gallery.shape[1]))

@@ -6,10 +6,13 @@ loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from whaleid.config import KnnConfig
-from whaleid.retrieval.approximate import open_index
+from whaleid.retrieval.approximate import open_index, recall
+from whaleid.retrieval.mapped import MappedGallery
 from whaleid.utils.errors import WhaleidError
 
 PADDING = -1
@@ -18,11 +21,12 @@ PADDING = -1
 
 def nearest_identities(
     queries: np.ndarray,
-    gallery: np.ndarray,
+    gallery: np.ndarray | MappedGallery,
     gallery_codes: np.ndarray,
     knn: KnnConfig,
     keep: int,
     chunk: int = 4096,
+    report: Callable[[str], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` best identities of each query: search, then `identity_candidates`.
 
@@ -34,7 +38,7 @@ def nearest_identities(
     ----------
     queries : float array, shape (q, d)
         Unit rows.
-    gallery : float array, shape (g, d)
+    gallery : float array, shape (g, d), or MappedGallery
         Unit rows.
     gallery_codes : int64 array, shape (g,)
         -1 = not a candidate.
@@ -42,6 +46,8 @@ def nearest_identities(
     keep : int
     chunk : int
         Queries at a time.
+    report : callable, optional
+        Is told the recall of an approximate index.
 
     Returns
     -------
@@ -54,14 +60,18 @@ def nearest_identities(
         raise WhaleidError(f"gallery: {len(gallery)} embeddings but {len(gallery_codes)} codes")
     known = gallery_codes >= 0
     if not known.all():
-        gallery, gallery_codes = gallery[known], gallery_codes[known]
-    gallery = np.ascontiguousarray(gallery, dtype=np.float32)
+        gallery = gallery[known] if isinstance(gallery, np.ndarray) else gallery.take(known)
+        gallery_codes = gallery_codes[known]
+    if isinstance(gallery, np.ndarray):
+        gallery = np.ascontiguousarray(gallery, dtype=np.float32)
     reachable = min(keep, len(np.unique(gallery_codes)))
     codes = np.full((len(queries), keep), PADDING, dtype=np.int64)
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
     if not len(queries):
         return codes, scores
     first, exact = (open_index(gallery, kind, len(queries)) for kind in (knn.index, "exact"))
+    if report is not None and not first.exact:
+        report(f"index {first.kind}: recall@5 of the nearest images {recall(first, exact, queries):.3f}")
     for start in range(0, len(queries), chunk):  # neighbours of all queries at once could exceed memory
         short = np.arange(start, min(start + chunk, len(queries)))
         neighbours = max(knn.neighbours, keep)

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from whaleid.config import CombineConfig
 from whaleid.ensemble.protocol import FoldPart, Protocol, QuerySet
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without, rank_parts
 from whaleid.ensemble.rankings import Ranking, Source
-from whaleid.features.files import SomeRows, has_logits, read_features, read_logits
+from whaleid.features.files import SomeRows, UnitTable, has_logits, open_embeddings, read_features, read_logits
 from whaleid.retrieval.identities import nearest_identities
+from whaleid.retrieval.mapped import LARGE, MappedGallery
 from whaleid.retrieval.rescore import load_pairs, rescored_identities
 from whaleid.utils.errors import WhaleidError
 
@@ -28,7 +30,7 @@ class KnnRanker(Ranker):
         source, dims = _source(context), set[int]()
 
         def model(part: FoldPart) -> Callable[[QuerySet], Lists]:
-            embeddings = _embeddings(context, part)
+            embeddings = _open_embeddings(context, part)
             dims.add(embeddings.shape[1])
             return lambda query_set: rank_by_knn(context, embeddings, query_set)
 
@@ -105,10 +107,15 @@ class SiameseRanker(Ranker):
         return [Ranking(f"{source.name} siamese", self.kind, lists, test, False, source.name)]
 
 
-def rank_by_knn(context: RankerContext, embeddings: np.ndarray, query_set: QuerySet) -> Lists:
-    """Identities of the nearest gallery images. embeddings: float (n, d), unit rows, of all images."""
-    queries, gallery, codes = _rows(embeddings, query_set)
-    return nearest_identities(queries, gallery, codes, context.config.knn, context.keep)
+def rank_by_knn(context: RankerContext, embeddings: np.ndarray | UnitTable, query_set: QuerySet) -> Lists:
+    """Identities of the nearest gallery images. embeddings: unit rows (n, d) of all images, in memory or in a file."""
+    if isinstance(embeddings, UnitTable):
+        queries, codes = embeddings.rows(query_set.rows), query_set.gallery_codes
+        gallery = MappedGallery(embeddings, query_set.gallery)
+    else:
+        queries, gallery, codes = _rows(embeddings, query_set)
+    report = Console(stderr=True, highlight=False).print
+    return nearest_identities(queries, gallery, codes, context.config.knn, context.keep, report=report)
 
 
 def top_probabilities(
@@ -154,6 +161,14 @@ def top_probabilities(
 def _source(context: RankerContext) -> Source:
     assert context.source is not None
     return context.source
+
+
+def _open_embeddings(context: RankerContext, part: FoldPart) -> np.ndarray | UnitTable:
+    """Embeddings in memory; large ones stay in their file."""
+    folder = _source(context).folder(part.fold)
+    path = folder / "embeddings.npy"
+    large = path.is_file() and path.stat().st_size > LARGE
+    return open_embeddings(folder, context.images) if large else _embeddings(context, part)
 
 
 def _embeddings(context: RankerContext, part: FoldPart) -> np.ndarray:

@@ -7,7 +7,6 @@ the file to its end, so that a truncated one is noticed.
 from __future__ import annotations
 
 import multiprocessing
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 from whaleid.data.boxes import GivenBoxes
 from whaleid.data.decoding import decode_content
 from whaleid.data.digests import content_digest
+from whaleid.data.images import crop_box, reduction
 from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 

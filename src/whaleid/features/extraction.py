@@ -20,18 +20,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from whaleid.features.files import FeatureRows
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest, require_space
 from whaleid.utils.progress import progress_bar
 
 if TYPE_CHECKING:
-    from whaleid.data.cache import ImageCache
+    from whaleid.data.cache import Inputs
     from whaleid.features.extractor import Extractor
 
 _AHEAD = 2  # batches of images read while the model is busy
 
 
-def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, source: str) -> None:
+def extract_features(run: Path, images: pd.DataFrame, cache: Inputs, out: Path, source: str) -> None:
     """Embed every image by a trained run and write a folder of features.
 
     Rows are appended to files in a working folder beside `out`, which replaces `out` when complete. Stopped at any
@@ -43,8 +44,8 @@ def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Pa
         Folder of the run (`runs/<experiment>/fold<k>`).
     images : DataFrame
         images.parquet.
-    cache : ImageCache
-        Its images at the run's size.
+    cache : Inputs
+        Its images at the run's size; of an adapter, the features of its frozen network.
     out : Path
     source : str
         Title of the progress bar.
@@ -57,7 +58,8 @@ def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Pa
     """
     from whaleid.features.extractor import load_extractor  # torch takes seconds to import
 
-    extractor = load_extractor(run, images["identity"].dropna().astype(str).unique())
+    identities = images["identity"].dropna().astype(str).unique()
+    extractor = load_extractor(run, identities, on_features=isinstance(cache, FeatureRows))
     _check_cache(cache, extractor, len(images), run)
     names = images["image"].to_numpy()
     work = out.with_name(f".{out.name}.part")
@@ -72,7 +74,7 @@ def extract_features(run: Path, images: pd.DataFrame, cache: ImageCache, out: Pa
             raise WhaleidError(f"{out}: the disk is full ({error.strerror}); free some space and run again") from error
 
 
-def _check_cache(cache: ImageCache, extractor: Extractor, images: int, run: Path) -> None:
+def _check_cache(cache: Inputs, extractor: Extractor, images: int, run: Path) -> None:
     if tuple(cache.size) != tuple(extractor.size):
         raise WhaleidError(f"{run}: trained on images of {extractor.size}, but the cache holds {cache.size} pixels")
     if len(cache) != images:
@@ -127,7 +129,7 @@ class _Table:
         self._file.close()
 
 
-def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, work: Path, title: str) -> None:
+def _embed(extractor: Extractor, cache: Inputs, names: np.ndarray, work: Path, title: str) -> None:
     """Append what is missing to the tables in `work`, batch by batch."""
     kind = np.dtype(np.float16 if extractor.half else np.float32)
     widths = {"embeddings": extractor.dim}
@@ -151,7 +153,7 @@ def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, work: Pat
             bar.advance(part.stop - part.start, f"{speed:.0f} images/s")
 
 
-def _batches(cache: ImageCache, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _batches(cache: Inputs, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows and their images uint8 (b, h, w, 3), in order, read by a thread while the model works.
 
     One thread suffices: decoding and copying release Python's lock. `start` is a multiple of `batch`, so that a resumed

@@ -18,7 +18,12 @@ from whaleid.pipeline.submission import latest_submission
 from whaleid.pipeline.tasks import Task
 
 LAST = "score"
-SPREAD = {"train": "runs", "full": "runs on all labelled images", "features": "feature extractions"}
+SPREAD = {
+    "frozen": "frozen networks",
+    "train": "runs",
+    "full": "runs on all labelled images",
+    "features": "feature extractions",
+}
 
 
 def leaderboard_lines(project: Project, executor: Executor | None = None) -> Iterator[str]:

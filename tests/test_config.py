@@ -189,7 +189,7 @@ def test_the_page_says_type_default_and_meaning() -> None:
     assert [row[0] for row in rows if not row[3].strip("| ")] == []
     cells = {row[0].removeprefix("| ").strip("`"): row[1:] for row in rows}
     assert cells["folds"][:2] == ["integer ≥ 2", "required"]
-    assert cells["train.epochs"][:2] == ["integer ≥ 1 or null", "`20`"]
+    assert cells["train.epochs"][:2] == ["integer ≥ 0 or null", "`20`"]
     assert cells["combine.concat.whiten"][2].startswith("Largest number of dimensions")
     assert cells["combine.stack"][1] == "`null`"
     assert set(known_keys(Recipe)) - {"name"} <= set(cells)

@@ -128,7 +128,7 @@ def test_yaml_blocks_are_valid_settings(page: str, block: str, tmp_path: Path) -
     elif "experiments" in content or "combine" in content:
         recipe, experiments = load_recipe(str(path))
         assert isinstance(recipe, Recipe) and experiments
-    elif "extends" in content:
+    elif "extends" in content or "adapter_of" in content:
         assert isinstance(load_experiment(str(path)), Experiment)
     else:
         assert content.keys() == {"head"}, f"{page}: neither a competition, recipe, experiment nor head"

@@ -22,7 +22,7 @@ from whaleid.cli.training import weights as weights_command
 from whaleid.config import LocalConfig
 from whaleid.data.segmentation import _weights_path
 from whaleid.local_matching.registry import DETECTORS, MATCHERS, require_parts, weights_files
-from whaleid.models import packaged_weights, weights
+from whaleid.models import hub, packaged_weights, weights
 from whaleid.models.backbone import build_backbone
 from whaleid.models.packaged_weights import LITE, PACKAGED, install_weights, lite_to_timm
 from whaleid.models.weights import ensure_weights, fetch_weights, find_weights
@@ -133,10 +133,10 @@ def test_a_truncated_file_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_hub_that_never_answers_is_given_up_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(weights.hub_constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(weights.hub_constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(weights, "HUB_PATIENCE", 0.5)
-        monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
+        monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "PATIENCE", 0.5)
+        monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
         started = time.monotonic()
         with pytest.raises(WhaleidError) as caught:
             build_backbone("resnet10t", "imagenet", folder=tmp_path)
@@ -155,8 +155,8 @@ def test_what_the_hub_gave_once_is_used_without_it(tmp_path: Path, monkeypatch: 
         asked.append((repository, filename))
         return str(cached)
 
-    monkeypatch.setattr(weights, "try_to_load_from_cache", from_cache)
-    monkeypatch.setattr(weights, "_ask_hub", lambda url: pytest.fail(f"asked {url}"))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", from_cache)
+    monkeypatch.setattr(hub, "_ask", lambda url: pytest.fail(f"asked {url}"))
     backbone = build_backbone("resnet10t", "imagenet", folder=tmp_path)
     assert asked == [("timm/resnet10t.c3_in1k", "model.safetensors")]
     torch.testing.assert_close(backbone.net.conv1[0].weight, net.conv1[0].weight)  # type: ignore[index]

@@ -101,7 +101,7 @@ def embed(project: Project, experiment: str, fold: int | None) -> tuple[pd.DataF
     experiment : str
         Name of one of the recipe's experiments.
     fold : int or None
-        The fold that the run did not train on; None: the run on all labelled images.
+        The fold that the run did not train on; None: the run on all labelled images, or of a frozen network.
 
     Returns
     -------
@@ -116,8 +116,8 @@ def embed(project: Project, experiment: str, fold: int | None) -> tuple[pd.DataF
     from whaleid.pipeline.workspace import read_images
 
     run_stages(project, "features", only=Only(experiment=experiment, fold=fold, full=fold is None))
-    images = read_images(project.workspace)
-    return images, read_features(project.workspace.features(experiment, fold), images, logits=False).embeddings
+    images, folder = read_images(project.workspace), project.features_folder(project.experiment(experiment), fold)
+    return images, read_features(folder, images, logits=False).embeddings
 
 
 def evaluate(project: Project) -> pd.DataFrame:

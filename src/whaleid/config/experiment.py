@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,9 +14,10 @@ class ModelConfig(Model):
     """Backbone, pooling and neck: image to embedding."""
 
     backbone: str
-    """Name of a timm network."""
+    """Name of a timm network, `hf-hub:<owner>/<name>` for one of the hub, or `local-dir:<path>` for its folder."""
     weights: str
-    """`imagenet` (weights/ folder, then timm's hub), `random`, or the path of a .safetensors file."""
+    """`imagenet` (those that the backbone was published with: weights/ folder, then the hub), `random`, or the path of
+    a .safetensors file."""
     pool: Literal["avg", "max", "gem"]
     """Pooling of the feature map: mean, maximum, or generalised mean (GeM)."""
     gem_p: Annotated[float, Field(gt=0)]
@@ -37,7 +38,8 @@ class ModelConfig(Model):
 
 
 class ImageConfig(Model):
-    """Size of the network's input: width and height, or a budget of pixels with the data's own aspect."""
+    """Size of the network's input: width and height, a budget of pixels with the data's own aspect, or none of them:
+    the size that the network was pretrained at."""
 
     width: Positive | None
     """Width of the input in pixels."""
@@ -61,12 +63,17 @@ class ImageConfig(Model):
         """Whether the network sees the animal alone."""
         return self.background == "remove"
 
+    @property
+    def has_size(self) -> bool:
+        """Whether it says a size; else it is that of the pretrained network."""
+        return self.width is not None or self.pixels is not None
+
     @model_validator(mode="after")
     def _one_way(self) -> ImageConfig:
         if (self.width is None) != (self.height is None):
             raise ValueError("image.width and image.height go together")
-        if (self.width is None) == (self.pixels is None):
-            raise ValueError("give image.width and image.height, or image.pixels, not both and not neither")
+        if self.width is not None and self.pixels is not None:
+            raise ValueError("give image.width and image.height, or image.pixels, not both")
         return self
 
 
@@ -125,8 +132,8 @@ class FreezeConfig(Model):
 class TrainConfig(Model):
     """The schedule of one run."""
 
-    epochs: Positive | None
-    """Passes over the training images."""
+    epochs: Annotated[int, Field(ge=0)] | None
+    """Passes over the training images; 0: the pretrained network as it is, with `head: {name: none}`."""
     images_seen: Positive | None
     """Instead of epochs: train until about this many images were seen (rounded to whole epochs, at least 1)."""
     batch: Annotated[int, Field(ge=2)]
@@ -194,9 +201,34 @@ class ExperimentBase(Model):
     head: Head
     """What turns embeddings into a training loss."""
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it is a pretrained network as it is: without training, the same for every fold."""
+        return self.train.epochs == 0
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether its input is features of a frozen network instead of images."""
+        return False
+
+    @model_validator(mode="after")
+    def _frozen_alone(self) -> Self:
+        if self.frozen != (self.head.name == "none"):
+            raise ValueError("train.epochs: 0 and head: {name: none} go together: a frozen network has no loss")
+        if self.frozen and self.model.neck != "none":
+            raise ValueError(f"model.neck: {self.model.neck} of a frozen network would stay random; set it to none")
+        return self
+
 
 class Experiment(ExperimentBase):
     """One training configuration with labels."""
+
+    adapter_of: str | None = None
+    """A frozen experiment of the recipe: neck and head alone are trained, on its features. This one extends it."""
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.adapter_of is not None
 
     @field_validator("head")
     @classmethod
@@ -216,6 +248,10 @@ class Experiment(ExperimentBase):
             raise ValueError(
                 f"train.batch ({self.train.batch}) must be a multiple of sampler.images ({self.sampler.images})"
             )
+        if self.is_adapter and self.frozen:
+            raise ValueError("adapter_of: an adapter is trained; give it train.epochs and a head")
+        if self.is_adapter and self.image.mirror_identities:
+            raise ValueError("adapter_of: features are of whole images; image.mirror_identities must be off")
         self.head.check(self)
         return self
 

@@ -111,9 +111,20 @@ def load_competition(name: str, settings: Settings | None = None) -> Competition
 
 
 def load_experiment(name: str, overrides: dict[str, Any] | None = None, *near: Path) -> Experiment:
-    """Experiment by name or path, merged over the file that it extends, then under the dotted `overrides`."""
+    """Experiment by name or path, merged over the file that it extends, then under the dotted `overrides`.
+
+    Overrides that concern training do not reach a frozen network.
+    """
     path = config_path("experiments", name, *near)
-    return _checked(Experiment, _merged("experiments", path, overrides or {})[0], path)
+    content = _merged("experiments", path, {})[0]
+    out_of_reach = _OF_TRAINING if content.get("train", {}).get("epochs") == 0 else ()
+    for key, value in (overrides or {}).items():
+        if not key.startswith(out_of_reach):
+            content = override(content, key, value)
+    return _checked(Experiment, content, path)
+
+
+_OF_TRAINING = ("train", "head", "sampler", "augment", "model.neck")
 
 
 def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, list[Experiment]]:
@@ -140,10 +151,36 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> tuple[Rec
         raise WhaleidError(f"{path}: set: {message}")
     merged = {**recipe.set, **of_experiments}
     experiments = [load_experiment(item, merged, *folders) for item in recipe.experiments]
+    for experiment in experiments:
+        _check_adapter(experiment, experiments, path)
     names = [experiment.name for experiment in experiments]
     if len(set(names) | set(recipe.sources)) < len(names) + len(recipe.sources):
         raise WhaleidError(f"{path}: two sources of the recipe have the same name: {names + list(recipe.sources)}")
     return recipe.model_copy(update={"set": merged}), experiments
+
+
+def _check_adapter(adapter: Experiment, experiments: list[Experiment], path: Path) -> None:
+    """Raise WhaleidError unless the recipe has the frozen network of an adapter, with the same input and features."""
+    if adapter.adapter_of is None:
+        return
+    frozen = {item.name: item for item in experiments if item.frozen}.get(adapter.adapter_of)
+    if frozen is None:
+        raise WhaleidError(
+            f"{path}: experiment {adapter.name} is an adapter of {adapter.adapter_of}, which is no frozen experiment "
+            "of the recipe; add it to `experiments`"
+        )
+    for name, own, other in (
+        ("model.backbone", adapter.model.backbone, frozen.model.backbone),
+        ("model.weights", adapter.model.weights, frozen.model.weights),
+        ("model.pool", adapter.model.pool, frozen.model.pool),
+        ("image", adapter.image, frozen.image),
+        ("features", adapter.features, frozen.features),
+    ):
+        if own != other:
+            raise WhaleidError(
+                f"{path}: experiment {adapter.name}: {name} differs from that of {frozen.name}, whose features it "
+                "reads; leave it out"
+            )
 
 
 def load_pretext(name: str, recipe: Recipe, experiments: list[Experiment]) -> PretextExperiment | None:
@@ -249,10 +286,13 @@ def _extended(kind: Kind, path: Path, seen: tuple[Path, ...]) -> tuple[dict[str,
         content.get("sources"), dict
     ):  # its folders count from the file that names them
         content["sources"] = {key: _resolved(value, path.parent) for key, value in content["sources"].items()}
-    parent = content.pop("extends", None)
+    parent = content.pop("extends", None) or content.get("adapter_of")
     if parent is None:
         return content, [path]
-    base, files = _extended(kind, config_path(kind, str(parent), path.parent), (*seen, path))
+    place = config_path(kind, str(parent), path.parent)
+    if parent == content.get("adapter_of"):
+        content["adapter_of"] = place.stem
+    base, files = _extended(kind, place, (*seen, path))
     if "head" in content:  # another head brings its own settings: none of the parent's may remain
         base = {key: value for key, value in base.items() if key != "head"}
     return _merge(base, content), [path, *files]

@@ -65,7 +65,7 @@ def head_settings(value: Any) -> HeadSettings:
         return value
     name = value.get("name") if isinstance(value, dict) else None
     if name not in HEADS:
-        near = difflib.get_close_matches(str(name), HEADS, n=1)
+        near = difflib.get_close_matches(name, HEADS, n=1) if isinstance(name, str) else []
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(HEADS)}"
         raise ValueError(f"there is no head named {name!r}; {hint}")
     entry = HEADS[name]
@@ -82,7 +82,21 @@ def find_class(place: str) -> Any:
 Head = Annotated[SerializeAsAny[HeadSettings], BeforeValidator(head_settings)]
 
 
+def require_trained(head: HeadSettings, place: str) -> None:
+    """Raise ValueError for `none` where a loss is needed. place: what the head would be."""
+    if head.name == "none":
+        raise ValueError(f"{place} needs a loss: name any head but none")
+
+
 # -------------------------------------------------------------------------------------------- heads with labels
+
+
+class NoHead(HeadSettings):
+    """No loss: the pretrained network as it is, with `train.epochs: 0`."""
+
+    module: ClassVar[str] = "whaleid.models.heads.none:NoLoss"
+
+    name: Literal["none"]
 
 
 class SoftmaxHead(HeadSettings):
@@ -195,6 +209,7 @@ class SumHead(HeadSettings):
     @model_validator(mode="after")
     def _plain_parts(self) -> SumHead:
         for part in self.parts:
+            require_trained(part.head, "a part of a sum")
             if part.head.plans_epochs:
                 raise ValueError(
                     f"{part.head.name} cannot be a part of a sum: it chooses the batches; make the sum its learner"
@@ -242,6 +257,7 @@ class DivideHead(HeadSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> DivideHead:
+        require_trained(self.learner, "the learner of divide")
         if self.learner.plans_epochs:
             raise ValueError(f"a learner of divide cannot be a {self.learner.name} itself: give it another head")
         if self.clusters & (self.clusters - 1):
@@ -338,6 +354,7 @@ HEADS: dict[str, type[HeadSettings] | str] = {
     "siamese": SiameseHead,
     "sum": SumHead,
     "divide": DivideHead,
+    "none": NoHead,
     "rotation": RotationHead,
     "jigsaw": JigsawHead,
     "deepcluster": DeepClusterHead,

@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -83,6 +83,21 @@ class ImageCache:
         for place, row in enumerate(rows):
             images[place] = self.read(int(row))
         return images
+
+
+class Inputs(Protocol):
+    """What a network reads, by row of images.parquet: the cache of images or, for an adapter, a table of features."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read_many(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows: images uint8 (n, h, w, 3), or features float32 (n, width)."""
+        ...
 
 
 def cache_name(config: ImageConfig, size: tuple[int, int]) -> str:

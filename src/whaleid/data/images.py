@@ -89,7 +89,7 @@ def input_size(config: ImageConfig, boxes: np.ndarray) -> tuple[int, int]:
     if config.width is not None and config.height is not None:
         return config.width, config.height
     budget = config.pixels
-    assert budget is not None  # ImageConfig has one or the other
+    assert budget is not None  # a project gives an experiment without a size that of its network
     aspect = _median_aspect(boxes)
     sides = np.sqrt(budget * aspect), np.sqrt(budget / aspect)
     step = 32 if min(sides) >= 96 else 16

@@ -18,7 +18,7 @@ from pandas import DataFrame
 from torch.utils.data import DataLoader, Dataset
 
 from whaleid.config import Experiment, SamplerConfig
-from whaleid.data.cache import ImageCache
+from whaleid.data.cache import Inputs
 from whaleid.utils.errors import WhaleidError
 
 MIRROR = "|mirror"
@@ -236,7 +236,7 @@ class _Batches(Dataset[Batch]):
     def __init__(
         self,
         items: TrainingItems,
-        cache: ImageCache,
+        cache: Inputs,
         augmentation: Callable[[np.ndarray, int], np.ndarray] | None,
         plan: list[np.ndarray],
         epoch: int,
@@ -261,7 +261,7 @@ class _Batches(Dataset[Batch]):
 
 def make_loader(
     items: TrainingItems,
-    cache: ImageCache,
+    cache: Inputs,
     augmentation: Callable[[np.ndarray, int], np.ndarray] | None,
     plan: list[np.ndarray],
     epoch: int,
@@ -274,7 +274,7 @@ def make_loader(
     Parameters
     ----------
     items : TrainingItems
-    cache : ImageCache
+    cache : Inputs
     augmentation : callable, optional
         (image uint8 (h, w, 3), seed) -> image.
     plan : list of int64 arrays

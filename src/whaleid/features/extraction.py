@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from whaleid.features.files import FeatureRows
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest, file_digest, replace_path, require_space
 from whaleid.utils.locks import locked
 from whaleid.utils.progress import progress_bar
 
 if TYPE_CHECKING:
-    from whaleid.data.cache import ImageCache
+    from whaleid.data.cache import Inputs
     from whaleid.features.extractor import Extractor
 
 _AHEAD = 2  # batches of images read while the model is busy
 
 
 def extract_features(
-    run: Path, images: pd.DataFrame, cache: ImageCache, out: Path, source: str, rows: slice | None = None
+    run: Path, images: pd.DataFrame, cache: Inputs, out: Path, source: str, rows: slice | None = None
 ) -> None:
     """Embed images by a trained run and write a folder of features.
 
@@ -45,8 +46,8 @@ def extract_features(
         Folder of the run (`runs/<experiment>/fold<k>`).
     images : DataFrame
         images.parquet.
-    cache : ImageCache
-        Its images at the run's size.
+    cache : Inputs
+        Its images at the run's size; of an adapter, the features of its frozen network.
     out : Path
     source : str
         Title of the progress bar.
@@ -61,7 +62,8 @@ def extract_features(
     """
     from whaleid.features.extractor import load_extractor  # torch takes seconds to import
 
-    extractor = load_extractor(run, images["identity"].dropna().astype(str).unique())
+    identities = images["identity"].dropna().astype(str).unique()
+    extractor = load_extractor(run, identities, on_features=isinstance(cache, FeatureRows))
     _check_cache(cache, extractor, len(images), run)
     rows = rows or slice(0, len(images))
     names = images["image"].to_numpy()[rows]
@@ -78,7 +80,7 @@ def extract_features(
             raise WhaleidError(f"{out}: the disk is full ({error.strerror}); free some space and run again") from error
 
 
-def _check_cache(cache: ImageCache, extractor: Extractor, images: int, run: Path) -> None:
+def _check_cache(cache: Inputs, extractor: Extractor, images: int, run: Path) -> None:
     if tuple(cache.size) != tuple(extractor.size):
         raise WhaleidError(f"{run}: trained on images of {extractor.size}, but the cache holds {cache.size} pixels")
     if len(cache) != images:
@@ -120,7 +122,7 @@ class _Table:
         self._file.close()
 
 
-def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, first: int, work: Path, title: str) -> None:
+def _embed(extractor: Extractor, cache: Inputs, names: np.ndarray, first: int, work: Path, title: str) -> None:
     """Append what is missing to the tables in `work`, batch by batch. first: row of the first name in the cache."""
     kind = np.dtype(np.float16 if extractor.half else np.float32)
     widths = {"embeddings": extractor.dim}
@@ -145,7 +147,7 @@ def _embed(extractor: Extractor, cache: ImageCache, names: np.ndarray, first: in
             bar.advance(part.stop - part.start, f"{speed:.0f} images/s")
 
 
-def _batches(cache: ImageCache, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _batches(cache: Inputs, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Slices of rows and their images uint8 (b, h, w, 3), in order, read by a thread while the model works.
 
     One thread suffices: decoding and copying release Python's lock. `start` is a multiple of `batch`, so that shards

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from whaleid.config import Experiment
 from whaleid.data.samplers import MIRROR
 from whaleid.training.checkpoint import TrainedRun, load_run
 from whaleid.utils.device import default_device
@@ -40,6 +41,8 @@ class Extractor:
         Their columns in the head's logits.
     mirror_columns : int64 tensor, shape (c,)
         The same for the mirrored image: others where a mirror is another identity.
+    frozen : Extractor or None
+        Of an adapter: the frozen network whose features it reads; None where it is given features.
     """
 
     run: TrainedRun
@@ -47,11 +50,12 @@ class Extractor:
     classes: np.ndarray | None
     columns: Tensor
     mirror_columns: Tensor
+    frozen: Extractor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of its input, in pixels."""
-        return self.run.size
+        return self.run.size if self.frozen is None else self.frozen.size
 
     @property
     def batch(self) -> int:
@@ -82,7 +86,13 @@ class Extractor:
         }
 
     def embed(self, images: np.ndarray) -> list[np.ndarray]:
-        """Embed images, uint8 (b, h, w, 3): unit embeddings float32 (b, dim), and logits (b, c) if there are any."""
+        """Embed images, uint8 (b, h, w, 3): unit embeddings float32 (b, dim), and logits (b, c) if there are any.
+
+        An adapter without its frozen network is given features float32 (b, width) instead.
+        """
+        if self.frozen is not None:
+            stored = np.float16 if self.frozen.half else np.float32  # the form that the adapter was trained on
+            images = self.frozen.embed(images)[0].astype(stored).astype(np.float32)
         with torch.inference_mode(), self._precision():
             pixels = torch.from_numpy(images).to(self.device)
             embeddings, logits = self._side(pixels, self.columns)
@@ -129,19 +139,23 @@ class Extractor:
         return torch.autocast("cuda", dtype=torch.bfloat16 if bf16 else torch.float16)
 
 
-def load_extractor(folder: Path, identities: np.ndarray) -> Extractor:
+def load_extractor(folder: Path, identities: np.ndarray, on_features: bool = False) -> Extractor:
     """Load a trained run, on the GPU if there is one.
 
     Parameters
     ----------
     folder : Path
-        The run.
+        The run: `runs/<experiment>/<fold>`, beside that of its frozen network where it is an adapter's.
     identities : str array
         Identities of the competition. The head's other classes (mirrors, unknown images trained as identities of their
         own) are left out of the logits.
+    on_features : bool
+        An adapter is given features instead of images.
     """
     device = default_device()
     run = load_run(folder, device)
+    if run.experiment.is_adapter:
+        run = _without_views(run)
     if any(scale <= 0 for scale in run.experiment.features.scales):
         raise WhaleidError(f"{folder}: features.scales {run.experiment.features.scales}; each must be above 0")
     columns = np.flatnonzero(np.isin(np.array(run.classes, dtype=str), identities.astype(str)))
@@ -154,7 +168,21 @@ def load_extractor(folder: Path, identities: np.ndarray) -> Extractor:
         np.array(run.classes, dtype=str)[columns] if with_logits else None,
         torch.from_numpy(columns).to(device),
         torch.from_numpy(_mirror_columns(run, columns)).to(device),
+        None if on_features else _frozen_of(folder, run.experiment, identities),
     )
+
+
+def _frozen_of(folder: Path, experiment: Experiment, identities: np.ndarray) -> Extractor | None:
+    """The frozen network of an adapter, from the run beside its own."""
+    if experiment.adapter_of is None:
+        return None
+    return load_extractor(folder.parent.parent / experiment.adapter_of / "full", identities)
+
+
+def _without_views(run: TrainedRun) -> TrainedRun:
+    """An adapter's run without test-time augmentation, which its frozen network does."""
+    features = run.experiment.features.model_copy(update={"mirror": False, "scales": [1.0]})
+    return replace(run, experiment=run.experiment.model_copy(update={"features": features}))
 
 
 def _has_logits(run: TrainedRun, device: torch.device) -> bool:

@@ -107,6 +107,25 @@ class UnitTable:
         return (block * scale[:, None]).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features of a frozen network as the input of an adapter, in the place of a cache of images."""
+
+    table: UnitTable
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width of a row, and 1."""
+        return self.table.shape[1], 1
+
+    def read_many(self, rows: np.ndarray) -> np.ndarray:
+        """Unit rows float32 (m, width) of images int (m,)."""
+        return self.table.rows(rows)
+
+
 def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:
     """The embeddings of `read_features`, with the same checks in one pass over the file, but not held in memory."""
     names = images["image"].to_numpy()

@@ -81,7 +81,7 @@ def _nearest(project: Project, images: pd.DataFrame, query: int, chosen: pd.Seri
     rows = np.flatnonzero(chosen)
     if len(rows) <= MOST:
         return rows
-    folder = project.workspace.features(project.experiments[0].name, project.folds[0])
+    folder = project.features_folder(project.experiments[0], project.folds[0])
     embeddings = read_features(folder, images, np.append(rows, query), logits=False).embeddings
     return rows[np.argsort(-(embeddings[:-1] @ embeddings[-1]), kind="stable")[:MOST]]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from whaleid.models.loading import load_weights
+from whaleid.models.snapshots import PooledNetwork, describe, is_snapshot, read_config
 from whaleid.models.weights import check_backbone, default_folder, fetch_weights, find_weights
 from whaleid.utils.errors import WhaleidError
 
@@ -29,12 +30,15 @@ class Backbone(nn.Module):
         c of the feature map.
     mean, std : tuple of float
         Of the pixels (0..1) that it was pretrained with.
+    snapshot : dict or None
+        Content of its config.json, from which a trained run builds it again; None for timm's own networks.
     """
 
-    def __init__(self, net: nn.Module, name: str):
+    def __init__(self, net: nn.Module, name: str, snapshot: dict[str, Any] | None = None):
         super().__init__()
         self.net = net
         self.name = name
+        self.snapshot = snapshot
         self.channels = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
         config = getattr(net, "pretrained_cfg", None) or {}
         self.mean: tuple[float, ...] = tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN)
@@ -71,8 +75,9 @@ def build_backbone(
     folder: Path | None = None,
     size: tuple[int, int] | None = None,
     pretrained: bool = True,
+    snapshot: dict[str, Any] | None = None,
 ) -> Backbone:
-    """Backbone by its timm name, with its weights.
+    """Backbone by its timm name or that of its snapshot, with its weights.
 
     Parameters
     ----------
@@ -87,6 +92,8 @@ def build_backbone(
         Width and height of the input, which transformers need; by default their own.
     pretrained : bool
         False loads no weights: for a checkpoint, or torch's meta device.
+    snapshot : dict, optional
+        Content of a snapshot's config.json, where a run has kept it.
 
     Raises
     ------
@@ -98,10 +105,24 @@ def build_backbone(
     source = find_weights(name, weights, folder) if pretrained else None
     if pretrained and source is None and weights == "imagenet":
         source = fetch_weights(name, folder)
-    net = _create(name, drop_path, size)
+    if snapshot is None and is_snapshot(name):
+        snapshot = read_config(name, folder)
+    net = _create(name, drop_path, size) if snapshot is None else _of_snapshot(snapshot, name, drop_path, size)
     if source is not None:
         load_weights(net, source, name)
-    return Backbone(net, name)
+    return Backbone(net, name, snapshot)
+
+
+def pretrained_size(name: str, folder: Path) -> tuple[int, int]:
+    """Width and height of the images that a backbone was pretrained with. folder: of weights."""
+    check_backbone(name)
+    given, architecture = {}, name
+    if is_snapshot(name):
+        description = describe(read_config(name, folder), name)
+        given, architecture = description.pretrained, description.architecture
+    config = timm.get_pretrained_cfg(architecture)
+    _, height, width = given.get("input_size") or (config.input_size if config is not None else (3, 224, 224))
+    return int(width), int(height)
 
 
 def freeze_batchnorm(backbone: Backbone) -> None:
@@ -120,9 +141,28 @@ def set_backbone_trainable(backbone: Backbone, trainable: bool) -> None:
     backbone.train(backbone.training)
 
 
-def _create(name: str, drop_path: float, size: tuple[int, int] | None) -> nn.Module:
-    """The timm network, with the input's size given in the way that its family accepts."""
-    wanted: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+def _of_snapshot(content: dict[str, Any], name: str, drop_path: float, size: tuple[int, int] | None) -> nn.Module:
+    """The network that a snapshot's config.json describes, with the preprocessing that it says."""
+    description = describe(content, name)
+    try:
+        net = _create(description.architecture, drop_path, size, description.arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WhaleidError(f"{name}: config.json: timm makes no {description.architecture} of it ({reason})") from error
+    if description.pooled:
+        net = PooledNetwork(net, int(getattr(net, "head_hidden_size", None) or net.num_features))  # type: ignore[arg-type]
+    net.pretrained_cfg = {**(getattr(net, "pretrained_cfg", None) or {}), **description.pretrained}  # type: ignore[assignment]
+    return net
+
+
+def _create(
+    name: str, drop_path: float, size: tuple[int, int] | None, arguments: dict[str, Any] | None = None
+) -> nn.Module:
+    """The timm network, with the input's size given in the way that its family accepts.
+
+    arguments: of the network, besides its defaults.
+    """
+    wanted: dict[str, Any] = {**(arguments or {}), "num_classes": 0, "global_pool": ""}
     if drop_path > 0:
         wanted["drop_path_rate"] = drop_path
     image = {} if size is None else {"img_size": (size[1], size[0])}
@@ -138,7 +178,7 @@ def _create(name: str, drop_path: float, size: tuple[int, int] | None) -> nn.Mod
         ]
     for way in ways:
         try:
-            return _without_hidden_layers(timm.create_model(name, pretrained=False, **wanted, **way))
+            return _without_hidden_layers(timm.create_model(name, pretrained=False, **{**wanted, **way}))
         except TypeError as error:
             reason = str(error)
             if "drop_path_rate" in reason:

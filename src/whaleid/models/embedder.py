@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from torch.nn import functional
 
 from whaleid.config import ModelConfig
 from whaleid.models.backbone import Backbone, build_backbone
-from whaleid.models.pooling import Pool, build_pool
+from whaleid.models.pooling import AveragePool, Pool, build_pool
+from whaleid.models.snapshots import PooledNetwork
+from whaleid.utils.errors import WhaleidError
 
 
 class Embedder(nn.Module):
@@ -92,13 +95,14 @@ def build_embedder(
     pretrained: bool = True,
     size: tuple[int, int] | None = None,
     slices: int = 1,
+    snapshot: dict[str, Any] | None = None,
 ) -> Embedder:
     """Embedder of an experiment's `model` settings.
 
     Parameters
     ----------
     config : ModelConfig
-    folder, pretrained, size
+    folder, pretrained, size, snapshot
         As in `build_backbone`.
     slices : int
         Parts of the embedding that are normalised each on its own (`HeadSettings.slices`).
@@ -108,12 +112,38 @@ def build_embedder(
     WhaleidError
         For an unknown backbone, and for weights that are missing or do not fit.
     """
-    backbone = build_backbone(config.backbone, config.weights, config.drop_path, folder, size, pretrained)
-    pool = build_pool(config.pool, config.gem_p)
+    backbone = build_backbone(config.backbone, config.weights, config.drop_path, folder, size, pretrained, snapshot)
+    if isinstance(backbone.net, PooledNetwork) and config.pool == "gem":
+        raise WhaleidError(
+            f"model.pool: gem: backbone '{config.backbone}' pools itself, and what it gives can be negative; use avg"
+        )
+    neck, dim = _build_neck(config, backbone.channels)
+    return Embedder(backbone, build_pool(config.pool, config.gem_p), neck, dim, slices)
+
+
+class Adapter(Embedder):
+    """A neck on the features of a frozen network: its input is rows of features (b, channels), not images."""
+
+    def __init__(self, neck: nn.Module, channels: int, dim: int, slices: int):
+        net = nn.Identity()
+        net.num_features = channels  # type: ignore[assignment]
+        super().__init__(Backbone(net, "features"), AveragePool(), neck, dim, slices)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The features, scaled to length sqrt(channels): the neck's input is then of the size that others' have."""
+        return functional.normalize(images.float(), dim=1) * math.sqrt(self.backbone.channels)
+
+
+def build_adapter(config: ModelConfig, channels: int, slices: int = 1) -> Adapter:
+    """Adapter of an experiment's `model` settings. channels: of the features. slices: as in `build_embedder`."""
+    neck, dim = _build_neck(config, channels)
+    return Adapter(neck, channels, dim, slices)
+
+
+def _build_neck(config: ModelConfig, channels: int) -> tuple[nn.Module, int]:
+    """Neck, and the length of an embedding."""
     if config.neck == "none":
-        return Embedder(backbone, pool, nn.Dropout(config.dropout), backbone.channels, slices)
+        return nn.Dropout(config.dropout), channels
     if config.neck == "linear":
-        neck: nn.Module = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(backbone.channels, config.embedding))
-    else:
-        neck = BatchNormNeck(backbone.channels, config.embedding, config.dropout)
-    return Embedder(backbone, pool, neck, config.embedding, slices)
+        return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(channels, config.embedding)), config.embedding
+    return BatchNormNeck(channels, config.embedding, config.dropout), config.embedding

@@ -1,12 +1,14 @@
-"""Load a .safetensors file into a timm network, with a clear error where it does not fit."""
+"""Load a file of weights into a timm network, with a clear error where it does not fit."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,11 +25,7 @@ def load_weights(net: nn.Module, path: Path, backbone: str) -> None:
     timm's filter of the network's family adapts what depends on the input's size (position embeddings). The file's
     classifier is skipped. Raises WhaleidError with the first tensors that are missing, unknown or of another shape.
     """
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WhaleidError(f"{path}: not readable as safetensors ({' '.join(str(error).split())})") from error
-    state = _adapted(state, net)
+    state = _adapted(_read(path), net)
     state = {key: tensor for key, tensor in state.items() if not _of_classifier(key, net)}
     problems = _problems(state, net.state_dict())
     if problems:
@@ -37,6 +35,21 @@ def load_weights(net: nn.Module, path: Path, backbone: str) -> None:
             "give the weights of this very backbone"
         )
     net.load_state_dict(state, strict=False)  # only counters of batches can be missing
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of one of torch's, from which nothing but tensors is unpickled."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise WhaleidError(f"{path}: not readable as safetensors ({' '.join(str(error).split())})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WhaleidError(f"{path}: not a file of tensors alone ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WhaleidError(f"{path}: a mapping of names to tensors is expected")
+    return state
 
 
 def _adapted(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

@@ -1,26 +1,20 @@
-"""Pretrained weights of backbones: from the weights/ folder, the hub's cache, timm's hub, or packages.
+"""Pretrained weights of backbones: from the weights/ folder, the hub's cache, timm's hub, packages, or a snapshot.
 
 Each is a .safetensors file under timm's own names, which `models/loading.py` loads into a network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import timm
-from huggingface_hub import constants as hub_constants
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 from whaleid.config.settings import WEIGHTS, read_settings, repository_root
+from whaleid.models import snapshots
+from whaleid.models.hub import from_hub
 from whaleid.models.packaged_weights import LITE, install_weights
 from whaleid.utils.errors import WhaleidError
-
-HUB_PATIENCE = 5.0
-"""Seconds to wait for the hub's first response; huggingface_hub itself would retry for most of a minute."""
 
 
 def default_folder() -> Path:
@@ -29,7 +23,12 @@ def default_folder() -> Path:
 
 
 def check_backbone(name: str) -> None:
-    """Raise WhaleidError with the nearest names unless timm has a network (and tag) of this name."""
+    """Raise WhaleidError with the nearest names unless timm has a network (and tag) of this name.
+
+    What a snapshot is, its config.json says.
+    """
+    if snapshots.is_snapshot(name):
+        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -49,7 +48,7 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
     Parameters
     ----------
     backbone : str
-        A timm name.
+        A timm name, or that of a snapshot.
     weights : str
         `imagenet`, `random`, or the path of an existing .safetensors file.
     folder : Path
@@ -58,6 +57,8 @@ def find_weights(backbone: str, weights: str, folder: Path) -> Path | None:
     if weights == "random":
         return None
     if weights == "imagenet":
+        if snapshots.is_snapshot(backbone):
+            return None
         path = folder / f"{backbone}.safetensors"
         return path if path.is_file() else None
     path = Path(weights).expanduser()
@@ -96,11 +97,32 @@ def ensure_weights(backbone: str, weights: str, folder: Path) -> None:
         fetch_weights(backbone, folder)
 
 
+def starting_files(backbone: str, weights: str, folder: Path) -> dict[Path, Path]:
+    """Files that training starts from, which `ensure_weights` made: place below WEIGHTS_DIR -> file.
+
+    The parameters are those of `find_weights`.
+    """
+    files = {}
+    if snapshots.is_snapshot(backbone):
+        place = Path(snapshots.snapshot_folder(backbone, folder).name)
+        files[place / snapshots.CONFIG] = snapshots.find_file(backbone, (snapshots.CONFIG,), folder)
+        if weights == "imagenet":
+            file = snapshots.find_file(backbone, snapshots.FILES, folder)
+            return {**files, place / file.name: file}
+    if weights == "random":
+        return files
+    file = find_weights(backbone, weights, folder) or fetch_weights(backbone, folder)
+    return {**files, Path(file.name if file.is_relative_to(folder) else f"{backbone}.safetensors"): file}
+
+
 def fetch_weights(backbone: str, folder: Path) -> Path:
-    """File of the backbone's pretrained weights in the hub's cache, downloaded where it is missing.
+    """File of the backbone's pretrained weights in its snapshot or the hub's cache, downloaded where it is missing.
 
     Raises WhaleidError within seconds where the hub cannot be reached.
     """
+    if snapshots.is_snapshot(backbone):
+        snapshots.read_config(backbone, folder)
+        return snapshots.find_file(backbone, snapshots.FILES, folder)
     looked_for = folder / f"{backbone}.safetensors"
     config = timm.get_pretrained_cfg(backbone)
     if config is None or not config.hf_hub_id:
@@ -108,27 +130,13 @@ def fetch_weights(backbone: str, folder: Path) -> Path:
             f"backbone '{backbone}' has no pretrained weights on timm's hub and {looked_for} is not there; "
             "put a file there or set model.weights to random"
         )
-    filename = config.hf_hub_filename or "model.safetensors"
-    cached = try_to_load_from_cache(config.hf_hub_id, filename)
-    if isinstance(cached, str):
-        return Path(cached)
     try:
-        _ask_hub(f"{hub_constants.ENDPOINT}/{config.hf_hub_id}/resolve/main/{filename}")
-        return Path(hf_hub_download(config.hf_hub_id, filename))
-    except Exception as error:  # whatever the hub's HTTP library raises
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        path, reason = from_hub(config.hf_hub_id, config.hf_hub_filename or "model.safetensors"), "has no such file"
+    except OSError as error:
+        path, reason = None, f"is out of reach ({error})"
+    if path is None:
         raise WhaleidError(
-            f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub is "
-            f"out of reach ({reason}); run `whaleid weights` (for tf_efficientnet_lite0 to 2), put the file "
-            "there, or set model.weights=random"
-        ) from error
-
-
-def _ask_hub(url: str) -> None:
-    """A short request before the download, which raises where the hub does not respond."""
-    if hub_constants.HF_HUB_OFFLINE:
-        raise OSError("HF_HUB_OFFLINE is set")
-    request = urllib.request.Request(url, method="HEAD")
-    # An HTTP error is a response too: the hub's client has the clearer message (a token, another file).
-    with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()
+            f"no pretrained weights for backbone '{backbone}': {looked_for} is not there and timm's hub {reason}; "
+            "run `whaleid weights` (for tf_efficientnet_lite0 to 2), put the file there, or set model.weights=random"
+        )
+    return path

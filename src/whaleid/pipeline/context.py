@@ -22,7 +22,8 @@ def context_tasks(project: Project) -> list[Task]:
     """`context/<recipe>.json`, and the same in metrics.json; none without masks or without an experiment."""
     if project.competition.masks is None or not project.experiments:
         return []
-    workspace, experiment, fold = project.workspace, project.experiments[0], project.folds[0]
+    workspace, experiment = project.workspace, project.experiments[0]
+    fold = project.run_of(experiment, project.folds[0])
     path = workspace.root / "context" / f"{project.recipe.name}.json"
     masks = masks_key(project.competition, workspace.digests)
     key = digest("context", VERSION["context"], keys.run_key(project, experiment, fold), project.keys.images, masks)
@@ -36,7 +37,7 @@ def context_tasks(project: Project) -> list[Task]:
         figures = read_figures(project) or {}
         return workspace.is_current(path, key) and figures.get("context") == read_json(path)
 
-    reads = ("images", "folds", run_name(workspace, experiment, fold), "ladder")
+    reads = ("images", "folds", run_name(project, experiment, fold), "ladder")
     return [Task("context", "", workspace, path, key, make, reads, check)]
 
 
@@ -76,5 +77,5 @@ def _measured(project: Project) -> dict[str, Any]:
         raise WhaleidError(f"folds.csv: no identity of fold {fold} has an image in another fold: nothing can be scored")
     place = {name: row for row, name in enumerate(images["image"])}
     asked, gallery = (np.array([place[name] for name in part["image"]]) for part in (queries, known[~own]))
-    run = workspace.run(experiment.name, fold)
+    run = project.run_folder(experiment, fold)
     return measure_context(run, images, asked, gallery, competition.root, masks).as_json()

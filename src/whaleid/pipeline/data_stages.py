@@ -70,7 +70,8 @@ def fold_tasks(project: Project) -> list[Task]:
 def cache_tasks(project: Project) -> list[Task]:
     """The resized images that each experiment reads; experiments of one image size share them."""
     pretext = [] if project.pretext is None else [project.pretext]
-    return [_cache_task(project, experiment) for experiment in [*pretext, *project.experiments]]
+    seeing = [experiment for experiment in project.experiments if not experiment.is_adapter]
+    return [_cache_task(project, experiment) for experiment in [*pretext, *seeing]]
 
 
 def _cache_task(project: Project, experiment: ExperimentBase) -> Task:

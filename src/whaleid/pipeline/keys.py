@@ -69,13 +69,18 @@ def run_key(project: Project, experiment: Experiment, fold: int | None) -> str:
     experiment : Experiment
         What is trained.
     fold : int or None
-        The fold left out; None for the run on all labelled images, whose length is that of the folds' runs.
+        The fold left out; None for the run on all labelled images, whose length is that of the folds' runs, or of a
+        frozen network, of which the images decide nothing but the size of its input.
     """
+    start: list[Any] = [pretrain_key(project)] if project.starts_pretrained(experiment) else []
+    if experiment.frozen:
+        return digest("frozen", VERSION["train"], project.keys.labelled, _training_settings(experiment), *start)
     labels = _labels_digest(project, fold)
+    if experiment.is_adapter:
+        start = [*start, experiment.features.model_dump(mode="json", exclude={"batch"})]
     if fold is None:
         runs = [run_key(project, experiment, number) for number in project.folds]
         return digest("full run", VERSION["train"], runs, _training_settings(experiment), *labels)
-    start = [pretrain_key(project)] if project.starts_pretrained(experiment) else []
     masks = [project.keys.labelled_masks] if experiment.image.needs_masks else []
     settings = _training_settings(experiment)
     return digest("run", VERSION["train"], folds_key(project), settings, fold, *start, *labels, *masks)
@@ -139,7 +144,7 @@ def _labels_digest(project: Project, fold: int | None) -> list[str]:
 def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
     """Settings that trained weights depend on; runs that keep the background are those of before there was a choice."""
     image = set() if experiment.image.needs_masks else {"background"}
-    left_out = {"name": True, "features": True, "train": {"workers"}, "image": image}
+    left_out = {"name": True, "adapter_of": True, "features": True, "train": {"workers"}, "image": image}
     return experiment.model_dump(mode="json", exclude=left_out)
 
 

@@ -84,7 +84,7 @@ def _figures(project: Project, key: str, ladder: dict[str, Any]) -> Figures:
             "pretraining": None if project.pretext is None else project.pretext.model_dump(mode="json"),
         },
         "runs": {
-            f"{experiment.name}/{fold_name(fold)}": workspace.stamp(workspace.run(experiment.name, fold)).get("summary")
+            f"{experiment.name}/{fold_name(fold)}": workspace.stamp(project.run_folder(experiment, fold)).get("summary")
             for experiment in project.experiments
             for fold in project.folds_of(experiment)
         },

@@ -19,6 +19,7 @@ from whaleid.pipeline.tasks import Task
 
 LAST = "score"
 SPREAD = {
+    "frozen": "frozen networks",
     "train": "runs",
     "full": "runs on all labelled images",
     "shards": "parts of features",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -82,6 +83,8 @@ class Cost:
     head: str
     size: tuple[int, int]
     parameters: int
+    dim: int
+    """Columns of its features."""
     forward_flops: float
     images_seen: int
     training_flops: float
@@ -97,10 +100,13 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     tflops: sustained rate of the device; None: that of this machine's device.
     images, identities: counts to plan with where the competition's data is not here.
     """
+    from whaleid.models.snapshots import is_snapshot
+
     census = count_images(project, images, identities)
     costs = recipe_costs(project, census)
     runs = sum(len(project.folds_of(item)) for item in project.experiments)
     full = len(project.full_experiments)
+    frozen = len(costs) - len(project.trained)
     rate = tflops or _rate(costs)
     table = pd.DataFrame(
         {
@@ -116,10 +122,13 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
     )
     again = project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0
     total = sum(cost.hours(rate) for cost in costs) * (1 + again)
+    named = dict.fromkeys(item.model.backbone for item in project.experiments if is_snapshot(item.model.backbone))
+    snapshots = [f"snapshots, downloaded where they are not here: {', '.join(named)}"] if named else []
     pretraining = [] if project.pretext is None else [f"not counted: the pretraining {project.pretext.name}"]
     return [
-        f"recipe {project.recipe.name} on {project.competition.name}: {len(costs)} experiments x "
+        f"recipe {project.recipe.name} on {project.competition.name}: {len(costs) - frozen} experiments x "
         f"{len(project.folds)} folds"
+        + (f" + {frozen} frozen" if frozen else "")
         + (f" + {full} on all labelled images" if full else "")
         + f" = {runs} runs"
         + (f", at most {again} times more with pseudo-labels" if again else ""),
@@ -130,9 +139,10 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         "",
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
+        *snapshots,
         *pretraining,
         *_local_lines(project, census),
-        f"features on disk: {bytes_text(_feature_bytes(project, census) * (1 + again))}",
+        f"features on disk: {bytes_text(_feature_bytes(project, census, costs) * (1 + again))}",
     ]
 
 
@@ -163,16 +173,16 @@ def recipe_needs(project: Project, census: Census, device: str) -> Needs:
     weights = [FLOAT * cost.parameters for cost in costs]
     kept = [weight * len(project.folds_of(item)) for weight, item in zip(weights, project.experiments, strict=True)]
     rounds = 1 + (project.recipe.pseudo.rounds if project.recipe.pseudo is not None else 0)
-    runs = rounds * sum(kept) + TRAINED * max(weights, default=0)
+    trained = [weight for weight, item in zip(weights, project.experiments, strict=True) if not item.frozen]
+    runs = rounds * sum(kept) + TRAINED * max(trained, default=0)
     caches: dict[tuple[tuple[int, int], str], float] = {}
     for item, cost in zip(project.experiments, costs, strict=True):
         bytes_a_pixel = 3 * (JPEG_SHARE if item.image.cache == "jpeg" else 1.0)
         caches[cost.size, item.image.cache] = census.all_images * cost.size[0] * cost.size[1] * bytes_a_pixel
-    width = sum(item.model.embedding * (2 if item.image.mirror_identities else 1) for item in project.experiments)
-    side_by_side = COPIES * FLOAT * census.all_images * width
+    side_by_side = COPIES * FLOAT * census.all_images * sum(cost.dim for cost in costs)
     return Needs(
-        disk=sum(caches.values()) + rounds * _feature_bytes(project, census) + runs,
-        memory=LIBRARIES + max(TRAINED * max(weights, default=0), side_by_side),
+        disk=sum(caches.values()) + rounds * _feature_bytes(project, census, costs) + runs,
+        memory=LIBRARIES + max(TRAINED * max(trained, default=0), max(weights, default=0), side_by_side),
         hours=rounds * sum(cost.hours(SUSTAINED_TFLOPS[device]) for cost in costs),
     )
 
@@ -220,7 +230,7 @@ def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) ->
     rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * threads / CPU_CORES
     names = {task.run[0] for task in tasks if task.run is not None}
     costs = {
-        item.name: experiment_cost(item, census, project.recipe.folds, 1)
+        item.name: experiment_cost(item, census, project.recipe.folds, 1, weights=project.settings.weights)
         for item in project.experiments
         if item.name in names
     }
@@ -232,7 +242,7 @@ def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) ->
         cost = costs[task.run[0]]
         if task.shard is not None:
             flops += cost.embedding_flops / shards[task.run]
-        elif task.stage == "features":
+        elif task.stage in ("features", "frozen"):
             flops += 0 if task.run in shards else cost.embedding_flops
         else:
             flops += cost.training_flops
@@ -244,42 +254,59 @@ def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) ->
 
 def recipe_costs(project: Project, census: Census) -> list[Cost]:
     """Cost of each experiment of the recipe, in its order."""
-    full = project.full_experiments
-    return [
-        experiment_cost(item, census, project.recipe.folds, len(project.folds), item in full)
-        for item in project.experiments
-    ]
+    costs = []
+    for item in project.experiments:
+        runs = project.folds_of(item)
+        trained = len(runs) - runs.count(None)
+        weights = project.settings.weights
+        costs.append(experiment_cost(item, census, project.recipe.folds, trained, None in runs, weights))
+    return costs
 
 
-def experiment_cost(experiment: Experiment, census: Census, folds: int, trained: int, full: bool = False) -> Cost:
+def experiment_cost(
+    experiment: Experiment,
+    census: Census,
+    folds: int,
+    trained: int,
+    full: bool = False,
+    weights: Path | None = None,
+) -> Cost:
     """Operations of one experiment over its runs, counted on torch's meta device: no memory, no weights.
 
-    folds: into which the images are assigned. trained: how many of them are. full: on all labelled images, too.
+    folds: into which the images are assigned. trained: how many of them are. full: on all labelled images, too, or
+    frozen. weights: their folder, in which a snapshot may lie.
     """
     import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from whaleid.data.images import input_size
-    from whaleid.models.embedder import build_embedder
+    from whaleid.models.embedder import build_adapter, build_embedder
 
     boxes = np.array([[0.0, 0.0, census.aspect * 1000, 1000.0]])
     size = input_size(experiment.image, boxes)
     with torch.device("meta"):
-        embedder = build_embedder(experiment.model, pretrained=False, size=size)
+        embedder = build_embedder(experiment.model, weights, pretrained=False, size=size)
+        image = torch.empty((1, size[1], size[0], 3), dtype=torch.uint8)
+        if experiment.is_adapter:
+            channels = embedder.backbone.channels
+            embedder, image = build_adapter(experiment.model, channels), torch.empty((1, channels))
         embedder.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            embedder(torch.empty((1, size[1], size[0], 3), dtype=torch.uint8))
+            embedder(image)
     forward = float(counter.get_total_flops())
     seen = _images_seen(experiment, census, folds)
     seen_in_all = seen * trained + (round(seen * folds / (folds - 1)) if full else 0)
     views = (2 if experiment.features.mirror else 1) * sum(scale**2 for scale in experiment.features.scales)
+    if experiment.is_adapter:
+        views = 1
     return Cost(
         experiment.name,
         experiment.model.backbone,
         experiment.head.name,
         size,
         sum(parameter.numel() for parameter in embedder.parameters()),
+        embedder.dim * (2 if experiment.features.mirror and experiment.image.mirror_identities else 1),
         forward,
         seen,
         BACKWARD * forward * seen_in_all,
@@ -297,11 +324,11 @@ def _images_seen(experiment: Experiment, census: Census, folds: int) -> int:
     return round(items * experiment.train.epochs)
 
 
-def _feature_bytes(project: Project, census: Census) -> int:
+def _feature_bytes(project: Project, census: Census, costs: list[Cost]) -> int:
     """Bytes of all features (embeddings, and logits where they are kept)."""
     total = 0
-    for experiment in project.experiments:
-        width = experiment.model.embedding * (2 if experiment.image.mirror_identities else 1)
+    for experiment, cost in zip(project.experiments, costs, strict=True):
+        width = cost.dim
         width += census.identities if experiment.features.logits and experiment.head.has_logits else 0
         total += census.all_images * width * (2 if experiment.features.half else 4) * len(project.folds_of(experiment))
     return total

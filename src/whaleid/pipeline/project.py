@@ -110,14 +110,37 @@ class Project:
         raise WhaleidError(f"recipe {self.recipe.name} has no experiment '{name}'; it has: {known}")
 
     @property
+    def trained(self) -> list[Experiment]:
+        """The experiments that are trained: all but the frozen networks."""
+        return [experiment for experiment in self.experiments if not experiment.frozen]
+
+    @property
     def full_experiments(self) -> list[Experiment]:
         """The experiments that are trained on all labelled images, too."""
         entries = zip(self.recipe.experiments, self.experiments, strict=True) if self.recipe.full_members else ()
-        return [experiment for entry, experiment in entries if entry in self.recipe.full_members]
+        return [item for entry, item in entries if entry in self.recipe.full_members and not item.frozen]
 
     def folds_of(self, experiment: Experiment) -> list[int | None]:
-        """Folds of the experiment's runs; None stands for the run on all labelled images."""
+        """Folds of the experiment's runs; None stands for the run on all labelled images, or of a frozen network."""
+        if experiment.frozen:
+            return [None]
         return [*self.folds, *([None] if experiment in self.full_experiments else [])]
+
+    def run_of(self, experiment: Experiment, fold: int | None) -> int | None:
+        """The run that serves a fold: its own or, of a frozen network, the only one there is (None)."""
+        return None if experiment.frozen else fold
+
+    def place_of(self, experiment: Experiment) -> Workspace:
+        """Where an experiment's runs and features lie: a frozen network is the same in all rounds of pseudo-labels."""
+        return replace(self.workspace, round=0) if experiment.frozen else self.workspace
+
+    def run_folder(self, experiment: Experiment, fold: int | None) -> Path:
+        """Folder of the run that serves a fold."""
+        return self.place_of(experiment).run(experiment.name, self.run_of(experiment, fold))
+
+    def features_folder(self, experiment: Experiment, fold: int | None) -> Path:
+        """Folder of the features by the run that serves a fold."""
+        return self.place_of(experiment).features(experiment.name, self.run_of(experiment, fold))
 
     def starts_pretrained(self, experiment: Experiment) -> bool:
         """Whether an experiment starts from the backbone that the recipe pretrains."""
@@ -172,7 +195,20 @@ def open_project(
     loaded, experiments = load_recipe(recipe, parse_overrides(pairs or []))
     pretext = load_pretext(recipe, loaded, experiments)
     workspace = Workspace(work / contest.name)
-    return Project(contest, loaded, tuple(experiments), workspace, skip_unreadable, pretext, settings)
+    sized = tuple(_sized(item, settings.weights) for item in experiments)
+    return Project(contest, loaded, sized, workspace, skip_unreadable, pretext, settings)
+
+
+def _sized(experiment: Experiment, weights: Path) -> Experiment:
+    """The experiment with the size that its network was pretrained at, where it says none. weights: their folder."""
+    if experiment.image.has_size:
+        return experiment
+    from whaleid.models.backbone import pretrained_size  # timm takes seconds to import
+
+    width, height = pretrained_size(experiment.model.backbone, weights)
+    return experiment.model_copy(
+        update={"image": experiment.image.model_copy(update={"width": width, "height": height})}
+    )
 
 
 def all_images_key(competition: Competition, workspace: Workspace, skip_unreadable: bool) -> str:

@@ -1,11 +1,11 @@
-"""Stages of the networks: pretraining without labels, training, features."""
+"""Stages of the networks: pretraining without labels, frozen networks, training, features."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whaleid.config import Experiment
 from whaleid.config.settings import WEIGHTS
@@ -15,9 +15,12 @@ from whaleid.pipeline.data_stages import count_rows, read_cache
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import Round, round_state
 from whaleid.pipeline.tasks import Task
-from whaleid.pipeline.workspace import Workspace, read_folds, read_images
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import digest
+
+if TYPE_CHECKING:
+    from whaleid.data.cache import Inputs
 
 
 def pretrain_tasks(project: Project) -> list[Task]:
@@ -58,12 +61,49 @@ def pretrained_path(project: Project) -> Path:
     return project.settings.weights / f"{keys.pretrained_name(project)}.safetensors"
 
 
+# ---------------------------------------------------------------------------------------------- frozen networks
+
+
+def frozen_tasks(project: Project) -> list[Task]:
+    """The features of every image by each network that is used as it is: one task, whatever the number of folds."""
+    return [_frozen_task(project, item) for item in project.experiments if item.frozen]
+
+
+def _frozen_task(project: Project, experiment: Experiment) -> Task:
+    workspace, out = project.place_of(experiment), project.features_folder(experiment, None)
+    key, run = keys.features_key(project, experiment, None), project.run_folder(experiment, None)
+
+    def make() -> None:
+        from whaleid.features.extraction import extract_features
+        from whaleid.training.frozen import write_frozen_run
+
+        cache, own_key = read_cache(workspace, experiment), keys.run_key(project, experiment, None)
+        write_frozen_run(_as_trained(project, experiment, None), cache.size, run, project.settings.weights, own_key)
+        extract_features(run, read_images(workspace), cache, out, experiment.name)
+
+    reads = ["images", f"cache/{experiment.name}"]
+    if project.starts_pretrained(experiment):
+        reads.append("pretrain")
+    return Task(
+        "frozen",
+        experiment.name,
+        workspace,
+        out,
+        key,
+        make,
+        tuple(reads),
+        resumes=True,
+        run=(experiment.name, None),
+        command="features",
+    )
+
+
 # -------------------------------------------------------------------------------------------------- training
 
 
 def train_tasks(project: Project) -> list[Task]:
     """A run of every experiment on every fold: checkpoint, configuration, log."""
-    return _of_runs(project, _train_task, [(item, fold) for item in project.experiments for fold in project.folds])
+    return _of_runs(project, _train_task, [(item, fold) for item in project.trained for fold in project.folds])
 
 
 def full_tasks(project: Project) -> list[Task]:
@@ -91,7 +131,7 @@ def _train_task(project: Project, experiment: Experiment, fold: int | None, stat
             fold,
             read_images(workspace),
             read_folds(workspace),
-            read_cache(workspace, experiment),
+            _input(project, experiment),
             out,
             project.competition.unknown,
             project.settings.weights,
@@ -100,7 +140,7 @@ def _train_task(project: Project, experiment: Experiment, fold: int | None, stat
         )
         return {"summary": asdict(summary)}
 
-    reads = ["images", "folds", f"cache/{experiment.name}", *round_reads(project)]
+    reads = ["images", "folds", _input_name(experiment), *round_reads(project)]
     if project.starts_pretrained(experiment):
         reads.append("pretrain")
     if fold is None:
@@ -119,9 +159,26 @@ def _train_task(project: Project, experiment: Experiment, fold: int | None, stat
     )
 
 
-def run_name(workspace: Workspace, experiment: Experiment, fold: int | None) -> str:
-    """Name of the task that trains a run."""
-    return f"{'full' if fold is None else 'train'}/{workspace.run_item(experiment.name, fold)}"
+def _input(project: Project, experiment: Experiment) -> Inputs:
+    """What an experiment's runs read: its cache of images or, as an adapter, the features of a frozen network."""
+    if experiment.adapter_of is None:
+        return read_cache(project.workspace, experiment)
+    from whaleid.features.files import FeatureRows, open_embeddings
+
+    folder = project.features_folder(project.experiment(experiment.adapter_of), None)
+    return FeatureRows(open_embeddings(folder, read_images(project.workspace)))
+
+
+def _input_name(experiment: Experiment) -> str:
+    """Name of the task that makes what an experiment's runs read."""
+    return f"cache/{experiment.name}" if experiment.adapter_of is None else f"frozen/{experiment.adapter_of}"
+
+
+def run_name(project: Project, experiment: Experiment, fold: int | None) -> str:
+    """Name of the task that makes a run."""
+    if experiment.frozen:
+        return f"frozen/{experiment.name}"
+    return f"{'full' if fold is None else 'train'}/{project.workspace.run_item(experiment.name, fold)}"
 
 
 def round_reads(project: Project) -> list[str]:
@@ -136,7 +193,7 @@ def _as_trained(project: Project, experiment: Experiment, fold: int | None) -> E
     if project.starts_pretrained(experiment):
         weights = Path(WEIGHTS, pretrained_path(project).name).as_posix()
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"weights": weights})})
-    if fold is not None:
+    if fold is not None or experiment.frozen:
         return experiment
     workspace = project.workspace
     runs = [workspace.run(experiment.name, number) for number in project.folds]
@@ -144,13 +201,25 @@ def _as_trained(project: Project, experiment: Experiment, fold: int | None) -> E
 
 
 def prepare_training(project: Project, tasks: list[Task]) -> None:
-    """Have the weights that the runs start from on this machine, before several processes look for them."""
+    """Have the weights that the runs start from on this machine, before any work and before several processes look."""
     from whaleid.models.weights import ensure_weights
 
     names = {task.run[0] for task in tasks if task.run is not None}
     for experiment in project.experiments:
-        if experiment.name in names and not project.starts_pretrained(experiment):
+        if experiment.name in names and _starts_from_published(project, experiment):
             ensure_weights(experiment.model.backbone, experiment.model.weights, project.settings.weights)
+
+
+def _starts_from_published(project: Project, experiment: Experiment) -> bool:
+    """Whether its runs read weights that this project does not make, and has not copied yet."""
+    from whaleid.training.checkpoint import read_metadata
+
+    if experiment.is_adapter or project.starts_pretrained(experiment):
+        return False
+    if not experiment.frozen:
+        return True
+    written = read_metadata(project.run_folder(experiment, None)) or {}
+    return written.get("key") != keys.run_key(project, experiment, None)
 
 
 # -------------------------------------------------------------------------------------------------- features
@@ -170,7 +239,7 @@ def feature_tasks(project: Project) -> list[Task]:
 
 
 def _all_runs(project: Project) -> list[tuple[Experiment, int | None]]:
-    return [(item, fold) for item in project.experiments for fold in project.folds_of(item)]
+    return [(item, fold) for item in project.trained for fold in project.folds_of(item)]
 
 
 def _shard_tasks(project: Project, experiment: Experiment, fold: int | None, state: Round) -> list[Task]:
@@ -193,7 +262,7 @@ def _shard_task(
         from whaleid.features.extraction import extract_features
 
         title = f"{experiment.name} shard {number}"
-        extract_features(run, read_images(workspace), read_cache(workspace, experiment), out, title, rows)
+        extract_features(run, read_images(workspace), _input(project, experiment), out, title, rows)
 
     return Task(
         "shards",
@@ -202,7 +271,7 @@ def _shard_task(
         out,
         key,
         make,
-        ("images", f"cache/{experiment.name}", run_name(workspace, experiment, fold)),
+        ("images", _input_name(experiment), run_name(project, experiment, fold)),
         resumes=True,
         run=(experiment.name, fold),
         shard=number,
@@ -219,7 +288,7 @@ def _feature_task(project: Project, experiment: Experiment, fold: int | None, st
     def make() -> None:
         from whaleid.features.extraction import extract_features
 
-        extract_features(run, read_images(workspace), read_cache(workspace, experiment), out, experiment.name)
+        extract_features(run, read_images(workspace), _input(project, experiment), out, experiment.name)
 
     def join() -> None:
         from whaleid.features.shards import join_shards
@@ -239,7 +308,7 @@ def _feature_task(project: Project, experiment: Experiment, fold: int | None, st
         out,
         key,
         join if shards else make,
-        ("images", f"cache/{experiment.name}", run_name(workspace, experiment, fold), *(one.name for one in shards)),
+        ("images", _input_name(experiment), run_name(project, experiment, fold), *(one.name for one in shards)),
         check,
         resumes=not shards,
         run=(experiment.name, fold),
@@ -249,10 +318,10 @@ def _feature_task(project: Project, experiment: Experiment, fold: int | None, st
 
 def feature_reads(project: Project) -> list[str]:
     """The tasks whose outputs the ensemble reads of each experiment: its features and, to score pairs, its runs."""
-    workspace, reads = project.workspace, []
-    for experiment in project.experiments:
+    workspace, reads = project.workspace, [task.name for task in frozen_tasks(project)]
+    for experiment in project.trained:
         for fold in project.folds_of(experiment):
             reads.append(f"features/{workspace.run_item(experiment.name, fold)}")
             if experiment.head.scores_pairs:
-                reads.append(run_name(workspace, experiment, fold))
+                reads.append(run_name(project, experiment, fold))
     return reads

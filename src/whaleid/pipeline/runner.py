@@ -9,7 +9,7 @@ from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.metrics import require_figures, write_figures
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.stages import STAGES, stage_times, steps
+from whaleid.pipeline.stages import STAGES, Step, stage_times, steps
 from whaleid.pipeline.tasks import Task
 from whaleid.utils.errors import WhaleidError
 
@@ -78,18 +78,24 @@ def run(
     if until not in BEFORE_KEYPOINTS:
         require_local(project.local_matching, project.settings.weights)
     needed = {task.name for task in tasks_to_do(project, until, only)}
+    for step in steps(project):
+        if step.stage.prepare is not None and (tasks := _stale(step, needed)):
+            step.stage.prepare(step.project, tasks)
     done: list[Task] = []
     for step in steps(project):
-        if not any(name.partition("/")[0] == step.stage.name for name in needed):
-            continue
-        tasks = [task for task in step.tasks() if task.name in needed and not task.current]
-        if tasks and step.stage.prepare is not None:
-            step.stage.prepare(step.project, tasks)
+        tasks = _stale(step, needed)
         for task in executor.run(_with_features(tasks, needed)):
             done.append(task)
     if any(task.stage in ("ladder", "submission") for task in done):
         write_figures(project, {**require_figures(project), "times": stage_times(project)})
     return done
+
+
+def _stale(step: Step, needed: set[str]) -> list[Task]:
+    """The step's tasks that are needed and not current."""
+    if not any(name.partition("/")[0] == step.stage.name for name in needed):
+        return []
+    return [task for task in step.tasks() if task.name in needed and not task.current]
 
 
 def _with_features(tasks: list[Task], needed: set[str]) -> list[Task]:
@@ -140,7 +146,10 @@ def _check(project: Project, only: Only) -> None:
         )
     if only.fold is not None and only.fold not in project.folds:
         raise WhaleidError(f"--fold {only.fold}: recipe {recipe} trains folds {project.folds}")
-    if only.full and not [item for item in project.full_experiments if only.experiment in (None, item.name)]:
+    named = [item for item in project.experiments if only.experiment in (None, item.name)]
+    if only.fold is not None and only.experiment is not None and named[0].frozen:
+        raise WhaleidError(f"--fold {only.fold}: {only.experiment} is frozen, the same for every fold; use --full")
+    if only.full and not any(None in project.folds_of(item) for item in named):
         raise WhaleidError(
             f"--full: recipe {recipe} does not train {only.experiment or 'anything'} on all labelled images; "
             "add `full: true`, or `full:` with a list of experiments"

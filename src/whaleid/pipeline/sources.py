@@ -27,11 +27,11 @@ def _source_of(project: Project, experiment: Experiment) -> Source:
     from whaleid.ensemble.ladder import Source
     from whaleid.ensemble.protocol import FULL_DATA
 
-    name, workspace, runs = experiment.name, project.workspace, project.folds_of(experiment)
-    pairs = {FULL_DATA if fold is None else fold: workspace.run(name, fold) for fold in runs}
+    runs = project.folds_of(experiment)
+    pairs = {FULL_DATA if fold is None else fold: project.run_folder(experiment, fold) for fold in runs}
     return Source(
-        name,
-        {fold: workspace.features(name, fold) for fold in project.folds},
+        experiment.name,
+        {fold: project.features_folder(experiment, fold) for fold in project.folds},
         pairs=pairs if experiment.head.scores_pairs else {},
-        full=workspace.features(name, None) if None in runs else None,
+        full=project.features_folder(experiment, None) if project.full_experiments and None in runs else None,
     )

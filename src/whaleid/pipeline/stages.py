@@ -20,6 +20,7 @@ from whaleid.pipeline.pseudo_labels import gain_tasks, label_tasks
 from whaleid.pipeline.rounds import rounds
 from whaleid.pipeline.run_stages import (
     feature_tasks,
+    frozen_tasks,
     full_tasks,
     prepare_training,
     pretrain_tasks,
@@ -47,7 +48,7 @@ class Stage:
     part_of : str, optional
         The stage that names it as a target, too.
     prepare : callable, optional
-        (Project, tasks) -> None: what is done once before its tasks start.
+        (Project, tasks) -> None: what is done once for its tasks, before any stage starts.
     """
 
     name: str
@@ -68,22 +69,25 @@ DATA = (
     Stage("cache", ("images",), cache_tasks),
     Stage("keypoints", ("images",), keypoint_tasks),
     Stage("pretrain", ("images", "cache"), pretrain_tasks),
+    Stage("frozen", ("images", "cache", "pretrain"), frozen_tasks, part_of="features", prepare=prepare_training),
 )
-_RUN = ("images", "folds", "cache", "pretrain", "labels")
+_RUN = ("images", "folds", "cache", "pretrain", "frozen", "labels")
 ROUND = (
-    Stage("labels", ("images", "folds", "keypoints", "train", "full", "features"), label_tasks),
+    Stage("labels", ("images", "folds", "keypoints", "frozen", "train", "full", "features"), label_tasks),
     Stage("train", _RUN, train_tasks, prepare=prepare_training),
     Stage("full", (*_RUN, "train"), full_tasks, part_of="train", prepare=prepare_training),
-    Stage("shards", ("images", "cache", "train", "full"), shard_tasks),
-    Stage("features", ("images", "cache", "train", "full", "shards"), feature_tasks),
-    Stage("candidates", ("images", "folds", "keypoints", "train", "full", "features"), candidate_tasks),
+    Stage("shards", ("images", "cache", "frozen", "train", "full"), shard_tasks),
+    Stage("features", ("images", "cache", "frozen", "train", "full", "shards"), feature_tasks),
+    Stage("candidates", ("images", "folds", "keypoints", "frozen", "train", "full", "features"), candidate_tasks),
     Stage("gain", ("candidates",), gain_tasks),
 )
 """Of every round of pseudo-labels. A round's labels read the features of the round before; round 0 has none."""
 ANSWER = (
     Stage("ladder", ("labels", "candidates", "gain"), ladder_tasks),
-    Stage("ablation", ("images", "folds", "keypoints", "train", "full", "features", "ladder"), ablation_tasks),
-    Stage("context", ("images", "folds", "train", "ladder"), context_tasks),
+    Stage(
+        "ablation", ("images", "folds", "keypoints", "frozen", "train", "full", "features", "ladder"), ablation_tasks
+    ),
+    Stage("context", ("images", "folds", "frozen", "train", "ladder"), context_tasks),
     Stage("submission", ("ladder",), submission_tasks),
     Stage("score", ("submission",), score_tasks),
 )

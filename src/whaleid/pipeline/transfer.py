@@ -56,10 +56,10 @@ class EnsembleInputs:
 def ensemble_inputs(project: Project) -> EnsembleInputs:
     """The folders that the ensemble of a project reads."""
     workspace, keypoints = project.workspace, keypoints_folder(project)
-    jobs = [(item.name, fold) for item in project.experiments for fold in project.folds_of(item)]
+    jobs = [(item, fold) for item in project.experiments for fold in project.folds_of(item)]
     return EnsembleInputs(
-        tuple(workspace.run(*job).relative_to(workspace.root) for job in jobs),
-        tuple(workspace.features(*job).relative_to(workspace.root) for job in jobs),
+        tuple(project.run_folder(*job).relative_to(workspace.root) for job in jobs),
+        tuple(project.features_folder(*job).relative_to(workspace.root) for job in jobs),
         () if keypoints is None else (keypoints.relative_to(workspace.root),),
         {
             name: tuple(Path(folder) / f"fold{fold}" for fold in project.folds)

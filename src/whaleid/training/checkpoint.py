@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whaleid.config import Experiment, ExperimentBase
 from whaleid.config.files import read_yaml
-from whaleid.models.embedder import Embedder, build_embedder
+from whaleid.models.embedder import Embedder, build_adapter, build_embedder
 from whaleid.models.heads.base import HeadModule
 from whaleid.models.heads.registry import build_head
 from whaleid.utils.errors import WhaleidError
@@ -43,9 +43,9 @@ class TrainedRun:
     """int64 (c,): training images of each class."""
     experiment: Experiment
     size: tuple[int, int]
-    """Width and height of the training images, pixels."""
+    """Width and height of the training images, pixels; of an adapter: width of the features and 1."""
     metadata: dict[str, Any]
-    """Of the checkpoint: `summary`, `key`, ..."""
+    """Of the checkpoint: `summary`, `key`, `snapshot` (`Backbone.snapshot`), ..."""
 
 
 def write_description(folder: Path, experiment: ExperimentBase, classes: list[str]) -> None:
@@ -110,7 +110,11 @@ def load_run(folder: Path, device: str | torch.device = "cpu") -> TrainedRun:
             f"{folder / CLASSES}: {len(classes)} classes, but {CHECKPOINT} has {len(sizes)}: {_AGAIN.format(folder)}"
         )
     width, height = metadata["size"]
-    embedder = build_embedder(experiment.model, pretrained=False, size=(width, height), slices=experiment.head.slices)
+    slices = experiment.head.slices
+    if experiment.is_adapter:
+        embedder = build_adapter(experiment.model, width, slices)
+    else:
+        embedder = build_embedder(experiment.model, None, False, (width, height), slices, metadata.get("snapshot"))
     head = build_head(experiment.head, embedder.dim, sizes)
     _fill(torch.nn.ModuleDict({"embedder": embedder, "head": head}), weights, folder)
     for module in (embedder, head):

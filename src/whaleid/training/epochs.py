@@ -14,7 +14,7 @@ import torch
 
 from whaleid.config import ExperimentBase
 from whaleid.config.heads import find_class
-from whaleid.data.cache import ImageCache
+from whaleid.data.cache import Inputs
 from whaleid.data.samplers import EpochPlan, TrainingItems, epoch_batches
 from whaleid.training.extract_features import Space, extract_item_features
 from whaleid.training.schedule import epochs_of
@@ -33,7 +33,7 @@ class EpochPlanner:
     weights do not give the same features to the last bit.
     """
 
-    def __init__(self, experiment: ExperimentBase, items: TrainingItems, cache: ImageCache | None, title: str):
+    def __init__(self, experiment: ExperimentBase, items: TrainingItems, cache: Inputs | None, title: str):
         self.experiment, self.items, self.cache, self.title = experiment, items, cache, title
 
     def lengths(self) -> list[int]:
@@ -105,9 +105,7 @@ class UnlabelledPlanner(EpochPlanner):
         return EpochPlan(batches, [0] * len(batches))
 
 
-def make_planner(
-    experiment: ExperimentBase, items: TrainingItems, cache: ImageCache | None, title: str
-) -> EpochPlanner:
+def make_planner(experiment: ExperimentBase, items: TrainingItems, cache: Inputs | None, title: str) -> EpochPlanner:
     """The planner that the experiment's head asks for. cache: None where only `lengths` is asked."""
     return find_class(experiment.head.planner)(experiment, items, cache, title)
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
-from whaleid.data.cache import ImageCache
+from whaleid.data.cache import Inputs
 from whaleid.data.samplers import TrainingItems
 from whaleid.models.embedder import Embedder
 
@@ -20,7 +20,7 @@ Space = Literal["features", "embedding"]
 @torch.no_grad()
 def extract_features(
     embedder: Embedder,
-    cache: ImageCache,
+    cache: Inputs,
     rows: np.ndarray,
     batch: int,
     space: Space = "embedding",
@@ -31,7 +31,7 @@ def extract_features(
     Parameters
     ----------
     embedder : Embedder
-    cache : ImageCache
+    cache : Inputs
     rows : int64 array, shape (n,)
         Rows of the cache.
     batch : int
@@ -52,7 +52,7 @@ def extract_features(
     parts = []
     for start in range(0, len(rows), batch):
         images = torch.from_numpy(cache.read_many(rows[start : start + batch])).to(device)
-        if mirrored is not None:
+        if mirrored is not None and mirrored.any():  # an adapter's rows of features have no sides
             flip = torch.from_numpy(mirrored[start : start + batch]).to(device)
             images = torch.where(flip[:, None, None, None], images.flip(2), images)
         features = embedder.features(images) if space == "features" else embedder(images)
@@ -62,7 +62,7 @@ def extract_features(
 
 
 def extract_item_features(
-    accelerator: Accelerator, embedder: Embedder, items: TrainingItems, cache: ImageCache, batch: int, space: Space
+    accelerator: Accelerator, embedder: Embedder, items: TrainingItems, cache: Inputs, batch: int, space: Space
 ) -> np.ndarray:
     """Unit features float32 (n, d) of all training items; each process computes a share, and all get the whole."""
     share = -(-len(items) // accelerator.num_processes)

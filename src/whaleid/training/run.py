@@ -18,10 +18,10 @@ from accelerate import Accelerator
 
 from whaleid.config import Experiment, ExperimentBase
 from whaleid.data.augmentation import Augmentation
-from whaleid.data.cache import ImageCache
+from whaleid.data.cache import Inputs
 from whaleid.data.pseudo import with_pseudo_labels
 from whaleid.data.samplers import TrainingItems, make_loader, training_items
-from whaleid.models.embedder import build_embedder
+from whaleid.models.embedder import build_adapter, build_embedder
 from whaleid.models.heads.registry import build_head, head_class
 from whaleid.training.checkpoint import CHECKPOINT, read_metadata, save_checkpoint, write_description
 from whaleid.training.epochs import EpochPlanner, make_planner
@@ -63,7 +63,7 @@ class Task:
     fold: int | None
     """None: all labelled images, or pretraining without labels."""
     items: TrainingItems
-    cache: ImageCache
+    cache: Inputs
     out: Path
     key: str
     """Digest of all that the weights depend on."""
@@ -97,7 +97,7 @@ def train_run(
     fold: int | None,
     images: pd.DataFrame,
     folds: pd.DataFrame,
-    cache: ImageCache,
+    cache: Inputs,
     out: Path,
     unknown: str | None,
     weights: Path,
@@ -116,8 +116,8 @@ def train_run(
         None: train on all labelled images.
     images, folds : tables
         images.parquet and folds.csv.
-    cache : ImageCache
-        Pixels of the rows of `images`, at the size to train at.
+    cache : Inputs
+        Pixels of the rows of `images`, at the size to train at; of an adapter, their features.
     out : Path
         Folder of checkpoint, log and state.
     unknown : str or None
@@ -143,7 +143,8 @@ def train_run(
 
 def run_key(experiment: ExperimentBase, fold: int | None, items: TrainingItems, size: tuple[int, int], key: str) -> str:
     """Digest of all that a run's weights depend on: settings, items, image size, and what the caller knows."""
-    settings = experiment.model_dump(mode="json", exclude={"name": True, "features": True, "train": {"workers"}})
+    left_out = {"name": True, "adapter_of": True, "features": True, "train": {"workers"}}
+    settings = experiment.model_dump(mode="json", exclude=left_out)
     content = sha256()
     for array in (items.rows, items.mirrored, items.labels):
         content.update(np.ascontiguousarray(array).tobytes())
@@ -207,7 +208,10 @@ def _build_session(task: Task, accelerator: Accelerator, weights: Path, pretrain
     lengths = task.planner().lengths()
     prepare_machine(accelerator, task.seed)
     size = head_class(experiment.head).network_size(experiment.head, experiment.model.backbone, task.cache.size)
-    embedder = build_embedder(experiment.model, weights, pretrained, size, experiment.head.slices)
+    if experiment.is_adapter:
+        embedder = build_adapter(experiment.model, task.cache.size[0], experiment.head.slices)
+    else:
+        embedder = build_embedder(experiment.model, weights, pretrained, size, experiment.head.slices)
     head = build_head(experiment.head, embedder.dim, task.class_sizes)
     return make_session(task.title, experiment.train, lengths, task.seed, accelerator, LossModule(embedder, head, size))
 
@@ -226,7 +230,7 @@ def run_epoch(task: Task, session: Session, record: Recorder | None) -> None:
     batches = make_loader(
         planner.items_of(session),
         task.cache,
-        Augmentation(task.experiment.augment, task.cache.size),
+        None if task.experiment.is_adapter else Augmentation(task.experiment.augment, task.cache.size),
         share_of(plan.batches, accelerator.process_index, accelerator.num_processes),
         progress.epoch,
         mix(task.seed, accelerator.process_index),
@@ -258,7 +262,7 @@ def finish(task: Task, session: Session) -> RunSummary:
     summary = summarise(task, session)
     if session.accelerator.is_main_process:
         metadata: dict[str, Any] = {"name": task.experiment.name, "fold": task.fold, "key": task.key}
-        metadata["summary"] = asdict(summary)
+        metadata |= {"summary": asdict(summary), "snapshot": session.module.embedder.backbone.snapshot}
         save_checkpoint(task.out, session.weights(), task.class_sizes, task.cache.size, metadata)
         shutil.rmtree((task.out / STATE).parent, ignore_errors=True)
     session.accelerator.wait_for_everyone()

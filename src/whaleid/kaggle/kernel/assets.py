@@ -102,14 +102,16 @@ def write_training_assets(project: Project, experiment_name: str, out: Path) -> 
     Raises
     ------
     WhaleidError
-        If the pretrained weights of the recipe are missing.
+        If the pretrained weights of the recipe are missing, or the experiment is frozen.
     """
-    from whaleid.models.weights import ensure_weights, find_weights
+    from whaleid.models.weights import ensure_weights, starting_files
 
     images, folds = read_images(project.workspace), read_folds(project.workspace)
     _write_tables(project, images, folds, out)
     outputs = [Path(project.workspace.images.name), Path(project.workspace.folds.name)]
     experiment = project.experiment(experiment_name)
+    if experiment.frozen:
+        raise WhaleidError(f"experiment {experiment.name} is frozen: there is nothing to train")
     if experiment.image.needs_masks:
         copy_masks(project.competition, images, out / MASKS)
     weights = project.settings.weights
@@ -118,13 +120,15 @@ def write_training_assets(project: Project, experiment_name: str, out: Path) -> 
         if not file.is_file():
             raise WhaleidError(f"{file}: missing; the experiment starts from it: run whaleid pretrain first")
         outputs.append(Path("pretrain", file.stem))
+        files = {Path(file.name): file}
     else:
-        ensure_weights(experiment.model.backbone, experiment.model.weights, weights)
-        file = find_weights(experiment.model.backbone, experiment.model.weights, weights)
+        start = experiment.model.backbone, experiment.model.weights, weights
+        ensure_weights(*start)
+        files = starting_files(*start)
     (out / WEIGHTS).mkdir()
-    if file is not None:
-        name = file.name if file.is_relative_to(weights) else f"{experiment.model.backbone}.safetensors"
-        shutil.copyfile(file, out / WEIGHTS / name)
+    for place, file in files.items():
+        (out / WEIGHTS / place).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, out / WEIGHTS / place)
     (out / WEIGHTS / "README").write_text("Weights that training starts from; none if it starts at random.\n")
     copy_stamps(project.workspace.root / STAMPS, out / STAMPED, outputs)
     write_json(out / PROJECT, {**project_to_json(project), "outputs": [path.as_posix() for path in outputs]})

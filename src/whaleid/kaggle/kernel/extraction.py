@@ -129,13 +129,15 @@ def gpus() -> list[int | None]:
 
 def _with_one_view(views: Extractor) -> Extractor:
     """The run without test-time augmentation; where mirrored embeddings stand side by side, both sides stay."""
+    if views.frozen is not None:
+        return replace(views, frozen=_with_one_view(views.frozen))
     experiment = views.run.experiment
     settings = experiment.features.model_copy(update={"scales": [1.0], "mirror": views.side_by_side})
     return replace(views, run=replace(views.run, experiment=experiment.model_copy(update={"features": settings})))
 
 
 def _count_views(views: Extractor) -> int:
-    features = views.run.experiment.features
+    features = (views.frozen or views).run.experiment.features
     return len(features.scales) * (2 if features.mirror else 1)
 
 

@@ -104,7 +104,7 @@ def planned_size(project: Project, images: int | None, identities: int | None) -
     for item, cost in zip(project.experiments, recipe_costs(project, census), strict=True):
         size += experiment_size(
             weights=FLOAT * cost.parameters,
-            dim=item.model.embedding * (2 if item.features.mirror and item.image.mirror_identities else 1),
+            dim=cost.dim,
             classes=census.identities if item.features.logits and item.head.has_logits else 0,
             itemsize=2 if item.features.half else FLOAT,
             runs=len(project.folds_of(item)),

@@ -96,7 +96,7 @@ def uncertain_guesses(results: Results) -> Iterator[Pair]:
         worth = 1.0
         for identity, chance in named[:GUESSES]:  # none before a likelier one
             worth = min(worth, 1 - 2 * min(min(abs(chance - level) for level in levels), 0.5))
-            called = f"called {competition.unknown}; " if kind == "new" else ""
+            called = f"called {competition.unknown}, " if kind == "new" else ""
             reason = f"{called}may be {identity} ({chance:.0%})"
             yield Pair(kind, row, -1, identity, reason, worth, results.project.folds[0])
 

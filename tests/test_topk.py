@@ -263,7 +263,7 @@ def test_log_replaces_the_row_of_the_same_file(tmp_path: Path) -> None:
 def test_log_by_other_hands(tmp_path: Path) -> None:
     path = put(tmp_path / "log.csv", "file,competition,recipe,public\na.csv,sample,cpu, 0.9 \n")
     (record,) = read_log(path)
-    assert (record.file, record.public, record.private, record.commit) == ("a.csv", 0.9, "")
+    assert (record.file, record.public, record.private, record.commit) == ("a.csv", 0.9, None, "")
     with pytest.raises(WhaleidError, match="row 2, column public: 'good' is not a score"):
         read_log(put(path, "file,public\na.csv,good\n"))
     with pytest.raises(WhaleidError, match="column 'note'"):

@@ -110,9 +110,10 @@ def _run_of(project: Project, image: str) -> Path:
     folds = read_folds(project.workspace)
     fold = folds.loc[folds["image"] == image, "fold"].tolist()
     numbers = [number for number in fold if number in project.folds] or project.folds
-    if not project.experiments:
-        raise WhaleidError(f"recipe {project.recipe.name} trains no network: there is none to explain")
-    folder = project.workspace.run(project.experiments[0].name, numbers[0])
+    networks = [item for item in project.experiments if not item.is_adapter]
+    if not networks:
+        raise WhaleidError(f"recipe {project.recipe.name} has no network: there is none to explain")
+    folder = project.run_folder(networks[0], None if networks[0].frozen else numbers[0])
     if not (folder / CHECKPOINT).is_file():
         raise WhaleidError(f"{folder}: not trained yet; run whaleid train with the same options first")
     return folder

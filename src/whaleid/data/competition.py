@@ -117,6 +117,8 @@ def _split_rows(competition: Competition, split: str, table: Table) -> Checked:
     for name, column in table.extra.items():
         rows[name] = content[column].where(content[column] != "", None)
     rows["row"] = rows.index
+    if split == "test" and competition.answer.pairs is not None:  # an image has a row for each of its pairs
+        rows = rows.drop_duplicates("image")
 
     problems: list[Problem] = []
     for check in (_check_empty, _check_spaces, _check_repeats):

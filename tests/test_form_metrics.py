@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from whaleid.cli import main as cli
 from whaleid.evaluation.clusters import adjusted_rand_index
-from whaleid.evaluation.forms import get_form, score_files
+from whaleid.evaluation.forms import score_files
 from whaleid.evaluation.one_confident import global_average_precision
 from whaleid.evaluation.one_or_unknown import baks, baus
 from whaleid.evaluation.pairs import identity_balanced_map
@@ -283,8 +283,6 @@ def test_faults_are_named_by_row_and_column(
 def test_options_and_forms_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(WhaleidError, match="the form clusters has no --k"):
         scored(tmp_path, "clusters", "i,c\na,1\n", "i,l\na,x\n", k=5)
-    with pytest.raises(WhaleidError, match=r"'pairs' is scored .* but not written"):
-        get_form("pairs")
 
 
 def test_the_command_prints_the_form_and_more_as_json(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from whaleid.config import Competition
 from whaleid.config.files import load_competition
+from whaleid.data.asked_pairs import read_asked_pairs
 from whaleid.data.competition import read_rows
 from whaleid.data.images_table import images_key, labelled_key
 from whaleid.data.masks import labelled_masks_key
@@ -19,6 +21,11 @@ METADATA = """image_id,identity,path,date,orientation,species,split,dataset
 7,LynxID2025_lynx_1,images/LynxID2025/database/a.jpg,,left,lynx,database,LynxID2025
 9,,images/LynxID2025/query/b.jpg,,right,lynx,query,LynxID2025
 8,SeaTurtleID2022_t001,images/SeaTurtleID2022/database/c.jpg,2010-01-02,,turtle,database,SeaTurtleID2022
+"""
+METADATA_2026 = """image_id,identity,path,date,orientation,species,split,dataset
+7,LynxID2025_lynx_1,images/LynxID2025/train/a.jpg,,left,lynx,train,LynxID2025
+9,,images/LynxID2025/test/b.jpg,,right,lynx,test,LynxID2025
+8,,images/TexasHornedLizards/test/c.jpg,,,lizard,test,TexasHornedLizards
 """
 LAYOUTS = {
     "animalclef-2025": (
@@ -36,6 +43,24 @@ LAYOUTS = {
         },
         {"train_images/3/a.jpg": ("a.jpg", "51"), "train_images/70/b.jpg": ("b.jpg", "52")},
         {"test_images/q.jpg": "q.jpg"},
+    ),
+    "animalclef-2026": (
+        {"metadata.csv": METADATA_2026},
+        {"images/LynxID2025/train/a.jpg": ("7", "LynxID2025_lynx_1")},
+        {
+            "images/LynxID2025/test/b.jpg": "9",
+            "images/TexasHornedLizards/test/c.jpg": "8",
+        },
+    ),
+    "jaguar-2026": (
+        {
+            "train.csv": "filename,ground_truth\na.png,Akaloi\n",
+            "test.csv": "row_id,query_image,gallery_image\n0,p.png,q.png\n1,q.png,p.png\n"
+            "2,p.png,r.png\n3,r.png,p.png\n",
+            "sample_submission.csv": "row_id,similarity\n0,0.5\n",
+        },
+        {"train/train/a.png": ("a.png", "Akaloi")},
+        {"test/test/p.png": "p.png", "test/test/q.png": "q.png", "test/test/r.png": "r.png"},
     ),
     "landmark-recognition": (
         {
@@ -80,6 +105,19 @@ def test_rows_of_the_layout(name: str, tmp_path: Path) -> None:
 def test_one_table_gives_the_queries_alone_a_row_in_the_submission(tmp_path: Path) -> None:
     template = submission_template(placed("animalclef-2025", tmp_path / "data"), tmp_path)
     assert template.read_text() == "image_id,identity\n9,\n"
+
+
+def test_each_pair_that_is_asked_about_has_a_row(tmp_path: Path) -> None:
+    given = placed("jaguar-2026", tmp_path / "data")
+    assert submission_template(given, tmp_path).read_text() == "row_id,similarity\n0,\n1,\n2,\n3,\n"
+    asked = read_asked_pairs(given, np.array(["q.png", "p.png"]))  # the third could not be read
+    assert dict(zip(asked.names, asked.places.tolist(), strict=True)) == {"0": [1, 0], "1": [0, 1]}
+    with (tmp_path / "data/test.csv").open("a") as file:
+        file.write("4,p.png,x.png\n")
+    with pytest.raises(
+        WhaleidError, match=r"test\.csv: row 6, column gallery_image: 'x\.png' is no image of the column"
+    ):
+        read_asked_pairs(given, np.array(["p.png"]))
 
 
 def test_keys_change_with_the_rows_that_are_chosen(tmp_path: Path) -> None:

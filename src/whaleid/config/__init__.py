@@ -4,7 +4,7 @@ A key that is not known is refused with its file and its place, so that no setti
 """
 
 from whaleid.config.base import Model
-from whaleid.config.competition import Competition, Submission, Table
+from whaleid.config.competition import Answer, Competition, Submission, Table
 from whaleid.config.experiment import (
     AugmentConfig,
     Experiment,
@@ -54,6 +54,7 @@ from whaleid.config.retrieval import (
 from whaleid.config.stack import StackConfig
 
 __all__ = [
+    "Answer",
     "AugmentConfig",
     "AugmentationConfig",
     "BySize",

@@ -14,6 +14,9 @@ FIELD = re.compile(r"\{([^{}\[\]]+)(?:\[(\d+)\])?\}")
 LABEL_SEPARATORS = r"[,;\s]"
 """What a label cannot hold: guesses are separated by a space, and readers split them at commas and semicolons too."""
 
+RANKED_IMAGES = 100
+"""Labelled images that the form ranked_images ranks for each query."""
+
 
 class Table(Model):
     """A CSV of images: which columns hold what, and the folder of the image files."""
@@ -59,13 +62,24 @@ class Submission(Model):
     """Column of the guesses; null: the sample's, or without one that of the identities."""
 
 
+class PairColumns(Model):
+    """Pairs of test images that are asked about, a row of the test CSV each; its image column holds the first image."""
+
+    row: str
+    """Column of the row's name, which the submission repeats."""
+    other: str
+    """Column of the second image."""
+
+
 class Answer(Model):
     """What is submitted."""
 
     form: str = "topk"
-    """Name of a form of answer: topk, one_or_unknown, one_confident."""
+    """Name of a form of answer: topk, one_or_unknown, one_confident, ranked_images, pairs, clusters."""
     dataset: str | None = None
     """Name in `train.extra` and `test.extra` of a column that splits the metric and its thresholds."""
+    pairs: PairColumns | None = None
+    """The pairs that the form pairs answers; the test CSV then names an image in many rows."""
 
 
 class Competition(Model):
@@ -127,6 +141,10 @@ class Competition(Model):
         for split, table in (("train", self.train), ("test", self.test)):
             if column is not None and table is not None and column not in table.extra:
                 raise ValueError(f"answer.dataset '{column}' is not among {split}.extra: {sorted(table.extra)}")
+        if self.answer.form == "ranked_images" and self.k != RANKED_IMAGES:
+            raise ValueError(f"answer.form ranked_images ranks {RANKED_IMAGES} images: set k to {RANKED_IMAGES}")
+        if (self.answer.form == "pairs") != (self.answer.pairs is not None):
+            raise ValueError("answer.pairs (the columns of the pairs) and answer.form pairs go together")
         if self.unknown is None and self.answer.form == "one_or_unknown":
             raise ValueError("answer.form one_or_unknown needs the unknown label: set unknown")
         return self

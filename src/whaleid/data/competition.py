@@ -139,6 +139,8 @@ def _split_rows(competition: Competition, split: str, table: Table) -> Checked:
         renamed = _renamed(content[column], name, competition)
         rows[name] = renamed.where(renamed != "", None)
     rows["row"] = rows.index
+    if split == "test" and competition.answer.pairs is not None:  # an image has a row for each of its pairs
+        rows = rows.drop_duplicates("image")
 
     problems: list[Problem] = []
     for check in (_check_empty, _check_labels, _check_repeats):

@@ -29,8 +29,9 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
-from whaleid.ensemble.answers import Answer, answer_by_identities
+from whaleid.ensemble.answers import FormAnswer, answer_by_identities
 from whaleid.ensemble.intervals import rank_gain, weighted_map
+from whaleid.ensemble.pair_answers import answer_by_pairs
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.rankers.base import JointFeatures, RankerContext
 from whaleid.ensemble.rankers.local import read_local
@@ -83,24 +84,37 @@ def combine(
     """
     protocol = protocol_of(images, folds, competition, sources)
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
-    protocol, rankings = with_simulated_unknowns(protocol, rankings)
-    result = evaluate_ladder(protocol, rankings, recipe.combine, recipe.seed, stack_models)
+    simulated, rankings = with_simulated_unknowns(protocol, rankings)
+    result = evaluate_ladder(simulated, rankings, recipe.combine, recipe.seed, stack_models)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
-    result = replace(result, worth=blend_worth(protocol, rankings, recipe.combine, result, recipe.seed))
-    result = replace(result, answer=_answer(protocol, result, images, competition, recipe.seed))
-    write_result(result, protocol, out)
+    result = replace(result, worth=blend_worth(simulated, rankings, recipe.combine, result, recipe.seed))
+    result = replace(result, answer=_answer(protocol, simulated, result, sources, images, recipe, competition, local))
+    write_result(result, simulated, out)
     return result
 
 
 def _answer(
-    protocol: Protocol, result: LadderResult, images: pd.DataFrame, competition: Competition, seed: int
-) -> Answer | None:
-    """The answer in the competition's form; None where the last rung's guesses are the answer."""
+    protocol: Protocol,
+    simulated: Protocol,
+    result: LadderResult,
+    sources: list[Source],
+    images: pd.DataFrame,
+    recipe: Recipe,
+    competition: Competition,
+    descriptors: Path | None,
+) -> FormAnswer | None:
+    """The answer in the competition's form; None where the last rung's guesses are the answer.
+
+    simulated: the protocol with simulated unknown queries.
+    """
     form = get_form(competition.answer.form)
     if form.NEEDS == "guesses":
         return None
+    if form.NEEDS == "pairs":
+        return answer_by_pairs(form, protocol, sources, images, recipe, competition, descriptors)
     assert result.final_ranking is not None and result.blend_ranking is not None
-    return answer_by_identities(form, protocol, result.final_ranking, result.blend_ranking, images, competition, seed)
+    rankings = result.final_ranking, result.blend_ranking
+    return answer_by_identities(form, simulated, *rankings, images, competition, recipe.seed)
 
 
 def protocol_of(images: pd.DataFrame, folds: pd.DataFrame, competition: Competition, sources: list[Source]) -> Protocol:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from whaleid.ensemble.answers import Answer
+from whaleid.ensemble.answers import FormAnswer
 from whaleid.ensemble.blend import Blend
 from whaleid.ensemble.cross_fitting import CrossFitted
 from whaleid.ensemble.intervals import Gain
@@ -196,7 +196,7 @@ class LadderResult:
         None where it was not computed.
     final_ranking, blend_ranking : Ranking or None
         What the last rung and the blend's were made from.
-    answer : Answer or None
+    answer : FormAnswer or None
         The answer in the competition's form, where that is not made of the last rung's guesses.
     """
 
@@ -214,7 +214,7 @@ class LadderResult:
     worth: BlendWorth | None = None
     final_ranking: Ranking | None = None
     blend_ranking: Ranking | None = None
-    answer: Answer | None = None
+    answer: FormAnswer | None = None
 
     @property
     def final(self) -> Rung:

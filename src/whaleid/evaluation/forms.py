@@ -73,7 +73,11 @@ class Form(Protocol):
     """What a form's module holds. `topk`, whose answers are the ladder's guesses, has no fit, answer and evaluate."""
 
     NEEDS: str
-    """What its answers are made from: the ladder's `guesses`, or ranked `identities` (`RankedIdentities`)."""
+    """What its answers are made from: the ladder's `guesses`, ranked `identities` (`RankedIdentities`), or `pairs` of
+    images (`ImagePairs`)."""
+
+    TABLES: tuple[str, ...]
+    """Of a form that needs pairs: which of `among` and `to_gallery` it reads."""
 
     check_submission: Callable[..., list[str]]
     """(path, sample, known, k) -> everything that is wrong with a submission, one line each.
@@ -88,23 +92,23 @@ class Form(Protocol):
     """(row, likely) -> the cell of an image that could not be read. likely: labels that are right most often."""
 
     fit: Callable[..., Any]
-    """(input, truth) -> what the form fits out of fold, as plain values."""
+    """(input, truth) -> what the form fits out of fold, as plain values.
+
+    Of pairs: (sets, identities, target). A set is an `ImagePairs`, one a fold; identities are those of its images;
+    target is the set that the result is for, None where there is none."""
 
     answer: Callable[..., list[str]]
     """(input, fitted, unknown) -> the cell of each row."""
 
     evaluate: Callable[..., FormScore]
-    """(answers, input, truth, unknown, seed) -> the metric of answers whose truth is known."""
+    """(answers, input, truth, unknown, seed) -> the metric of answers whose truth is known; of pairs, lists of each."""
 
 
 def get_form(name: str = TOPK) -> Form:
-    """Module of a form that submissions are written in, by name; imported when it is needed."""
-    module = _module(name)
-    if not hasattr(module, "NEEDS"):
-        raise WhaleidError(
-            f"form of answer: {name!r} is scored (whaleid score --form {name}), but not written; use topk"
-        )
-    return cast(Form, module)
+    """Module of a form, by name; imported when it is needed."""
+    if name not in FORMS:
+        raise WhaleidError(f"form of answer: {name!r} is not known; choose one of {', '.join(FORMS)}")
+    return cast(Form, importlib.import_module(FORMS[name]))
 
 
 def write_submission(
@@ -159,15 +163,9 @@ def score_files(
     for name in options:
         if name not in score_options(form):
             raise WhaleidError(f"score: the form {form} has no --{name}; leave it out")
-    return _module(form).score_submission(submission, solution, **options)
+    return get_form(form).score_submission(submission, solution, **options)
 
 
 def score_options(form: str) -> set[str]:
     """Which of `k` and `unknown` the form's score depends on."""
-    return {"k", "unknown"} & set(inspect.signature(_module(form).score_submission).parameters)
-
-
-def _module(name: str) -> Any:
-    if name not in FORMS:
-        raise WhaleidError(f"form of answer: {name!r} is not known; choose one of {', '.join(FORMS)}")
-    return importlib.import_module(FORMS[name])
+    return {"k", "unknown"} & set(inspect.signature(get_form(form).score_submission).parameters)

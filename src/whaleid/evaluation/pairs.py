@@ -6,14 +6,19 @@ step, whatever their order, as in scikit-learn.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from whaleid.evaluation.form_input import ImagePairs
 from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
+from whaleid.evaluation.submission_file import file_problems, listed
 from whaleid.utils.errors import WhaleidError
+
+NEEDS, TABLES = "pairs", ("among",)
 
 
 def identity_balanced_map(
@@ -43,6 +48,69 @@ def identity_balanced_map(
     return frame.groupby("identity")["precision"].mean()
 
 
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def fit(sets: Sequence[ImagePairs], identities: Sequence[np.ndarray], target: ImagePairs | None) -> None:
+    """Nothing: P(same) is the similarity."""
+
+
+def answer(pairs: ImagePairs, fitted: None, unknown: str | None) -> list[str]:
+    """P(same) of each pair, with as many digits as keep different ones apart."""
+    return [f"{value:.9g}" for value in pairs.among.probability]
+
+
+def unreadable(row: str, likely: list[str]) -> str:
+    """The similarity of a pair with an image that could not be read: none."""
+    return "0"
+
+
+def evaluate(
+    answers: Sequence[list[str]],
+    sets: Sequence[ImagePairs],
+    identities: Sequence[np.ndarray],
+    unknown: str | None,
+    seed: int = 0,
+) -> FormScore:
+    """As `score_submission`, of all pairs of the images of each set."""
+    columns = []
+    for cells, pairs, identity in zip(answers, sets, identities, strict=True):
+        first, second = pairs.among.first, pairs.among.second
+        same = identity[first] == identity[second]
+        columns.append((pairs.images[first], identity[first], np.array(cells, dtype=float), same))
+    query, identity, similarity, relevant = (np.concatenate(column) for column in zip(*columns, strict=True))
+    means = identity_balanced_map(query, identity, similarity, relevant)
+    return _score(means, len(np.unique(query)), seed)
+
+
+# -------------------------------------------------------------------------------------------- checking, scoring
+
+
+def check_submission(path: Path, sample: Path, known: Collection[str] | None = None, k: int = 1) -> list[str]:
+    """Everything that is wrong with a submission, one line each.
+
+    Parameters
+    ----------
+    path : Path
+        Submission: row id and similarity.
+    sample : Path
+        Sample submission; header, ids and their order must be its own.
+    known, k
+        Not used: no label is answered.
+
+    Raises
+    ------
+    WhaleidError
+        If the sample cannot be read.
+    """
+    table, problems = file_problems(path, sample)
+    if table is None:
+        return problems
+    cells = pd.Series(table.columns[1].to_pylist())
+    wrong = np.flatnonzero(~np.isfinite(pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float)))
+    return problems + listed(wrong, lambda i: f"row {table.rows[i]} ({table.images[i]}): {cells[i]!r} is not a number")
+
+
 def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:
     """Identity-balanced mAP; the interval resamples identities.
 
@@ -63,8 +131,13 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
     means = identity_balanced_map(query.to_numpy(), identity.to_numpy(), similarity, (identity == other).to_numpy())
     if not len(means):
         raise WhaleidError(f"{solution}: no pair shows one identity; nothing to find")
+    return _score(means, query.nunique(), seed)
+
+
+def _score(means: pd.Series, queries: int, seed: int) -> FormScore:
+    """means: of each identity."""
     draws = resampled_means(means.to_numpy(), np.random.default_rng(seed))
-    return with_interval("identity-balanced mAP", float(means.mean()), draws, query.nunique())
+    return with_interval("identity-balanced mAP", float(means.mean()), draws, queries)
 
 
 def _similarities(answers: AnswerFrame) -> np.ndarray:

@@ -8,16 +8,22 @@ Weyand et al., "Google Landmarks Dataset v2", 2020.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from whaleid.config.competition import RANKED_IMAGES
+from whaleid.evaluation import topk
+from whaleid.evaluation.form_input import ImagePairs
 from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
 from whaleid.evaluation.frames import read_pair
 from whaleid.utils.errors import WhaleidError
 
+NEEDS, TABLES = "pairs", ("to_gallery",)
 
-def average_precision_at_k(ranked: Sequence[str], relevant: Collection[str], k: int = 100) -> float:
+
+def average_precision_at_k(ranked: Sequence[str], relevant: Collection[str], k: int = RANKED_IMAGES) -> float:
     """Average precision among the first k images.
 
     Parameters
@@ -39,7 +45,60 @@ def average_precision_at_k(ranked: Sequence[str], relevant: Collection[str], k: 
     return float((precision * found).sum() / min(len(relevant), k))
 
 
-def score_submission(submission: Path, solution: Path, k: int = 100, seed: int = 0) -> FormScore:
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def fit(sets: Sequence[ImagePairs], identities: Sequence[np.ndarray], target: ImagePairs | None) -> None:
+    """Nothing: P(same) ranks the images."""
+
+
+def answer(pairs: ImagePairs, fitted: None, unknown: str | None) -> list[str]:
+    """The labelled images that most probably show the identity of each image, best first."""
+    table = pairs.to_gallery
+    order = np.lexsort((table.second, -table.probability, table.first))
+    starts = np.searchsorted(table.first[order], np.arange(len(pairs.images) + 1))
+    names = pairs.gallery[table.second[order]].tolist()
+    return [" ".join(names[start : min(end, start + RANKED_IMAGES)]) for start, end in pairwise(starts)]
+
+
+def unreadable(image: str, likely: list[str]) -> str:
+    """The answer to an image that could not be read: none."""
+    return ""
+
+
+def evaluate(
+    answers: Sequence[list[str]],
+    sets: Sequence[ImagePairs],
+    identities: Sequence[np.ndarray],
+    unknown: str | None,
+    seed: int = 0,
+) -> FormScore:
+    """mAP@100 of answers whose truth is known: the relevant images are the labelled ones of the query's identity."""
+    values = []
+    for cells, pairs, identity in zip(answers, sets, identities, strict=True):
+        order = np.argsort(pairs.gallery_identity, kind="stable")
+        labels = pairs.gallery_identity[order]
+        starts, ends = (np.searchsorted(labels, identity, side) for side in ("left", "right"))
+        for cell, start, end in zip(cells, starts, ends, strict=True):
+            if end > start:
+                relevant = set(pairs.gallery[order[start:end]])
+                values.append(average_precision_at_k(cell.split(), relevant, RANKED_IMAGES))
+    if not values:
+        raise WhaleidError("ranked_images: no image has another of its identity in another fold; nothing can be scored")
+    return _score(np.array(values), RANKED_IMAGES, seed)
+
+
+# -------------------------------------------------------------------------------------------- checking, scoring
+
+
+def check_submission(
+    path: Path, sample: Path, known: Collection[str] | None = None, k: int = RANKED_IMAGES
+) -> list[str]:
+    """Everything that is wrong with a submission, one line each. Parameters as in `topk`; labels are images."""
+    return topk.check_submission(path, sample, known, k)
+
+
+def score_submission(submission: Path, solution: Path, k: int = RANKED_IMAGES, seed: int = 0) -> FormScore:
     """mAP@k over queries with a relevant image; the interval resamples them.
 
     Parameters
@@ -66,5 +125,9 @@ def score_submission(submission: Path, solution: Path, k: int = 100, seed: int =
     values = np.array([average_precision_at_k(row, truth, k) for row, truth in pairs if truth])
     if not len(values):
         raise WhaleidError(f"{solution}: no query has a relevant image; at least one is needed")
+    return _score(values, k, seed)
+
+
+def _score(values: np.ndarray, k: int, seed: int) -> FormScore:
     draws = resampled_means(values, np.random.default_rng(seed))
     return with_interval(f"mAP@{k}", float(values.mean()), draws, len(values))

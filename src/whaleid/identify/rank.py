@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from whaleid.config import Table
+from whaleid.config import Answer, Table
 from whaleid.data.segmentation import make_masks
 from whaleid.ensemble.results import labels
 from whaleid.ensemble.summary import Figures
@@ -96,6 +96,8 @@ def identify(project: Project, photographs: pd.DataFrame) -> Iterator[Identified
         with redirect_stdout(sys.stderr):  # the kernel's log
             write_inference_assets(project, folders.assets)
             copy, content = open_bundle(folders)
+            # photographs get guesses, whatever the competition's form of answer
+            copy = replace(copy, competition=copy.competition.model_copy(update={"answer": Answer()}))
             copy = with_masks(copy, project, photographs, Path(scratch, "masks"))
             copy, _, figures = rank_images(copy, folders, content, photographs, None)
         path = copy.workspace.candidates(copy.recipe.name) / "test.parquet"

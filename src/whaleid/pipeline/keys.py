@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from whaleid.config import Experiment, ExperimentBase
+from whaleid.config import Competition, Experiment, ExperimentBase
 from whaleid.data.pseudo import labels_of
 from whaleid.data.reviews import read_links
 from whaleid.evaluation.forms import TOPK
@@ -18,7 +18,7 @@ from whaleid.local_matching.registry import weights_key
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.versions import VERSION
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest
+from whaleid.utils.files import digest, file_digest
 
 
 def folds_key(project: Project) -> str:
@@ -106,7 +106,13 @@ def candidates_key(project: Project) -> str:
     settings = {"unknown", "unknown_share", "k"} | (set() if answer.form == TOPK else {"answer"})
     protocol = project.competition.model_dump(mode="json", include=settings)
     combine = project.recipe.combine.model_dump(mode="json")
-    return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed)
+    asked = [] if answer.pairs is None else [_asked_digest(project.competition)]
+    return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed, *asked)
+
+
+def _asked_digest(competition: Competition) -> str:
+    """Digest of the CSV that names the pairs of test images."""
+    return "" if competition.test is None else file_digest(competition.root / competition.test.csv)
 
 
 def labels_key(project: Project) -> str:

@@ -233,8 +233,9 @@ def submission_template(competition: Competition, folder: Path) -> Path:
         return path
     if header == own and header[0] == test.image and not test.where:
         return path
-    listed = read_listed(competition.root, test)[test.image]  # images without a file too: each needs a row
-    columns = [wanted.image or test.image, wanted.identities or str(competition.train.identity)]
+    name = test.image if competition.answer.pairs is None else competition.answer.pairs.row
+    listed = read_listed(competition.root, test, [name])[name]  # images without a file too: each needs a row
+    columns = [wanted.image or name, wanted.identities or str(competition.train.identity)]
     made = folder / "sample_submission.csv"
     with atomic_path(made) as temporary:
         pd.DataFrame({columns[0]: listed, columns[1]: ""}).to_csv(temporary, index=False)
@@ -250,6 +251,8 @@ def submission_problems(path: Path, competition: Competition, work: Path) -> lis
 
 
 def known_labels(competition: Competition) -> set[str]:
-    """Every label that may be guessed."""
+    """Every label that may be answered: the labelled images where a form compares images, else the identities."""
     rows, _ = inspect_rows(competition)  # a missing image file takes no label away
+    if get_form(competition.answer.form).NEEDS == "pairs":
+        return set(rows.image[rows.split == "train"])
     return set(rows.identity[rows.split == "train"]) | ({competition.unknown} if competition.unknown else set())

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from whaleid.config import MarginHead, MetricHead, ModelConfig
+from whaleid.config import MarginHead, MetricHead, ModelConfig, SumHead
 from whaleid.config.files import load_recipe
+from whaleid.config.heads import WeightedHead
 from whaleid.models.backbone import build_backbone, freeze_batchnorm, set_backbone_trainable
 from whaleid.models.embedder import Embedder, build_embedder
 from whaleid.models.heads.registry import build_head
@@ -258,7 +259,8 @@ def test_letting_go_in_evaluation_does_not_start_training() -> None:
 def test_parameter_groups_hold_each_parameter_once_with_its_rate() -> None:
     embedder = build_embedder(model_config(backbone="test_vit"), size=(64, 32))
     loss = MetricHead(name="metric", loss="MarginLoss", arguments={"learn_beta": True})
-    head = nn.ModuleList([build_head(MarginHead(name="arcface"), 24, [3, 4]), build_head(loss, 24, [3, 4])])
+    parts = [WeightedHead(head=MarginHead(name="arcface")), WeightedHead(head=loss)]
+    head = build_head(SumHead(name="sum", parts=parts), 24, [3, 4])
     groups = parameter_groups(embedder, head, lr=1e-2, backbone_lr=0.1, weight_decay=0.05)
     names = {id(p): name for module in (embedder, head) for name, p in module.named_parameters()}
     seen = {names[id(p)]: group for group in groups for p in group["params"]}
@@ -271,9 +273,9 @@ def test_parameter_groups_hold_each_parameter_once_with_its_rate() -> None:
     assert {
         "pool.p",
         "neck.2.weight",
-        "1.loss.beta",
+        "heads.1.loss.beta",
         "backbone.net.pos_embed",
         "backbone.net.norm.weight",
     } <= free
-    assert {"neck.1.weight", "0.centers", "backbone.net.blocks.0.attn.qkv.weight"}.isdisjoint(free)
+    assert {"neck.1.weight", "heads.0.centers", "backbone.net.blocks.0.attn.qkv.weight"}.isdisjoint(free)
     assert all(name.endswith((".bias",)) is False or name in free for name in seen)

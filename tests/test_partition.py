@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from whaleid.divide.clustering import bisect, cluster_counts, match, recluster, repair, share_of_pairs_together
+from whaleid.divide.clustering import cluster_counts, match, recluster, repair, share_of_pairs_together, split
 from whaleid.training.kmeans import kmeans_partition
 from whaleid.utils.errors import WhaleidError
 
@@ -48,15 +48,17 @@ def test_kmeans_is_that_of_faiss_and_the_same_for_the_same_seed():
     assert not np.array_equal(assignment, kmeans_partition(rows, 7, seed=6)[0])
 
 
-def test_bisection_cuts_every_cluster_in_two():
+def test_every_cluster_is_cut_into_as_many_parts():
     rows, truth = blobs(8, 20)
     halves = truth // 4  # two clusters of four directions each
-    cut = bisect(rows, halves, 2, seed=0)
+    cut = split(rows, halves, 2, 2, seed=0)
     np.testing.assert_array_equal(cut // 2, halves)
-    again = bisect(rows, cut, 4, seed=0)
+    again = split(rows, cut, 4, 2, seed=0)
     np.testing.assert_array_equal(again // 2, cut)
-    assert set(cut) == set(range(4))
     assert set(again) == set(range(8))
+    at_once = split(rows, halves, 2, 4, seed=0)
+    np.testing.assert_array_equal(at_once // 4, halves)
+    assert set(at_once) == set(range(8))
 
 
 def test_reclustering_keeps_a_partition_that_fits_and_corrects_one_that_drifted():
@@ -146,5 +148,5 @@ def test_more_clusters_than_images_and_a_cluster_of_one_identity_are_refused():
         kmeans_partition(rows, 7, 0)
     with pytest.raises(WhaleidError, match="cluster 0 of 2 is left with one identity"):
         repair(rows, np.array([0, 0, 0, 1, 1, 1]), np.zeros(6, dtype=np.int64), 2, 2)
-    with pytest.raises(WhaleidError, match=r"left with 3 of 6, and head.smallest asks for 4"):
+    with pytest.raises(WhaleidError, match=r"left with 3 of 6, and needs 4"):
         repair(rows, np.array([0, 0, 0, 1, 1, 1]), np.arange(6), 2, 4)

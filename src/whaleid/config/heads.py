@@ -9,6 +9,7 @@ the place of its settings, `"package.file:Class"`.
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -217,73 +218,93 @@ class SumHead(HeadSettings):
         return self
 
 
+@dataclass(frozen=True)
+class DividePreset:
+    """A published form of divide and conquer. Of `epochs`, those before `divided` train sub-spaces in turn, those
+    before `merged` the full embedding, both on batches of one cluster, and the others the full embedding on all
+    images."""
+
+    epochs: int
+    divided: int
+    merged: int
+    bisected: bool
+    """Whether K is reached by cutting clusters in two, from one cluster on (the warm-up)."""
+    masks: bool
+    """Whether sub-spaces are learned masks of the embedding, or slices of it."""
+    frozen: int
+    """Epochs after each clustering in which the backbone is frozen."""
+
+
+DIVIDE_PRESETS = {
+    "cvpr2019": DividePreset(epochs=200, divided=80, merged=190, bisected=False, masks=False, frozen=0),
+    "tpami2021": DividePreset(epochs=180, divided=80, merged=180, bisected=True, masks=True, frozen=1),
+}
+"""Sanakoyeu et al., CVPR 2019 and TPAMI 2021."""
+
+
 class DivideHead(HeadSettings):
     """Divide and conquer (Sanakoyeu et al., 2019, 2021): clusters of images, each with a learner and a sub-space.
 
-    The run trains `warmup` epochs on the full embedding, then the divided epochs, in 2, 4, ... K clusters, with a
-    clustering every `every` epochs, then `joint` epochs on the full embedding again.
+    The phases of a run keep the shares of the epochs that they have in the preset. `clusters: 1` is the learner alone.
     """
 
     module: ClassVar[str] = "whaleid.divide.learners:DivideLearners"
     planner: ClassVar[str] = "whaleid.divide.schedule:DividePlanner"
 
     name: Literal["divide"]
+    preset: Literal["cvpr2019", "tpami2021"] = "cvpr2019"
+    """cvpr2019: K clusters at once, slices of the embedding, each normalised on its own; sub-spaces in 40 % of the
+    epochs, the full embedding on batches of one cluster in 55 %, on all images in 5 %. tpami2021: 1, 2, 4, ... K
+    clusters, learned masks, the backbone frozen for the epoch after each clustering; sub-spaces in 44 % of the epochs,
+    then the full embedding on batches of one cluster."""
     learner: Head
     """The loss of each learner and of the full embedding: any other head."""
     clusters: Positive = 8
-    """K, a power of two: 2, 4, ... K clusters, each cut in two by K-means (2021)."""
+    """K. Published: 8 (4 for CUB200) in 2019, 32 in 2021, where it is a power of two."""
     every: Positive = 2
     """M: epochs from one clustering to the next."""
-    space: Literal["features", "embedding"] = "features"
-    """What is clustered: the pooled features before the neck (2019), or the embedding."""
     by: Literal["image", "identity"] = "image"
     """image: an identity's images may fall into several clusters, as published. identity: they stay together, in the
     cluster of their mean. With few images an identity, clusters of images separate most pairs (`together` in the
     log)."""
-    smallest: Share = 0.25
-    """Least images (or identities) in a cluster, as a share of the mean cluster; a smaller one takes in the images
-    nearest to its centre."""
-    subspace: Literal["slices", "learned"] = "slices"
-    """slices: equal parts of the embedding, each normalised on its own (2019). learned: the embedding times
-    relu(mask), with masks that are parameters (2021)."""
-    orthogonality: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the mean cosine between the masks of `subspace: learned`."""
-    warmup: Annotated[int, Field(ge=0)] = 1
-    """Epochs on the full embedding before the first clustering."""
-    joint: Annotated[int, Field(ge=0)] = 1
-    """Epochs on the full embedding at the end."""
-    freeze: Annotated[int, Field(ge=0)] = 0
-    """Epochs after each clustering in which the backbone is frozen (2021: 1)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DivideHead:
         require_trained(self.learner, "the learner of divide")
         if self.learner.plans_epochs:
             raise ValueError(f"a learner of divide cannot be a {self.learner.name} itself: give it another head")
-        if self.clusters & (self.clusters - 1):
+        if self.form.bisected and self.clusters & (self.clusters - 1):
             raise ValueError(
-                f"clusters must be a power of two, not {self.clusters}: each clustering cuts the clusters in two"
+                f"clusters must be a power of two with preset: {self.preset}, not {self.clusters}: each clustering "
+                "cuts the clusters in two"
             )
         return self
 
     @property
+    def form(self) -> DividePreset:
+        """The preset's numbers."""
+        return DIVIDE_PRESETS[self.preset]
+
+    @property
     def has_logits(self) -> bool:
-        return self.learner.has_logits and (self.joint > 0 or self.clusters == 1)
+        return self.learner.has_logits
 
     @property
     def slices(self) -> int:
-        return self.clusters if self.subspace == "slices" else 1
+        return 1 if self.form.masks else self.clusters
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Numbers of clusters that the run goes through: 1 (the full embedding), 2, 4, ... K."""
-        return tuple(2**power for power in range(self.clusters.bit_length()))
+        """Numbers of clusters that the run goes through: 1 (the full embedding), then K, or 2, 4, ... K."""
+        if self.form.bisected:
+            return tuple(2**power for power in range(self.clusters.bit_length()))
+        return (1, self.clusters) if self.clusters > 1 else (1,)
 
     def check(self, experiment: ExperimentBase) -> None:
         if experiment.model.neck != "none" and experiment.model.embedding % self.slices:
             raise ValueError(
                 f"model.embedding ({experiment.model.embedding}) must be a multiple of head.clusters "
-                f"({self.clusters}) for subspace: slices"
+                f"({self.clusters}), which cut it into slices"
             )
         if experiment.sampler.name == "mined":
             raise ValueError("sampler: mined and head: divide both choose the batches; use sampler.name: balanced")

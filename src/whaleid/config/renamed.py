@@ -13,9 +13,14 @@ from typing import Any
 COMPETITION: dict[str, str] = {"mend": "rename_values"}
 
 EXPERIMENT: dict[str, str] = {
-    "head.growth": "the clusters are always cut in two; leave it out, and make clusters a power of two",
-    "head.subspace=masks": "write slices or learned",
-    "head.subspace=whole": "write slices or learned",
+    "head.freeze": "part of head.preset; leave it out",
+    "head.growth": "part of head.preset: cvpr2019 has K clusters at once, tpami2021 cuts them in two; leave it out",
+    "head.joint": "part of head.preset; leave it out",
+    "head.orthogonality": "it is always 0.01; leave it out",
+    "head.smallest": "it is always a quarter of the mean cluster; leave it out",
+    "head.space": "pooled features are always clustered; leave it out",
+    "head.subspace": "part of head.preset: cvpr2019 has slices, tpami2021 learned masks; leave it out",
+    "head.warmup": "part of head.preset; leave it out",
     "head.sobel": "pretraining always reads colours; leave it out",
     "model.pool=sum": "write avg, which differs by a constant factor only",
     "train.select": "a run always keeps its last weights; leave it out",

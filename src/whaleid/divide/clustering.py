@@ -1,7 +1,7 @@
 """Clustering: partitions of the training images, as pure functions.
 
-K-means, bisection, the repair of clusters that are too small to learn from, and the matching of new clusters to the
-learners of those before. `schedule.py` says when each is called.
+K-means, the cutting of clusters, the repair of those that are too small to learn from, and the matching of new clusters
+to the learners of those before. `schedule.py` says when each is called.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from whaleid.training.kmeans import kmeans_partition
 from whaleid.utils.errors import WhaleidError
 
 
-def bisect(features: np.ndarray, assignment: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Every cluster c cut in two by K-means, as 2c and 2c + 1.
+def split(features: np.ndarray, assignment: np.ndarray, clusters: int, parts: int, seed: int) -> np.ndarray:
+    """Every cluster c cut into `parts` by K-means, as parts * c, parts * c + 1, ...
 
-    features: float32 (n, d). assignment: int64 (n,) in 0..clusters-1, no cluster of less than 2 rows.
-    Returns int64 (n,) in 0..2 * clusters - 1.
+    features: float32 (n, d). assignment: int64 (n,) in 0..clusters-1, no cluster of less than `parts` rows.
+    Returns int64 (n,) in 0..parts * clusters - 1.
     """
-    halves = np.empty_like(assignment)
+    pieces = np.empty_like(assignment)
     for cluster in range(clusters):
         inside = np.flatnonzero(assignment == cluster)
-        side, _ = kmeans_partition(features[inside], 2, seed + cluster)
-        halves[inside] = 2 * cluster + side
-    return halves
+        piece, _ = kmeans_partition(features[inside], parts, seed + cluster)
+        pieces[inside] = parts * cluster + piece
+    return pieces
 
 
 def recluster(features: np.ndarray, assignment: np.ndarray, clusters: int, seed: int) -> np.ndarray:
@@ -102,8 +102,8 @@ def require_learnable(assignment: np.ndarray, labels: np.ndarray, clusters: int,
     for cluster, counts in enumerate(cluster_counts(assignment, labels, clusters)):
         if counts["images"] < smallest:
             raise WhaleidError(
-                f"cluster {cluster} of {clusters} is left with {counts['images']} of {len(labels)}, and head.smallest "
-                f"asks for {smallest}; use fewer head.clusters, or a lower head.smallest"
+                f"cluster {cluster} of {clusters} is left with {counts['images']} of {len(labels)}, and needs "
+                f"{smallest}; use fewer head.clusters"
             )
         if counts["identities"] < 2:
             raise WhaleidError(

@@ -2,7 +2,7 @@
 
 Learners stand in levels: learner 0 has the full embedding and all images; each further level has one learner a
 cluster, with a sub-space, a loss and parameters of its own. A learner starts as a copy of the one whose cluster was cut
-in two to make its own. `schedule.py` decides which level is trained when.
+to make its own. `schedule.py` decides which is trained when.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from whaleid.models.heads.base import HeadModule
 from whaleid.models.heads.registry import build_head
 from whaleid.utils.errors import WhaleidError
 
-MASK_MEAN, MASK_SPREAD = 0.9, 0.7
-"""Initial values of learned masks, as in Conditional Similarity Networks (Veit et al., 2017)."""
+MASK_RATE = 100.0
+"""Learning rate of masks as a multiple of that of the other parameters, as published."""
+OVERLAP_WEIGHT = 0.01
+"""Weight of the mean cosine between masks in the loss, as published."""
 
 
 class DivideLearners(HeadModule):
     """Learners of all levels, their sub-spaces, and the cluster of every training item.
 
     Sub-space k of the embedding f is the slice f[k d / K : (k + 1) d / K] (2019), or f * relu(m_k) with a learned mask
-    m_k (2021). The loss of a batch from cluster k is that of learner k on its sub-space; with masks, `orthogonality` *
-    (mean cosine between the masks of the level) is added.
+    m_k (2021). The loss of a batch from cluster k is that of learner k on its sub-space; with masks, OVERLAP_WEIGHT *
+    (mean cosine between the masks of the level) is added. Masks start at ones, and those of a level as their parents'.
 
     Attributes
     ----------
     masks : float tensor, shape (learners - 1, d)
-        m_k of all learners but the first; only with `subspace: learned`.
+        m_k of all learners but the first; only with more than one cluster and a preset that has masks.
     assignment : int64 tensor, shape (n,)
         Cluster of every training item at the level that is trained.
     level : int64 scalar tensor
@@ -58,9 +60,10 @@ class DivideLearners(HeadModule):
             for level, clusters in enumerate(settings.levels)
             for _ in range(clusters)
         )
-        if settings.subspace == "learned":
-            self.masks = nn.Parameter(torch.empty(len(self.learners) - 1, dim))
-            nn.init.normal_(self.masks, MASK_MEAN, MASK_SPREAD)
+        self.masked = settings.form.masks and len(self.learners) > 1
+        if self.masked:
+            self.masks = nn.Parameter(torch.ones(len(self.learners) - 1, dim))
+            self.rates = {"masks": MASK_RATE}
         self.register_buffer("assignment", torch.zeros(int(class_sizes.sum()), dtype=torch.int64))
         self.register_buffer("level", torch.zeros((), dtype=torch.int64))
         self.register_buffer("present", torch.ones(len(self.learners), len(class_sizes), dtype=torch.bool))
@@ -112,9 +115,9 @@ class DivideLearners(HeadModule):
             for name, parameter in self.learners[learner].named_parameters():
                 parameter.copy_(_cut(inherited[name], parameter.shape, start))
                 copied.append(f"learners.{learner}.{name}")
-            if self.settings.subspace == "learned" and parent:
+            if self.masked and parent:
                 self.masks[learner - 1] = self.masks[parent - 1]
-        return copied + (["masks"] if self.settings.subspace == "learned" else [])
+        return copied + (["masks"] if self.masked else [])
 
     # ----------------------------------------------------------------------------------------------------- loss
 
@@ -123,7 +126,7 @@ class DivideLearners(HeadModule):
         level, cluster = self._place(learner)
         if level == 0:
             return embeddings
-        if self.settings.subspace == "learned":
+        if self.masked:
             return embeddings * functional.relu(self.masks[learner - 1])
         width = self._width(level)
         return embeddings[:, cluster * width : (cluster + 1) * width]
@@ -136,13 +139,13 @@ class DivideLearners(HeadModule):
 
     def _learner_loss(self, embeddings: Tensor, labels: Tensor, learner: int) -> Tensor:
         loss = self._learner(learner)._loss(self.subspace(embeddings, learner), labels, self._competing(learner))
-        if self.settings.subspace == "learned" and learner:
-            loss = loss + self.settings.orthogonality * self.overlap(self._place(learner)[0])
+        if self.masked and learner:
+            loss = loss + OVERLAP_WEIGHT * self.overlap(self._place(learner)[0])
         return loss
 
     def _logits(self, embeddings: Tensor) -> Tensor | None:
-        """Those of learner 0, if it was trained last: no other learner has all classes."""
-        return self._learner(0)._logits(embeddings) if self.settings.joint or len(self.settings.levels) == 1 else None
+        """Those of learner 0, which is trained last: no other has all classes."""
+        return self._learner(0)._logits(embeddings)
 
     # -------------------------------------------------------------------------------------------------- details
 
@@ -152,7 +155,7 @@ class DivideLearners(HeadModule):
         return learner
 
     def _width(self, level: int) -> int:
-        return self.dim // self.settings.levels[level] if self.settings.subspace == "slices" else self.dim
+        return self.dim if self.settings.form.masks else self.dim // self.settings.levels[level]
 
     def _place(self, learner: int) -> tuple[int, int]:
         """Level and cluster of a learner."""

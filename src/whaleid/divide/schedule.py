@@ -1,21 +1,22 @@
 """The schedule of divide and conquer: what each epoch trains, and the clustering between epochs.
 
-Epochs are `warmup` on the full embedding, the divided ones in 2, 4, ... K clusters, and `joint` on the full embedding
-again. Every `every` (M) epochs the images are clustered anew, until K is reached with each cluster cut in two.
+*Divided* epochs train each cluster's learner on its sub-space; *merged* epochs train the full embedding, still on
+batches of one cluster; *joint* epochs train it on all images. Where clusters are bisected, the first epochs have one:
+the *warm-up*. Every `every` (M) epochs the images are clustered anew.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from whaleid.config import DivideHead
 from whaleid.data.samplers import EpochPlan
-from whaleid.divide.clustering import bisect, cluster_counts, recluster, repair, share_of_pairs_together
+from whaleid.divide.clustering import cluster_counts, recluster, repair, share_of_pairs_together, split
 from whaleid.divide.learners import DivideLearners
 from whaleid.divide.sampler import cluster_batches, divided_length
 from whaleid.training.epochs import EpochPlanner
@@ -24,31 +25,48 @@ from whaleid.training.seeds import mix
 from whaleid.training.session import Session, from_main_process
 from whaleid.utils.errors import WhaleidError
 
+SMALLEST = 0.25
+"""Least size of a cluster, as a share of the mean: a smaller one takes in the images nearest to its centre, so that its
+learner sees more than a batch of the same few."""
+
 
 @dataclass(frozen=True)
 class Phase:
     """What one epoch does."""
 
+    name: Literal["warm-up", "divided", "merged", "joint"]
+    """warm-up, joint: the full embedding on all images. divided: each cluster's sub-space on its images. merged: the
+    full embedding on batches of one cluster."""
     level: int
-    """Place in `DivideHead.levels`; 0 is the full embedding."""
-    cluster: bool
+    """Place in `DivideHead.levels` of the clusters that batches are drawn from; 0 is all images."""
+    cluster: bool = False
     """Whether the images are clustered before it."""
-    frozen: bool
+    frozen: bool = False
     """Whether the backbone is frozen."""
-
-
-FULL = Phase(level=0, cluster=False, frozen=False)
-"""An epoch on the full embedding."""
 
 
 def phase_of(head: DivideHead, epochs: int, epoch: int) -> Phase:
     """Phase of an epoch, counted from 0, of a run of `epochs`."""
-    since = epoch - head.warmup
-    if len(head.levels) == 1 or since < 0 or epoch >= epochs - head.joint:
-        return FULL
-    period, place = divmod(since, head.every)
-    level = min(period + 1, len(head.levels) - 1)
-    return Phase(level, cluster=place == 0, frozen=place < head.freeze)
+    divided, merged = phase_ends(head, epochs)
+    if len(head.levels) == 1 or epoch >= merged:
+        return Phase("joint", 0)
+    period, place = divmod(epoch, head.every)
+    level = min(period + _first_level(head), len(head.levels) - 1)
+    if not level:
+        return Phase("warm-up", 0)
+    name = "divided" if epoch < divided else "merged"
+    return Phase(name, level, cluster=place == 0, frozen=place < head.form.frozen)
+
+
+def phase_ends(head: DivideHead, epochs: int) -> tuple[int, int]:
+    """First epoch after the divided ones, and after the merged ones, of a run of `epochs`; parts of an epoch fall to
+    the phase that follows."""
+    form = head.form
+    return epochs * form.divided // form.epochs, epochs * form.merged // form.epochs
+
+
+def _first_level(head: DivideHead) -> int:
+    return 0 if head.form.bisected else 1
 
 
 class DividePlanner(EpochPlanner):
@@ -80,7 +98,7 @@ class DividePlanner(EpochPlanner):
         head, labels = cast(DivideLearners, session.module.head), self.items.labels
         level_before = int(head.get_buffer("level"))
         before = head.get_buffer("assignment").cpu().numpy()
-        features = self.extract(session, self.settings.space)
+        features = self.extract(session, "features")
         require_finite(features)
         assignment, moved = before, 0
         if session.accelerator.is_main_process:
@@ -91,6 +109,7 @@ class DividePlanner(EpochPlanner):
         session.restart_average([f"head.{name}" for name in copied])
         return {
             "kind": "clusters",
+            "phase": phase.name,
             "clusters": cluster_counts(assignment, labels, self.settings.levels[phase.level]),
             "repaired": moved,
             "stayed": float((assignment == before).mean()) if level_before == phase.level else None,
@@ -98,23 +117,31 @@ class DividePlanner(EpochPlanner):
         }
 
     def plan(self, session: Session) -> EpochPlan:
-        level = self._phase(session).level
-        if not level:
+        phase = self._phase(session)
+        if not phase.level:
             return super().plan(session)
         head = cast(DivideLearners, session.module.head)
         plan = cluster_batches(
             self.items.labels,
             head.get_buffer("assignment").cpu().numpy(),
-            self.settings.levels[level],
+            self.settings.levels[phase.level],
             self.experiment.sampler,
             self.experiment.train.batch,
             session.progress.epoch,
             session.seed,
         )
-        return EpochPlan(plan.batches, [head.learner_of(cluster, level) for cluster in plan.parts])
+        return learners_of(head, phase, plan)
 
     def _phase(self, session: Session) -> Phase:
         return phase_of(self.settings, session.schedule.epochs, session.progress.epoch)
+
+
+def learners_of(head: DivideLearners, phase: Phase, plan: EpochPlan) -> EpochPlan:
+    """The batches of clusters with the learner that each one trains: its cluster's in a divided epoch, that of the
+    full embedding in a merged one."""
+    divided = phase.name == "divided"
+    parts = [head.learner_of(cluster, phase.level) if divided else 0 for cluster in plan.parts]
+    return EpochPlan(plan.batches, parts)
 
 
 def check_divide(head: DivideHead, labels: np.ndarray, epochs: int, title: str) -> None:
@@ -126,21 +153,20 @@ def check_divide(head: DivideHead, labels: np.ndarray, epochs: int, title: str) 
         )
     if len(head.levels) == 1:
         return
-    if smallest_cluster(head, len(labels), head.clusters) * head.clusters > len(labels):
+    if smallest_cluster(len(labels), head.clusters) * head.clusters > len(labels):
         raise WhaleidError(f"{title}: head.clusters={head.clusters} for {len(labels)} images; use fewer clusters")
-    divided = epochs - head.warmup - head.joint
-    needed = (len(head.levels) - 2) * head.every + 1
-    if divided < needed:
+    divided, _ = phase_ends(head, epochs)
+    opened = (len(head.levels) - 1 - _first_level(head)) * head.every
+    if divided <= opened:
         raise WhaleidError(
-            f"{title}: {epochs} epochs less head.warmup={head.warmup} and head.joint={head.joint} leave {divided} for "
-            f"the clusters, but {head.clusters} of them need {needed}; train longer, or lower head.warmup, head.joint "
-            "or head.every"
+            f"{title}: of {epochs} epochs the first {divided} are divided, and head.clusters={head.clusters} are "
+            f"reached after {opened}; train longer, or lower head.clusters or head.every"
         )
 
 
-def smallest_cluster(head: DivideHead, units: int, clusters: int) -> int:
-    """Least units (images or identities) in a cluster: `head.smallest` of the mean cluster, and at least 2."""
-    return max(2, math.floor(head.smallest * units / clusters))
+def smallest_cluster(units: int, clusters: int) -> int:
+    """Least units (images or identities) in a cluster: SMALLEST of the mean cluster, and at least 2."""
+    return max(2, math.floor(SMALLEST * units / clusters))
 
 
 def divide(
@@ -152,7 +178,7 @@ def divide(
     level: int,
     seed: int,
 ) -> tuple[np.ndarray, int]:
-    """Clusters of a level: the ones before renewed, or each cut in two where the level is new.
+    """Clusters of a level: the ones before renewed, or each cut where the level is new.
 
     Parameters
     ----------
@@ -178,8 +204,9 @@ def divide(
     if level == level_before:
         parts = recluster(units, before[first], clusters, seed)
     else:
-        parts = bisect(units, before[first], head.levels[level_before], seed)
-    parts, moved = repair(units, parts, labels[first], clusters, smallest_cluster(head, len(units), clusters))
+        fewer = head.levels[level_before]
+        parts = split(units, before[first], fewer, clusters // fewer, seed)
+    parts, moved = repair(units, parts, labels[first], clusters, smallest_cluster(len(units), clusters))
     return parts[unit_of], moved
 
 

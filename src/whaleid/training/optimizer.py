@@ -10,21 +10,24 @@ from torch import Tensor, nn
 
 from whaleid.config import TrainConfig
 from whaleid.models.embedder import Embedder
+from whaleid.models.heads.base import HeadModule
 
 _MOMENTUM = 0.9  # of SGD (Nesterov); AdamW keeps its usual betas
 
 
 def parameter_groups(
-    embedder: Embedder, head: nn.Module, lr: float, backbone_lr: float, weight_decay: float
+    embedder: Embedder, head: HeadModule, lr: float, backbone_lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: the backbone and the rest, each with and without weight decay.
+    """Groups for a torch optimizer: the backbone and the rest, each with and without weight decay, and each parameter
+    of the head that has a rate of its own (`HeadModule.rates`).
 
     timm's rule: no decay on biases and vectors (norms, GeM's p, learned margins) nor on what the network exempts
     (position embeddings, class tokens). Parameters without gradients (BNNeck's offset) are left out.
 
     Parameters
     ----------
-    embedder, head : modules
+    embedder : Embedder
+    head : HeadModule
     lr : float
         Peak learning rate of pool, neck and head.
     backbone_lr : float
@@ -40,7 +43,14 @@ def parameter_groups(
     exempt = getattr(net, "no_weight_decay", set)()
     backbone = param_groups_weight_decay(net, weight_decay, no_weight_decay_list=exempt)
     rest = param_groups_weight_decay(nn.ModuleList([embedder.pool, embedder.neck, head]), weight_decay)
-    return [{**group, "lr": lr * backbone_lr} for group in backbone] + [{**group, "lr": lr} for group in rest]
+    own = {head.get_parameter(name): factor for name, factor in head.rates.items()}
+    for group in rest:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in own]
+    return [
+        *({**group, "lr": lr * backbone_lr} for group in backbone),
+        *({**group, "lr": lr} for group in rest),
+        *({"params": [parameter], "lr": lr * factor, "weight_decay": 0.0} for parameter, factor in own.items()),
+    ]
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:

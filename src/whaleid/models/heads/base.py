@@ -7,6 +7,8 @@ Heads compute in float32 whatever autocast says: logits of scale 30 do not fit h
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ class HeadModule(nn.Module):
 
     unused_parameters = False
     """Whether some batches leave some of its parameters without a gradient."""
+    rates: Mapping[str, float] = MappingProxyType({})
+    """Parameters with a learning rate of their own, as a multiple of the head's, and without weight decay."""
 
     @classmethod
     def network_size(cls, settings: Any, backbone: str, size: tuple[int, int]) -> tuple[int, int]:

@@ -41,7 +41,8 @@ def consistent_links(draw: st.DrawFn) -> Links:
 def closure(links: Links) -> set[tuple[str, str]]:
     """Pairs that are the same, both ways and with themselves, by passes over all triples."""
     images = {image for pair in (*links.must, *links.cannot) for image in pair}
-    same = {(image, image) for image in images} | {p for pair in links.must for p in (pair, pair[::-1])}
+    same = {(image, image) for image in images}
+    same |= {(a, b) for pair in links.must for a, b in (pair, pair[::-1])}
     for _ in images:
         same |= {(a, d) for a, b in same for c, d in same if b == c}
     return same
@@ -99,7 +100,8 @@ def test_a_fold_learns_nothing_about_its_own_queries() -> None:
 
     def labelled(links: Links, fold: int) -> dict[str, tuple[str, float]]:
         found = reviewed_labels(labels, links, images, folds[folds["fold"] != fold], "new")
-        return {row.image: (row.identity, row.confidence) for row in found.itertuples()}
+        columns = (found[name].tolist() for name in ("image", "identity", "confidence"))
+        return {image: (label, confidence) for image, label, confidence in zip(*columns, strict=True)}
 
     machine = {"p": ("Y", 0.8), "q": ("Y", 0.9)}
     same = Links(must=(("r", "x1"),))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ def review(
     as_list: Annotated[
         bool, typer.Option("--list", help="print the pairs, doubtful labels among them, and open no page")
     ] = False,
-    who: Annotated[str | None, typer.Option(help="your name in reviews.csv; default: the user's")] = None,
+    who: Annotated[str, typer.Option(envvar="USER", help="your name in reviews.csv")] = "reviewer",
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the page; 0: any that is free")] = 0,
 ) -> None:
     """Decide of pairs of images whether they show one individual, on a local page, the most informative pairs first.
@@ -40,7 +39,7 @@ def review(
 
     path = reviews_path(context.project.competition)
     results, pairs = find_pairs(context.project)
-    desk = Desk(results, pairs, path, who or getpass.getuser())
+    desk = Desk(results, pairs, path, who)
     if as_list:
         print("\n".join(desk.lines()))
         return

@@ -23,7 +23,7 @@ from whaleid.pipeline.submission import read_rungs
 from whaleid.report.inputs import Results, best_single_features, read_results
 
 KINDS = {
-    "guess": "uncertain guesses",
+    "guess": "guesses for test images",
     "new": "called unknown",
     "label": "doubtful labels",
     "copy": "copies with two labels",

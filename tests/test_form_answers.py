@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from test_match_score import described_at_random
 
 from whaleid.config import KnnConfig, PairsConfig
+from whaleid.data.reviews import Links
 from whaleid.ensemble import same_identity
 from whaleid.ensemble.answers import on_scale_of, without_others
-from whaleid.ensemble.pair_answers import Links, PairSet, with_links
+from whaleid.ensemble.pair_answers import with_links
 from whaleid.evaluation import clusters, one_confident, one_or_unknown
 from whaleid.evaluation.agglomeration import Constraints, agglomerate
 from whaleid.evaluation.form_input import ImagePairs, PairTable
@@ -226,10 +227,9 @@ def test_decisions_about_the_images_of_a_set_reach_its_clusters() -> None:
     nothing = PairTable(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
     names = np.array(["p", "q", "r"])
     pairs = ImagePairs(names, np.array([""] * 3), np.array(["g"]), np.array(["x"]), nothing, nothing)
-    one = PairSet(np.array([10, 11, 12]), np.array([5]), {}, ())
-    links = Links(must=np.array([[12, 10], [11, 5], [10, 99]]), cannot=np.array([[10, 11]]))
-    linked = with_links(pairs, one, links)
-    assert linked.must_link.tolist() == [[2, 0], [1, 3]]
+    links = Links(must=(("p", "r"), ("g", "q"), ("p", "another")), cannot=(("p", "q"),))
+    linked = with_links(pairs, pd.Series(["p", "q", "r", "g"]), links)
+    assert linked.must_link.tolist() == [[0, 2], [3, 1]]
     fitted = {"linkage": "single", "anchors": True, "threshold": 0.5}
     assert clusters.answer(linked, fitted, None) == ["cluster_0", "cluster_1", "cluster_0"]
 

@@ -71,6 +71,10 @@ class PairColumns(Model):
     """Column of the second image."""
 
 
+REVIEWED = ("topk", "clusters")
+"""Forms of answer that people's decisions change."""
+
+
 class Answer(Model):
     """What is submitted."""
 
@@ -147,4 +151,6 @@ class Competition(Model):
             raise ValueError("answer.pairs (the columns of the pairs) and answer.form pairs go together")
         if self.unknown is None and self.answer.form == "one_or_unknown":
             raise ValueError("answer.form one_or_unknown needs the unknown label: set unknown")
+        if self.reviews is not None and self.answer.form not in REVIEWED:
+            raise ValueError(f"reviews change no answer of the form {self.answer.form}; remove reviews")
         return self

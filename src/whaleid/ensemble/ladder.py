@@ -29,6 +29,7 @@ from pathlib import Path
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
+from whaleid.data.reviews import read_links
 from whaleid.ensemble.answers import FormAnswer, answer_by_identities
 from whaleid.ensemble.intervals import rank_gain, weighted_map
 from whaleid.ensemble.pair_answers import answer_by_pairs
@@ -111,7 +112,9 @@ def _answer(
     if form.NEEDS == "guesses":
         return None
     if form.NEEDS == "pairs":
-        return answer_by_pairs(form, protocol, sources, images, recipe, competition, descriptors)
+        return answer_by_pairs(
+            form, protocol, sources, images, recipe, competition, descriptors, read_links(competition)
+        )
     assert result.final_ranking is not None and result.blend_ranking is not None
     rankings = result.final_ranking, result.blend_ranking
     return answer_by_identities(form, simulated, *rankings, images, competition, recipe.seed)

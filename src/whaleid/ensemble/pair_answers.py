@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import pandas as pd
 
 from whaleid.config import Competition, Recipe
 from whaleid.data.asked_pairs import read_asked_pairs
+from whaleid.data.reviews import Links
 from whaleid.ensemble.answers import FormAnswer, datasets_of
 from whaleid.ensemble.cross_fitting import cross_fit
 from whaleid.ensemble.protocol import FoldPart, Protocol
@@ -34,30 +35,17 @@ from whaleid.ensemble.same_identity import (
     nearest_pairs,
     pair_values,
 )
-from whaleid.evaluation.form_input import ImagePairs, PairTable, no_links
+from whaleid.evaluation.form_input import ImagePairs, PairTable
 from whaleid.evaluation.forms import Form
 from whaleid.local_matching.keypoints import frames_of, read_described
 
 _ASKED_MOST = 1000
 """Images of a fold where pairs are asked about: all their pairs are answered, which are a million then."""
+NO_LINKS = Links()
 KeypointMatcher = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Rows of both images of each pair, and cosines -> `matched_values`."""
 Tables = dict[str, np.ndarray]
 """`among` and `to_gallery`, where the form needs them: what there is of each pair."""
-
-
-@dataclass(frozen=True)
-class Links:
-    """Pairs of images of one identity, and of two, by somebody's decision.
-
-    Attributes
-    ----------
-    must, cannot : int64 arrays, shape (m, 2)
-        Rows of images.parquet.
-    """
-
-    must: np.ndarray = field(default_factory=no_links)
-    cannot: np.ndarray = field(default_factory=no_links)
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ def answer_by_pairs(
     recipe: Recipe,
     competition: Competition,
     descriptors: Path | None = None,
-    links: Links | None = None,
+    links: Links = NO_LINKS,
 ) -> FormAnswer:
     """The answer in a form that needs pairs of images.
 
@@ -107,7 +95,7 @@ def answer_by_pairs(
     descriptors : Path, optional
         Folder of the keypoints, where the recipe has local matching.
     links : Links, optional
-        What somebody decided about pairs with a test image. Nothing is fitted with them.
+        What people decided about pairs of images. Nothing is fitted with it.
     """
     with closing(JointFeatures(sources, images, protocol, recipe.combine, recipe.seed)) as joint:
         matcher = None if descriptors is None else keypoint_matcher(descriptors, images, recipe)
@@ -123,7 +111,10 @@ def answer_by_pairs(
 
     models = cross_fit(protocol, lambda _, training: _fit_models([sets[other] for other in training], identity))
     own = [of(one, fitted) for one, fitted in zip(sets, models.by_fold, strict=True)]
-    target = None if test is None else with_links(of(test, models.full), test, links or Links())
+    target = None
+    if test is not None:
+        nodes = images["image"].iloc[np.concatenate([test.rows, test.gallery])]
+        target = with_links(of(test, models.full), nodes, links)
 
     def fit(place: int | None, training: list[int]) -> object:
         given = models.full if place is None else models.by_fold[place]
@@ -137,10 +128,10 @@ def answer_by_pairs(
     return FormAnswer(score, not protocol.crossfitted, fitted.full, cells)
 
 
-def with_links(pairs: ImagePairs, one: PairSet, links: Links) -> ImagePairs:
-    """The pairs of a set with the decisions about its images; those about other images are left out."""
-    nodes = pd.Index(np.concatenate([one.rows, one.gallery]))
-    placed = (nodes.get_indexer(pd.Index(table.ravel())).reshape(-1, 2) for table in (links.must, links.cannot))
+def with_links(pairs: ImagePairs, names: pd.Series, links: Links) -> ImagePairs:
+    """The pairs of a set with the decisions about its images, whose names are given; others are left out."""
+    nodes = pd.Index(names)
+    placed = (nodes.get_indexer(np.ravel(table)).reshape(-1, 2) for table in (links.must, links.cannot))
     must, cannot = (table[(table >= 0).all(axis=1)] for table in placed)
     return replace(pairs, must_link=must, cannot_link=cannot)
 

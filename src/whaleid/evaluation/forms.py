@@ -16,15 +16,15 @@ from whaleid.evaluation.form_score import FormScore
 from whaleid.evaluation.submission_file import write_cells
 from whaleid.utils.errors import WhaleidError
 
-TOPK = "topk"
-"""The form whose answers are the ladder's guesses."""
+TOPK, CLUSTERS = "topk", "clusters"
+"""The form whose answers are the ladder's guesses; that which people's decisions take part in."""
 FORMS = {
     TOPK: "whaleid.evaluation.topk",
     "one_or_unknown": "whaleid.evaluation.one_or_unknown",
     "one_confident": "whaleid.evaluation.one_confident",
     "ranked_images": "whaleid.evaluation.ranked_images",
     "pairs": "whaleid.evaluation.pairs",
-    "clusters": "whaleid.evaluation.clusters",
+    CLUSTERS: "whaleid.evaluation.clusters",
 }
 """Name of a form -> its module."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from whaleid.config import Competition, Experiment, ExperimentBase
 from whaleid.data.pseudo import labels_of
 from whaleid.data.reviews import read_links
-from whaleid.evaluation.forms import TOPK
+from whaleid.evaluation.forms import CLUSTERS, TOPK
 from whaleid.local_matching.registry import weights_key
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.versions import VERSION
@@ -107,7 +107,8 @@ def candidates_key(project: Project) -> str:
     protocol = project.competition.model_dump(mode="json", include=settings)
     combine = project.recipe.combine.model_dump(mode="json")
     asked = [] if answer.pairs is None else [_asked_digest(project.competition)]
-    return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed, *asked)
+    decided = _decisions(project) if answer.form == CLUSTERS else []
+    return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed, *asked, *decided)
 
 
 def _asked_digest(competition: Competition) -> str:

@@ -67,19 +67,10 @@ def test_answers(project: Project) -> dict[str, str]:
     """Test image, as the test table lists it -> its answer in the competition's form."""
     competition = project.competition
     if get_form(competition.answer.form).NEEDS != "guesses":
-        _refuse_reviews(competition)
         cells = read_answer_file(project.workspace.candidates(project.recipe.name) / ANSWER)
         return dict(zip(listed_names(competition, cells), cells.values(), strict=True))
     final = _reviewed_guesses(project)
     return {image: " ".join(row[row != ""]) for image, row in zip(final.images.tolist(), final.guesses, strict=True)}
-
-
-def _refuse_reviews(competition: Competition) -> None:
-    if len(read_links(competition)):
-        raise WhaleidError(
-            f"competition {competition.name}: decisions ({competition.reviews}) change no answer of the form "
-            f"{competition.answer.form}; remove `reviews` from its YAML"
-        )
 
 
 # -------------------------------------------------------------------------------------------------- where it is
@@ -160,9 +151,9 @@ def read_guesses_of_rungs(project: Project) -> list[TestGuesses]:
 
 
 def review_line(project: Project) -> str:
-    """How many answers people's decisions changed; empty where there are no decisions."""
+    """How many guesses people's decisions changed; empty where there are no decisions, or the form has no guesses."""
     links = read_links(project.competition)
-    if not len(links):
+    if not len(links) or get_form(project.competition.answer.form).NEEDS != "guesses":
         return ""
     before, after = read_guesses_of_rungs(project)[-1].guesses, _reviewed_guesses(project).guesses
     return f"{len(links):,} decisions: {int((before != after).any(axis=1).sum()):,} queries answered otherwise"

@@ -304,9 +304,9 @@ def test_words_of_the_command_line(
 def test_the_plan_counts_them(drawn: Path) -> None:
     census = Census(1000, 100, 20, 300, 2.0, estimated=True)
     plain, given = opened(drawn), opened(drawn, "full: true\n")
-    lines = "\n".join(plan_lines(given, 1.0, 1000, 20))
+    lines = "\n".join(plan_lines(given, census, 1.0, 8, None))
     assert "2 experiments x 2 folds + 2 on all labelled images = 6 runs" in lines
-    assert "2 experiments x 2 folds = 4 runs" in "\n".join(plan_lines(plain, 1.0, 1000, 20))
+    assert "2 experiments x 2 folds = 4 runs" in "\n".join(plan_lines(plain, census, 1.0, 8, None))
     few, many = recipe_needs(plain, census, "cpu"), recipe_needs(given, census, "cpu")
     assert many.disk > few.disk
     assert 1.5 * few.hours < many.hours <= 2.0 * few.hours  # two folds see as many images as all of them once

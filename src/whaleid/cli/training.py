@@ -31,28 +31,31 @@ def register(app: typer.Typer) -> None:
 def plan(
     context: Context,
     tflops: Annotated[float | None, typer.Option(min=0.001, help="sustained TFLOP/s of the device")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="devices to plan for, beside one")] = 8,
+    price: Annotated[float | None, typer.Option(min=0, help="of an hour of a device: adds money to the plan")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images, if the data is not here")] = None,
     identities: Annotated[int | None, typer.Option(min=2, help="identities, if the data is not here")] = None,
     sbatch: Annotated[
         Path | None, typer.Option(metavar="FILE", help="write the runs as a file for sbatch; builds the cache first")
     ] = None,
 ) -> None:
-    """Show what a recipe would train: runs, sizes, parameters, estimated hours; of auto, why. Trains nothing.
+    """Show what a recipe would train, in hours, memory, disk and money; of auto, why it was chosen. Trains nothing.
 
-    Example: whaleid plan -c humpback -r gold --tflops 30
+    Example: whaleid plan -c humpback -r gold --tflops 30 --gpus 8 --price 2.5
     """
     from whaleid.auto.write import reasons_of
     from whaleid.kaggle.kernel.size import planned_line, planned_size
-    from whaleid.pipeline.plan import hours_of_a_run, plan_lines
+    from whaleid.pipeline.plan import count_images, longest_run, plan_lines
     from whaleid.pipeline.sbatch import write_sbatch
 
     chosen_before = context.is_auto and Path(context.recipe_file).is_file()  # choosing prints the reasons itself
-    print("\n".join(plan_lines(context.project, tflops, images, identities)))
+    census = count_images(context.project, images, identities)
+    print("\n".join(plan_lines(context.project, census, tflops, gpus, price)))
     if chosen_before:
         print("\n".join(["", f"{context.recipe_file}:", *reasons_of(Path(context.recipe_file)), ""]))
     print(planned_line(planned_size(context.project, images, identities)))
     if sbatch is not None:
-        hours = hours_of_a_run(context.project, tflops, images, identities)
+        hours = longest_run(context.project, census, tflops)
         print(f"wrote {sbatch}: {write_sbatch(context.project, context.options, hours, sbatch)} jobs")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -94,15 +95,14 @@ class Cost:
         return (self.training_flops + self.embedding_flops) / (tflops * 1e12) / 3600
 
 
-def plan_lines(project: Project, tflops: float | None, images: int | None, identities: int | None) -> list[str]:
-    """The table that `whaleid plan` prints.
+def plan_lines(project: Project, census: Census, tflops: float | None, gpus: int, price: float | None) -> list[str]:
+    """The tables that `whaleid plan` prints.
 
-    tflops: sustained rate of the device; None: that of this machine's device.
-    images, identities: counts to plan with where the competition's data is not here.
+    tflops: sustained rate of a device; None: that of this machine's device. gpus: how many devices beside one to plan
+    for. price: of an hour of a device, in any currency; None: no money is spoken of.
     """
     from whaleid.models.snapshots import is_snapshot
 
-    census = count_images(project, images, identities)
     costs = recipe_costs(project, census)
     runs = sum(len(project.folds_of(item)) for item in project.experiments)
     full = len(project.full_experiments)
@@ -139,19 +139,67 @@ def plan_lines(project: Project, tflops: float | None, images: int | None, ident
         "",
         f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
+        "",
+        places_table(run_hours(project, costs, rate), 1 + again, gpus, price).to_string(index=False),
+        "",
         *snapshots,
         *pretraining,
         *_local_lines(project, census),
+        *_needs_lines(project, census),
         f"features on disk: {bytes_text(_feature_bytes(project, census, costs) * (1 + again))}",
     ]
 
 
-def hours_of_a_run(project: Project, tflops: float | None, images: int | None, identities: int | None) -> float:
+def places_table(runs: list[float], rounds: int, gpus: int, price: float | None) -> pd.DataFrame:
+    """Hours of training and features, by the clock and of all devices, and their money, by where they happen.
+
+    Parameters
+    ----------
+    runs : list of float
+        Hours of each run on one device.
+    rounds : int
+        How often all runs are done, one round after the other.
+    gpus : int
+        Devices that are paid for from the first run's start to the last one's end. A device takes the next run when it
+        is free.
+    price : float, optional
+        Of an hour of a device. Jobs of SLURM are paid for while they run, and all start at once.
+    """
+    ends = [0.0] * gpus
+    for hours in sorted(runs, reverse=True):
+        heapq.heapreplace(ends, ends[0] + hours)
+    total = sum(runs)
+    places = {
+        "one device": (total, total),
+        f"{gpus} devices": (max(ends), gpus * max(ends)),
+        f"SLURM, {len(runs)} jobs": (max(runs), total),
+    }
+    table = pd.DataFrame(
+        [
+            {"on": place, "hours": f"{rounds * clock:.2f}", "device hours": f"{rounds * paid:.2f}"}
+            for place, (clock, paid) in places.items()
+        ]
+    )
+    if price is not None:
+        table["money"] = [f"{rounds * paid * price:,.2f}" for _, paid in places.values()]
+    return table
+
+
+def longest_run(project: Project, census: Census, tflops: float | None) -> float:
     """Estimated hours of the longest run and its features; parameters as in `plan_lines`."""
-    costs = recipe_costs(project, count_images(project, images, identities))
-    rate = tflops or _rate(costs)
-    runs = [len(project.folds_of(item)) for item in project.experiments]
-    return max(cost.hours(rate) / number for cost, number in zip(costs, runs, strict=True))
+    costs = recipe_costs(project, census)
+    return max(run_hours(project, costs, tflops or _rate(costs)))
+
+
+def run_hours(project: Project, costs: list[Cost], tflops: float) -> list[float]:
+    """Hours of every run of a round and its features on one device, experiment by experiment."""
+    numbers = [len(project.folds_of(item)) for item in project.experiments]
+    return [cost.hours(tflops) / number for cost, number in zip(costs, numbers, strict=True) for _ in range(number)]
+
+
+def _needs_lines(project: Project, census: Census) -> list[str]:
+    needs = recipe_needs(project, census, device_kind())
+    return [f"at least {bytes_text(needs.memory)} of memory, and {bytes_text(needs.disk)} of disk for the work folder"]
 
 
 def _local_lines(project: Project, census: Census) -> list[str]:

@@ -16,7 +16,7 @@ from whaleid.pipeline.tasks import Task, do
 from whaleid.pipeline.workspace import Workspace, read_folds, read_images
 from whaleid.utils import files
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import atomic_path, write_json
+from whaleid.utils.files import atomic_path, remove_abandoned, write_json
 from whaleid.utils.locks import locked
 
 CALLS = ("open", "mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
@@ -94,6 +94,22 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(tmp_path: Path, kind: str)
     assert code == 0
     assert step > 8
     assert seen == {"old", "new", *(["missing"] if kind == "folder" else [])}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_stays(tmp_path: Path, kind: str) -> None:
+    for step in range(25):
+        write(tmp_path / str(step) / "out", kind, "old")
+        in_child(partial(killed_at, step, partial(write, tmp_path / str(step) / "out", kind, "new")))
+    (tmp_path / "killed.lock").touch()
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".lock"))]
+    with locked(tmp_path / "held.lock"), atomic_path(tmp_path / "out") as temporary:
+        temporary.write_text("whole")
+        remove_abandoned(tmp_path)
+        assert (tmp_path / "held.lock").exists()
+    assert (tmp_path / "out").read_text() == "whole"
+    assert [path.name for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".lock", ".old"))] == []
+    assert {read(tmp_path / str(step) / "out") for step in range(25)} == {"old", "new"}
 
 
 def test_content_reaches_the_disk_before_its_name_and_its_name_before_the_note(

@@ -14,6 +14,7 @@ import pytest
 from whaleid.config.files import read_yaml
 from whaleid.features.files import read_features
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import load_array
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "whaleid"
 REFUSED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -99,3 +100,32 @@ def test_a_yaml_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(WhaleidError, match=r"a\.yaml") as caught:
         read_yaml(tmp_path / "a.yaml")
     assert "\n" not in str(caught.value)
+
+
+def npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x05\x06" + bytes(18),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 8), }"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8), }"),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 1), }"),
+        npy(b"__import__('os').system('true')"),
+        npy(b"\xff\xfe'''"),
+    ],
+)
+def test_whatever_is_no_array_is_one_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        load_array(tmp_path / "a.npy")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_array_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(load_array(tmp_path / "a.npy"), np.arange(6.0).reshape(2, 3))

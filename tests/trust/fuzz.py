@@ -186,11 +186,12 @@ def fuzz(pristine: Path, place: Path, target: Target, seed: int) -> Found | None
     file = rng.choice(sorted(path for path in place.glob(pattern) if path.is_file()))
     file.write_bytes(target.spoil(file.read_bytes(), rng))
     given = contents(place)
-    problem = _problem(*called(place, target.command)) or _lost(place, given)
+    problem = problem_of(*called(place, target.command)) or _lost(place, given)
     return None if problem is None else Found(target.name, seed, file.relative_to(place).as_posix(), problem)
 
 
-def _problem(code: int | None, err: str, exception: str) -> str | None:
+def problem_of(code: int | None, err: str, exception: str) -> str | None:
+    """What is wrong with how a command ended: exit code (None: an exception reached the user), stderr, exception."""
     if code is None:
         return exception
     if code not in (0, 2):

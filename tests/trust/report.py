@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: equal runs must add in one order
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trust.fuzz import TARGETS, Found, Target, fuzz, fuzzed_world
+from trust.fuzz import TARGETS, Target, fuzz, fuzzed_world
 from trust.kills import Case, all_cases, undisturbed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
@@ -27,35 +27,33 @@ def main() -> int:
         matrix = undisturbed(Path(folder))
         cases = [_told(case) for case in all_cases(matrix)]
         pristine = fuzzed_world(matrix.world, Path(folder) / "fuzzed")
-        found = {target: _spoilt(pristine, target, times) for target in TARGETS}
+        spoilt = [_told(_spoilt(pristine, target, times)) for target in TARGETS]
+    write_page(cases, spoilt)
+    return int(any(case.problems for case in (*cases, *spoilt)))
+
+
+def write_page(cases: list[Case], spoilt: list[Case]) -> None:
+    """Put the tables of what was tried into the page."""
+    tables = [*_table("what was done to it", cases), "", *_table("spoilt file", spoilt)]
     text = PAGE.read_text()
-    made = "\n".join([*_rows(cases), "", *_fuzzed(found, times)])
-    PAGE.write_text(f"{text.partition(BEGIN)[0]}{BEGIN}\n\n{made}\n\n{END}{text.partition(END)[2]}")
-    return int(any(case.problems for case in cases) or any(found.values()))
+    made = "\n".join([BEGIN, "", *tables, "", END])
+    PAGE.write_text(f"{text.partition(BEGIN)[0]}{made}{text.partition(END)[2]}")
 
 
 def _told(case: Case) -> Case:
-    print(case.name, case.tried, *case.problems, sep="\n  ", flush=True)
+    print(f"{case.name}: {case.tried} times", *case.problems, sep="\n  ", flush=True)
     return case
 
 
-def _spoilt(pristine: Path, target: Target, times: int) -> list[Found]:
+def _spoilt(pristine: Path, target: Target, times: int) -> Case:
     found = [one for seed in range(times) if (one := fuzz(pristine, pristine.with_name("spoilt"), target, seed))]
-    print(target.name, times, *found, sep="\n  ", flush=True)
-    return found
+    problems = [f"seed {one.seed}, {one.file}: {one.problem}" for one in found]
+    return Case(f"{target.name}, read by `whaleid {target.reader}`", times, problems)
 
 
-def _rows(cases: list[Case]) -> list[str]:
+def _table(what: str, cases: list[Case]) -> list[str]:
     rows = [f"| {case.name} | {case.tried} | {len(case.problems) or 'none'} |" for case in cases]
-    return ["| what was done to it | times | problems |", "|---|--:|--:|", *rows]
-
-
-def _fuzzed(found: dict[Target, list[Found]], times: int) -> list[str]:
-    rows = [
-        f"| {target.name} | `whaleid {target.reader}` | {times} | {len(one) or 'none'} |"
-        for target, one in found.items()
-    ]
-    return ["| spoilt file | read by | times | problems |", "|---|---|--:|--:|", *rows]
+    return [f"| {what} | times | problems |", "|---|--:|--:|", *rows]
 
 
 if __name__ == "__main__":

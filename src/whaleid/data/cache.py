@@ -34,7 +34,7 @@ from whaleid.data.competition import first_few
 from whaleid.data.images import prepare
 from whaleid.data.masks import Mask, prepare_mask, take_out
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import digest, file_digest, replace_path, require_space, write_json
+from whaleid.utils.files import digest, file_digest, load_array, replace_path, require_space, write_json
 from whaleid.utils.locks import locked
 from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
@@ -119,13 +119,13 @@ def open_cache(folder: Path) -> ImageCache:
     width, height = content["size"]
     try:
         if content["form"] == "raw":
-            pixels, ends = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), None
+            pixels, ends = load_array(folder / "pixels.npy"), None
             complete = pixels.shape == (content["count"], height, width, 3) and pixels.dtype == np.uint8
         else:
             ends = np.fromfile(folder / "offsets.bin", dtype=np.int64)
             pixels = np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r")
             complete = len(ends) == content["count"] and len(pixels) == ends[-1]
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise WhaleidError(f"{folder}: damaged cache ({error}); remove this folder and run again") from error
     if not complete:
         raise WhaleidError(f"{folder}: damaged cache (pixels do not fit cache.json); remove this folder and run again")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import load_array
 
 _BLOCK = 4096  # rows read, checked or normalised at a time
 _TYPES = (np.float16, np.float32, np.float64)
@@ -236,8 +237,8 @@ def _open_table(path: Path, expected: int, listing: str = "rows.csv") -> np.ndar
     """An .npy of floats (expected, d), memory-mapped. listing: the file that lists its images."""
     _require(path)
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        table = load_array(path)
+    except (ValueError, OSError) as error:
         raise WhaleidError(f"{path}: not a complete .npy file of numbers: {error}") from error
     if table.ndim != 2 or table.shape[1] < 1 or table.dtype not in _TYPES:
         raise WhaleidError(f"{path}: {table.dtype} {table.shape}; float16, 32 or 64 of shape (n, d) is needed")

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import load_array
 
 ROWS, OFFSETS = "rows.csv", "offsets.npy"
 _OWN_ROWS = ".rows.csv"
@@ -166,6 +167,6 @@ def _write_names(path: Path, names: list[np.ndarray]) -> None:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return load_array(path)
+    except (OSError, ValueError) as error:
         raise WhaleidError(f"{path}: not a whole .npy file ({error}); make the folder again") from error

@@ -94,11 +94,11 @@ def read_bundle(folder: Path) -> Bundle:
     if not (home / "kernel-metadata.json").is_file():
         hint = f"; there are {', '.join(others[:3])} beside it (--experiment NAME --fold K)" if others else ""
         raise WhaleidError(f"{folder}: no kernel here: run whaleid kernel first{hint}")
-    metadata = _read_json(home / "kernel-metadata.json")
+    metadata = _read_metadata(home / "kernel-metadata.json")
     data_sets = tuple(_data_set(path.parent) for path in sorted(folder.glob("datasets/*/dataset-metadata.json")))
     files = sorted(path for path in home.iterdir() if path.is_file())
     key = digest([[path.name, file_digest(path)] for path in files], [part.key for part in data_sets])
-    kernel = Part(str(metadata["id"]), home, key, len(files), sum(path.stat().st_size for path in files))
+    kernel = Part(metadata["id"], home, key, len(files), sum(path.stat().st_size for path in files))
     return Bundle(folder, kernel, data_sets, metadata)
 
 
@@ -234,7 +234,7 @@ def _check_run(project: Project, folder: Path, experiment: str, fold: int) -> st
 
 def _data_set(folder: Path) -> Part:
     manifest = read_manifest(folder, "run whaleid kernel again")
-    id = str(_read_json(folder / "dataset-metadata.json")["id"])
+    id = _read_metadata(folder / "dataset-metadata.json")["id"]
     return Part(id, folder, file_digest(folder / MANIFEST), len(manifest.files), manifest.size)
 
 
@@ -326,17 +326,18 @@ def _push_kernel(bundle: Bundle) -> str:
     return f"kernel {id}: version {found[1] if found else '?'} pushed, https://www.kaggle.com/code/{id}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WhaleidError(f"{path}: not readable as JSON ({error}); run whaleid kernel again") from error
+        content = json.loads(path.read_bytes())
+        return {**content, "id": str(content["id"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WhaleidError(f"{path}: not readable as JSON with an id ({error}); run whaleid kernel again") from error
 
 
 def _pushed(bundle: Bundle) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(bundle.record.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return {}  # everything is pushed again
     return content if isinstance(content, dict) else {}
 

@@ -27,7 +27,7 @@ from whaleid.data.masks import Mask, read_mask, resize_mask
 from whaleid.local_matching.detectors import Detector, Found, detector_of
 from whaleid.local_matching.registry import DETECTORS, detector_entry
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import atomic_path, require_space
+from whaleid.utils.files import atomic_path, load_array, require_space
 from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
@@ -262,17 +262,19 @@ def read_described(folder: Path, images: pd.DataFrame, features: str = "rootsift
     """Read a folder of keypoints. Raises WhaleidError where it is not of these images, in this order and detector."""
     kind = detector_entry(features)
     try:
-        vectors = np.load(folder / "descriptors.npy", mmap_mode="r", allow_pickle=False)
-        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        vectors = load_array(folder / "descriptors.npy")
+        offsets = np.array(load_array(folder / "offsets.npy"))
         points = None
         if (folder / "points.npy").exists():
-            points = np.load(folder / "points.npy", mmap_mode="r", allow_pickle=False)
+            points = load_array(folder / "points.npy")
         names = pd.read_csv(folder / "rows.csv", dtype=str, keep_default_na=False)["image"]
     except (OSError, ValueError, KeyError) as error:
         raise WhaleidError(
             f"{folder}: no readable descriptors here ({error}); remove the folder and run again"
         ) from error
-    fits = len(offsets) == len(names) + 1 and vectors.dtype == np.uint8 and vectors.shape == (offsets[-1], kind.length)
+    fits = (
+        offsets.shape == (len(names) + 1,) and vectors.dtype == np.uint8 and vectors.shape == (offsets[-1], kind.length)
+    )
     fits = fits and (points is None or points.shape == (offsets[-1], 4))
     if not fits or not np.array_equal(names.to_numpy(), images["image"].to_numpy().astype(str)):
         raise WhaleidError(f"{folder}: not the descriptors of these images; remove the folder and run again")

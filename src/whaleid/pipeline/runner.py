@@ -12,6 +12,7 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import STAGES, Step, stage_times, steps
 from whaleid.pipeline.tasks import Task
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.files import remove_abandoned
 
 BEFORE_KEYPOINTS = ("images", "folds", "cache")
 """Stages that need no weights of local matching; with any other, missing weights end the run before it starts."""
@@ -75,6 +76,7 @@ def run(
         What was done; empty where everything was current.
     """
     executor = executor or LocalExecutor()
+    remove_abandoned(project.workspace.root)
     if until not in BEFORE_KEYPOINTS:
         require_local(project.local_matching, project.settings.weights)
     needed = {task.name for task in tasks_to_do(project, until, only)}

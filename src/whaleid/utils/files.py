@@ -18,6 +18,8 @@ import numpy as np
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.locks import locked
 
+_LOCK = "lock"
+"""Lock file in a folder of temporary files."""
 OTHER_WORK = "put the work elsewhere with WORK="
 
 
@@ -41,15 +43,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     first; what a killed process left is removed by the next one. After an error `path` is as it was.
     """
     place = path.with_name(f".{path.name}.tmp")
-    lock = place / "lock"
     try:
-        with locked(lock):
-            _clear(place, lock, path)
+        with locked(place / _LOCK):
+            _clear(place, path)
             try:
                 yield place / path.name
                 replace_path(place / path.name, path)
             finally:
-                _clear(place, lock, path)
+                _clear(place, path)
     except Exception as error:
         if _NO_SPACE.search(str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
@@ -78,6 +79,19 @@ def replace_path(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files and locks below a folder whose processes were killed; those in use stay."""
+    ignored = suppress(WhaleidError, OSError)  # in use, gone by now, or in a folder that may not be written
+    for place in list(folder.rglob(".*.tmp")):
+        with ignored:
+            with locked(place / _LOCK, "in use"):
+                _clear(place, place.with_name(place.name[1 : -len(".tmp")]))
+            place.rmdir()
+    for lock in list(folder.rglob("*.lock")):
+        with ignored, locked(lock, "in use"):
+            pass
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, keys in the given order."""
     with atomic_path(path) as temporary:
@@ -90,6 +104,27 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise WhaleidError(f"{path}: damaged ({error}); remove it, and the same command makes it again") from error
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Array of a .npy file, memory-mapped; no pickle is read.
+
+    Raises
+    ------
+    ValueError
+        If the file is none: a damaged header makes numpy's parsers raise errors of many kinds.
+    OSError
+        If it cannot be opened.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError("a zip archive of arrays")
+    return array
 
 
 def require_space(folder: Path, needed: float, what: str, otherwise: str = OTHER_WORK) -> None:
@@ -131,13 +166,13 @@ def _replaced(temporary: Path) -> Path:
     return temporary.with_name(f"{temporary.name}.old")
 
 
-def _clear(place: Path, lock: Path, path: Path) -> None:
+def _clear(place: Path, path: Path) -> None:
     """Empty the place of temporary files; what a killed process was about to replace goes back."""
     old = _replaced(place / path.name)
     if old.is_dir() and not path.exists():
         old.rename(path)
     for item in place.iterdir():
-        if item != lock:
+        if item.name != _LOCK:
             _remove(item)
 
 

@@ -19,6 +19,7 @@ from whaleid.ensemble.protocol import FoldPart, Protocol, QuerySet
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.features.files import open_embeddings
 from whaleid.retrieval.candidates import Candidates
+from whaleid.utils.files import load_array
 
 if TYPE_CHECKING:
     from whaleid.ensemble.rankers.local import LocalInputs
@@ -105,7 +106,7 @@ class JointFeatures:
             path = Path(self._folder.name) / f"{len(self._paths)}.npy"
             np.save(path, self._whitened(part))
             self._paths[part.fold] = path
-        return np.load(self._paths[part.fold], mmap_mode="r", allow_pickle=False)
+        return load_array(self._paths[part.fold])
 
     def close(self) -> None:
         """Remove the files."""

@@ -14,7 +14,7 @@ from whaleid.features.files import UnitTable
 from whaleid.retrieval.index import check_search, nearest
 
 BLOCK_BYTES = 64 << 20
-"""Bytes of a block in float32. Measured at 400,000 x 128 (benchmarks/bench_mapped.py)."""
+"""Bytes of a block in float32: little beside the libraries, and enough that a faiss call is worth it. Not tuned."""
 LARGE = 1 << 30
 """Bytes of a file of embeddings above which they stay there; in memory, float16 takes twice as much."""
 

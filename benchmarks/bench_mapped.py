@@ -83,7 +83,7 @@ def compressed(folder: Path, queries: int, neighbours: int, kind: str) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gallery", type=int, nargs="+", default=[200_000, 400_000])
-    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--queries", type=int, default=4000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--neighbours", type=int, default=100)
     parser.add_argument("--kind", default="OPQ32,IVF512,PQ32")

@@ -49,6 +49,13 @@ def search(
         For an empty gallery, different dimensions, NaN or infinity, less than 1 neighbour.
     """
     check_search(queries, gallery, neighbours, chunk)
+    return nearest(queries, gallery, neighbours, chunk)
+
+
+def nearest(
+    queries: np.ndarray, gallery: np.ndarray, neighbours: int, chunk: int = _CHUNK
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` in a gallery and of queries that were checked before."""
     most = min(neighbours, len(gallery))
     find = _finder(np.ascontiguousarray(gallery, dtype=np.float32), most)
     similarity = np.empty((len(queries), most), dtype=np.float32)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from whaleid.features.files import UnitTable
-from whaleid.retrieval.index import search
+from whaleid.retrieval.index import check_search, nearest
 
 BLOCK_BYTES = 64 << 20
-"""Bytes of a block in float32. Measured at 400,000 x 128 (benchmarks/bench_mapped.py)."""
+"""Bytes of a block in float32: little beside the libraries, and enough that a faiss call is worth it. Not tuned."""
 LARGE = 1 << 30
 """Bytes of a file of embeddings above which they stay there; in memory, float16 takes twice as much."""
 
@@ -69,12 +69,13 @@ def search_mapped(
     float32 and int64 arrays, shape (q, min(neighbours, g))
         Similarity, descending, and gallery rows; ties by ascending row.
     """
+    check_search(queries, gallery[:1], neighbours, 1)
     step = block or max(1, BLOCK_BYTES // (4 * gallery.shape[1]))
     most = min(neighbours, len(gallery))
     similarity = np.empty((len(queries), 0), dtype=np.float32)
     rows = np.empty((len(queries), 0), dtype=np.int64)
     for start in range(0, len(gallery), step):
-        found, found_rows = search(queries, gallery[start : start + step], most)
+        found, found_rows = nearest(queries, gallery[start : start + step], most)
         similarity, rows = _better(similarity, rows, found, found_rows + start, most)
     return similarity, rows
 

@@ -52,7 +52,7 @@ class RemoteCommand:
         os.chdir(self.folder)
         os.environ.update(self.variables)
         os.environ[PROGRESS_FILE] = str(self.progress)
-        with self.log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+        with self.log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
             code = _run_module(self.words)
         if code == 0:
             return None

@@ -16,7 +16,7 @@ from whaleid.config.files import load_experiment
 from whaleid.models import hub
 from whaleid.models.backbone import build_backbone, pretrained_size
 from whaleid.models.embedder import build_embedder
-from whaleid.models.weights import ensure_weights
+from whaleid.models.weights import ensure_weights, starting_files
 from whaleid.utils.errors import WhaleidError
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -145,5 +145,8 @@ def test_a_name_of_the_hub_is_looked_for_in_the_folder_of_weights_first(
         ensure_weights("hf-hub:someone/Whale-T", "imagenet", tmp_path / "weights")
     assert len(asked) == 1 and asked[0].endswith("/someone/Whale-T/resolve/main/config.json")
     timm_snapshot(tmp_path / "weights" / "Whale-T")
-    ensure_weights("hf-hub:someone/Whale-T", "imagenet", tmp_path / "weights")
+    start = "hf-hub:someone/Whale-T", "imagenet", tmp_path / "weights"
+    ensure_weights(*start)
     assert len(asked) == 1
+    places = [Path("Whale-T", name) for name in ("config.json", "model.safetensors")]
+    assert starting_files(*start) == {place: tmp_path / "weights" / place for place in places}

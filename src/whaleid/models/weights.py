@@ -102,17 +102,19 @@ def starting_files(backbone: str, weights: str, folder: Path) -> dict[Path, Path
 
     The parameters are those of `find_weights`.
     """
-    files = {}
-    if snapshots.is_snapshot(backbone):
-        place = Path(snapshots.snapshot_folder(backbone, folder).name)
-        files[place / snapshots.CONFIG] = snapshots.find_file(backbone, (snapshots.CONFIG,), folder)
-        if weights == "imagenet":
-            file = snapshots.find_file(backbone, snapshots.FILES, folder)
-            return {**files, place / file.name: file}
-    if weights == "random":
-        return files
-    file = find_weights(backbone, weights, folder) or fetch_weights(backbone, folder)
-    return {**files, Path(file.name if file.is_relative_to(folder) else f"{backbone}.safetensors"): file}
+    found = find_weights(backbone, weights, folder)
+    if found is None and weights == "imagenet":
+        found = fetch_weights(backbone, folder)
+    if not snapshots.is_snapshot(backbone):
+        return {} if found is None else {_place(found, folder, f"{backbone}.safetensors"): found}
+    home = Path(snapshots.snapshot_folder(backbone, folder).name)
+    files = {home / snapshots.CONFIG: snapshots.find_file(backbone, (snapshots.CONFIG,), folder)}
+    return files if found is None else {**files, _place(found, folder, (home / found.name).as_posix()): found}
+
+
+def _place(file: Path, folder: Path, otherwise: str) -> Path:
+    """Place of a file below the folder of weights, or what it is called there where it lies elsewhere."""
+    return file.relative_to(folder) if file.is_relative_to(folder) else Path(otherwise)
 
 
 def fetch_weights(backbone: str, folder: Path) -> Path:

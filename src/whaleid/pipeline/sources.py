@@ -33,5 +33,5 @@ def _source_of(project: Project, experiment: Experiment) -> Source:
         experiment.name,
         {fold: project.features_folder(experiment, fold) for fold in project.folds},
         pairs=pairs if experiment.head.scores_pairs else {},
-        full=project.features_folder(experiment, None) if project.full_experiments and None in runs else None,
+        full=project.features_folder(experiment, None) if experiment in project.full_experiments else None,
     )

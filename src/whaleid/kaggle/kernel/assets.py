@@ -127,7 +127,7 @@ def write_training_assets(project: Project, experiment_name: str, out: Path) -> 
         files = starting_files(*start)
     (out / WEIGHTS).mkdir()
     for place, file in files.items():
-        (out / WEIGHTS / place).parent.mkdir(exist_ok=True)
+        (out / WEIGHTS / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / WEIGHTS / place)
     (out / WEIGHTS / "README").write_text("Weights that training starts from; none if it starts at random.\n")
     copy_stamps(project.workspace.root / STAMPS, out / STAMPED, outputs)

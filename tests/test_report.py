@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,21 @@ def write_features(folder: Path, names: list[str], labels: list[str], rng: np.ra
         pd.DataFrame({"image": names}).to_csv(out / "rows.csv", index=False)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = make_project(tmp_path_factory.mktemp("report"))
+def shared_project(factory: pytest.TempPathFactory, unknown: str | None = UNKNOWN) -> Project:
+    """A project whose ladder is made, one for all tests of this process: they may change nothing but its report."""
+    return _finished(factory.getbasetemp() / f"report {unknown is None}", unknown)
+
+
+@cache
+def _finished(root: Path, unknown: str | None) -> Project:
+    made = make_project(root, unknown)
     run(made, "ladder")
     return made
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return shared_project(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +254,8 @@ def test_other_folds_are_refused(project: Project, tmp_path: Path) -> None:
         write_report(only)
 
 
-def test_no_unknown_label(tmp_path: Path) -> None:
-    project = make_project(tmp_path, unknown=None)
-    run(project, "ladder")
+def test_no_unknown_label(tmp_path_factory: pytest.TempPathFactory) -> None:
+    project = shared_project(tmp_path_factory, unknown=None)
     page = write_report(project).read_text()
     assert "no unknown label" in page and "called unknown" not in page
     assert "scores" not in Page(page).data["charts"]

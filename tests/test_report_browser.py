@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import WHERE, Browser, browser
-from test_report import UNKNOWN, make_project
+from test_report import UNKNOWN, shared_project
 from test_report_data import evaluated
 
-from whaleid.pipeline.runner import run
 from whaleid.report.inputs import Results, read_results
 from whaleid.report.page import write_report
 
@@ -21,9 +20,7 @@ ACTIVE = "return [...document.getElementById('cards').children].indexOf(document
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    project = make_project(tmp_path_factory.mktemp("browser"))
-    run(project, "ladder")
-    return read_results(project)
+    return read_results(shared_project(tmp_path_factory))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +105,22 @@ def test_a_name_in_a_table_shows_its_wrong_queries(window: Browser, page: Path) 
     window.run("document.querySelector('#identities button.link').click()")
     wrong = window.run("return document.querySelectorAll('#identities tbody tr')[0].children[2].textContent")
     assert text(window, "count") == f"1 to {wrong} of {wrong} queries" and window.run(ACTIVE) == 0
+
+
+def test_a_point_of_the_map_leads_to_its_card(window: Browser, page: Path, results: Results) -> None:
+    window.open(page)
+    clicked = window.run(
+        "const canvas = document.getElementById('map-points'), data = JSON.parse(document.getElementById('data')"
+        ".textContent).map; const at = (side, length) => 8 + data.points[side] * (length - 16);"
+        "const place = {clientX: canvas.getBoundingClientRect().left + at(0, canvas.clientWidth), bubbles: true,"
+        "clientY: canvas.getBoundingClientRect().top + at(1, canvas.clientHeight)};"
+        "canvas.dispatchEvent(new PointerEvent('pointermove', place));"
+        "canvas.dispatchEvent(new MouseEvent('click', place)); return data.rows[0]"
+    )
+    name, identity = results.images.loc[clicked, ["image", "identity"]]
+    assert text(window, "map-name") == f"{identity} {name}"
+    assert window.run("return document.getElementById('search').value") == name
+    assert text(window, "count") == "1 to 1 of 1 queries" and window.run(ACTIVE) == 0
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])

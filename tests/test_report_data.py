@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import SOURCE, UNKNOWN, Page, make_project, top_guesses
+from test_report import SOURCE, UNKNOWN, Page, shared_project, top_guesses
 
 from whaleid.ensemble.simulation import simulated_protocol
 from whaleid.evaluation.log import SubmissionRecord
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.pipeline.project import Project
-from whaleid.pipeline.runner import run
 from whaleid.report.charts import calibration_chart, leaderboard_chart, loss_chart, score_chart
 from whaleid.report.identities import accuracy_by_size, confused_pairs, worst_identities
+from whaleid.report.image_map import flatten, image_map, map_data
 from whaleid.report.inputs import Results, read_results
 from whaleid.report.page import write_report
 from whaleid.report.queries import without_unknown
@@ -26,9 +26,7 @@ from whaleid.report.thumbnails import MOST_BYTES, write_thumbnails
 
 @pytest.fixture(scope="module", params=[UNKNOWN, None], ids=["unknown", "all known"])
 def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = make_project(tmp_path_factory.mktemp("data"), unknown=request.param)
-    run(made, "ladder")
-    return made
+    return shared_project(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +190,30 @@ def test_no_thumbnail_is_too_large(project: Project, tmp_path: Path) -> None:
     write_thumbnails(images, [3, 1], project.competition.root, tmp_path / "images")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["1.webp", "3.webp"]
     assert all(0 < path.stat().st_size <= MOST_BYTES for path in (tmp_path / "images").iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- map
+
+
+def test_near_neighbours_stay_near_on_the_map() -> None:
+    """Three far groups: every point's nearest neighbour on the map is of its group, in every run."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(3), 20)
+    embeddings = rng.normal(size=(3, 8))[groups] * 4 + rng.normal(size=(60, 8)) * 0.3
+    points = flatten(embeddings)
+    assert points.shape == (60, 2) and points.min() == 0 and points.max() == 1
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + 9 * np.eye(60)
+    assert (groups[distance.argmin(axis=1)] == groups).all()
+    assert np.array_equal(points, flatten(embeddings))
+
+
+def test_the_map_has_the_first_folds_queries_first(project: Project) -> None:
+    results = read_results(project)
+    placed = image_map(results)
+    assert placed is not None
+    part = results.protocol.parts[0]
+    assert (placed.source, placed.fold, placed.queries) == (SOURCE, 0, len(part.rows))
+    assert placed.rows.tolist() == [*part.rows, *part.training]
+    data = map_data(placed, results)
+    assert data["identities"] == results.images["identity"].iloc[placed.rows].tolist()
+    assert data["points"][2:4] == placed.points[1].round(4).tolist()

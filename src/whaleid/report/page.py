@@ -23,6 +23,7 @@ from whaleid.report import charts
 from whaleid.report.cv_lb import gap_lines, scored
 from whaleid.report.examples import choose_examples
 from whaleid.report.identities import accuracy_by_size, confused_pairs, worst_identities
+from whaleid.report.image_map import image_map, map_data
 from whaleid.report.inputs import Results, best_single_features, read_losses, read_results
 from whaleid.report.mask_sheet import PICTURES, write_mask_sheet
 from whaleid.report.matches import MatchedPair, draw_image_pair, match_example, matches_line
@@ -55,7 +56,8 @@ def write_report(project: Project) -> Path:
         rows = {row for query in queries for row in query.rows}
         rows |= {row for path in (paths.paths if paths else ()) for row in path.rows}
         write_thumbnails(results.images, rows, project.competition.root, folder / "images")
-        sections = _sections(results, paths, folder)
+        placed = image_map(results)
+        sections = _sections(results, paths, folder) | {"map": placed}
         page = (
             templates()
             .get_template("page.html.j2")
@@ -65,6 +67,7 @@ def write_report(project: Project) -> Path:
                 sections=sections,
                 queries=query_data(results, queries),
                 charts=_charts(sections),
+                map=None if placed is None else map_data(placed, results),
             )
         )
         (folder / "index.html").write_text(page, encoding="utf-8")

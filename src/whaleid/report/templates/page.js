@@ -2,7 +2,7 @@
 /* Scores the queries under any threshold, shows them as cards, and draws the charts. Every text is set as text, never
    as HTML, so that no label can break the page. */
 (() => {
-  const { queries, charts } = JSON.parse(document.getElementById("data").textContent);
+  const { queries, charts, map } = JSON.parse(document.getElementById("data").textContent);
   const { k, unknown, identities, truth, guesses } = queries;
   const scores = Float32Array.from(queries.scores, (score) => score ?? -Infinity);
   const cards = queries.row.length; // the queries behind these are simulated unknown ones
@@ -204,6 +204,7 @@
     tried = value;
     showFigures();
     filter();
+    drawMap();
   }
 
   /* --------------------------------------------------------------------------------------------------- cards */
@@ -271,6 +272,14 @@
     byId("after").disabled = first + PAGE >= found.length;
   }
 
+  function search(text, state) {
+    byId("search").value = text;
+    byId("state").value = state;
+    filter();
+    byId("queries").scrollIntoView();
+    focusCard(0);
+  }
+
   function picture(parent, row, description, style) {
     const figure = element(parent, "figure", { class: style });
     if (row >= 0) element(figure, "img", { src: `images/${row}.webp`, alt: description, loading: "lazy", decoding: "async" });
@@ -317,6 +326,62 @@
     item.focus();
   }
 
+  /* ----------------------------------------------------------------------------------------------------- map */
+
+  const queryOf = new Map(queries.row.map((row, query) => [row, query]));
+  const RADIUS = 4, NEAR = 14; // pixels of a point, and how near a pointer must be to it
+
+  /** Draw the labelled images as points: those of the shown identity are ringed. */
+  function drawMap(shown = null) {
+    const canvas = byId("map-points");
+    if (!canvas) return;
+    const width = canvas.clientWidth, height = Math.round(width * 0.6), scale = window.devicePixelRatio || 1;
+    Object.assign(canvas, { width: width * scale, height: height * scale });
+    const pen = canvas.getContext("2d"), style = getComputedStyle(canvas);
+    pen.scale(scale, scale);
+    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    const colours = { right: colour("right"), wrong: colour("wrong"), other: colour("frame"), ring: colour("ink") };
+    map.rows.forEach((row, at) => {
+      const query = queryOf.get(row), [x, y] = placeOnMap(at, width, height);
+      const verdict = at >= map.queries || query === undefined ? "other" : STATES.right(query) ? "right" : "wrong";
+      pen.globalAlpha = verdict === "other" ? 0.55 : 0.9;
+      pen.fillStyle = colours[verdict];
+      pen.beginPath();
+      if (verdict === "wrong") pen.rect(x - RADIUS, y - RADIUS, 2 * RADIUS, 2 * RADIUS); // told apart without colour
+      else pen.arc(x, y, verdict === "other" ? RADIUS - 1.5 : RADIUS, 0, 2 * Math.PI);
+      pen.fill();
+      if (shown === null || map.identities[shown] === unknown || map.identities[at] !== map.identities[shown]) return;
+      pen.globalAlpha = 1;
+      pen.strokeStyle = colours.ring;
+      pen.lineWidth = at === shown ? 3 : 1.5;
+      pen.stroke();
+    });
+  }
+
+  const placeOnMap = (at, width, height) => [0, 1].map((side) => 8 + map.points[2 * at + side] * ([width, height][side] - 16));
+
+  /** The point under the pointer, null where none is near. */
+  function pointAt(event) {
+    const { clientWidth: width, clientHeight: height } = event.target;
+    let nearest = null, least = NEAR;
+    map.rows.forEach((_, at) => {
+      const [x, y] = placeOnMap(at, width, height), distance = Math.hypot(x - event.offsetX, y - event.offsetY);
+      if (distance < least) [nearest, least] = [at, distance];
+    });
+    return nearest;
+  }
+
+  function pointTo(event) {
+    const at = pointAt(event);
+    drawMap(at);
+    byId("map-name").textContent = at === null ? "\u00a0" : `${map.identities[at]} ${queries.names[map.rows[at]] ?? ""}`;
+  }
+
+  function showPoint(event) {
+    const at = pointAt(event), query = at === null ? undefined : queryOf.get(map.rows[at]);
+    if (query !== undefined) search(name(query), "all");
+  }
+
   /* --------------------------------------------------------------------------------------------------- start */
 
   function start() {
@@ -334,17 +399,16 @@
     document.addEventListener("click", (event) => {
       const identity = event.target.dataset?.search;
       if (identity === undefined) return;
-      byId("search").value = identity;
-      byId("state").value = "wrong";
-      filter();
-      byId("queries").scrollIntoView();
-      focusCard(0);
+      search(identity, "wrong");
     });
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawMap());
+    byId("map-points")?.addEventListener("pointermove", pointTo);
+    byId("map-points")?.addEventListener("click", showPoint);
     prepareCharts();
     drawAll();
     tryThreshold(null);
     let width = window.innerWidth;
-    window.addEventListener("resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; drawAll(); } });
+    window.addEventListener("resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; drawAll(); drawMap(); } });
   }
 
   start();

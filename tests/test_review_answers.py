@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +16,16 @@ from hypothesis import strategies as st
 from review_world import add, review_project
 from test_report import UNKNOWN
 
-from whaleid.data.reviews import Links
+from whaleid.config import Recipe
+from whaleid.data.pseudo import FULL
+from whaleid.data.reviews import Links, read_links
+from whaleid.ensemble.pseudo import with_decisions
 from whaleid.ensemble.reviews import Decided, decide, reviewed_candidates, reviewed_labels
 from whaleid.evaluation.topk import read_guesses
+from whaleid.kaggle.kernel.assets import write_inference_assets
+from whaleid.kaggle.kernel.inference import open_bundle
+from whaleid.kaggle.kernel.inputs import KernelFolders
+from whaleid.pipeline.keys import labels_key
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.project import Project
@@ -115,6 +125,16 @@ def test_a_fold_learns_nothing_about_its_own_queries() -> None:
     assert labelled(Links(must=(("q", "x1"), ("q", "y"))), -1) == {"p": ("Y", 0.8)}  # two identities
 
 
+def test_every_fold_and_the_full_data_models_have_their_labels_reviewed() -> None:
+    images = pd.DataFrame({"image": [*LABELS, *QUERIES], "split": ["train"] * 4 + ["test"] * 3})
+    folds = pd.DataFrame({"image": list(LABELS), "identity": list(LABELS.values()), "fold": [0, 1, 1, 0]})
+    labels = pd.DataFrame({"image": ["p", "p"], "identity": ["Y", "Y"], "fold": [0, FULL], "confidence": [0.8, 0.9]})
+    protocol: Any = SimpleNamespace(parts=[SimpleNamespace(fold=0), SimpleNamespace(fold=1)], unknown="new")
+    found = with_decisions(labels, Links(must=(("r", "x1"),)), protocol, images, folds)
+    rows = list(zip(found["fold"].tolist(), found["image"].tolist(), found["identity"].tolist(), strict=True))
+    assert rows == [(0, "p", "Y"), (1, "r", "X"), (FULL, "p", "Y"), (FULL, "r", "X")]
+
+
 # ------------------------------------------------------------------------------------------------- the pipeline
 
 
@@ -161,3 +181,24 @@ def test_contradictory_decisions_end_the_pipeline_in_one_line(project: Project) 
     with pytest.raises(WhaleidError, match=r"a = b \(nora\), c = b \(nora\), but a != c \(nora\)") as caught:
         run(project, "submission")
     assert "reviews.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pseudo_labels_are_made_again_after_a_decision(project: Project) -> None:
+    recipe = Recipe.model_validate({"name": "x", "folds": 2, "experiments": ["a"], "pseudo": {"confidence": 0.7}})
+    recipe = project.recipe.model_copy(update={"pseudo": recipe.pseudo})
+    second = replace(project, recipe=recipe).at_round(1)
+    before = labels_key(second)
+    add(project, "a", "b", "unsure")
+    assert labels_key(second) == before
+    add(project, "a", "b", "no")
+    assert labels_key(second) != before
+
+
+def test_a_kernel_carries_the_decisions(project: Project, tmp_path: Path) -> None:
+    add(project, "a", "b", "yes")
+    folders = KernelFolders(tmp_path / "assets", project.competition.root, tmp_path / "working", tmp_path / "scratch")
+    folders.assets.mkdir()
+    write_inference_assets(project, folders.assets)
+    copy, _ = open_bundle(folders)
+    assert copy.competition.reviews == str(folders.assets / "reviews.csv")
+    assert read_links(copy.competition) == Links(must=(("a", "b"),))

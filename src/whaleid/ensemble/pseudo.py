@@ -78,14 +78,17 @@ def pseudo_labels(
     rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
     labels = confident_labels(protocol, rankings, sources, images, recipe, local, weights_folder)
     if links is not None:
-        labels = _reviewed(labels, links, protocol, images, folds)
+        labels = with_decisions(labels, links, protocol, images, folds)
     return labels.assign(round=number)[list(COLUMNS)]
 
 
-def _reviewed(
+def with_decisions(
     labels: pd.DataFrame, links: Links, protocol: Protocol, images: pd.DataFrame, folds: pd.DataFrame
 ) -> pd.DataFrame:
-    """The labels with what people decided, in each fold without the decisions about the fold's own images."""
+    """The labels with what people decided, in each fold without the decisions about the fold's own images.
+
+    labels: `image, identity, fold, confidence`. images, folds: images.parquet and folds.csv.
+    """
     parts = []
     for fold in [*(part.fold for part in protocol.parts), FULL]:
         own, training = labels[labels["fold"] == fold], folds[folds["fold"] != fold]

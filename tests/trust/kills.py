@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,13 @@ from trust.world import OPTIONS, Ended, contents, left_behind, make_world, run, 
 
 LEADERBOARD = ["leaderboard", *OPTIONS, "--jobs", "1"]
 SPREAD = ["leaderboard", *OPTIONS, "--jobs", "2"]
-VARIES = ("metrics.json", "figures.json", "digests.parquet", "log.csv", "log.jsonl", "score/")
+VARIES = re.compile(
+    r"/(metrics\.json|figures\.json|digests\.parquet|log\.csv|log\.jsonl)$|/(\.stamps|logs|tensorboard|score)/"
+)
 """Files that hold times, seconds or absolute paths; the figures in metrics.json are compared by themselves."""
-VARIES_BY_FOLDER = (".stamps/", "/logs/", "/tensorboard/")
+
+KILLS_UNDER_OTHER_SETTINGS = 25
+"""About half of a run: tables, caches and networks are those of the other settings, candidates still of the first."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,7 @@ class Matrix:
 
 def steady(place: Path) -> dict[str, str]:
     """Digest of every file of a world that equal runs make equal."""
-    return {
-        name: digest
-        for name, digest in contents(place).items()
-        if not name.endswith(VARIES) and not any(part in name for part in (*VARIES_BY_FOLDER, "/score/"))
-    }
+    return {name: digest for name, digest in contents(place).items() if not VARIES.search(name)}
 
 
 def figures(place: Path) -> object:
@@ -97,15 +99,13 @@ def undisturbed(folder: Path) -> Matrix:
 # ------------------------------------------------------------------------------------------------------- the cases
 
 
-def killed_at_every_rename(matrix: Matrix, most: int | None = None) -> Case:
+def killed_at_every_rename(matrix: Matrix) -> Case:
     """Killed before the first rename, started again, killed before the next one, and so on to the end."""
     place, killed = matrix.copy("renames"), matrix.folder / "renames.txt"
     killed.unlink(missing_ok=True)
-    for turn in range(1000):
-        ended = run(place, LEADERBOARD, matrix.log("renames"), None if turn == most else KillAtRename(killed))
-        if ended.code != -9:
-            break
-    return Case("kill -9 before every rename", turn, matrix.problems(place, ended))
+    while (ended := run(place, LEADERBOARD, matrix.log("renames"), KillAtRename(killed))).code == -signal.SIGKILL:
+        pass
+    return Case("kill -9 before every rename", len(killed.read_text().splitlines()), matrix.problems(place, ended))
 
 
 def killed_at_random(matrix: Matrix, times: int, seconds: float, seed: int = 0) -> Case:
@@ -128,9 +128,9 @@ def other_settings_and_back(matrix: Matrix) -> Case:
     shutil.copytree(matrix.world / "work", place / "work")
     shutil.copytree(matrix.world / "submissions", place / "submissions")
     other = [*LEADERBOARD, "--set", "combine.concat.whiten=4", "--set", "seed=1"]
-    turn = 0
-    while run(place, other, matrix.log("settings"), KillAtRename(killed)).code == -9 and turn < 25:
-        turn += 1
+    for _ in range(KILLS_UNDER_OTHER_SETTINGS):
+        run(place, other, matrix.log("settings"), KillAtRename(killed))
+    turn = len(killed.read_text().splitlines())
     ended = run(place, LEADERBOARD, matrix.log("settings"))
     for path in (place / "submissions").glob("*.csv"):  # that of the other settings, if it came so far
         if path.name not in {Path(name).name for name in matrix.expected} | {"log.csv"}:

@@ -54,6 +54,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         if _NO_SPACE.search(str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # arrow's errors do not say which file it was
         raise
     finally:
         with suppress(OSError):  # another process has begun to write there

@@ -131,7 +131,7 @@ def answer_by_pairs(
 def with_links(pairs: ImagePairs, names: pd.Series, links: Links) -> ImagePairs:
     """The pairs of a set with the decisions about its images, whose names are given; others are left out."""
     nodes = pd.Index(names)
-    placed = (nodes.get_indexer(np.ravel(table)).reshape(-1, 2) for table in (links.must, links.cannot))
+    placed = (nodes.get_indexer(pd.Index(np.ravel(table))).reshape(-1, 2) for table in (links.must, links.cannot))
     must, cannot = (table[(table >= 0).all(axis=1)] for table in placed)
     return replace(pairs, must_link=must, cannot_link=cannot)
 

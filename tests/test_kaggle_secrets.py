@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from whaleid.kaggle.client import Output, explain
-from whaleid.kaggle.credentials import find_credentials, masked, secret_values
+from whaleid.kaggle.credentials import find_credentials, masked, require_credentials, secret_values
 from whaleid.report.cv_lb import rank_correlation
+from whaleid.utils.errors import WhaleidError
 
 SECRET = "marked0secret0of0the0test"
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,13 @@ def test_a_file_that_others_may_read_is_told(home: Path) -> None:
 def test_a_key_file_that_holds_no_key_is_none(home: Path, content: str) -> None:
     kept(home / ".kaggle" / "kaggle.json", content)
     assert find_credentials() is None
+
+
+@pytest.mark.parametrize("content", ['{"username": "fan", "k', '\ufeff{"username": "fan", "key": "abcdefgh"}'])
+def test_a_key_file_that_the_client_cannot_read_is_named(home: Path, content: str) -> None:
+    kept(home / ".kaggle" / "kaggle.json", content)
+    with pytest.raises(WhaleidError, match=r"found \(~/\.kaggle/kaggle\.json: cut short, or not JSON in UTF-8"):
+        require_credentials()
 
 
 @settings(deadline=None)

@@ -142,8 +142,12 @@ def _as_trained(project: Project, experiment: Experiment, fold: int | None) -> E
 
 
 def prepare_training(project: Project, tasks: list[Task]) -> None:
-    """Have the weights that the runs start from on this machine, before several processes look for them."""
+    """Refuse what no run or ranking can use, and have the weights on this machine before several processes look."""
     from whaleid.models.weights import ensure_weights
+    from whaleid.pipeline.preflight import require, run_checks
+
+    if not project.workspace.round:
+        require(run_checks(project, read_images(project.workspace), read_folds(project.workspace)))
 
     names = {task.run[0] for task in tasks if task.run is not None}
     for experiment in project.experiments:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from whaleid.pipeline.data_stages import require_local
 from whaleid.pipeline.executors import Executor, LocalExecutor
 from whaleid.pipeline.metrics import require_figures, write_figures
+from whaleid.pipeline.preflight import require, settings_checks
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import STAGES, stage_times, steps
 from whaleid.pipeline.tasks import Task
@@ -73,6 +74,8 @@ def run(
     if until not in BEFORE_KEYPOINTS:
         require_local(project.local_matching, project.settings.weights)
     needed = {task.name for task in tasks_to_do(project, until, only)}
+    if needed:
+        require(settings_checks(project))
     done: list[Task] = []
     for step in steps(project):
         if not any(name.partition("/")[0] == step.stage.name for name in needed):

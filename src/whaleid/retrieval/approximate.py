@@ -35,6 +35,7 @@ _CODES = 64  # largest number of bytes of an image's code
 _POINTS = 64  # largest number of images that train a cell; faiss asks for at least 39
 _CHUNK = 4096  # queries at a time
 _CELLS = 1 << 24  # numbers gathered at a time for true similarities: 64 MB
+_TRIED = 5_000  # images up to which an index is tried: seconds of a core
 _SEED = 0
 _LOSSLESS = re.compile(r"Flat|IVF\d+(_HNSW\d+)?,Flat|HNSW\d*(,Flat)?")  # these return true similarities themselves
 
@@ -108,6 +109,21 @@ def open_index(gallery: np.ndarray, kind: str = "auto", queries: int | None = No
     )
 
 
+def require_index(kind: str, images: int, dim: int) -> None:
+    """Raise WhaleidError where faiss cannot build such an index of a gallery of this size.
+
+    Small galleries are tried with random numbers; of larger ones, which have images enough to train any index, the
+    string alone is read.
+    """
+    kind = index_kind(kind, images, dim)
+    if kind == "exact":
+        return
+    if images <= _TRIED:
+        _build(np.random.default_rng(_SEED).normal(size=(images, dim)).astype(np.float32), kind)
+    else:
+        _factory(dim, kind, images)
+
+
 def _search_approximately(
     index: Any, gallery: np.ndarray, queries: np.ndarray, neighbours: int, fetch: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +148,8 @@ def _search_approximately(
 
 def _build(gallery: np.ndarray, kind: str) -> Any:
     """faiss's index of that kind, trained on a sample and filled."""
+    index = _factory(gallery.shape[1], kind, len(gallery))
     try:
-        index = faiss.index_factory(gallery.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         cells = faiss.try_extract_index_ivf(index)
         sample = gallery
         if cells is not None:
@@ -146,11 +162,22 @@ def _build(gallery: np.ndarray, kind: str) -> Any:
         index.train(sample)
         _add(index, gallery)
     except RuntimeError as error:
-        reason = " ".join(str(error).split("Error:")[-1].split())[:160]
-        raise WhaleidError(
-            f"index '{kind}' of {len(gallery)} images x {gallery.shape[1]}: {reason}; use auto, exact or another string"
-        ) from error
+        raise _refusal(kind, gallery.shape, error) from error
     return index
+
+
+def _factory(dim: int, kind: str, images: int) -> Any:
+    try:
+        return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise _refusal(kind, (images, dim), error) from error
+
+
+def _refusal(kind: str, shape: tuple[int, ...], error: RuntimeError) -> WhaleidError:
+    reason = " ".join(str(error).split("Error:")[-1].split())[:160]
+    return WhaleidError(
+        f"combine.knn.index '{kind}' of {shape[0]} images x {shape[1]}: {reason}; use auto, exact or another string"
+    )
 
 
 def _innermost(index: Any) -> Any:

@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 
 from whaleid.cli import main as cli
 from whaleid.kaggle.client import Output, explain
-from whaleid.kaggle.credentials import find_credentials, masked, secret_values
+from whaleid.kaggle.credentials import find_credentials, masked, require_credentials, secret_values
 from whaleid.report.cv_lb import rank_correlation
+from whaleid.utils.errors import WhaleidError
 
 SECRET = "marked0secret0of0the0test"
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +101,13 @@ def test_no_line_of_an_error_and_no_traceback_shows_a_key(
 def test_a_key_file_that_holds_no_key_is_none(home: Path, content: str) -> None:
     kept(home / ".kaggle" / "kaggle.json", content)
     assert find_credentials() is None
+
+
+@pytest.mark.parametrize("content", ['{"username": "fan", "k', '\ufeff{"username": "fan", "key": "abcdefgh"}'])
+def test_a_key_file_that_the_client_cannot_read_is_named(home: Path, content: str) -> None:
+    kept(home / ".kaggle" / "kaggle.json", content)
+    with pytest.raises(WhaleidError, match=r"found \(~/\.kaggle/kaggle\.json: cut short, or not JSON in UTF-8"):
+        require_credentials()
 
 
 @settings(deadline=None)

@@ -113,15 +113,15 @@ def build(context: Context) -> None:
     print(f"{workspace.images}: {len(images):,} images")
 
 
-@command(group, ("competition",))
+@command(group, ("competition", "recipe", "overrides"))
 def check(context: Context) -> None:
-    """Report counts, and missing, unreadable, duplicate or contradictory rows. Exit code 2 if there are errors.
+    """Report counts and all that would stop a run, of the data and, with -r, of a recipe on it. Exit code 2 if any.
 
-    Example: whaleid data check -c nyala
+    Example: whaleid data check -c nyala -r sample
     """
-    from whaleid.data.check import check_data
+    from whaleid.pipeline.preflight import check_project
 
-    report = check_data(context.load_competition())
+    report = check_project(context.load_competition(), None if context.recipe is None else context.project)
     print("\n".join(report.lines()))
     if report.problems:
         raise typer.Exit(2)

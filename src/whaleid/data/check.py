@@ -16,7 +16,7 @@ from whaleid.data.boxes import boxes_path, placed_boxes
 from whaleid.data.competition import Problem, first_few, inspect_rows
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images
-from whaleid.data.images_table import fingerprint_rows, unreadable_line
+from whaleid.data.images_table import fingerprint_rows, images_table, unreadable_line
 from whaleid.data.masks import mask_problem, masks_of
 from whaleid.utils.errors import WhaleidError
 
@@ -50,6 +50,8 @@ class DataReport:
     facts: tuple[tuple[str, str], ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    images: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+    """The images table of what is good, None where there is none."""
 
     @property
     def ok(self) -> bool:
@@ -96,12 +98,14 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
         "contradictory_rows": _count(problems, "contradictory"),
         **copies,
     }
+    learning = [] if problems else _learning_lines(competition, rows)  # else good rows may be too few
     return DataReport(
         competition.name,
         counts,
         tuple(_facts(competition, counts, found)),
-        tuple(lines + box_lines + mask_lines + _solution_lines(competition)),
+        tuple(lines + learning + box_lines + mask_lines + _solution_lines(competition)),
         tuple(_alike_labels(rows, competition.unknown) + box_notes + copy_notes),
+        None if rows.empty or box_lines else images_table(competition, rows, found),
     )
 
 
@@ -164,6 +168,19 @@ def _labels(rows: pd.DataFrame, unknown: str | None) -> dict[str, Any]:
         "unknown": len(train) - len(known),
         "class_sizes": {label: (len(held), int(held.sum())) for label, held in classes.items()},
     }
+
+
+def _learning_lines(competition: Competition, rows: pd.DataFrame) -> list[str]:
+    """A line where there is nothing to learn, or nothing to score, for any recipe."""
+    identities = rows["identity"].dropna()
+    sizes = identities[identities != competition.unknown].value_counts()
+    path = competition.root / competition.train.csv
+    where = f"{path}: column '{competition.train.identity}' holds"
+    if len(sizes) < 2:
+        return [f"{where} {len(sizes)} identities: nothing to tell apart; label images of at least 2"]
+    if sizes.max() < 2 and competition.unknown is None:
+        return [f"{where} no identity with 2 images: nothing can be scored; label more images"]
+    return []
 
 
 def _alike_labels(rows: pd.DataFrame, unknown: str | None) -> list[str]:

@@ -111,7 +111,7 @@ def training_items(
             f"{len(classes)}{where}; add labelled images, or use fewer folds"
         )
     items = TrainingItems(rows, np.zeros(len(rows), dtype=bool), labels.astype(np.int64), classes.tolist())
-    return _with_mirrors(items) if experiment.image.mirror_identities else items
+    return _with_mirrors(items, experiment.name) if experiment.image.mirror_identities else items
 
 
 def _training_rows(images: DataFrame, folds: DataFrame, fold: int | None) -> np.ndarray:
@@ -131,8 +131,14 @@ def _training_rows(images: DataFrame, folds: DataFrame, fold: int | None) -> np.
     return labelled[(fold_of != fold).to_numpy()].astype(np.int64)
 
 
-def _with_mirrors(items: TrainingItems) -> TrainingItems:
+def _with_mirrors(items: TrainingItems, experiment: str) -> TrainingItems:
     """The items, followed by their mirror images as classes of their own."""
+    taken = sorted({name + MIRROR for name in items.classes} & set(items.classes))
+    if taken:
+        raise WhaleidError(
+            f"experiment {experiment}: identity '{taken[0]}' has the name that image.mirror_identities gives to the "
+            f"mirrored '{taken[0].removesuffix(MIRROR)}'; rename it by rename_values in the competition's YAML"
+        )
     return TrainingItems(
         rows=np.concatenate([items.rows, items.rows]),
         mirrored=np.concatenate([items.mirrored, ~items.mirrored]),

@@ -60,8 +60,15 @@ def require_credentials() -> Credentials:
     """The credentials that the client will use; raises WhaleidError if there are none."""
     found = find_credentials()
     if found is None:
-        raise WhaleidError(f"no Kaggle credentials found: {WHERE_TO_GET}")
+        raise WhaleidError(f"no Kaggle credentials found{broken_files()}: {WHERE_TO_GET}")
     return found
+
+
+def broken_files() -> str:
+    """Files of credentials that the client cannot read, for a message; '' where there are none."""
+    files = [_key_file(), Path.home() / ".kaggle" / "credentials.json"]
+    broken = [_short(path) for path in files if path.is_file() and not _json(path)]
+    return f" ({' and '.join(broken)}: cut short, or not JSON in UTF-8 without a byte order mark)" if broken else ""
 
 
 def secret_values() -> tuple[str, ...]:

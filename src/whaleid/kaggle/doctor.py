@@ -15,7 +15,7 @@ from whaleid.config import Competition
 from whaleid.config.settings import repository_root
 from whaleid.data.competition import inspect_rows, read_rows
 from whaleid.kaggle.client import KaggleError, competition_page, kaggle
-from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, find_credentials
+from whaleid.kaggle.credentials import WHERE_TO_GET, Credentials, broken_files, find_credentials
 from whaleid.kaggle.download import has_tables
 from whaleid.pipeline.plan import DEFAULT_ASPECT, TOO_LONG, Census, Needs, census_of, recipe_needs
 from whaleid.pipeline.project import Project
@@ -214,7 +214,7 @@ def credentials_found(competition: Competition, credentials: Credentials | None)
     """The form of the credentials, never their value."""
     if credentials is None:
         state: State = "missing" if competition.kaggle and not has_tables(competition) else "note"
-        return Finding(state, "credentials", f"none; to download, push or submit: {WHERE_TO_GET}")
+        return Finding(state, "credentials", f"none{broken_files()}; to download, push or submit: {WHERE_TO_GET}")
     text = credentials.form + (f", user {credentials.user}" if credentials.user else "")
     if credentials.warning:
         return Finding("note", "credentials", f"{text}; {credentials.warning}")

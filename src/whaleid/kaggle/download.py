@@ -18,7 +18,7 @@ from pathlib import Path
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows
 from whaleid.kaggle.client import kaggle
-from whaleid.kaggle.credentials import WHERE_TO_GET, find_credentials
+from whaleid.kaggle.credentials import WHERE_TO_GET, broken_files, find_credentials
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, require_space
 from whaleid.utils.locks import locked
@@ -59,8 +59,9 @@ def fetch_data(competition: Competition, keep_archive: bool = False) -> Iterator
     archive = root / f"{competition.kaggle}.zip"
     if not is_whole(archive) and find_credentials() is None:
         raise WhaleidError(
-            f"{root}: the data of {competition.kaggle} is not here, and no Kaggle credentials are found: "
-            f"{WHERE_TO_GET}; or download it in a browser and put the zip there as {archive.name}"
+            f"{root}: the data of {competition.kaggle} is not here, and no Kaggle credentials are "
+            f"found{broken_files()}: {WHERE_TO_GET}; or download it in a browser and put the zip there as "
+            f"{archive.name}"
         )
     root.mkdir(parents=True, exist_ok=True)
     try:

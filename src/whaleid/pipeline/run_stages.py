@@ -200,6 +200,14 @@ def _as_trained(project: Project, experiment: Experiment, fold: int | None) -> E
     return full_data_experiment(experiment, [workspace.stamp(run)["summary"] for run in runs])
 
 
+def check_training(project: Project) -> None:
+    """Refuse what no run or ranking can use; images and folds are there."""
+    from whaleid.pipeline.preflight import require, run_checks
+
+    if not project.workspace.round:
+        require(run_checks(project, read_images(project.workspace), read_folds(project.workspace)))
+
+
 def prepare_training(project: Project, tasks: list[Task]) -> None:
     """Have the weights that the runs start from on this machine, before any work and before several processes look."""
     from whaleid.models.weights import ensure_weights

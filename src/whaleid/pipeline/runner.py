@@ -8,6 +8,7 @@ from whaleid.pipeline.data_stages import require_local
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.executors.local import LocalExecutor
 from whaleid.pipeline.metrics import require_figures, write_figures
+from whaleid.pipeline.preflight import require, settings_checks
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import STAGES, Step, stage_times, steps
 from whaleid.pipeline.tasks import Task
@@ -80,12 +81,16 @@ def run(
     if until not in BEFORE_KEYPOINTS:
         require_local(project.local_matching, project.settings.weights)
     needed = {task.name for task in tasks_to_do(project, until, only)}
+    if needed:
+        require(settings_checks(project))
     for step in steps(project):
         if step.stage.prepare is not None and (tasks := _stale(step, needed)):
             step.stage.prepare(step.project, tasks)
     done: list[Task] = []
     for step in steps(project):
         tasks = _stale(step, needed)
+        if tasks and step.stage.check is not None:
+            step.stage.check(step.project)
         for task in executor.run(_with_features(tasks, needed)):
             done.append(task)
     if any(task.stage in ("ladder", "submission") for task in done):

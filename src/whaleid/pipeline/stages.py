@@ -19,6 +19,7 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.pseudo_labels import gain_tasks, label_tasks
 from whaleid.pipeline.rounds import rounds
 from whaleid.pipeline.run_stages import (
+    check_training,
     feature_tasks,
     frozen_tasks,
     full_tasks,
@@ -49,6 +50,8 @@ class Stage:
         The stage that names it as a target, too.
     prepare : callable, optional
         (Project, tasks) -> None: what is done once for its tasks, before any stage starts.
+    check : callable, optional
+        (Project) -> None: refuses what the stage reads, where it cannot be used, before the first of its tasks.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Stage:
     tasks: Callable[[Project], list[Task]]
     part_of: str | None = None
     prepare: Callable[[Project, list[Task]], None] | None = None
+    check: Callable[[Project], None] | None = None
 
     @property
     def version(self) -> int | None:
@@ -69,13 +73,20 @@ DATA = (
     Stage("cache", ("images",), cache_tasks),
     Stage("keypoints", ("images",), keypoint_tasks),
     Stage("pretrain", ("images", "cache"), pretrain_tasks),
-    Stage("frozen", ("images", "cache", "pretrain"), frozen_tasks, part_of="features", prepare=prepare_training),
+    Stage(
+        "frozen",
+        ("images", "cache", "pretrain"),
+        frozen_tasks,
+        part_of="features",
+        prepare=prepare_training,
+        check=check_training,
+    ),
 )
 _RUN = ("images", "folds", "cache", "pretrain", "frozen", "labels")
 ROUND = (
     Stage("labels", ("images", "folds", "keypoints", "frozen", "train", "full", "features"), label_tasks),
-    Stage("train", _RUN, train_tasks, prepare=prepare_training),
-    Stage("full", (*_RUN, "train"), full_tasks, part_of="train", prepare=prepare_training),
+    Stage("train", _RUN, train_tasks, prepare=prepare_training, check=check_training),
+    Stage("full", (*_RUN, "train"), full_tasks, part_of="train", prepare=prepare_training, check=check_training),
     Stage("shards", ("images", "cache", "frozen", "train", "full"), shard_tasks),
     Stage("features", ("images", "cache", "frozen", "train", "full", "shards"), feature_tasks),
     Stage("candidates", ("images", "folds", "keypoints", "frozen", "train", "full", "features"), candidate_tasks),

@@ -39,6 +39,7 @@ _CHUNK = 4096  # queries at a time
 _CELLS = 1 << 24  # numbers gathered at a time for true similarities: 64 MB
 _ASKED = 200  # queries by which the recall of an index is measured
 _ADDED = 1 << 16  # mapped images put into an index at a time
+_TRIED = 5_000  # images up to which an index is tried: seconds of a core
 _SEED = 0
 _LOSSLESS = re.compile(r"Flat|IVF\d+(_HNSW\d+)?,Flat|HNSW\d*(,Flat)?")  # these return true similarities themselves
 
@@ -128,6 +129,21 @@ def recall(index: GalleryIndex, exact: GalleryIndex, queries: np.ndarray, neares
     return float((found[:, :, None] == true[:, None, :]).any(axis=1).mean())
 
 
+def require_index(kind: str, images: int, dim: int) -> None:
+    """Raise WhaleidError where faiss cannot build such an index of a gallery of this size.
+
+    Small galleries are tried with random numbers; of larger ones, which have images enough to train any index, the
+    string alone is read.
+    """
+    kind = index_kind(kind, images, dim)
+    if kind == "exact":
+        return
+    if images <= _TRIED:
+        _build(np.random.default_rng(_SEED).normal(size=(images, dim)).astype(np.float32), kind)
+    else:
+        _factory(dim, kind, images)
+
+
 def _search_approximately(
     index: Any, gallery: np.ndarray | MappedGallery, queries: np.ndarray, neighbours: int, fetch: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -152,8 +168,8 @@ def _search_approximately(
 
 def _build(gallery: np.ndarray | MappedGallery, kind: str) -> Any:
     """faiss's index of that kind, trained on a sample and filled."""
+    index = _factory(gallery.shape[1], kind, len(gallery))
     try:
-        index = faiss.index_factory(gallery.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         cells = faiss.try_extract_index_ivf(index)
         sample = slice(None)
         if cells is not None:
@@ -166,11 +182,22 @@ def _build(gallery: np.ndarray | MappedGallery, kind: str) -> Any:
         index.train(gallery[sample])
         _add(index, gallery)
     except RuntimeError as error:
-        reason = " ".join(str(error).split("Error:")[-1].split())[:160]
-        raise WhaleidError(
-            f"index '{kind}' of {len(gallery)} images x {gallery.shape[1]}: {reason}; use auto, exact or another string"
-        ) from error
+        raise _refusal(kind, gallery.shape, error) from error
     return index
+
+
+def _factory(dim: int, kind: str, images: int) -> Any:
+    try:
+        return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise _refusal(kind, (images, dim), error) from error
+
+
+def _refusal(kind: str, shape: tuple[int, ...], error: RuntimeError) -> WhaleidError:
+    reason = " ".join(str(error).split("Error:")[-1].split())[:160]
+    return WhaleidError(
+        f"combine.knn.index '{kind}' of {shape[0]} images x {shape[1]}: {reason}; use auto, exact or another string"
+    )
 
 
 def _innermost(index: Any) -> Any:

@@ -54,7 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         if _NO_SPACE.search(str(error)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:  # without a number the name would hide the message
             error.filename = error.filename or str(path)  # arrow's errors do not say which file it was
         raise
     finally:

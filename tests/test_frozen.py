@@ -20,7 +20,7 @@ from whaleid.features.extractor import load_extractor
 from whaleid.features.files import FeatureRows, open_embeddings
 from whaleid.models import hub
 from whaleid.pipeline.data_stages import read_cache
-from whaleid.pipeline.plan import plan_lines
+from whaleid.pipeline.plan import Census, plan_lines
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.runner import Only, run
 from whaleid.training.run import train_run
@@ -75,7 +75,8 @@ def test_a_frozen_network_is_extracted_once_for_all_folds(place: Path) -> None:
 
 
 def test_the_plan_counts_one_run_and_no_training(place: Path) -> None:
-    lines = plan_lines(project(place, "experiments: [ice]"), None, None, None)
+    census = Census(40, 0, 10, 12, 2.0, estimated=False)
+    lines = plan_lines(project(place, "experiments: [ice]"), census, None, 8, None)
     assert "0 experiments x 3 folds + 1 frozen = 1 runs" in lines[0]
     assert " none 64x32 " in " ".join("\n".join(lines).split())
 
@@ -147,7 +148,7 @@ def test_adapters_are_trained_on_features_that_were_extracted_once(place: Path) 
     "head",
     [
         "{name: softmax}",
-        "{name: divide, clusters: 2, warmup: 1, joint: 1, learner: {name: arcface}}",
+        "{name: divide, clusters: 2, learner: {name: arcface}}",
     ],
 )
 def test_an_adapter_of_a_fold_knows_no_label_of_the_fold(head: str, tmp_path: Path) -> None:

@@ -413,7 +413,7 @@ def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytes
 def test_the_plan_counts_the_rounds(drawn: Path) -> None:
     census = Census(1000, 100, 20, 300, 2.0, estimated=True)
     plain, given = opened(drawn, ""), opened(drawn)
-    assert "2 runs, at most 2 times more with pseudo-labels" in "\n".join(plan_lines(given, 1.0, 1000, 20))
+    assert "2 runs, at most 2 times more with pseudo-labels" in "\n".join(plan_lines(given, census, 1.0, 8, None))
     assert recipe_needs(given, census, "cpu").hours == pytest.approx(3 * recipe_needs(plain, census, "cpu").hours)
 
 

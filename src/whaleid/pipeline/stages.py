@@ -79,7 +79,6 @@ DATA = (
         frozen_tasks,
         part_of="features",
         prepare=prepare_training,
-        check=check_training,
     ),
 )
 _RUN = ("images", "folds", "cache", "pretrain", "frozen", "labels")

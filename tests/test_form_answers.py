@@ -279,7 +279,7 @@ def test_merges_equal_a_naive_search(linkage: Any) -> None:
         rng = np.random.default_rng(seed)
         every = np.argwhere(np.triu(np.ones((9, 9), dtype=bool), 1))
         every = every[rng.random(len(every)) < 0.6]
-        pairs = PairTable(*every.T, rng.uniform(0.05, 1, len(every)))
+        pairs = PairTable(every[:, 0], every[:, 1], rng.uniform(0.05, 1, len(every)))
         labels = np.array([-1, 0, -1, 1, -1, 0, -1, -1, -1])
         constraints = Constraints(labels, np.array([[0, 2]]), np.array([[4, 6], [0, 3]]))
         merges = agglomerate(pairs, constraints, np.arange(9).astype(str), linkage)

@@ -79,7 +79,7 @@ def answer_by_identities(
     datasets = datasets_of(images, competition)
     if competition.answer.dataset is not None:
         final, blend = (_within_data_sets(one, protocol, datasets) for one in (final, blend))
-    truths = [truth_of(protocol, place, images) for place in protocol.places]
+    truths = truths_of(protocol, images)
 
     def training_input(place: int | None, training: list[int]) -> tuple[RankedIdentities, Truth]:
         rows = np.concatenate([protocol.parts[other].rows for other in training])
@@ -109,13 +109,14 @@ def datasets_of(images: pd.DataFrame, competition: Competition) -> np.ndarray:
     return images[column].fillna("").to_numpy(dtype=object)
 
 
-def truth_of(protocol: Protocol, place: int, images: pd.DataFrame) -> Truth:
-    """True identities of a fold's queries; an image of the unknown label is an individual of its own."""
-    part = protocol.parts[place]
-    named = images["identity"].to_numpy(dtype=object)[part.rows]
-    alone = images["image"].to_numpy(dtype=object)[part.rows]
+def truths_of(protocol: Protocol, images: pd.DataFrame) -> list[Truth]:
+    """True identities of each fold's queries; an image of the unknown label is an individual of its own."""
+    named, alone = (images[column].to_numpy(dtype=object) for column in ("identity", "image"))
     identity = np.where(named == protocol.unknown, alone, named).astype(str)
-    return Truth(identity, part.truth >= 0, protocol.weights([place]))
+    ends = np.cumsum([len(part.rows) for part in protocol.parts])[:-1]
+    weights = np.split(protocol.weights(protocol.places), ends)
+    pairs = zip(protocol.parts, weights, strict=True)
+    return [Truth(identity[part.rows], part.truth >= 0, weight) for part, weight in pairs]
 
 
 # ---------------------------------------------------------------------------------------------------- data sets

@@ -21,7 +21,7 @@ import pandas as pd
 from whaleid.config import Competition, Recipe
 from whaleid.data.asked_pairs import read_asked_pairs
 from whaleid.data.reviews import Links
-from whaleid.ensemble.answers import FormAnswer, datasets_of
+from whaleid.ensemble.answers import FormAnswer, datasets_of, on_scale_of
 from whaleid.ensemble.cross_fitting import cross_fit
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.rankers.base import JointFeatures
@@ -244,12 +244,13 @@ def _same(one: PairSet, name: str, identity: np.ndarray) -> np.ndarray:
 def _image_pairs(
     one: PairSet, models: dict[str, PairModel], names: np.ndarray, datasets: np.ndarray, identity: np.ndarray
 ) -> ImagePairs:
-    """The set with the mean probability of all its models."""
+    """The set with the mean probability of all its models, distributed like that of one."""
     tables = {}
     for name in ("among", "to_gallery"):
         pairs = one.pairs.get(name, np.empty((0, 2), dtype=np.int64))
         by_model = [models[name].probability(values[name]) for values in one.values if name in values]
-        probability = np.mean(by_model, axis=0) if by_model else np.empty(0)
+        # means of models are less extreme than one model's, for which thresholds are fitted
+        probability = on_scale_of(np.mean(by_model, axis=0), np.stack(by_model)) if by_model else np.empty(0)
         tables[name] = PairTable(pairs[:, 0], pairs[:, 1], probability)
     gallery = one.gallery
     labelled = names[gallery], identity[gallery].astype(str)

@@ -8,6 +8,9 @@ one_confident.py    one label with a confidence: GAP
 ranked_images.py    gallery images for each query: mAP@k
 pairs.py       a similarity for each pair of images: identity-balanced mAP
 clusters.py    a cluster for each image: adjusted Rand index
+agglomeration.py    clusters under constraints, from pairs
+form_input.py  what the five are made from: ranked identities, pairs of images
+submission_file.py  writing any form into the sample's rows
 form_score.py  value and interval of the five
 frames.py      their files as data frames
 rank_metrics.py   CMC, Recall@k, mINP

@@ -31,7 +31,7 @@ from whaleid.ensemble.rankings import Source
 from whaleid.evaluation.metrics import rank_of_truth, score_ranks
 from whaleid.notebooks import notebook_project
 from whaleid.pipeline.data_stages import read_cache
-from whaleid.pipeline.plan import plan_lines
+from whaleid.pipeline.plan import count_images, plan_lines
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.report.grid import draw_grid
@@ -50,7 +50,7 @@ experiment, fold = project.experiments[0], project.folds[0]
 # a comment, are in `configs/experiments/default.yaml`.
 
 # %%
-print("\n".join(plan_lines(project, None, None, None)))
+print("\n".join(plan_lines(project, count_images(project))))
 
 # %%
 settings = experiment.model_dump(mode="json", include={"model", "head", "image", "train"})

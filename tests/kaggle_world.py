@@ -81,8 +81,8 @@ def archive(data: Path, inner: bool = True) -> bytes:
 def answered(folder: Path, score: float = 0.9) -> Path:
     """A finished recipe, without its training: its figures, and its submission (new_whale everywhere)."""
     made = project(folder)
-    rung = {"map": score, "low": score - 0.01, "high": score + 0.01}
-    figures = {"key": ANSWER, "commit": "1a2b3c4", "ladder": {"rungs": [rung]}}
+    rung = {"map": score, "low": score - 0.01, "high": score + 0.01, "queries": 400}
+    figures = {"key": ANSWER, "commit": "1a2b3c4", "ladder": {"k": 5, "rungs": [rung]}}
     made.workspace.metrics.parent.mkdir(parents=True, exist_ok=True)
     made.workspace.metrics.write_text(json.dumps({made.recipe.name: figures}))
     path = folder / "submissions" / f"drawn_{made.recipe.name}_{ANSWER[:8]}.csv"

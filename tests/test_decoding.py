@@ -164,7 +164,7 @@ FAULTS = {
     "heic.jpg": "HEIC: convert it to JPEG",
     "text.jpg": "not an image",
     "empty.jpg": "0 bytes",
-    "large.png": "40000 x 40000 pixels, over 1,073,741,824: make it smaller",
+    "large.png": "40000 x 40000 pixels, over 268,435,456: make it smaller",
 }
 
 

@@ -127,7 +127,7 @@ def test_test_rows_take_no_part():
     ("groups", "folds", "words"),
     [
         ([0, 1, 2, 3], 5, "5 folds are more than the 4 training images can fill"),
-        ([0, 0, 1, 1], 3, "4 training images can fill, as they form 2 groups of copies.* the largest has 2"),
+        ([0, 0, 1, 1], 3, "4 training images can fill, as they form 2 groups of copies.*the largest has 2"),
         ([0, 1, 2, 3], 1, "at least 2"),
     ],
 )

@@ -20,7 +20,7 @@ from whaleid.evaluation.topk import read_guesses
 from whaleid.identify.photographs import find_photographs, photograph_rows
 from whaleid.identify.picture import write_pictures
 from whaleid.identify.rank import COLUMNS, identify, probabilities_of, require_trained, with_masks
-from whaleid.pipeline.submission import read_guesses_of_rungs
+from whaleid.pipeline.submission import read_rungs
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -47,10 +47,10 @@ def test_test_images_get_the_candidates_of_the_pipeline(world: World, tmp_path: 
         pictures = write_pictures(identified, tmp_path / "pictures")
     assert contents(project.workspace.root) == before
 
-    final = read_guesses_of_rungs(project)[-1]
+    final = read_rungs(project)[-1][1]
     k = project.competition.k
-    assert [Path(name).name for name in identified.candidates.queries] == list(final.images) == list(submitted.images)
-    assert np.array_equal(identified.candidates.scores[:, :k], final.scores)  # to the bit
+    assert [Path(name).name for name in identified.candidates.queries] == list(final.queries) == list(submitted.images)
+    assert np.array_equal(identified.candidates.scores[:, :k], final.scores[:, :k])  # to the bit
     of_photograph = table.groupby("photograph", sort=False)["identity"].agg(list).tolist()
     assert of_photograph == submitted.as_lists()
 

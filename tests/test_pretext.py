@@ -254,7 +254,7 @@ PRETEXTS: dict[str, dict[str, Any]] = {
 
 def pretext(head: dict[str, Any], **changes: Any) -> PretextExperiment:
     """The small experiment of the other tests, with a pretext; `train_epochs=2` stands for `train.epochs=2`."""
-    content = small(model_neck="none", model_pool="avg", **changes).model_dump(mode="json")
+    content = small(model_neck="none", model_pool="avg", **changes).model_dump(mode="json", exclude={"adapter_of"})
     return PretextExperiment.model_validate({**content, "head": head})
 
 

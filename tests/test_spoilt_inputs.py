@@ -97,7 +97,7 @@ def test_a_small_file_of_very_many_pixels_is_named_before_it_is_decoded(tmp_path
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = memory("VmRSS")
     (problem,) = fingerprint_images(tmp_path, ["bomb.png"], workers=1).problem
-    assert "exceeds limit" in problem
+    assert "make it smaller" in problem
     assert memory("VmHWM") - before < side**2 / 8
 
 

@@ -17,10 +17,10 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import load_array
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "whaleid"
-REFUSED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+REFUSED_MODULES = {"cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 REFUSED_CALLS = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
-    "pd.read_pickle", "torch.save", "torch.hub.load", "torch.jit.load", "shutil.unpack_archive",
+    "joblib.load", "pd.read_pickle", "torch.save", "torch.hub.load", "torch.jit.load", "shutil.unpack_archive",
 }  # fmt: skip
 NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 """Loader -> the argument without which it would read code."""
@@ -32,6 +32,10 @@ def problems(text: str) -> Iterator[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         yield from (f"imports {name}" for name in names if name.split(".")[0] in REFUSED_MODULES)
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "joblib"):
+            yield from (f"imports {alias.name}" for alias in node.names if alias.name != "cpu_count")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle" and node.attr != "UnpicklingError":
+            yield f"line {node.lineno}: pickle.{node.attr}"
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -51,7 +55,8 @@ def test_no_source_file_loads_what_can_run_code() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["import pickle", "from joblib import load", "np.load(path)", "torch.load(path, weights_only=False)", "eval('1')",
+    ["pickle.loads(data)", "from pickle import loads", "from joblib import load",
+     "np.load(path)", "torch.load(path, weights_only=False)", "eval('1')",
      "subprocess.run(words, shell=True)", "yaml.load(text, Loader)", "import os.path, dill"],
 )  # fmt: skip
 def test_the_search_finds_what_it_is_for(text: str) -> None:

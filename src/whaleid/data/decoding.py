@@ -21,8 +21,8 @@ from whaleid.utils.errors import WhaleidError
 cv2.setNumThreads(0)  # the work is parallel over images; threads within a small image only cost
 Image.MAX_IMAGE_PIXELS = None  # `MOST_PIXELS` is checked instead: drones and scanners pass PIL's 179 megapixels
 
-MOST_PIXELS = 1 << 30
-"""Pixels of the largest image, which OpenCV allows: 3 GB in memory."""
+MOST_PIXELS = 1 << 28
+"""Pixels of the largest image: 0.8 GB in memory. Drones' cameras have 200 million; a few bytes can claim any number."""
 REDUCTIONS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,

@@ -55,11 +55,12 @@ def weighted_sum(
     """
     codes = np.full((len(like), keep), -1, dtype=np.int64)
     scores = np.full((len(like), keep), -np.inf, dtype=np.float32)
-    factor = np.asarray(weights, dtype=np.float64)  # so that equal sums stay equal, whatever the order of their parts
+    largest = max(weights)
+    factor = np.asarray(weights, dtype=np.float64) / largest  # 1 for equal weights: their sums are exact, and ties stay
     for start in range(0, len(like), _CHUNK):
         part = slice(start, start + _CHUNK)
         joined, spread = union([(code[part], score[part]) for code, score in tables])
-        total = np.where(joined >= 0, np.tensordot(factor, spread, axes=1), -np.inf).astype(np.float32)
+        total = np.where(joined >= 0, np.tensordot(factor, spread, axes=1) * largest, -np.inf).astype(np.float32)
         order = np.argsort(-total, axis=1, kind="stable")[:, :keep]
         codes[part, : order.shape[1]] = np.take_along_axis(joined, order, axis=1)
         scores[part, : order.shape[1]] = np.take_along_axis(total, order, axis=1)

@@ -95,7 +95,9 @@ class Cost:
         return (self.training_flops + self.embedding_flops) / (tflops * 1e12) / 3600
 
 
-def plan_lines(project: Project, census: Census, tflops: float | None, gpus: int, price: float | None) -> list[str]:
+def plan_lines(
+    project: Project, census: Census, tflops: float | None = None, gpus: int = 8, price: float | None = None
+) -> list[str]:
     """The tables that `whaleid plan` prints.
 
     tflops: sustained rate of a device; None: that of this machine's device. gpus: how many devices beside one to plan
@@ -241,7 +243,7 @@ def _rate(costs: list[Cost]) -> float:
     return own if sum(cost.hours(own) for cost in costs) < TOO_LONG else SUSTAINED_TFLOPS["cuda"]
 
 
-def count_images(project: Project, images: int | None, identities: int | None) -> Census:
+def count_images(project: Project, images: int | None = None, identities: int | None = None) -> Census:
     """Counts of the competition's images.
 
     Parameters

@@ -15,7 +15,7 @@ from trust.fuzz import TARGETS, Target, fuzz, fuzzed_world
 from trust.kills import Case, all_cases, undisturbed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
-BEGIN, END = "<!-- begin: made by `make trust` -->", "<!-- end -->"
+BEGIN, END = "<!-- begin: replaced by `make trust` -->", "<!-- end -->"
 
 
 def main() -> int:

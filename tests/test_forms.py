@@ -8,6 +8,7 @@ import pytest
 from form_world import add_to_world, open_world, place_world
 
 from whaleid.evaluation.forms import FORMS, get_form, score_files
+from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.submission import latest_submission, submission_problems
 from whaleid.utils.errors import WhaleidError
@@ -68,6 +69,13 @@ def test_a_module_and_a_line_are_a_form(tmp_path: Path, toy: str) -> None:
     assert score.line("solution") in lines
     assert any(line.startswith("gain (out of fold): 0.") for line in lines)
     assert submission_problems(path, project.competition, tmp_path / "world" / "work") == []
+
+
+def test_a_kernel_refuses_a_form_that_it_does_not_write(tmp_path: Path) -> None:
+    place_world(tmp_path / "world", "clusters")
+    add_to_world(tmp_path / "world", "kaggle: somewhere\n")
+    with pytest.raises(WhaleidError, match="a kernel answers in the form topk, not clusters"):
+        make_bundle(open_world(tmp_path / "world"), KernelOptions(), tmp_path / "wheels")
 
 
 def test_an_unknown_form_is_refused() -> None:

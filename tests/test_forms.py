@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from form_world import add_to_world, open_world, place_world
+from hypothesis import given
+from hypothesis import strategies as st
 
 from whaleid.evaluation.forms import FORMS, get_form, score_files
+from whaleid.evaluation.submission_file import is_finite
 from whaleid.kaggle.kernel.bundle import KernelOptions, make_bundle
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.submission import latest_submission, submission_problems
@@ -76,6 +81,11 @@ def test_a_kernel_refuses_a_form_that_it_does_not_write(tmp_path: Path) -> None:
     add_to_world(tmp_path / "world", "kaggle: somewhere\n")
     with pytest.raises(WhaleidError, match="a kernel answers in the form topk, not clusters"):
         make_bundle(open_world(tmp_path / "world"), KernelOptions(), tmp_path / "wheels")
+
+
+@given(st.text("0123456789.eE+-_ infax\u0663", max_size=6))
+def test_a_number_is_what_pandas_takes_for_one(cell: str) -> None:
+    assert is_finite(cell) == bool(np.isfinite(pd.to_numeric(cell, errors="coerce")))
 
 
 def test_an_unknown_form_is_refused() -> None:

@@ -9,7 +9,6 @@ are sparse: each image with its nearest ones, so that 100,000 images are a few m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from whaleid.retrieval.graph import find_neighbours
 from whaleid.retrieval.identities import PADDING
 from whaleid.retrieval.rerankers.reciprocal import reciprocal_codes
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.machine import cores
 
 NEIGHBOURS = 50
 """Nearest images of each image that are compared with it: more than an identity has in nearly every data set of the
@@ -158,7 +158,7 @@ def matched_values(
     column = np.arange(len(order)) - (np.cumsum(counts) - counts)[place]
     images = np.full((len(queries), counts.max(initial=1)), PADDING, dtype=np.int64)
     images[place, column] = second[order]
-    found = match_pairs(described, frames, queries, images, PairsConfig(), os.cpu_count() or 1)
+    found = match_pairs(described, frames, queries, images, PairsConfig(), cores())
     agreeing = np.zeros(images.shape, dtype=np.float32)
     weight = np.log1p(found.features[:, PAIR_FEATURES.index("share left of agreeing")])
     for query in np.unique(found.query):

@@ -18,7 +18,7 @@ from whaleid.evaluation.agglomeration import NO_LABEL, Constraints, Linkage, Mer
 from whaleid.evaluation.form_input import ImagePairs, PairTable
 from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
 from whaleid.evaluation.frames import DATASET, read_pair, require_one_label
-from whaleid.evaluation.submission_file import file_problems, listed
+from whaleid.evaluation.submission_file import cell_problems
 
 NEEDS, TABLES = "pairs", ("among", "to_gallery")
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -192,14 +192,7 @@ def check_submission(path: Path, sample: Path, known: Collection[str] | None = N
     WhaleidError
         If the sample cannot be read.
     """
-    table, problems = file_problems(path, sample)
-    if table is None:
-        return problems
-    cells = table.columns[1].to_pylist()
-    wrong = np.flatnonzero([len(cell.split()) != 1 for cell in cells])
-    return problems + listed(
-        wrong, lambda i: f"row {table.rows[i]} ({table.images[i]}): {cells[i]!r} is not one cluster"
-    )
+    return cell_problems(path, sample, lambda cell: len(cell.split()) == 1, "is not one cluster")
 
 
 def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:

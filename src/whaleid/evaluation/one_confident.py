@@ -18,7 +18,7 @@ from whaleid.evaluation.form_input import RankedIdentities, Truth
 from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
 from whaleid.evaluation.rejection import operating_points
-from whaleid.evaluation.submission_file import file_problems, listed
+from whaleid.evaluation.submission_file import file_problems, is_finite, listed
 from whaleid.utils.errors import WhaleidError
 
 NEEDS = "identities"
@@ -122,7 +122,7 @@ def _is_answer(words: list[str]) -> bool:
     """Whether a cell is empty, or a label and a finite number."""
     if not words:
         return True
-    return len(words) == 2 and bool(np.isfinite(pd.to_numeric(words[1], errors="coerce")))
+    return len(words) == 2 and is_finite(words[1])
 
 
 def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:

@@ -15,7 +15,7 @@ import pandas as pd
 from whaleid.evaluation.form_input import ImagePairs
 from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
-from whaleid.evaluation.submission_file import file_problems, listed
+from whaleid.evaluation.submission_file import cell_problems, is_finite
 from whaleid.utils.errors import WhaleidError
 
 NEEDS, TABLES = "pairs", ("among",)
@@ -103,12 +103,7 @@ def check_submission(path: Path, sample: Path, known: Collection[str] | None = N
     WhaleidError
         If the sample cannot be read.
     """
-    table, problems = file_problems(path, sample)
-    if table is None:
-        return problems
-    cells = pd.Series(table.columns[1].to_pylist())
-    wrong = np.flatnonzero(~np.isfinite(pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float)))
-    return problems + listed(wrong, lambda i: f"row {table.rows[i]} ({table.images[i]}): {cells[i]!r} is not a number")
+    return cell_problems(path, sample, is_finite, "is not a number")
 
 
 def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormScore:

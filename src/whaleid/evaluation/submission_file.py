@@ -8,6 +8,7 @@ What the cells must hold is the form's business.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,30 @@ def file_problems(path: Path, sample: Path) -> tuple[CsvTable | None, list[str]]
     return table, problems + _image_problems(table, template)
 
 
+def cell_problems(path: Path, sample: Path, is_valid: Callable[[str], bool], wrong: str) -> list[str]:
+    """As `file_problems`, and the rows whose cell is not valid. wrong: what is said of such a cell."""
+    table, problems = file_problems(path, sample)
+    if table is None:
+        return problems
+    cells = table.columns[1].to_pylist()
+    found = [row for row, cell in enumerate(cells) if not is_valid(cell)]
+    return problems + listed(found, lambda row: f"row {table.rows[row]} ({table.images[row]}): {cells[row]!r} {wrong}")
+
+
 def listed(items: Sequence[Any] | np.ndarray, describe: Callable[[Any], str]) -> list[str]:
     """One line for each of the first problems of a kind, and one that counts the others."""
     lines = [describe(item) for item in items[:_LISTED]]
     if len(items) > _LISTED:
         lines.append(f"... and {len(items) - _LISTED} more like the last")
     return lines
+
+
+def is_finite(cell: str) -> bool:
+    """Whether a cell is a finite number, as programs write it: `1_000` is none, nor are digits of other scripts."""
+    try:
+        return cell.isascii() and "_" not in cell and math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 def _image_problems(table: CsvTable, template: CsvTable) -> list[str]:

@@ -6,6 +6,7 @@ the mean is linear (`exact`); the others say by how much a position took part in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Pool(nn.Module):
+class Pool(nn.Module, ABC):
     """What all poolings have. `exact`: whether `parts` do not depend on one another."""
 
     exact = False
 
+    @abstractmethod
     def parts(self, features: Tensor) -> Tensor:
         """What each position adds to the pooled vector, (b, c, h * w): the sum over positions is the vector."""
-        raise NotImplementedError
 
 
 class AveragePool(Pool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,22 +239,23 @@ def shard_tasks(project: Project) -> list[Task]:
     state = round_state(project)
     if state is Round.CLOSED:
         return []
-    return [task for item, fold in _all_runs(project) for task in _shard_tasks(project, item, fold, state)]
+    images = count_rows(project)
+    return [task for item, fold in _all_runs(project) for task in _shard_tasks(project, item, fold, state, images)]
 
 
 def feature_tasks(project: Project) -> list[Task]:
     """The features of every image by every run."""
-    return _of_runs(project, _feature_task, _all_runs(project))
+    return _of_runs(project, partial(_feature_task, images=count_rows(project)), _all_runs(project))
 
 
 def _all_runs(project: Project) -> list[tuple[Experiment, int | None]]:
     return [(item, fold) for item in project.trained for fold in project.folds_of(item)]
 
 
-def _shard_tasks(project: Project, experiment: Experiment, fold: int | None, state: Round) -> list[Task]:
+def _shard_tasks(project: Project, experiment: Experiment, fold: int | None, state: Round, images: int) -> list[Task]:
     from whaleid.features.shards import shard_slices
 
-    slices = shard_slices(count_rows(project), experiment.features.batch)
+    slices = shard_slices(images, experiment.features.batch)
     if len(slices) == 1:
         return []
     return [_shard_task(project, experiment, fold, state, number, rows) for number, rows in enumerate(slices)]
@@ -287,11 +289,11 @@ def _shard_task(
     )
 
 
-def _feature_task(project: Project, experiment: Experiment, fold: int | None, state: Round) -> Task:
+def _feature_task(project: Project, experiment: Experiment, fold: int | None, state: Round, images: int) -> Task:
     workspace, out = project.workspace, project.workspace.features(experiment.name, fold)
     key = keys.features_key(project, experiment, fold) if state is Round.OPEN else ""
     run = workspace.run(experiment.name, fold)
-    shards = _shard_tasks(project, experiment, fold, state)
+    shards = _shard_tasks(project, experiment, fold, state, images)
 
     def make() -> None:
         from whaleid.features.extraction import extract_features

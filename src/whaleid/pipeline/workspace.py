@@ -138,13 +138,7 @@ def _named(path: Path) -> Iterator[Path]:
         raise WhaleidError(f"{path}: not there yet; run `whaleid leaderboard` or `whaleid folds` first")
     try:
         yield path
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        NotImplementedError,
-        OSError,
-    ) as error:
+    except (ValueError, KeyError, TypeError, NotImplementedError, OSError) as error:
         reason = " ".join(str(error).split())
         raise WhaleidError(f"{path}: damaged ({reason}); remove it, and the same command makes it again") from error
 

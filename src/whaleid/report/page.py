@@ -150,7 +150,7 @@ def _header(results: Results) -> dict[str, Any]:
 
 
 def _median_aspect(results: Results) -> float:
-    """Width over height of the boxes, which the cards' pictures have room for."""
+    """Width over height of the boxes, to which the cards' pictures are fitted."""
     boxes = results.images[["x0", "y0", "x1", "y1"]].to_numpy(dtype=float)
     return float(np.median((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1])))
 

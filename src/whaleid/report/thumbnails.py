@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from whaleid.data.images import prepare
+from whaleid.utils.machine import cores
 from whaleid.utils.progress import progress_bar
 
 SIZE = (220, 180)
@@ -40,7 +40,7 @@ def write_thumbnails(images: pd.DataFrame, rows: Iterable[int], root: Path, fold
     def write(row: int) -> None:
         (folder / f"{row}.webp").write_bytes(_webp(thumbnails(images, [row], root)[0]))
 
-    with progress_bar("thumbnails", total=len(names)) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with progress_bar("thumbnails", total=len(names)) as bar, ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(write, names):  # OpenCV decodes and encodes outside of the interpreter's lock
             bar.advance()
 

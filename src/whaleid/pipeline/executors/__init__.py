@@ -28,7 +28,7 @@ EXECUTORS: dict[str, Callable[[int, list[str]], Executor]] = {
     "ray": RayExecutor,
     "slurm": SlurmExecutor,
 }
-"""Name -> (jobs, options) -> executor. jobs: tasks at the same time, 0 = as many as there is room for. options: words
+"""Name -> (jobs, options) -> executor. jobs: tasks at the same time, 0 = as many as fit. options: words
 of a task's command line that name competition, recipe, work folder and overrides."""
 
 

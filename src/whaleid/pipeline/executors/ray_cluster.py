@@ -1,4 +1,4 @@
-"""The executor of a Ray cluster: each run is a task of Ray Core, on whichever node has room for it."""
+"""The executor of a Ray cluster: each run is a task of Ray Core, on whichever node is free."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _share_of_a_run(nodes: list[dict[str, Any]]) -> tuple[dict[str, int], int]:
 
 
 def _fitting(node: dict[str, float], share: dict[str, int]) -> int:
-    """Runs that a node has room for."""
+    """Runs that fit on a node."""
     names = {"num_gpus": "GPU", "num_cpus": "CPU", "memory": "memory"}
     return int(min(node.get(names[key], 0) // needed for key, needed in share.items() if needed))
 

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from test_cli import COMPETITION
 
 from whaleid.auto import throughput
-from whaleid.auto.choose import ENOUGH, FEW, MOST, MOST_PAIRS, Choice, choose, fold_number, local_share, options
+from whaleid.auto.choose import (
+    ENOUGH,
+    FEW,
+    MIRRORED,
+    MOST,
+    MOST_PAIRS,
+    Choice,
+    choose,
+    fold_number,
+    local_share,
+    options,
+)
 from whaleid.auto.facts import Facts, Machine, facts_of
 from whaleid.auto.opening import open_project, recipe_file
 from whaleid.auto.throughput import Throughput, line_through
@@ -157,6 +168,13 @@ def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() 
     assert base[True].epochs == base[True].passes // 2 >= ENOUGH
     hasty = chosen(many, 4).networks[0]
     assert hasty.passes < ENOUGH and (hasty.base, hasty.mirrored) == ("arcface", False)
+
+
+def test_mirrored_identities_need_many_passes() -> None:
+    many = replace(NYALA, census=replace(NYALA.census, identities=100))
+    made = [chosen(many, minutes).networks[0] for minutes in range(2, 40)]
+    assert {one.mirrored for one in made} == {False, True}
+    assert all(one.passes >= MIRRORED for one in made if one.mirrored)
 
 
 def test_folds_fill_the_slots() -> None:

@@ -95,6 +95,12 @@ def test_the_threshold_is_the_best_of_all(data: st.DataObject) -> None:
     assert score(found) == pytest.approx(max(score(value) for value in (-1, 0.15, 0.3, 0.6, 2)))
 
 
+def test_the_best_threshold_is_halfway_between_two_confidences() -> None:
+    identity, known = np.array(["a", "x", "b"]), np.array([True, False, True])
+    given = np.array([0.8, 0.2, 0.6]), known, identity, known
+    assert one_or_unknown.best_threshold(*given) == pytest.approx(0.4)
+
+
 # ----------------------------------------------------------------------------------------------- one_confident
 
 

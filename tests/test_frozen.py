@@ -19,6 +19,7 @@ from whaleid.data.sample import make_sample
 from whaleid.features.extractor import load_extractor
 from whaleid.features.files import FeatureRows, open_embeddings
 from whaleid.models import hub
+from whaleid.models.embedder import build_adapter
 from whaleid.pipeline.data_stages import read_cache
 from whaleid.pipeline.plan import Census, plan_lines
 from whaleid.pipeline.project import Project, open_project
@@ -142,6 +143,13 @@ def test_adapters_are_trained_on_features_that_were_extracted_once(place: Path) 
     seen = load_extractor(one.workspace.run("warm", 1), identities).embed(images)  # as a kernel does: from the images
     np.testing.assert_allclose(seen[0], made, atol=2e-3)
     assert seen[1].shape == np.load(one.workspace.features("warm", 1) / "logits.npy").shape
+
+
+def test_an_adapter_does_not_see_the_length_of_features() -> None:
+    """Features from a file are rounded to half precision; from images, they are not unit rows to the last digit."""
+    adapter = build_adapter(load_experiment("default").model, 12, 1).eval()
+    features = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adapter(features), adapter(features * torch.tensor([[0.5], [1.0], [3.0]])))
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def test_a_fold_learns_nothing_about_its_own_queries() -> None:
     assert labelled(same, 1) == {**machine, "r": ("X", 1.0)}
     through = Links(must=(("q", "r"), ("r", "x1")))
     assert labelled(through, 0) == machine and labelled(through, 1)["q"] == ("X", 1.0)
+    past = Links(must=(("q", "x1"), ("x1", "x2")))  # to a label of fold 1, past the query x1 of fold 0
+    assert labelled(past, 0) == machine and labelled(past, 1)["q"] == ("X", 1.0)
     different = Links(cannot=(("p", "y"),))
     assert labelled(different, 1) == machine and labelled(different, 0) == {"q": ("Y", 0.9)}
     assert labelled(Links(must=(("q", "u"),)), 1) == {"p": ("Y", 0.8)}  # unknown is no label

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from form_world import NEW, add_to_world, open_world, place_world
+from form_world import FOLDS, NEW, add_to_world, open_world, place_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_match_score import described_at_random
 
 from whaleid.config import KnnConfig, PairsConfig
 from whaleid.data.reviews import Links
-from whaleid.ensemble import same_identity
+from whaleid.ensemble import pair_answers, same_identity
 from whaleid.ensemble.answers import on_scale_of, without_others
 from whaleid.ensemble.pair_answers import with_links
 from whaleid.evaluation import clusters, one_confident, one_or_unknown
 from whaleid.evaluation.agglomeration import Constraints, agglomerate
 from whaleid.evaluation.form_input import ImagePairs, PairTable
+from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.log import read_log
 from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
 from whaleid.pipeline import runner
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.submission import latest_submission, submission_problems
+from whaleid.pipeline.workspace import read_images
 from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.graph import find_neighbours
 from whaleid.retrieval.rerankers.reciprocal import reciprocal_codes
@@ -48,6 +52,62 @@ def leaderboard(place: Path) -> tuple[list[str], pd.DataFrame]:
 def value_of(lines: list[str], label: str) -> float:
     (line,) = [line for line in lines if f" ({label}):" in line]
     return float(line.split(": ")[1].split(" ± ")[0])
+
+
+# ------------------------------------------------------------------------------------------- honest validation
+
+
+class FittedOn(dict):
+    """What was fitted, and the images that it was fitted on."""
+
+    images: set[str]
+
+
+def fitted_on(value: dict[str, Any], images: Iterable[np.ndarray]) -> FittedOn:
+    made = FittedOn(value)
+    made.images = set(np.concatenate(list(images)).tolist())
+    return made
+
+
+@pytest.mark.parametrize("name", ["one_or_unknown", "clusters"])
+def test_nothing_that_is_fitted_saw_the_images_that_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Thresholds, linkages and P(same), of every fold."""
+    place_world(tmp_path, name).to_csv(tmp_path / "solution.csv", index=False)
+    add_to_world(tmp_path, f"k: 1\nsubmission: {{image: image, identities: identity}}\nunknown: {NEW}\n")
+    real, plain_fit, plain_pairs = get_form(name), pair_answers._fit_models, pair_answers._image_pairs
+    answered, by_model = [], {}
+
+    def fit(given: Any, *others: Any) -> FittedOn:
+        images = [one.images for one in given] if name == "clusters" else [given.images]
+        return fitted_on(real.fit(given, *others), images)
+
+    def answer(given: Any, fitted: FittedOn, unknown: str | None) -> list[str]:
+        answered.append(set(given.images))
+        assert not set(given.images) & fitted.images
+        assert not set(given.images) & by_model.get(id(given), set())
+        return real.answer(given, fitted, unknown)
+
+    def fit_models(sets: list[Any], identity: np.ndarray) -> FittedOn:
+        return fitted_on(plain_fit(sets, identity), [names[one.rows] for one in sets])
+
+    def image_pairs(one: Any, models: FittedOn, *tables: np.ndarray) -> ImagePairs:
+        made = plain_pairs(one, models, *tables)
+        by_model[id(made)] = models.images
+        kept.append(made)  # so that no other gets its id
+        return made
+
+    kept: list[ImagePairs] = []
+    watched = SimpleNamespace(**{**vars(real), "fit": fit, "answer": answer})
+    monkeypatch.setattr("whaleid.ensemble.ladder.get_form", lambda _: watched)
+    monkeypatch.setattr(pair_answers, "_fit_models", fit_models)
+    monkeypatch.setattr(pair_answers, "_image_pairs", image_pairs)
+    project = open_world(tmp_path)
+    runner.run(project, "images")
+    names = read_images(project.workspace)["image"].to_numpy(dtype=str)
+    runner.run(project, "ladder")
+    assert len(answered) == FOLDS + 1  # of the folds, and of the test set
 
 
 # ---------------------------------------------------------------------------------------------- one_or_unknown

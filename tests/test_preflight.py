@@ -149,5 +149,6 @@ def test_fit_to_run_means_that_it_runs_to_its_end(drawn: Drawn) -> None:
         else:
             with pytest.raises(WhaleidError):
                 list(leaderboard_lines(project))
+            assert not list(project.workspace.root.rglob("checkpoint.safetensors"))  # refused before it trains
     finally:
         shutil.rmtree(folder)

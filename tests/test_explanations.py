@@ -17,7 +17,7 @@ from whaleid.cli.main import app
 from whaleid.models.embedder import BatchNormNeck, Embedder
 from whaleid.models.explanations import STEPS, deletion_score, grid_shape, saliency_maps, similarity_maps
 from whaleid.models.pooling import AveragePool, build_pool
-from whaleid.pipeline.workspace import read_images
+from whaleid.pipeline.workspace import read_folds
 from whaleid.report.explain import write_explanation
 from whaleid.utils.errors import WhaleidError
 
@@ -168,9 +168,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_a_trained_network_explains_two_images(world: World, tmp_path: Path) -> None:
-    images = read_images(world.project.workspace)["image"].tolist()
+    folds = read_folds(world.project.workspace)
+    images = [folds.loc[folds["fold"] == fold, "image"].iloc[0] for fold in (0, 1)]
     lines = write_explanation(world.project, (images[0], images[1]), tmp_path / "pair.png")
-    assert re.fullmatch(r"similarity -?\d\.\d{4} by one/fold[01]", lines[0])
+    assert re.fullmatch(r"similarity -?\d\.\d{4} by one/fold0", lines[0])
+    other = write_explanation(world.project, (images[1], images[0]), tmp_path / "other.png")
+    assert other[0].endswith(" by one/fold1")  # the run that did not see the first image
     assert re.fullmatch(r"keypoints: \d+ of \d+ mutual matches agree in geometry", lines[1])
     assert "similarity map (" in lines[2] and lines[3].startswith("saliency: ") and "random weights" in lines[4]
     with Image.open(tmp_path / "pair.png") as picture:

@@ -152,3 +152,13 @@ def test_fit_to_run_means_that_it_runs_to_its_end(drawn: Drawn) -> None:
             assert not list(project.workspace.root.rglob("checkpoint.safetensors"))  # refused before it trains
     finally:
         shutil.rmtree(folder)
+
+
+def test_an_index_that_faiss_cannot_build_is_refused_before_training(tmp_path: Path) -> None:
+    recipe = {"folds": 2, "combine": {"knn": {"index": "Nonsense"}}}
+    image = {"width": 32, "height": 32, "mirror_identities": False}
+    drawn = Drawn(["w1", "w2"] * 4, 2, ".png", (32, 32), False, False, "", {}, recipe, image)
+    project = write(drawn, tmp_path)
+    with pytest.raises(WhaleidError, match="index 'Nonsense'"):
+        list(leaderboard_lines(project))
+    assert not list(project.workspace.root.rglob("checkpoint.safetensors"))

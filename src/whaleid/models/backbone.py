@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import group_modules
 from timm.models.vgg import ConvMlp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,6 +33,8 @@ class Backbone(nn.Module):
         Of the pixels (0..1) that it was pretrained with.
     snapshot : dict or None
         Content of its config.json, from which a trained run builds it again; None for timm's own networks.
+    frozen_layers : tuple of nn.Module
+        Layers that are never trained (`freeze_stages`).
     """
 
     def __init__(self, net: nn.Module, name: str, snapshot: dict[str, Any] | None = None):
@@ -45,6 +48,7 @@ class Backbone(nn.Module):
         self.std: tuple[float, ...] = tuple(config.get("std") or IMAGENET_DEFAULT_STD)
         self.trainable = True
         self.batchnorm_frozen = False
+        self.frozen_layers: tuple[nn.Module, ...] = ()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Feature map float (b, c, h', w') of normalised pixels float (b, 3, h, w)."""
@@ -65,6 +69,8 @@ class Backbone(nn.Module):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        for layer in self.frozen_layers:
+            layer.eval()
         return self
 
 
@@ -131,13 +137,39 @@ def freeze_batchnorm(backbone: Backbone) -> None:
     backbone.train(backbone.training)
 
 
+def freeze_stages(backbone: Backbone, number: int) -> None:
+    """From now on, the first stages stay as they are: no gradients, no moving statistics.
+
+    Stages are timm's coarse groups of layers: the stem, then each stage of blocks. No gradient is computed before the
+    first layer that learns, and the first layers have the largest maps: their backward pass is the dearest.
+
+    Raises
+    ------
+    WhaleidError
+        For a network that names no stages, or has no more than `number`.
+    """
+    matcher = getattr(backbone.net, "group_matcher", None)
+    if matcher is None:
+        raise WhaleidError(f"train.freeze.stages: backbone '{backbone.name}' names no stages; set it to 0")
+    stages = group_modules(backbone.net, matcher(coarse=True))
+    if number >= len(stages):
+        raise WhaleidError(
+            f"train.freeze.stages={number}: backbone '{backbone.name}' has {len(stages)} stages; leave one to learn"
+        )
+    names = [name for stage in range(number) for name in stages[stage]]
+    backbone.frozen_layers = tuple(backbone.net.get_submodule(name) for name in names)
+    set_backbone_trainable(backbone, backbone.trainable)
+
+
 def set_backbone_trainable(backbone: Backbone, trainable: bool) -> None:
     """Train the backbone, or freeze it: no gradients, no moving statistics, no stochastic depth.
 
-    Holds through later calls of `train()`.
+    Holds through later calls of `train()`. Frozen layers stay frozen.
     """
     backbone.trainable = trainable
     backbone.requires_grad_(trainable)
+    for layer in backbone.frozen_layers:
+        layer.requires_grad_(False)
     backbone.train(backbone.training)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -20,8 +21,11 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import bytes_text
 from whaleid.utils.machine import cores
 
+if TYPE_CHECKING:
+    from torch import nn
+
 BACKWARD = 3.0
-"""A training step costs about three forward passes: one forward, two backward (inputs and weights)."""
+"""A training step costs about three forward passes: one forward, two backward (inputs and weights) of what learns."""
 
 CPU_CORES = 2
 SUSTAINED_TFLOPS = {"cuda": 30.0, "cpu": 0.1}
@@ -331,6 +335,7 @@ def experiment_cost(
     from torch.utils.flop_counter import FlopCounterMode
 
     from whaleid.data.images import input_size
+    from whaleid.models.backbone import freeze_stages
     from whaleid.models.embedder import build_adapter, build_embedder
 
     boxes = np.array([[0.0, 0.0, census.aspect * 1000, 1000.0]])
@@ -341,10 +346,12 @@ def experiment_cost(
         if experiment.is_adapter:
             channels = embedder.backbone.channels
             embedder, image = build_adapter(experiment.model, channels), torch.empty((1, channels))
+        elif experiment.train.freeze.stages:
+            freeze_stages(embedder.backbone, experiment.train.freeze.stages)
         embedder.eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             embedder(image)
-    forward = float(counter.get_total_flops())
+    forward, frozen = float(counter.get_total_flops()), _frozen_flops(embedder, counter.get_flop_counts())
     seen = _images_seen(experiment, census, folds)
     seen_in_all = seen * trained + (round(seen * folds / (folds - 1)) if full else 0)
     views = (2 if experiment.features.mirror else 1) * sum(scale**2 for scale in experiment.features.scales)
@@ -359,9 +366,19 @@ def experiment_cost(
         embedder.dim * (2 if experiment.features.mirror and experiment.image.mirror_identities else 1),
         forward,
         seen,
-        BACKWARD * forward * seen_in_all,
+        (forward + (BACKWARD - 1) * (forward - frozen)) * seen_in_all,
         forward * views * census.all_images * (trained + full),
     )
+
+
+def _frozen_flops(embedder: nn.Module, counts: Mapping[str, Mapping[Any, int]]) -> float:
+    """Operations of a forward pass before the layers that learn. counts: of each module, by the counter's names."""
+    total = 0
+    for name, module in embedder.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            total += sum(counts.get(f"{type(embedder).__name__}.{name}", {}).values())
+    return float(total)
 
 
 def _images_seen(experiment: Experiment, census: Census, folds: int) -> int:

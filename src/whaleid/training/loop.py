@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from whaleid.data.samplers import EpochPlan
-from whaleid.models.backbone import freeze_batchnorm, set_backbone_trainable
+from whaleid.models.backbone import freeze_batchnorm, freeze_stages, set_backbone_trainable
 from whaleid.training.optimizer import set_rates
 from whaleid.training.seeds import mix, seed_everything
 from whaleid.training.session import LossModule, Session
@@ -64,6 +64,8 @@ def set_mode(session: Session) -> None:
     embedder = session.module.embedder
     if session.config.freeze.batchnorm:
         freeze_batchnorm(embedder.backbone)
+    if session.config.freeze.stages:
+        freeze_stages(embedder.backbone, session.config.freeze.stages)
     if embedder.backbone.trainable == session.frozen:
         set_backbone_trainable(embedder.backbone, not session.frozen)
     session.module.train()

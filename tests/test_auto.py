@@ -235,7 +235,7 @@ def test_two_sizes_give_every_other() -> None:
 
 def test_real_steps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "SECONDS", 0.1)
-    tiny = throughput.seconds_an_image("auto/arcface", "test_resnet", 1024, 5, 1, 0, Path("weights"))
+    tiny = throughput.seconds_an_image("auto/arcface", "test_efficientnet", 1024, 5, 1, 0, Path("weights"))
     assert 1e-5 < tiny < 1
 
 

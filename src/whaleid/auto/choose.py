@@ -17,7 +17,6 @@ from whaleid.config import LocalConfig
 from whaleid.config.local_matching import LearnedConfig, PairsConfig
 from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.local_matching.cost import PAIRS, within_budget
-from whaleid.pipeline.plan import BACKWARD
 
 BACKBONES = {
     "cpu": ("tf_efficientnet_lite0",),
@@ -35,6 +34,9 @@ AROUND_IMAGE = 0.03
 """Core-seconds an image of the images table, caches, rankers and stack."""
 VIEWS = 2
 """Forward passes of an image for its features: as it is, and mirrored."""
+FORWARD = 0.5
+"""Time of a forward pass as a share of a training step's, whose first stages are frozen (EfficientNet-Lite0 on a core,
+five stages: 0.3 at 8,192 pixels, 0.4 at 16,384, 0.5 at 32,768)."""
 SHARED = 0.3
 """What each further thread of a run adds to the first (EfficientNet-Lite0 at 128 x 64 on two cores: 82 images a second
 by two threads of one run, 127 by two runs of one thread)."""
@@ -134,7 +136,7 @@ class _Budget:
         """Of one run and its features, `runs` being all that there are to do."""
         image = self.rates[network.backbone].seconds(network.pixels) / _speed(self.facts.machine, runs)
         trained = self.facts.census.labelled * (folds - 1) / folds * network.passes
-        embedded = self.facts.census.all_images * VIEWS / BACKWARD
+        embedded = self.facts.census.all_images * VIEWS * FORWARD
         return START + image * (trained + embedded)
 
     def training_seconds(self, networks: tuple[Network, ...], folds: int, trained: int) -> float:

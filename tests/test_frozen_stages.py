@@ -40,7 +40,7 @@ def test_first_stages_stand_still_and_the_others_move(number: int) -> None:
 
 def test_a_stage_is_left_to_learn() -> None:
     freeze_stages(build_backbone(NAME, "random"), STAGES - 1)
-    with pytest.raises(WhaleidError, match=r"train\.freeze\.stages=8: .* has 8 stages; at most 7 fit"):
+    with pytest.raises(WhaleidError, match=r"train\.freeze\.stages=8: at most 7 of the 8 stages of"):
         freeze_stages(build_backbone(NAME, "random"), STAGES)
 
 

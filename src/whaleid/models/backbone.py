@@ -154,7 +154,7 @@ def freeze_stages(backbone: Backbone, number: int) -> None:
     stages = group_modules(backbone.net, matcher(coarse=True))
     if number >= len(stages):
         raise WhaleidError(
-            f"train.freeze.stages={number}: backbone '{backbone.name}' has {len(stages)} stages; at most {len(stages) - 1} fit"
+            f"train.freeze.stages={number}: at most {len(stages) - 1} of the {len(stages)} stages of '{backbone.name}' fit"
         )
     names = [name for stage in range(number) for name in stages[stage]]
     backbone.frozen_layers = tuple(backbone.net.get_submodule(name) for name in names)

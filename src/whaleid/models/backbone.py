@@ -153,9 +153,8 @@ def freeze_stages(backbone: Backbone, number: int) -> None:
         raise WhaleidError(f"train.freeze.stages: backbone '{backbone.name}' names no stages; set it to 0")
     stages = group_modules(backbone.net, matcher(coarse=True))
     if number >= len(stages):
-        raise WhaleidError(
-            f"train.freeze.stages={number}: at most {len(stages) - 1} of the {len(stages)} stages of '{backbone.name}' fit"
-        )
+        most = f"at most {len(stages) - 1} of the {len(stages)} stages of '{backbone.name}' fit"
+        raise WhaleidError(f"train.freeze.stages={number}: {most}")
     names = [name for stage in range(number) for name in stages[stage]]
     backbone.frozen_layers = tuple(backbone.net.get_submodule(name) for name in names)
     set_backbone_trainable(backbone, backbone.trainable)

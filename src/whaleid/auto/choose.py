@@ -7,6 +7,7 @@ where data is scarce. Folds are left out only where not even one network would l
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -45,12 +46,12 @@ LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
 MOST_PAIRS = 400_000
 """Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
-ENOUGH = 16
-"""Times that a network sees each photograph, or each and its mirror image, before more pixels are worth more. At equal
-cost, kNN out of fold of one fold of four: nyala 16,384 pixels 16 times .214, 32,768 pixels 8 times .219; cattle, with
-mirror images, 8,192 pixels 17 times .845, 16,384 pixels 9 times .841; lion (two folds) 8,192 pixels 16 times .153,
-16,384 pixels 8 times .131. So larger pictures lose nothing from about 9,000 images seen on, and 16 times 585 lions are
-as many. With more time they win: nyala, 16,384 pixels 40 times .197, 32,768 pixels 30 times .279 (three folds)."""
+ENOUGH, SEEN = 8, 10_000
+"""Times that a network sees each photograph, and images that a run sees in all, before more pixels are worth more. At
+about equal cost, kNN out of fold of one fold of four: nyala, 16,384 pixels 30,700 images seen .236, 32,768 pixels 14,800
+seen .236; cattle, with mirror images, 8,192 pixels 18,700 seen .774, 16,384 pixels 10,000 seen .795; without frozen
+stages nyala, 16,384 pixels 18,000 seen .214, 32,768 pixels 9,000 seen .219; lion (two folds) 8,192 pixels 7,000 seen
+.153, 16,384 pixels 3,500 seen .131."""
 MANY_IMAGES = 10.0
 """Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen with the figures of
 one fold known, of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on
@@ -132,32 +133,30 @@ class _Budget:
     facts: Facts
     rates: Mapping[str, Throughput]
 
-    def run_seconds(self, network: Network, folds: int, runs: int) -> float:
+    def run_seconds(self, network: Network, runs: int) -> float:
         """Of one run and its features, `runs` being all that there are to do."""
         image = self.rates[network.backbone].seconds(network.pixels) / _speed(self.facts.machine, runs)
-        trained = self.facts.census.labelled * (folds - 1) / folds * network.passes
+        trained = training_images(self.facts) * network.passes
         embedded = self.facts.census.all_images * VIEWS * FORWARD
         return START + image * (trained + embedded)
 
-    def training_seconds(self, networks: tuple[Network, ...], folds: int, trained: int) -> float:
+    def training_seconds(self, networks: tuple[Network, ...], trained: int) -> float:
         """Of all runs, each slot taking the next one as the executor does."""
         runs = [network for network in networks for _ in range(trained)]
         slots = [0.0] * min(self.facts.machine.slots, len(runs))
         for network in runs:
             place = slots.index(min(slots))
-            slots[place] += self.run_seconds(network, folds, len(runs))
+            slots[place] += self.run_seconds(network, len(runs))
         return max(slots)
 
-    def longest(
-        self, networks: tuple[Network, ...], folds: int, trained: int, seconds: float
-    ) -> tuple[Network, ...] | None:
+    def longest(self, networks: tuple[Network, ...], trained: int, seconds: float) -> tuple[Network, ...] | None:
         """The networks with the most passes that fit into the seconds; None where not one does."""
 
         def longer(passes: int) -> tuple[Network, ...]:
             return tuple(replace(item, passes=passes) for item in networks)
 
         def needed(passes: int) -> float:
-            return self.training_seconds(longer(passes), folds, trained)
+            return self.training_seconds(longer(passes), trained)
 
         fits = bisect_right(range(1, MOST + 1), seconds, key=needed)
         return longer(fits) if fits else None
@@ -185,14 +184,14 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
     folds = fold_number(facts)
     local, matching, networks = _shared_out(budget, folds, planned)
     trained = tuple(range(folds))
-    if (networks is None or networks[0].passes < FEW) and (local is None or local.learned is None):
-        fewer = _fewer_folds(budget, folds, planned - matching)
+    if (networks is None or _too_seldom(networks, facts)) and (local is None or local.learned is None):
+        fewer = _fewer_folds(budget, planned - matching)
         if fewer is None:
             local, matching = None, 0.0
-            fewer = _fewer_folds(budget, folds, planned)
+            fewer = _fewer_folds(budget, planned)
         networks, trained = fewer or (options(facts)[0].networks, (0,))
     assert networks is not None
-    training = budget.training_seconds(networks, folds, len(trained))
+    training = budget.training_seconds(networks, len(trained))
     seconds = {"training": training, "local matching": matching, "the rest": around}
     choice = Choice(folds, trained, networks, local, seconds, ())
     return replace(choice, reasons=tuple(_reasons(choice, facts, minutes, rates)))
@@ -217,15 +216,21 @@ def _shared_out(
     found = None
     for config in learned if folds >= FEWEST_FOLDS else []:
         local, matching = _local_within(facts, folds, most, config)
-        networks = _networks(budget, folds, folds, planned - matching)
+        networks = _networks(budget, folds, planned - matching)
         if networks is not None:
             found = local, matching, networks
-            if networks[0].passes >= FEW:
+            if not _too_seldom(networks, facts):
                 break
     if found is not None:
         return found
     local, matching = _local_within(facts, folds, most, None)
-    return local, matching, _networks(budget, folds, folds, planned - matching)
+    return local, matching, _networks(budget, folds, planned - matching)
+
+
+def _too_seldom(networks: tuple[Network, ...], facts: Facts) -> bool:
+    """Whether the networks see each photograph under FEW times; larger ones than the smallest see them often enough."""
+    smallest = min(network.pixels for option in options(facts) for network in option.networks)
+    return networks[0].passes < FEW and networks[0].pixels == smallest
 
 
 def _local_within(
@@ -256,6 +261,12 @@ def fold_number(facts: Facts) -> int:
     return max(2, min(wanted, facts.groups))
 
 
+def training_images(facts: Facts) -> float:
+    """Labelled images that a run is trained on."""
+    folds = fold_number(facts)
+    return facts.census.labelled * (folds - 1) / folds
+
+
 def options(facts: Facts) -> list[Option]:
     """Networks to choose from, the cheapest first; none has more pixels than the images have."""
     names = facts.machine.backbones
@@ -279,7 +290,7 @@ def options(facts: Facts) -> list[Option]:
         tuple(Network(base, name, int(min(pixels, facts.area)), mirrored) for base, name, pixels in option)
         for option in considered
     ]
-    enough = 2 * ENOUGH if mirrored else ENOUGH
+    enough = max(ENOUGH, math.ceil(SEEN / training_images(facts)))
     listed = [Option(option, enough if place else 1) for place, option in enumerate(dict.fromkeys(made))]
     if first != "mirrored":
         return listed
@@ -287,22 +298,22 @@ def options(facts: Facts) -> list[Option]:
     return [Option(plain, 1), replace(listed[0], enough=MIRRORED), *listed[1:]]
 
 
-def _networks(budget: _Budget, folds: int, trained: int, seconds: float) -> tuple[Network, ...] | None:
+def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, ...] | None:
     """The most expensive option that gets enough passes; None where the cheapest does not get one."""
     for option in reversed(options(budget.facts)):
-        longer = budget.longest(option.networks, folds, trained, seconds)
+        longer = budget.longest(option.networks, trained, seconds)
         if longer is not None and longer[0].passes >= option.enough:
             return longer
     return None
 
 
-def _fewer_folds(budget: _Budget, folds: int, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
+def _fewer_folds(budget: _Budget, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
     """One network on two folds, or on one where two would not get half of FEW passes; None where not one pass fits."""
     cheapest = options(budget.facts)[0].networks
-    two = budget.longest(cheapest, folds, 2, seconds)
+    two = budget.longest(cheapest, 2, seconds)
     if two is not None and two[0].passes >= FEW // 2:
         return two, (0, 1)
-    one = budget.longest(cheapest, folds, 1, seconds)
+    one = budget.longest(cheapest, 1, seconds)
     return None if one is None else (one, (0,))
 
 

@@ -46,12 +46,14 @@ LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
 MOST_PAIRS = 400_000
 """Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
-ENOUGH, SEEN = 8, 10_000
-"""Times that a network sees each photograph, and images that a run sees in all, before more pixels are worth more. At
-about equal cost, kNN out of fold of one fold of four: nyala, 16,384 pixels 30,700 images seen .236, 32,768 pixels 14,800
-seen .236; cattle, with mirror images, 8,192 pixels 18,700 seen .774, 16,384 pixels 10,000 seen .795; without frozen
-stages nyala, 16,384 pixels 18,000 seen .214, 32,768 pixels 9,000 seen .219; lion (two folds) 8,192 pixels 7,000 seen
-.153, 16,384 pixels 3,500 seen .131."""
+ENOUGH = 8
+"""Times that a network sees each photograph before more pixels may be worth more."""
+SEEN = 78
+"""And images that a run sees in all, for each pixel of a picture's side: 10,000 at 16,384 pixels. At about equal cost,
+kNN out of fold of one fold of four: cattle, with mirror images, 8,192 pixels 18,700 seen .774, 16,384 pixels 10,000
+seen .795; nyala, 16,384 pixels 30,700 seen .236, 32,768 pixels 14,800 seen .236; without frozen stages nyala, 16,384
+pixels 18,000 seen .214, 32,768 pixels 9,000 seen .219; lion (two folds), 8,192 pixels 7,000 seen .153, 16,384 pixels
+3,500 seen .131. That the number grows with the side is a guess."""
 MANY_IMAGES = 10.0
 """Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen with the figures of
 one fold known, of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on
@@ -290,12 +292,19 @@ def options(facts: Facts) -> list[Option]:
         tuple(Network(base, name, int(min(pixels, facts.area)), mirrored) for base, name, pixels in option)
         for option in considered
     ]
-    enough = max(ENOUGH, math.ceil(SEEN / training_images(facts)))
-    listed = [Option(option, enough if place else 1) for place, option in enumerate(dict.fromkeys(made))]
+    listed = [
+        Option(option, _enough(option[0].pixels, facts) if place else 1)
+        for place, option in enumerate(dict.fromkeys(made))
+    ]
     if first != "mirrored":
         return listed
     plain = tuple(replace(network, base="arcface", mirrored=False) for network in listed[0].networks)
     return [Option(plain, 1), replace(listed[0], enough=MIRRORED), *listed[1:]]
+
+
+def _enough(pixels: int, facts: Facts) -> int:
+    """Passes from which a network of so many pixels is worth more than a smaller one."""
+    return max(ENOUGH, math.ceil(SEEN * math.sqrt(pixels) / training_images(facts)))
 
 
 def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, ...] | None:

@@ -142,14 +142,19 @@ def pairs_of(choice: Choice) -> int:
     return choice.local.learned.pairs.images
 
 
+def often_enough(choice: Choice) -> bool:
+    return choice.networks[0].passes >= FEW or choice.networks[0].pixels > 8192
+
+
 def test_pairs_are_given_up_while_networks_see_a_photograph_too_seldom() -> None:
-    """And no further: with fewer pairs than it has, each choice's networks reach FEW only by the pairs given up."""
+    """And no further: with fewer pairs than it has, each choice's networks reach FEW only by the pairs given up. Larger
+    networks see photographs often enough."""
     hasty, calm = chosen(NYALA, 5), chosen(NYALA, 30)
     assert pairs_of(hasty) == PAIRS[-1] and hasty.networks[0].passes < FEW
-    assert pairs_of(calm) == PAIRS[0] and calm.networks[0].passes >= FEW
+    assert pairs_of(calm) == PAIRS[0] and often_enough(calm)
     between = [chosen(NYALA, minutes) for minutes in np.arange(5, 30, 0.25)]
     assert any(PAIRS[-1] < pairs_of(choice) < PAIRS[0] for choice in between)
-    assert all(choice.networks[0].passes >= FEW for choice in between if pairs_of(choice) > PAIRS[-1])
+    assert all(often_enough(choice) for choice in between if pairs_of(choice) > PAIRS[-1])
 
 
 def test_votes_stay_beside_fewer_folds_where_they_fit() -> None:
@@ -167,14 +172,27 @@ def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() 
     assert (base[True].base, base[True].mirrored) == ("mirrored", True)
     assert base[True].epochs == base[True].passes // 2 >= ENOUGH
     hasty = chosen(many, 4).networks[0]
-    assert hasty.passes < ENOUGH and (hasty.base, hasty.mirrored) == ("arcface", False)
+    assert hasty.passes < MIRRORED and (hasty.base, hasty.mirrored) == ("arcface", False)
 
 
 def test_mirrored_identities_need_many_passes() -> None:
     many = replace(NYALA, census=replace(NYALA.census, identities=100))
     made = [chosen(many, minutes).networks[0] for minutes in range(2, 40)]
     assert {one.mirrored for one in made} == {False, True}
-    assert all(one.passes >= MIRRORED for one in made if one.mirrored)
+    assert all(one.passes >= MIRRORED for one in made if one.mirrored and one.pixels == 8192)
+
+
+@settings(max_examples=80, deadline=None)
+@given(all_facts(), st.floats(1, 3000), all_rates)
+def test_more_pixels_come_after_enough_images(facts: Facts, minutes: float, rate: Throughput) -> None:
+    """Naively: a run of larger pictures than the smallest sees 78 images for each pixel of their side."""
+    choice = chosen(facts, minutes, rate)
+    first, smallest = choice.networks[0], options(facts)[0].networks[0].pixels
+    if first.pixels > smallest:
+        folds = fold_number(facts)
+        seen = first.passes * facts.census.labelled * (folds - 1) / folds
+        assert seen >= 78 * first.pixels**0.5
+        assert first.passes >= 8
 
 
 def test_folds_fill_the_slots() -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,7 @@ import pandas as pd
 from whaleid.config import CombineConfig, Competition, Recipe
 from whaleid.data.reviews import read_links
 from whaleid.ensemble.answers import FormAnswer, answer_by_identities
+from whaleid.ensemble.full_gallery import FARTHEST, estimate, gallery_sizes, halved
 from whaleid.ensemble.intervals import rank_gain, weighted_map
 from whaleid.ensemble.pair_answers import answer_by_pairs
 from whaleid.ensemble.protocol import Protocol, read_protocol
@@ -84,9 +86,12 @@ def combine(
         Where the sources' folds differ, or features do not fit the images.
     """
     protocol = protocol_of(images, folds, competition, sources)
-    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
-    simulated, rankings = with_simulated_unknowns(protocol, rankings)
+    rank = partial(rank_all, sources, images, seed=recipe.seed, local=local, weights_folder=weights_folder)
+    given = rank(protocol=protocol, config=recipe.combine)
+    simulated, rankings = with_simulated_unknowns(protocol, given)
     result = evaluate_ladder(simulated, rankings, recipe.combine, recipe.seed, stack_models)
+    if recipe.combine.full_gallery and stack_models is None:  # else only the test set is to be ranked
+        result = with_full_gallery(protocol, given, result, recipe, rank)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=blend_worth(simulated, rankings, recipe.combine, result, recipe.seed))
     result = replace(result, answer=_answer(protocol, simulated, result, sources, images, recipe, competition, local))
@@ -295,6 +300,46 @@ def evaluate_ladder(
         final_ranking=context.rankings[-1],
         blend_ranking=blend,
     )
+
+
+def with_full_gallery(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    result: LadderResult,
+    recipe: Recipe,
+    rank: Callable[..., list[Ranking]],
+) -> LadderResult:
+    """The result with the score of every rung with every labelled image in the gallery, estimated (`full_gallery.py`).
+
+    Unchanged with one fold alone, whose score is optimistic, and where galleries cannot be halved.
+
+    Parameters
+    ----------
+    protocol, rankings : Protocol, list of Ranking
+        Without simulated unknown queries.
+    result : LadderResult
+        Their ladder.
+    recipe : Recipe
+    rank : callable (protocol, config) -> rankings
+        `rank_all` of the same sources.
+    """
+    half = halved(protocol, recipe.seed)
+    sizes = gallery_sizes(protocol, half)
+    if not protocol.crossfitted or sizes.reach > FARTHEST:
+        return result
+    config = recipe.combine.model_copy(update={"classifier": None})  # its answers would be the same
+    again = {one.name: one for one in rank(protocol=half, config=config)}
+    smaller = [again.get(one.name, replace(one, test=())) for one in rankings]
+    simulated, smaller = with_simulated_unknowns(half, smaller)
+    at_half = evaluate_ladder(simulated, smaller, recipe.combine, recipe.seed)
+    weights = simulated.weights(simulated.places)
+    rungs = []
+    for rung, other in zip(result.rungs, at_half.rungs, strict=True):
+        full = None
+        if ranker_of(rung.kind).reads_gallery:
+            full = estimate(rung.rank, other.rank, weights, result.k, sizes.reach, recipe.seed)
+        rungs.append(replace(rung, full_gallery=full))
+    return replace(result, rungs=tuple(rungs), gallery=sizes)
 
 
 def _is_single(rung: Rung) -> bool:

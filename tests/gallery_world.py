@@ -75,14 +75,14 @@ def make_gallery_world(
     return GalleryWorld(images, table, embeddings, names[~is_train].astype(str), competition)
 
 
-def result_of(world: GalleryWorld, folder: Path, **settings) -> LadderResult:
-    """The ladder of one source of these features."""
+def result_of(world: GalleryWorld, folder: Path, bursts: np.ndarray | None = None, **settings) -> LadderResult:
+    """The ladder of one source of these features. bursts: of each image."""
     write_folder(folder / "net", world.images["image"], world.embeddings)
     numbers = sorted(set(world.folds["fold"]))
     given = {"concat": {"whiten": None}, "classifier": None, "logits": 0, **settings}
     recipe = Recipe.model_validate({"name": "one", "folds": len(numbers), "sources": {"x": "y"}, "combine": given})
     source = Source("net", dict.fromkeys(numbers, folder / "net"))
-    return combine(world.images, world.folds, [source], recipe, world.competition, folder / "out")
+    return combine(world.images, world.folds, [source], recipe, world.competition, folder / "out", bursts=bursts)
 
 
 def solution_map(world: GalleryWorld, rung: Rung, k: int = 5) -> float:

@@ -2,11 +2,11 @@
 
 Out of fold, a query's gallery lacks the images of its own fold; a test image's lacks none. So the score out of fold is
 too low where identities have few images. Here every fold's queries are ranked once more with half of each identity's
-images, chosen at random and at least one; networks, whitening and classifiers stay as they are, for the test set does not
-change them either. The odds of the score are taken to be linear in the logarithm of the images of the query's identity,
-through the score with half of the gallery and the one out of fold, and read off at the number of images that the identity
-has in all. On drawn features a third point, at three quarters of the gallery, changed nothing, and a line in the score
-itself went too far where scores are near 1.
+images, chosen at random and at least one; networks, whitening and classifiers stay as they are, for the test set does
+not change them either. The odds of the score are taken to be linear in the logarithm of the images of the query's
+identity, through the score with half of the gallery and the one out of fold, and read off at the number of images that
+the identity has in all. On drawn features a third point, at three quarters of the gallery, changed nothing, and a line
+in the score itself went too far where scores are near 1.
 
 Not in the estimate: that the test set's scores are means over the folds' models, and whatever else makes test images
 easier or harder than labelled ones. Queries that are not scored out of fold, for no other image of their identity is
@@ -24,8 +24,9 @@ from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.evaluation.metrics import reciprocal_rank_at_k
 
 FARTHEST = 1.25
-"""How far the line is followed, in lengths of the piece that was measured; where the full gallery is farther away, there
-is no estimate. Two folds need a little more than 1; identities of two images, which cannot be halved, far more."""
+"""How far the line is followed, in lengths of the piece that was measured; where the full gallery is farther away,
+there is no estimate. Two folds need a little more than 1; identities of two images, which cannot be halved, far
+more."""
 BOOTSTRAPS = 1000
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from whaleid.ensemble.answers import FormAnswer
 from whaleid.ensemble.blend import Blend
+from whaleid.ensemble.burst_risk import BurstRisk
 from whaleid.ensemble.cross_fitting import CrossFitted
 from whaleid.ensemble.full_gallery import FullGallery, GallerySizes
 from whaleid.ensemble.intervals import Gain
@@ -205,6 +206,8 @@ class LadderResult:
         The answer in the competition's form, where that is not made of the last rung's guesses.
     gallery : GallerySizes or None
         Images of a query's identity in the galleries, where scores with the full gallery were estimated.
+    bursts : BurstRisk or None
+        How far the score may flatter for bursts; None where there are none, or nobody looked.
     """
 
     rungs: tuple[Rung, ...]
@@ -223,6 +226,7 @@ class LadderResult:
     blend_ranking: Ranking | None = None
     answer: FormAnswer | None = None
     gallery: GallerySizes | None = None
+    bursts: BurstRisk | None = None
 
     @property
     def final(self) -> Rung:
@@ -253,6 +257,7 @@ class LadderResult:
             "worth": None if self.worth is None else asdict(self.worth),
             "answer": None if self.answer is None else self.answer.as_json(),
             "gallery": None if self.gallery is None else asdict(self.gallery),
+            "bursts": None if self.bursts is None else asdict(self.bursts),
         }
 
 

@@ -37,7 +37,7 @@ def ladder_lines(figures: Figures, solution: dict[str, MapScore] | None = None) 
             f"also trained on all labelled images: {', '.join(ladder['full'])}; these models rank the test images "
             "beside the folds' models, and have no score out of fold of their own"
         )
-    notes += [*share_lines(ladder), *gallery_lines(ladder)]
+    notes += [*share_lines(ladder), *gallery_lines(ladder), *burst_lines(ladder)]
     worth = ladder.get("worth")
     return [*table, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
@@ -66,6 +66,24 @@ def gallery_lines(ladder: dict[str, Any]) -> list[str]:
         f"identities as often as the labelled images do; of a query's identity {sizes['half']:.1f} images, out of fold "
         f"{sizes['out_of_fold']:.1f}, in all {sizes['full']:.1f}"
     ]
+
+
+def burst_lines(ladder: dict[str, Any]) -> list[str]:
+    """How far bursts may flatter the last rung; none where there are none."""
+    risk, k = ladder.get("bursts"), ladder["k"]
+    if risk is None:
+        return []
+    lines = [
+        f"bursts: {risk['queries']:,} of {ladder['queries']:,} queries seem to have a photograph of their encounter in "
+        f"another fold: MAP@{k} {risk['near']:.3f}, all others {risk['others']:.3f}; out of fold may flatter by up to "
+        f"{risk['flatter']:.3f} where the test set shows other encounters"
+    ]
+    if (simple := risk["simple"]) is not None:
+        lines.append(
+            f"with each burst on one side {simple['name']} scores {simple['together']:.3f} instead of "
+            f"{simple['map']:.3f}; name a column of encounters as `group` to train that way too"
+        )
+    return lines
 
 
 def full_gallery_line(ladder: dict[str, Any]) -> str | None:

@@ -108,6 +108,11 @@ def start(folder: Path, words: list[str], log: Path, before: Callable[[], None] 
     return Started(process, folder, log)
 
 
+def forked(target: Callable[..., None], arguments: tuple[object, ...]) -> ForkServerProcess:
+    """A process, not started yet, that has done the imports and nothing else."""
+    return _SERVER.Process(target=target, args=arguments)
+
+
 def run(folder: Path, words: list[str], log: Path, before: Callable[[], None] | None = None) -> Ended:
     """Run `whaleid` in a folder to its end."""
     ended = start(folder, words, log, before).wait()

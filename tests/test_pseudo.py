@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
 from pipeline_world import current, figures_of, submission_of
 from test_cli import COMPETITION, EXPERIMENT
@@ -27,7 +28,6 @@ from whaleid.data.pseudo import (
     with_pseudo_labels,
     write_pseudo_labels,
 )
-from whaleid.data.sample import make_sample
 from whaleid.data.samplers import training_items
 from whaleid.ensemble.ladder import protocol_of, rank_all
 from whaleid.ensemble.protocol import FULL_DATA, Protocol
@@ -248,7 +248,7 @@ def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
 
 @pytest.fixture
 def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_sample(tmp_path / "data", identities=8, train_images=60, test_images=16, workers=1)
+    draw_sample(tmp_path / "data", identities=8, train_images=60, test_images=16)
     text = COMPETITION.format(root="data").replace("unknown: new_whale\nunknown_share: 0.276\n", "")
     (tmp_path / "drawn.yaml").write_text(text)
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)

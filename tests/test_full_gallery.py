@@ -50,8 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("whole")
     world = make_world(identities=20, seed=3)
     sources = write_sources(world, folder, count=2)
-    stack = {"num_iterations": 3, "seeds": 1, "min_data_in_leaf": 5, "first": 6, "candidates": 8}
-    return world, sources, recipe(stack=stack, classifier={"epochs": 2, "seeds": 1})
+    return world, sources, recipe(classifier={"epochs": 2, "seeds": 1})
 
 
 def test_no_answer_depends_on_it_and_every_ranker_of_galleries_has_it(whole, tmp_path):
@@ -66,7 +65,7 @@ def test_no_answer_depends_on_it_and_every_ranker_of_galleries_has_it(whole, tmp
     assert plain.as_json() == without.as_json()
     np.testing.assert_array_equal(with_it.test_guesses, without.test_guesses)
     given = {rung.kind: rung.full_gallery is not None for rung in with_it.rungs}
-    assert given == {"knn": True, "logits": False, "concat": True, "classifier": False, "blend": True, "stack": True}
+    assert given == {"knn": True, "logits": False, "concat": True, "classifier": False, "blend": True}
     figures = {"ladder": with_it.as_json()}
     full, lines = with_it.final.full_gallery, ladder_lines(figures)
     assert full_gallery_line(figures["ladder"]).startswith(f"MAP@5 (full gallery, estimated): {full.map:.5f} ± ")

@@ -41,7 +41,7 @@ model: {neck: bnneck, embedding: 8, dropout: 0.1}
 head: {name: softmax}
 train: {epochs: 3, batch: 8, lr: 0.01}
 """
-COMBINE = "combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}"
+COMBINE = "combine: {full_gallery: false, concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}"
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("whole")
     world = make_world(identities=20, seed=3)
     sources = write_sources(world, folder, count=2)
-    return world, sources, recipe(classifier={"epochs": 2, "seeds": 1})
+    return world, sources, recipe(classifier={"epochs": 2, "seeds": 1}, full_gallery=True)
 
 
 def test_no_answer_depends_on_it_and_every_ranker_of_galleries_has_it(whole, tmp_path):

@@ -176,7 +176,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path, full: str = "", work: str = "work") -> Project:
-    combined = "combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
+    combined = "combine: {full_gallery: false, concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
     (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [one, two]\n{full}{combined}")
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
 

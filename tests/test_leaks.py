@@ -105,7 +105,8 @@ def test_identities_swapped_between_folds_are_not_found_by_any_rung(tmp_path, un
 def test_random_labels_are_worth_nothing_with_the_full_gallery_either(tmp_path):
     world = relabelled(make_world(seed=4, unknown=False), np.random.default_rng(0))
     sources = write_sources(world, tmp_path / "features", count=2, overfit=0.1)
-    result = combine(world.images, world.folds, sources, recipe(classifier=None), world.competition, tmp_path / "out")
+    asked = recipe(classifier=None, full_gallery=True)
+    result = combine(world.images, world.folds, sources, asked, world.competition, tmp_path / "out")
     chance = best_without_looking(read_protocol(world.images, world.folds, world.competition, [0, 1, 2]))
     given = {rung.name: rung.full_gallery.map for rung in result.rungs if rung.full_gallery is not None}
     assert {"net0", "concat kNN", "blend"} <= set(given) and max(given.values()) < chance + LUCK, (given, chance)
@@ -171,7 +172,7 @@ def drawn(tmp_path: Path) -> Path:
     place = tmp_path / "drawn"
     draw_sample(place / "data", identities=10, train_images=60, test_images=20)
     (place / "drawn.yaml").write_text(COMPETITION)
-    combine = {"classifier": {"epochs": 5, "seeds": 1}, "concat": {"whiten": 8}, **EVERYTHING}
+    combine = {"classifier": {"epochs": 5, "seeds": 1}, "concat": {"whiten": 8}, "full_gallery": False, **EVERYTHING}
     given = {"folds": 3, "sources": {"foreign": "foreign"}, "combine": combine}
     (place / "recipe.yaml").write_text(json.dumps(given))
     truth = pd.concat([pd.read_csv(place / "data" / name) for name in ("train.csv", "solution.csv")])

@@ -257,7 +257,8 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(folder: Path, more: str = "pseudo: {rounds: 2, confidence: 0.05}\n") -> Project:
-    combined = "combine: {concat: {whiten: 8, weights: {tiny: 2.0}}, classifier: {epochs: 2, seeds: 1}}\n"
+    concat, classifier = "{whiten: 8, weights: {tiny: 2.0}}", "{epochs: 2, seeds: 1}"
+    combined = f"combine: {{full_gallery: false, concat: {concat}, classifier: {classifier}}}\n"
     (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [tiny]\n{combined}{more}")
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
 

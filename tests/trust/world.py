@@ -36,6 +36,7 @@ experiments: [tiny]
 combine:
   concat: {whiten: 8}
   classifier: {epochs: 2, seeds: 1}
+  full_gallery: false
   local_matching: {keypoints: 60, verify: {images: 5}}
   stack: {num_iterations: 10, seeds: 1, min_data_in_leaf: 5, first: 6, candidates: 10}
 """

@@ -42,7 +42,8 @@ def found(rows: pd.DataFrame, colours: np.ndarray, unknown: str | None = None) -
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_planted_bursts_are_found_and_chance_finds_few(seed):
+def test_planted_bursts_are_found_and_chance_finds_few(seed, monkeypatch):
+    monkeypatch.setattr("whaleid.data.bursts.BLOCK", 3)
     rows, colours, planted = drawn(seed)
     pairs = found(rows, colours)
     assert planted <= pairs and len(planted) == 4

@@ -28,6 +28,8 @@ FEWEST = 300
 """Pairs of different individuals below which nothing can be said of so small a share."""
 SAMPLE = 1500
 """Images of which all pairs of different individuals are compared: a million pairs."""
+BLOCK = 2048
+"""Images of one identity that are compared with its others at once: 80 MB where it has ten thousand."""
 DAY, MINUTE = np.timedelta64(1, "D"), np.timedelta64(60, "s")
 LISTED = 3  # pairs that a note names
 
@@ -70,10 +72,14 @@ def find_bursts(rows: pd.DataFrame, colours: np.ndarray, unknown: str | None, se
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     found = [np.empty((0, 2), np.int64)]
-    for places in np.split(order, starts[1:]):  # an identity at a time: all pairs at once could exceed memory
-        alike = _similarity(unit[places]) > least
-        joined = alike if times is None else _by_time(alike, times[places])
-        found.append(places[np.argwhere(np.triu(joined, 1))])
+    for places in np.split(order, starts[1:]):  # an identity at a time, and of a large one some images
+        for start in range(0, len(places), BLOCK):
+            some, others = places[start : start + BLOCK], places[start:]
+            joined = _similarity(unit[some], unit[others]) > least
+            if times is not None:
+                joined = _by_time(joined, times[some], times[others])
+            one, other = np.nonzero(np.triu(joined, 1))
+            found.append(np.column_stack([some[one], others[other]]))
     return known[np.concatenate(found)]
 
 
@@ -119,13 +125,13 @@ def _least_similarity(unit: np.ndarray, codes: np.ndarray, seed: int) -> float:
     different = codes[rows[one]] != codes[rows[other]]
     if different.sum() < FEWEST:
         return 1.0
-    similarity = _similarity(unit[rows])[one[different], other[different]]
+    similarity = _similarity(unit[rows], unit[rows])[one[different], other[different]]
     return float(np.quantile(similarity, 1 - CHANCE, method="higher"))
 
 
-def _similarity(unit: np.ndarray) -> np.ndarray:
-    """Similarity of all pairs, float32 (m, m), at most 1, rounded alike on every machine; 0 for unreadable images."""
-    return np.minimum(np.round(unit @ unit.T, 4), 1)
+def _similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Similarity of all pairs, float32 (m, n), at most 1, rounded alike on every machine; 0 for unreadable images."""
+    return np.minimum(np.round(one @ other.T, 4), 1)
 
 
 def _times(rows: pd.DataFrame) -> np.ndarray | None:
@@ -135,8 +141,8 @@ def _times(rows: pd.DataFrame) -> np.ndarray | None:
     return pd.to_datetime(rows[TIME], errors="coerce", format="mixed", utc=True).dt.tz_localize(None).to_numpy()
 
 
-def _by_time(alike: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Which of an identity's images are neighbours, bool (m, m), by look and by time. times: datetime64 (m,)."""
-    between = np.abs(times[:, None] - times[None])  # no comparison with a missing time is true
-    exact = times != times.astype("datetime64[D]")
-    return (alike & ~(between > DAY)) | ((exact[:, None] & exact[None]) & (between <= MINUTE))
+def _by_time(alike: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which images are neighbours, bool (m, n), by look and by time. one, other: their times, datetime64."""
+    between = np.abs(one[:, None] - other[None])  # no comparison with a missing time is true
+    exact, others_exact = (times != times.astype("datetime64[D]") for times in (one, other))
+    return (alike & ~(between > DAY)) | ((exact[:, None] & others_exact[None]) & (between <= MINUTE))

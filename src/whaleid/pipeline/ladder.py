@@ -59,7 +59,9 @@ def rank_features(project: Project, out: Path, checks: bool = True) -> Figures:
 
     images = read_images(project.workspace)
     bursts = burst_numbers(bursts_of(project.competition, images), len(images)) if checks else None
-    recipe = project.recipe if checks else project.with_combine(full_gallery=False).recipe
+    recipe = project.recipe
+    if not checks:
+        recipe = recipe.model_copy(update={"combine": recipe.combine.model_copy(update={"full_gallery": False})})
     result = combine(
         images,
         read_folds(project.workspace),

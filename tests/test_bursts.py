@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from gallery_world import make_gallery_world, result_of
 from PIL import Image
 from test_images_table import jpeg, make
 
+from whaleid.cli import main as cli
 from whaleid.data.bursts import CHANCE, across, burst_numbers, bursts_of, find_bursts
 from whaleid.data.check import check_data
 from whaleid.data.competition import read_rows
@@ -90,10 +93,10 @@ def photograph(rng: np.random.Generator, place: np.ndarray) -> bytes:
     return jpeg(Image.fromarray(pixels))
 
 
-def test_check_says_which_photographs_seem_to_be_of_one_encounter(tmp_path):
+def test_check_and_folds_say_which_photographs_seem_to_be_of_one_encounter(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     places = rng.integers(0, 256, (40, 2, 3))
-    places[10] = places[0]
+    places[10:20] = places[:10]  # of ten individuals the first two photographs
     files = {f"{number:02d}.jpg": photograph(rng, place) for number, place in enumerate(places)}
     labels = {name: str(number % 10) for number, name in enumerate(files)}
     competition = make(tmp_path, {**files, "t.jpg": files["00.jpg"]}, labels)
@@ -105,6 +108,14 @@ def test_check_says_which_photographs_seem_to_be_of_one_encounter(tmp_path):
     images = build_images(competition, read_rows(competition), workers=1)
     names = images["image"].to_numpy()
     assert ("00.jpg", "10.jpg") in {tuple(names[pair]) for pair in bursts_of(competition, images)}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(competition.model_dump(mode="json", exclude_defaults=True)))
+    (tmp_path / "recipe.yaml").write_text("{folds: 2, sources: {x: x}}")
+    words = ["data", "folds", "-c", "t.yaml", "-r", "recipe.yaml", "--work", "work"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["whaleid", *words])
+    cli.main()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "bursts" in line)
+    assert line.startswith("note: bursts: ") and "encounter in another fold: " in line
 
 
 # ------------------------------------------------------------------------------------------------------ the ladder

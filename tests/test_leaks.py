@@ -192,9 +192,13 @@ def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Project, list[st
 
 
 def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monkeypatch):
+    """One competition with its solution, one whose solution no stage but the score could read: a permuted one."""
     other = tmp_path / "other"
     shutil.copytree(drawn, other)
     solution = pd.read_csv(other / "data" / "solution.csv")
+    (other / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
+    monkeypatch.chdir(other)
+    assert submission_of(open_project("drawn.yaml", "recipe.yaml", Path("work"))).is_file()
     solution["Id"] = np.roll(solution["Id"], 7)
     solution.to_csv(other / "data" / "solution.csv", index=False)
     (one, lines), (two, permuted) = told(drawn, monkeypatch), told(other, monkeypatch)
@@ -213,11 +217,3 @@ def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monk
     assert solution_scores(two).keys() == scores.keys()
     assert solution_scores(two)["stack"].map < scores["stack"].map - 0.2
     assert [line for line in lines if "(solution)" in line] != [line for line in permuted if "(solution)" in line]
-
-
-def test_the_answer_needs_no_solution(drawn, monkeypatch):
-    """With a solution that cannot be read every stage but the score does its work."""
-    (drawn / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
-    monkeypatch.chdir(drawn)
-    project = open_project("drawn.yaml", "recipe.yaml", Path("work"))
-    assert submission_of(project).is_file()

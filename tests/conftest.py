@@ -1,4 +1,8 @@
-"""What all tests share: SETTINGS.json is none, so that folders which a checkout names are never written to."""
+"""What all tests share.
+
+SETTINGS.json is none, so that folders which a checkout names are never written to. Files are not synced to the disk,
+which no test can tell but those that ask for `synced`: a sync waits some 10 ms, and a test may write a hundred files.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,8 +11,26 @@ from pathlib import Path
 import pytest
 
 from whaleid.config.settings import VARIABLE
+from whaleid.utils import files
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests must add in one order
+
+
+_SYNC = files._sync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Files of this process are written without waiting for the disk; commands that it starts sync as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_sync", lambda path: None)
+        yield
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are synced, as they are outside of tests."""
+    monkeypatch.setattr(files, "_sync", _SYNC)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ sources: {{foreign: foreign}}
 combine:
   concat: {{whiten: null}}
   classifier: null
+  full_gallery: false
 """
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from drawn import draw_sample
 from kaggle_server import KEY, TOKEN, USER, FakeKaggle
 
 from whaleid.cli import main as cli
 from whaleid.cli.context import Context
-from whaleid.data.sample import make_sample
 from whaleid.kaggle import client
 from whaleid.pipeline.project import Project
 from whaleid.utils.manifest import write_manifest
@@ -55,7 +55,7 @@ def project(folder: Path) -> Project:
 
 def draw(folder: Path) -> None:
     """The competition's data, in its place."""
-    make_sample(folder / "data", identities=10, train_images=40, test_images=12, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=40, test_images=12)
 
 
 def archive(data: Path, inner: bool = True) -> bytes:

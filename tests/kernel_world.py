@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import secret_search
+from drawn import draw_sample
 
 from whaleid.config.settings import Settings
-from whaleid.data.sample import make_sample
 from whaleid.kaggle.kernel import bundle as bundle_module
 from whaleid.kaggle.kernel.bundle import Bundle, KernelOptions, bundle_folder, make_bundle
 from whaleid.pipeline.metrics import read_figures
@@ -34,7 +34,8 @@ features: {{batch: 8, mirror: true, scales: [1.0, 1.5]}}
 RECIPE = (
     "folds: 2\nexperiments: [one, two]\nfull: [two]\n"
     "combine: {concat: {whiten: 8, weights: {one: 1.0, two: 2.0}}, classifier: {epochs: 2, seeds: 1}, "
-    "local_matching: {}, rerank: {}, stack: {num_iterations: 20, learning_rate: 0.3, min_data_in_leaf: 5}}\n"
+    "full_gallery: false, local_matching: {}, rerank: {}, "
+    " stack: {num_iterations: 20, learning_rate: 0.3, min_data_in_leaf: 5}}\n"
 )
 COMPETITION = """
 name: drawn
@@ -88,7 +89,7 @@ def _open(folder: Path) -> Project:
 
 def make_world(folder: Path, recipe: str = RECIPE) -> World:
     """Train two experiments on two folds, answer, and make the kernel."""
-    make_sample(folder / "data", identities=10, train_images=TRAIN, test_images=TEST, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=TRAIN, test_images=TEST)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "one.yaml").write_text(EXPERIMENT.format(head="softmax"))
     (folder / "two.yaml").write_text(EXPERIMENT.format(head="arcface"))

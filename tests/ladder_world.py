@@ -131,7 +131,12 @@ def write_folder(
 
 
 def recipe(**combine) -> Recipe:
-    combine = {"concat": {"whiten": 32, "power": 0.5}, "classifier": {"epochs": 15, "seeds": 1}, **combine}
+    combine = {
+        "full_gallery": False,
+        "concat": {"whiten": 32, "power": 0.5},
+        "classifier": {"epochs": 15, "seeds": 1},
+        **combine,
+    }
     return Recipe.model_validate({"name": "test", "folds": 3, "sources": {"x": "y"}, "combine": combine})
 
 

@@ -8,11 +8,11 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
+from drawn import draw_sample
 from test_cli import COMPETITION, EXPERIMENT, RECIPE
 
 import whaleid
 from whaleid.config.settings import repository_root
-from whaleid.data.sample import make_sample
 from whaleid.utils.errors import WhaleidError
 
 
@@ -23,7 +23,7 @@ def example() -> str:
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    make_sample(tmp_path / "turtles", identities=8, train_images=40, test_images=10, workers=1)
+    draw_sample(tmp_path / "turtles", identities=8, train_images=40, test_images=10)
     (tmp_path / "turtles.yaml").write_text(COMPETITION.format(root="turtles"))
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

@@ -12,13 +12,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from drawn import draw_sample
 from pipeline_world import submission_of
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
 from whaleid.cli import main as cli
 from whaleid.config import Recipe
 from whaleid.config.settings import Settings
-from whaleid.data.sample import make_sample
 from whaleid.ensemble.results import Gain
 from whaleid.pipeline import pseudo_labels as pseudo_stages
 from whaleid.pipeline.archive import SUFFIXES, Start, archive_path, rebuild, rebuild_folder, write_archive
@@ -34,7 +34,7 @@ Change = Callable[[Files], None]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished project, its archive in the default place, its submission in `submission.csv`."""
     folder = tmp_path_factory.mktemp("finished")
-    make_sample(folder / "data", identities=8, train_images=40, test_images=10, workers=1)
+    draw_sample(folder / "data", identities=8, train_images=40, test_images=10)
     (folder / "drawn.yaml").write_text(COMPETITION.format(root="data"))
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "recipe.yaml").write_text(RECIPE)

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, arguments, done
 from test_masks import disc, make_project, project_at
 
 from whaleid.config.files import load_experiment
 from whaleid.data.images import prepare
 from whaleid.data.masks import GREY, Mask
-from whaleid.data.sample import make_sample
 from whaleid.features.context import measure_context
 from whaleid.pipeline.data_stages import read_cache
 from whaleid.pipeline.keys import candidates_key, features_key, folds_key, run_key
@@ -138,7 +138,7 @@ def test_the_context_ratio_is_in_the_metrics_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the command line, on a small trained project; the next ensemble does not lose it for good."""
-    make_sample(tmp_path / "data", identities=6, train_images=24, test_images=10, workers=1)
+    draw_sample(tmp_path / "data", identities=6, train_images=24, test_images=10)
     (tmp_path / "drawn.yaml").write_text(COMPETITION.format(root="data") + "masks: masks\n")
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from drawn import draw_sample
 
 from whaleid.cli import main as cli
-from whaleid.data.sample import make_sample
 
 FOLDS = 3
 COMPETITION = """
@@ -94,7 +94,7 @@ def write_features(folder: Path, images: pd.DataFrame, seed: int, folds: int = F
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sample, two foreign sources, and their recipe, with its leaderboard run once."""
     folder = tmp_path_factory.mktemp("foreign features")
-    make_sample(folder / "data", identities=10, train_images=60, test_images=20, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=60, test_images=20)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:

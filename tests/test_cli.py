@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from typer.main import get_command
 
 from whaleid.cli import main as cli
-from whaleid.data.sample import make_sample
 
 EXPERIMENT = """
 extends: default
@@ -41,7 +41,7 @@ solution: solution.csv
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder (its name has a space) with a small sample, its competition, a recipe and its experiment."""
     folder = tmp_path_factory.mktemp("a place")
-    make_sample(folder / "data", identities=10, train_images=60, test_images=20, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=60, test_images=20)
     (folder / "drawn.yaml").write_text(COMPETITION.format(root="data"))
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "recipe.yaml").write_text(RECIPE)

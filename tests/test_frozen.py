@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from drawn import draw_sample
 from pipeline_world import figures_of
 from safetensors.torch import load_file
 
 from whaleid.config.files import load_experiment, load_recipe, parse_overrides
 from whaleid.config.settings import Settings
-from whaleid.data.sample import make_sample
 from whaleid.features.extractor import load_extractor
 from whaleid.features.files import FeatureRows, open_embeddings
 from whaleid.models import hub
@@ -41,13 +41,13 @@ model: {neck: bnneck, embedding: 8, dropout: 0.1}
 head: {name: softmax}
 train: {epochs: 3, batch: 8, lr: 0.01}
 """
-COMBINE = "combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}"
+COMBINE = "combine: {full_gallery: false, concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frozen")
-    make_sample(folder / "data", identities=10, train_images=40, test_images=12, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=40, test_images=12)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "ice.yaml").write_text(ICE)
     (folder / "warm.yaml").write_text(WARM)

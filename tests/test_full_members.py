@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from ladder_world import World, make_world, recipe, write_sources
 from pipeline_world import current, figures_of
 from safetensors.torch import load_file
@@ -17,7 +18,6 @@ from training_world import same, small, stop_after
 
 from whaleid.cli import main as cli
 from whaleid.config import Recipe
-from whaleid.data.sample import make_sample
 from whaleid.ensemble.ablation import ablate
 from whaleid.ensemble.ladder import combine, protocol_of, rank_all
 from whaleid.ensemble.lists import average
@@ -168,7 +168,7 @@ def test_as_many_epochs_as_the_folds_took() -> None:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
-    make_sample(folder / "data", identities=8, train_images=40, test_images=10, workers=1)
+    draw_sample(folder / "data", identities=8, train_images=40, test_images=10)
     (folder / "drawn.yaml").write_text(COMPETITION.format(root="data"))
     (folder / "one.yaml").write_text(EXPERIMENT)
     (folder / "two.yaml").write_text(EXPERIMENT.replace("epochs: 2", "epochs: 3"))
@@ -176,7 +176,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path, full: str = "", work: str = "work") -> Project:
-    combined = "combine: {concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
+    combined = "combine: {full_gallery: false, concat: {whiten: 8}, classifier: {epochs: 2, seeds: 1}}\n"
     (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [one, two]\n{full}{combined}")
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / work)
 

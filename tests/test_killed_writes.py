@@ -19,6 +19,7 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path, remove_abandoned, write_json
 from whaleid.utils.locks import locked
 
+pytestmark = pytest.mark.usefixtures("synced")
 CALLS = ("open", "mkdir", "rename", "replace", "fsync", "unlink", "rmdir")
 
 

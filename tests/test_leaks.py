@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from ladder_world import UNKNOWN, World, make_world, recipe, spread, write_folder, write_sources
 from pipeline_world import submission_of
 from test_match_score import FEW, NAMES, local_world
 from test_pseudo import sure_recipe
 
-from whaleid.data.sample import make_sample
-from whaleid.ensemble.ladder import evaluate_ladder, rank_all
+from whaleid.ensemble.ladder import combine, evaluate_ladder, rank_all
 from whaleid.ensemble.protocol import Protocol, read_protocol
 from whaleid.ensemble.pseudo import pseudo_labels
 from whaleid.ensemble.results import LadderResult
@@ -79,6 +79,39 @@ def test_random_labels_are_not_found_by_any_rung(tmp_path, unknown):
         assert rung.score.map < chance + LUCK, (rung.name, rung.score.map, chance)
 
 
+def swapped(world: World) -> World:
+    """The same images and folds, in each of which the identities have changed their names with one another.
+
+    A fold's images still belong together: whoever knew the labels of the queries' own fold would find them.
+    """
+    images, folds = world.images.copy(), world.folds.copy()
+    names = np.array(sorted(set(folds["identity"]) - {UNKNOWN}), dtype=object)
+    known = (folds["identity"] != UNKNOWN).to_numpy()
+    place = np.searchsorted(names, folds["identity"].to_numpy()[known])
+    folds.loc[known, "identity"] = names[(place + 7 * folds["fold"].to_numpy()[known]) % len(names)]
+    images["identity"] = images["image"].map(folds.set_index("image")["identity"])
+    return replace(world, images=images, folds=folds)
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+def test_identities_swapped_between_folds_are_not_found_by_any_rung(tmp_path, unknown):
+    protocol, result = answered(swapped(make_world(seed=4, unknown=unknown)), tmp_path, overfit=0.1)
+    assert {rung.kind for rung in result.rungs} == KINDS
+    chance = best_without_looking(protocol)
+    for rung in result.rungs:
+        assert rung.score.map < chance + LUCK, (rung.name, rung.score.map, chance)
+
+
+def test_random_labels_are_worth_nothing_with_the_full_gallery_either(tmp_path):
+    world = relabelled(make_world(seed=4, unknown=False), np.random.default_rng(0))
+    sources = write_sources(world, tmp_path / "features", count=2, overfit=0.1)
+    asked = recipe(classifier=None, full_gallery=True)
+    result = combine(world.images, world.folds, sources, asked, world.competition, tmp_path / "out")
+    chance = best_without_looking(read_protocol(world.images, world.folds, world.competition, [0, 1, 2]))
+    given = {rung.name: rung.full_gallery.map for rung in result.rungs if rung.full_gallery is not None}
+    assert {"net0", "concat kNN", "blend"} <= set(given) and max(given.values()) < chance + LUCK, (given, chance)
+
+
 def test_random_labels_are_not_found_by_learned_matching(tmp_path):
     """Marks that tell the animals, under labels that do not: match scores, pairs, and a stack of them."""
     world = relabelled(local_world(tmp_path / "local", identities=40), np.random.default_rng(1))
@@ -137,9 +170,9 @@ solution: solution.csv
 def drawn(tmp_path: Path) -> Path:
     """A competition of drawn images, its pipeline's first tables, and foreign features that know something."""
     place = tmp_path / "drawn"
-    make_sample(place / "data", identities=10, train_images=60, test_images=20, workers=1)
+    draw_sample(place / "data", identities=10, train_images=60, test_images=20)
     (place / "drawn.yaml").write_text(COMPETITION)
-    combine = {"classifier": {"epochs": 5, "seeds": 1}, "concat": {"whiten": 8}, **EVERYTHING}
+    combine = {"classifier": {"epochs": 5, "seeds": 1}, "concat": {"whiten": 8}, "full_gallery": False, **EVERYTHING}
     given = {"folds": 3, "sources": {"foreign": "foreign"}, "combine": combine}
     (place / "recipe.yaml").write_text(json.dumps(given))
     truth = pd.concat([pd.read_csv(place / "data" / name) for name in ("train.csv", "solution.csv")])
@@ -159,9 +192,13 @@ def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Project, list[st
 
 
 def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monkeypatch):
+    """One competition with its solution, one whose solution no stage but the score could read: a permuted one."""
     other = tmp_path / "other"
     shutil.copytree(drawn, other)
     solution = pd.read_csv(other / "data" / "solution.csv")
+    (other / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
+    monkeypatch.chdir(other)
+    assert submission_of(open_project("drawn.yaml", "recipe.yaml", Path("work"))).is_file()
     solution["Id"] = np.roll(solution["Id"], 7)
     solution.to_csv(other / "data" / "solution.csv", index=False)
     (one, lines), (two, permuted) = told(drawn, monkeypatch), told(other, monkeypatch)
@@ -180,11 +217,3 @@ def test_a_permuted_solution_changes_nothing_but_the_score(drawn, tmp_path, monk
     assert solution_scores(two).keys() == scores.keys()
     assert solution_scores(two)["stack"].map < scores["stack"].map - 0.2
     assert [line for line in lines if "(solution)" in line] != [line for line in permuted if "(solution)" in line]
-
-
-def test_the_answer_needs_no_solution(drawn, monkeypatch):
-    """With a solution that cannot be read every stage but the score does its work."""
-    (drawn / "data" / "solution.csv").write_bytes(b"\xff\xfe no table")
-    monkeypatch.chdir(drawn)
-    project = open_project("drawn.yaml", "recipe.yaml", Path("work"))
-    assert submission_of(project).is_file()

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from whaleid.utils import machine
+from whaleid.utils.machine import changes, environment
 
 
 def group(folder: Path, limit: str, usage: str, values: tuple[str, str], stat: str) -> None:
@@ -70,3 +71,14 @@ def test_nobody_else_counts_cores() -> None:
     source = Path(machine.__file__).resolve().parents[1]
     others = [path for path in source.rglob("*.py") if path.name != "machine.py"]
     assert others and [path.name for path in others if "cpu_count(" in path.read_text()] == []
+
+
+def test_the_environment_names_what_numbers_depend_on() -> None:
+    found = environment()
+    assert {"processor", "python", "torch", "lightgbm", "numpy"} <= set(found)
+    assert any(name.startswith("faiss") for name in found)
+    assert changes(found, environment()) == ""
+    other = {name: value for name, value in found.items() if name != "lightgbm"} | {"torch": "1.0"}
+    assert changes(found, other) == f"torch {found['torch']}, now 1.0; lightgbm {found['lightgbm']}, now none"
+    assert changes({"GPU": "one"}, {}) == changes({}, {"GPU": "one"}) == "", "known only where torch is loaded"
+    assert changes({"GPU": "one"}, {"GPU": "two"}) == "GPU one, now two"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from test_cli import COMPETITION, EXPERIMENT, RECIPE
 
-from whaleid.data.sample import make_sample
 from whaleid.evaluation.topk import read_guesses
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.runner import run, target_tasks
@@ -17,7 +17,7 @@ from whaleid.pipeline.submission import latest_submission
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_sample(tmp_path / "data", identities=8, train_images=40, test_images=10, workers=1)
+    draw_sample(tmp_path / "data", identities=8, train_images=40, test_images=10)
     (tmp_path / "drawn.yaml").write_text(COMPETITION.format(root="data"))
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from drawn import draw_sample
 from test_cli import COMPETITION
 
 from whaleid.config.settings import repository_root
-from whaleid.data.sample import make_sample
 
 ROOT = repository_root()
 
@@ -58,7 +58,7 @@ def test_the_wheel_holds_every_file_and_configuration(installed: Path) -> None:
 
 def test_an_installed_package_works_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """Own configurations are found; data counts from the YAML, outputs from the current folder."""
-    make_sample(tmp_path / "turtles", identities=8, train_images=40, test_images=10, workers=1)
+    draw_sample(tmp_path / "turtles", identities=8, train_images=40, test_images=10)
     (tmp_path / "turtles.yaml").write_text(COMPETITION.format(root="turtles"))
     here = tmp_path / "empty"
     here.mkdir()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from drawn import draw_sample
 
 from whaleid.config import files as configfiles
 from whaleid.config.settings import Settings
-from whaleid.data.sample import make_sample
 from whaleid.pipeline.keys import pretrain_key, run_key
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.run_stages import pretrained_path, require_pretraining
@@ -33,7 +33,7 @@ train: {epochs: 1, batch: 16}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
-    make_sample(folder / "data", identities=10, train_images=40, test_images=12, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=40, test_images=12)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "tiny.yaml").write_text(BASE)
     (folder / "own.yaml").write_text("extends: tiny\nmodel: {weights: mine.safetensors}\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import draw_sample
 from ladder_world import UNKNOWN, World, make_world, recipe, write_sources
 from pipeline_world import current, figures_of, submission_of
 from test_cli import COMPETITION, EXPERIMENT
@@ -27,7 +28,6 @@ from whaleid.data.pseudo import (
     with_pseudo_labels,
     write_pseudo_labels,
 )
-from whaleid.data.sample import make_sample
 from whaleid.data.samplers import training_items
 from whaleid.ensemble.ladder import protocol_of, rank_all
 from whaleid.ensemble.protocol import FULL_DATA, Protocol
@@ -248,7 +248,7 @@ def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
 
 @pytest.fixture
 def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_sample(tmp_path / "data", identities=8, train_images=60, test_images=16, workers=1)
+    draw_sample(tmp_path / "data", identities=8, train_images=60, test_images=16)
     text = COMPETITION.format(root="data").replace("unknown: new_whale\nunknown_share: 0.276\n", "")
     (tmp_path / "drawn.yaml").write_text(text)
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
@@ -257,7 +257,8 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(folder: Path, more: str = "pseudo: {rounds: 2, confidence: 0.05}\n") -> Project:
-    combined = "combine: {concat: {whiten: 8, weights: {tiny: 2.0}}, classifier: {epochs: 2, seeds: 1}}\n"
+    concat, classifier = "{whiten: 8, weights: {tiny: 2.0}}", "{epochs: 2, seeds: 1}"
+    combined = f"combine: {{full_gallery: false, concat: {concat}, classifier: {classifier}}}\n"
     (folder / "recipe.yaml").write_text(f"folds: 2\nexperiments: [tiny]\n{combined}{more}")
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work")
 

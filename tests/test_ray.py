@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import draw_sample
 
-from whaleid.data.sample import make_sample
 from whaleid.training.resume import STATE
 
 pytest.importorskip("ray", reason="ray is not installed (the extra `cluster`)")
@@ -54,7 +54,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    make_sample(tmp_path / "data", identities=10, train_images=60, test_images=12, workers=1)
+    draw_sample(tmp_path / "data", identities=10, train_images=60, test_images=12)
     (tmp_path / "drawn.yaml").write_text(COMPETITION)
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "recipe.yaml").write_text("folds: 3\nexperiments: [tiny]\ncombine: {concat: {whiten: 8}}\n")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
+from drawn import draw_sample
 
-from whaleid.data.sample import make_sample
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.tasks import Task, do
@@ -43,7 +43,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    make_sample(folder / "data", identities=10, train_images=40, test_images=12, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=40, test_images=12)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "recipe.yaml").write_text("folds: 2\nexperiments: [tiny]\n")

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from drawn import draw_sample
 from test_runner import COMPETITION, EXPERIMENT
 
-from whaleid.data.sample import make_sample
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.run_stages import feature_tasks, train_tasks
 from whaleid.pipeline.sbatch import write_sbatch
@@ -17,7 +17,7 @@ from whaleid.utils.errors import WhaleidError
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    make_sample(tmp_path / "data", identities=8, train_images=24, test_images=8, workers=1)
+    draw_sample(tmp_path / "data", identities=8, train_images=24, test_images=8)
     (tmp_path / "drawn.yaml").write_text(COMPETITION)
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "recipe.yaml").write_text("folds: 2\nexperiments: [tiny]\n")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import draw_sample
 from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
 
 from whaleid.cli import main as cli
 from whaleid.config.files import load_competition
 from whaleid.config.settings import SETTINGS, VARIABLE, Settings, read_settings, repository_root, settings_path
-from whaleid.data.sample import make_sample
 from whaleid.models.weights import default_folder, find_weights
 from whaleid.utils.errors import WhaleidError
 
@@ -130,7 +130,7 @@ def test_every_stage_keeps_to_the_folders_and_the_command_line_wins(
     (place / "recipe.yaml").write_text(RECIPE)
     folders = {key: str(tmp_path / "all" / key) for key in Settings().as_json()}
     file.write_text(json.dumps(folders))
-    make_sample(tmp_path / "all" / "RAW_DATA_DIR" / "drawn", identities=8, train_images=40, test_images=10, workers=1)
+    draw_sample(tmp_path / "all" / "RAW_DATA_DIR" / "drawn", identities=8, train_images=40, test_images=10)
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

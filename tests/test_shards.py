@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from drawn import draw_sample
 from hypothesis import given
 from hypothesis import strategies as st
 from test_runner import COMPETITION, EXPERIMENT, Recorder
 
-from whaleid.data.sample import make_sample
 from whaleid.features import shards
 from whaleid.features.shards import IMAGES, shard_slices
 from whaleid.pipeline.plan import count_images, estimate_minutes
@@ -31,7 +31,7 @@ def test_shards_are_whole_batches_that_cover_every_row_once(images: int, batch: 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A run of 44 + 16 images, with its features in one go."""
     folder = tmp_path_factory.mktemp("trained")
-    make_sample(folder / "data", identities=10, train_images=44, test_images=16, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=44, test_images=16)
     (folder / "drawn.yaml").write_text(COMPETITION)
     (folder / "tiny.yaml").write_text(EXPERIMENT + "features: {batch: 8}\n")
     (folder / "recipe.yaml").write_text("folds: 2\ntrain_folds: [0]\nexperiments: [tiny]\n")

@@ -135,7 +135,7 @@ class Found:
 NEAREST_RECIPE = """
 folds: 2
 sources: {foreign: foreign}
-combine: {concat: {whiten: null}, classifier: null, logits: 0, knn: {neighbours: 20}}
+combine: {full_gallery: false, concat: {whiten: null}, classifier: null, logits: 0, knn: {neighbours: 20}}
 """
 
 

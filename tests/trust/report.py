@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trust.fuzz import TARGETS, Target, fuzz, fuzzed_world
 from trust.kills import Case, all_cases, undisturbed
+from trust.soak import Use, growth, in_one_process, processes_in_a_row, soak_rows
+from trust.world import make_world
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
 BEGIN, END = "<!-- begin: replaced by `make trust` -->", "<!-- end -->"
@@ -22,19 +24,36 @@ def main() -> int:
     """Run everything; 1 where something was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=200, help="spoilt files of each kind")
-    times = parser.parse_args().times
+    parser.add_argument("--runs", type=int, default=20, help="runs of the soak, in one process and as processes")
+    arguments = parser.parse_args()
+    times, runs = arguments.times, arguments.runs
     with tempfile.TemporaryDirectory() as folder:
         matrix = undisturbed(Path(folder))
         cases = [_told(case) for case in all_cases(matrix)]
         pristine = fuzzed_world(matrix.world, Path(folder) / "fuzzed")
         spoilt = [_told(_spoilt(pristine, target, times)) for target in TARGETS]
-    write_page(cases, spoilt)
-    return int(any(case.problems for case in (*cases, *spoilt)))
+        clean = make_world(Path(folder) / "clean")
+        ways = {"one process": in_one_process, "processes in a row": processes_in_a_row}
+        soaked = {name: way(clean, _empty(Path(folder) / way.__name__), runs) for name, way in ways.items()}
+    soaks = [_told(Case(name, runs, growth(uses))) for name, uses in soaked.items()]
+    write_page(cases, spoilt, soaked)
+    return int(any(case.problems for case in (*cases, *spoilt, *soaks)))
 
 
-def write_page(cases: list[Case], spoilt: list[Case]) -> None:
+def _empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def write_page(cases: list[Case], spoilt: list[Case], soaked: dict[str, list[Use]]) -> None:
     """Put the tables of what was tried into the page."""
-    tables = [*_table("what was done to it", cases), "", *_table("spoilt file", spoilt)]
+    rows = [row for name, uses in soaked.items() for row in soak_rows(name, uses)]
+    soak = [
+        "| the pipeline in | run | memory, MB | open files | threads | temporary, MB |",
+        "|---|" + "--:|" * 5,
+        *rows,
+    ]
+    tables = [*_table("what was done to it", cases), "", *_table("spoilt file", spoilt), "", *soak]
     text = PAGE.read_text()
     made = "\n".join([BEGIN, "", *tables, "", END])
     PAGE.write_text(f"{text.partition(BEGIN)[0]}{made}{text.partition(END)[2]}")

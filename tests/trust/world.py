@@ -36,6 +36,7 @@ experiments: [tiny]
 combine:
   concat: {whiten: 8}
   classifier: {epochs: 2, seeds: 1}
+  full_gallery: false
   local_matching: {keypoints: 60, verify: {images: 5}}
   stack: {num_iterations: 10, seeds: 1, min_data_in_leaf: 5, first: 6, candidates: 10}
 """
@@ -106,6 +107,11 @@ def start(folder: Path, words: list[str], log: Path, before: Callable[[], None] 
     process = _SERVER.Process(target=_command, args=(folder, words, log, before))
     process.start()
     return Started(process, folder, log)
+
+
+def forked(target: Callable[..., None], arguments: tuple[object, ...]) -> ForkServerProcess:
+    """A process, not started yet, that has done the imports and nothing else."""
+    return _SERVER.Process(target=target, args=arguments)
 
 
 def run(folder: Path, words: list[str], log: Path, before: Callable[[], None] | None = None) -> Ended:

@@ -133,12 +133,17 @@ def folds(context: Context) -> None:
 
     Example: whaleid data folds -c nyala -r sample
     """
+    from whaleid.data.bursts import across, burst_line, bursts_of
     from whaleid.data.folds import fold_table
     from whaleid.pipeline.runner import run
-    from whaleid.pipeline.workspace import read_folds
+    from whaleid.pipeline.workspace import read_folds, read_images
 
     project = context.project
     run(project, "folds")
-    table = read_folds(project.workspace)
+    table, images = read_folds(project.workspace), read_images(project.workspace)
     print(fold_table(table, project.competition.unknown).to_string(index=False))
+    fold = images["image"].map(table.set_index("image")["fold"]).to_numpy()
+    pairs = across(bursts_of(project.competition, images), fold)
+    if line := burst_line(images["image"].to_numpy(), pairs, len(table), " in another fold"):
+        print(f"note: {line}")
     print(f"{project.workspace.folds}: {len(table):,} images in {project.recipe.folds} folds")

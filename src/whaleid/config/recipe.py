@@ -75,6 +75,9 @@ class CombineConfig(Model):
     """Candidates kept for each query and source."""
     stack: StackConfig | None = None
     """LambdaRank over the candidates of all rankers: `{}` with its defaults, null without it."""
+    full_gallery: bool = True
+    """Whether to estimate each score with every labelled image in the gallery, as the test set has it: all is ranked
+    once more with half of each identity's images. No answer depends on it."""
 
 
 class PseudoConfig(Model):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.data.boxes import boxes_path, placed_boxes
+from whaleid.data.bursts import across, burst_line, find_bursts
 from whaleid.data.competition import Problem, first_few, inspect_rows
 from whaleid.data.duplicates import duplicate_components
 from whaleid.data.fingerprints import Fingerprints, fingerprint_images
@@ -98,14 +99,16 @@ def check_data(competition: Competition, workers: int | None = None) -> DataRepo
         "contradictory_rows": _count(problems, "contradictory"),
         **copies,
     }
+    images = None if rows.empty or box_lines else images_table(competition, rows, found)
+    bursts = [] if images is None else _bursts(competition, images, found)
     learning = [] if problems else _learning_lines(competition, rows)  # else good rows may be too few
     return DataReport(
         competition.name,
         counts,
         tuple(_facts(competition, counts, found)),
         tuple(lines + learning + box_lines + mask_lines + _solution_lines(competition)),
-        tuple(_alike_labels(rows, competition.unknown) + box_notes + copy_notes),
-        None if rows.empty or box_lines else images_table(competition, rows, found),
+        tuple(_alike_labels(rows, competition.unknown) + box_notes + copy_notes + bursts),
+        images,
     )
 
 
@@ -227,6 +230,15 @@ def _solution_lines(competition: Competition) -> list[str]:
     if competition.solution is None or (competition.root / competition.solution).is_file():
         return []
     return [f"{competition.root / competition.solution}: solution not found; put it there or set solution to null"]
+
+
+def _bursts(competition: Competition, images: pd.DataFrame, found: Fingerprints) -> list[str]:
+    """A note on photographs of one encounter that nothing keeps in one fold."""
+    labelled = np.flatnonzero(images["split"] == "train")
+    rows = images.iloc[labelled].reset_index(drop=True)
+    pairs = find_bursts(rows, found.colours[labelled], competition.unknown)
+    line = burst_line(rows["image"].to_numpy(), across(pairs, rows["group"].to_numpy()), len(rows))
+    return [] if line is None else [line]
 
 
 def _copies(rows: pd.DataFrame, photographs: np.ndarray) -> tuple[dict[str, Any], list[str]]:

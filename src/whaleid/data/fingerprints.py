@@ -1,4 +1,4 @@
-"""Size, perceptual hash and thumbnail of every image, in one parallel pass over the files.
+"""Size, perceptual hash, thumbnail and colours of every image, in one parallel pass over the files.
 
 JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, which is several times faster than a full decode and still reads
 the file to its end, so that a truncated one is noticed.
@@ -6,6 +6,7 @@ the file to its end, so that a truncated one is noticed.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,8 @@ from whaleid.utils.progress import progress_bar
 
 THUMBNAIL = 16  # pixels: side of the grey thumbnail that confirms near-duplicates
 REDUCED = (64, 64)  # pixels: a JPEG is decoded at a scale that leaves its box at least twice as large
+COLOURS = 6, 8, 8  # steps of lightness and of the two colours of CIE Lab
+COLOUR_SIDE = 64  # pixels: side of what the colours are counted in
 CHUNK = 64  # images in one task of a worker
 WORTH_PROCESSES = 1000  # images: with fewer, starting processes takes longer than they save
 
@@ -43,6 +46,8 @@ class Fingerprints:
         Perceptual hash of what the box holds: 8 x 8 signs of the low frequencies of a cosine transform.
     thumbnail : uint8 array, shape (n, THUMBNAIL ** 2)
         Grey levels of what the box holds.
+    colours : uint8 array, shape (n, product of COLOURS)
+        Square roots of the shares of the colours of what the box holds, of 255: their dot products compare two images.
     digest : str array, shape (n,)
         Digest of the file's content.
     problem : object array, shape (n,)
@@ -52,6 +57,7 @@ class Fingerprints:
     size: np.ndarray
     phash: np.ndarray
     thumbnail: np.ndarray
+    colours: np.ndarray
     digest: np.ndarray
     problem: np.ndarray
 
@@ -122,7 +128,7 @@ def _fingerprint_chunk(root: Path, paths: list[str], boxes: GivenBoxes | None) -
             content = (root / path).read_bytes()
             found.digest[row] = content_digest(content)
             given = None if boxes is None else boxes.subset(slice(row, row + 1))
-            found.size[row], found.phash[row], found.thumbnail[row] = _fingerprint(content, given)
+            found.size[row], found.phash[row], found.thumbnail[row], found.colours[row] = _fingerprint(content, given)
         except FileNotFoundError:
             found.problem[row] = "not found"
         except OSError as error:
@@ -132,8 +138,8 @@ def _fingerprint_chunk(root: Path, paths: list[str], boxes: GivenBoxes | None) -
     return found
 
 
-def _fingerprint(content: bytes, given: GivenBoxes | None) -> tuple[tuple[int, int], int, np.ndarray]:
-    """Size of one file, perceptual hash and thumbnail of what its box holds."""
+def _fingerprint(content: bytes, given: GivenBoxes | None) -> tuple[tuple[int, int], int, np.ndarray, np.ndarray]:
+    """Size of one file, perceptual hash, thumbnail and colours of what its box holds."""
     import imagehash  # takes a second
 
     pixels, size = decode_content(content, lambda size: reduction(_box(given, size), REDUCED))
@@ -142,7 +148,18 @@ def _fingerprint(content: bytes, given: GivenBoxes | None) -> tuple[tuple[int, i
     grey = Image.fromarray(inside).convert("L")
     small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
     bits = imagehash.phash(grey).hash.ravel()
-    return size, int.from_bytes(np.packbits(bits).tobytes(), "big"), np.asarray(small).ravel()
+    return size, int.from_bytes(np.packbits(bits).tobytes(), "big"), np.asarray(small).ravel(), _colours(inside)
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Square roots of the shares of the colours, of 255: uint8. Most photographs are in the middle half of both."""
+    import cv2
+
+    small = cv2.resize(pixels, (COLOUR_SIDE, COLOUR_SIDE), interpolation=cv2.INTER_AREA)
+    light, *colours = cv2.split(cv2.cvtColor(small, cv2.COLOR_RGB2LAB))
+    steps = [light.astype(int) * COLOURS[0] // 256, *((np.clip(one, 96, 159).astype(int) - 96) // 8 for one in colours)]
+    counts = np.bincount(np.ravel_multi_index(steps, COLOURS).ravel(), minlength=math.prod(COLOURS))
+    return np.round(255 * np.sqrt(counts / counts.sum())).astype(np.uint8)
 
 
 def _box(given: GivenBoxes | None, size: tuple[int, int]) -> np.ndarray:
@@ -157,6 +174,7 @@ def _empty(n: int) -> Fingerprints:
         size=np.zeros((n, 2), np.int32),
         phash=np.zeros(n, np.uint64),
         thumbnail=np.zeros((n, THUMBNAIL**2), np.uint8),
+        colours=np.zeros((n, math.prod(COLOURS)), np.uint8),
         digest=np.full(n, "", "U20"),
         problem=np.full(n, "", object),
     )

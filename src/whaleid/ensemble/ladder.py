@@ -24,13 +24,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from whaleid.config import CombineConfig, Competition, Recipe
 from whaleid.data.reviews import read_links
 from whaleid.ensemble.answers import FormAnswer, answer_by_identities
+from whaleid.ensemble.burst_risk import Simple, burst_risk, kept_together, near_queries
+from whaleid.ensemble.full_gallery import FARTHEST, estimate, gallery_sizes, halved
 from whaleid.ensemble.intervals import rank_gain, weighted_map
 from whaleid.ensemble.pair_answers import answer_by_pairs
 from whaleid.ensemble.protocol import Protocol, read_protocol
@@ -58,6 +62,7 @@ def combine(
     local: Path | None = None,
     stack_models: StackModels | None = None,
     weights_folder: Path | None = None,
+    bursts: np.ndarray | None = None,
 ) -> LadderResult:
     """Rank with every ranker and score; write `oof.parquet`, `test.parquet` and `ladder.json`.
 
@@ -77,6 +82,8 @@ def combine(
         What ranks the test set where it was trained on another machine.
     weights_folder : Path, optional
         Of a network that matches keypoints, default WEIGHTS_DIR.
+    bursts : int array, shape (n,), optional
+        Burst of each row of images (`data/bursts.py`): how far they may flatter is told.
 
     Raises
     ------
@@ -84,9 +91,14 @@ def combine(
         Where the sources' folds differ, or features do not fit the images.
     """
     protocol = protocol_of(images, folds, competition, sources)
-    rankings = rank_all(sources, images, protocol, recipe.combine, recipe.seed, local, weights_folder=weights_folder)
-    simulated, rankings = with_simulated_unknowns(protocol, rankings)
+    rank = partial(rank_all, sources, images, seed=recipe.seed, local=local, weights_folder=weights_folder)
+    given = rank(protocol=protocol, config=recipe.combine)
+    simulated, rankings = with_simulated_unknowns(protocol, given)
     result = evaluate_ladder(simulated, rankings, recipe.combine, recipe.seed, stack_models)
+    if recipe.combine.full_gallery:
+        result = with_full_gallery(protocol, given, result, recipe, rank)
+    if bursts is not None:
+        result = with_burst_risk(protocol, simulated, result, bursts, recipe, rank)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
     result = replace(result, worth=blend_worth(simulated, rankings, recipe.combine, result, recipe.seed))
     result = replace(result, answer=_answer(protocol, simulated, result, sources, images, recipe, competition, local))
@@ -295,6 +307,80 @@ def evaluate_ladder(
         final_ranking=context.rankings[-1],
         blend_ranking=blend,
     )
+
+
+def with_full_gallery(
+    protocol: Protocol,
+    rankings: list[Ranking],
+    result: LadderResult,
+    recipe: Recipe,
+    rank: Callable[..., list[Ranking]],
+) -> LadderResult:
+    """The result with the score of every rung with every labelled image in the gallery, estimated (`full_gallery.py`).
+
+    Unchanged with one fold alone, whose score is optimistic, and where galleries cannot be halved.
+
+    Parameters
+    ----------
+    protocol, rankings : Protocol, list of Ranking
+        Without simulated unknown queries.
+    result : LadderResult
+        Their ladder.
+    recipe : Recipe
+    rank : callable (protocol, config) -> rankings
+        `rank_all` of the same sources.
+    """
+    half = halved(protocol, recipe.seed)
+    sizes = gallery_sizes(protocol, half)
+    if not protocol.crossfitted or sizes.reach > FARTHEST:
+        return result
+    config = recipe.combine.model_copy(update={"classifier": None})  # its answers would be the same
+    again = {one.name: one for one in rank(protocol=half, config=config)}
+    smaller = [again.get(one.name, replace(one, test=())) for one in rankings]
+    simulated, smaller = with_simulated_unknowns(half, smaller)
+    at_half = evaluate_ladder(simulated, smaller, recipe.combine, recipe.seed)
+    weights = simulated.weights(simulated.places)
+    rungs = []
+    for rung, other in zip(result.rungs, at_half.rungs, strict=True):
+        full = None
+        if ranker_of(rung.kind).reads_gallery:
+            full = estimate(rung.rank, other.rank, weights, result.k, sizes.reach, recipe.seed)
+        rungs.append(replace(rung, full_gallery=full))
+    return replace(result, rungs=tuple(rungs), gallery=sizes)
+
+
+def with_burst_risk(
+    protocol: Protocol,
+    simulated: Protocol,
+    result: LadderResult,
+    bursts: np.ndarray,
+    recipe: Recipe,
+    rank: Callable[..., list[Ranking]],
+) -> LadderResult:
+    """The result with what bursts may flatter (`burst_risk.py`); unchanged where hardly a query has a neighbour.
+
+    Parameters
+    ----------
+    protocol, simulated : Protocol
+        Without and with simulated unknown queries; `result` is of the latter.
+    bursts : int array
+        Burst of each row of images.parquet.
+    result, recipe, rank
+        As in `with_full_gallery`.
+    """
+    risk = burst_risk(simulated, result.final.rank, near_queries(simulated, bursts))
+    if risk is None:
+        return result
+    together = kept_together(protocol, bursts)
+    if together is not None:
+        plain = {"classifier": None, "rerank": None, "stack": None, "logits": 0, "local_matching": None}
+        config = recipe.combine.model_copy(update=plain)
+        (concat,) = (one for one in rank(protocol=together, config=config, local=None) if one.kind == "concat")
+        apart, (concat,) = with_simulated_unknowns(together, [concat])
+        own = next(rung for rung in result.rungs if rung.kind == "concat")
+        score = score_ranking(apart, concat, config, recipe.seed).score
+        risk = replace(risk, simple=Simple(own.name, own.score.map, score.map))
+    return replace(result, bursts=risk)
 
 
 def _is_single(rung: Rung) -> bool:

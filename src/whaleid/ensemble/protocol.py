@@ -99,6 +99,9 @@ class FoldPart:
     image_place : int64 array, shape (q,), or None
         Place of each query's image among the fold's labelled images, where simulated unknown queries stand after them
         (`simulation.py`); None where there are none.
+    left_out : int64 array or None
+        Gallery images that its queries are not compared with (`full_gallery.py`); models were trained on them all the
+        same. None: none.
     """
 
     fold: int
@@ -110,6 +113,7 @@ class FoldPart:
     truth: np.ndarray
     sizes: np.ndarray
     image_place: np.ndarray | None = None
+    left_out: np.ndarray | None = None
 
     @property
     def simulated(self) -> int:
@@ -204,7 +208,10 @@ class Protocol:
         """The fold's queries (None for the full-data part), and the test images (None where there are none)."""
         oof = test = None
         if len(part.rows):
-            oof = QuerySet(part.rows, part.names, part.gallery, part.gallery_codes, part.training)
+            left_out = np.empty(0, np.int64) if part.left_out is None else part.left_out
+            kept = ~np.isin(part.gallery, left_out)
+            labelled = np.setdiff1d(part.training, left_out)
+            oof = QuerySet(part.rows, part.names, part.gallery[kept], part.gallery_codes[kept], labelled)
         if len(self.test_rows):
             labelled = np.union1d(part.training, part.rows)
             test = QuerySet(self.test_rows, self.test_names, self.gallery, self.gallery_codes, labelled)

@@ -12,7 +12,9 @@ import numpy as np
 
 from whaleid.ensemble.answers import FormAnswer
 from whaleid.ensemble.blend import Blend
+from whaleid.ensemble.burst_risk import BurstRisk
 from whaleid.ensemble.cross_fitting import CrossFitted
+from whaleid.ensemble.full_gallery import FullGallery, GallerySizes
 from whaleid.ensemble.intervals import Gain
 from whaleid.ensemble.protocol import Protocol, UnknownShare
 from whaleid.ensemble.rankings import Ranking
@@ -91,6 +93,8 @@ class Rung:
         Of a re-ranking method, chosen on all folds.
     settings : dict of int to str, or None
         Fold to the setting chosen on the other folds.
+    full_gallery : FullGallery or None
+        Its score with every labelled image in the gallery, estimated; None where that is not known, or changes nothing.
     """
 
     name: str
@@ -108,6 +112,7 @@ class Rung:
     weights: dict[int, float] | None = None
     setting: str | None = None
     settings: dict[int, str] | None = None
+    full_gallery: FullGallery | None = None
 
     def test_guesses(self, k: int) -> np.ndarray:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
@@ -128,6 +133,7 @@ class Rung:
             "dropped": self.weight == 0.0,
             "setting": self.setting,
             "settings": self.settings,
+            "full_gallery": None if self.full_gallery is None else asdict(self.full_gallery),
             "unknown": None if self.thresholds is None else asdict(self.thresholds),
         }
 
@@ -198,6 +204,10 @@ class LadderResult:
         What the last rung and the blend's were made from.
     answer : FormAnswer or None
         The answer in the competition's form, where that is not made of the last rung's guesses.
+    gallery : GallerySizes or None
+        Images of a query's identity in the galleries, where scores with the full gallery were estimated.
+    bursts : BurstRisk or None
+        How far the score may flatter for bursts; None where there are none, or nobody looked.
     """
 
     rungs: tuple[Rung, ...]
@@ -215,6 +225,8 @@ class LadderResult:
     final_ranking: Ranking | None = None
     blend_ranking: Ranking | None = None
     answer: FormAnswer | None = None
+    gallery: GallerySizes | None = None
+    bursts: BurstRisk | None = None
 
     @property
     def final(self) -> Rung:
@@ -244,6 +256,8 @@ class LadderResult:
             "full": list(self.full),
             "worth": None if self.worth is None else asdict(self.worth),
             "answer": None if self.answer is None else self.answer.as_json(),
+            "gallery": None if self.gallery is None else asdict(self.gallery),
+            "bursts": None if self.bursts is None else asdict(self.bursts),
         }
 
 

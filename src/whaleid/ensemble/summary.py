@@ -37,7 +37,7 @@ def ladder_lines(figures: Figures, solution: dict[str, MapScore] | None = None) 
             f"also trained on all labelled images: {', '.join(ladder['full'])}; these models rank the test images "
             "beside the folds' models, and have no score out of fold of their own"
         )
-    notes += share_lines(ladder)
+    notes += [*share_lines(ladder), *gallery_lines(ladder), *burst_lines(ladder)]
     worth = ladder.get("worth")
     return [*table, *notes, *note_lines(ladder), *(worth_lines(worth) if worth else []), *round_lines(figures)]
 
@@ -54,6 +54,42 @@ def share_lines(ladder: dict[str, Any]) -> list[str]:
     else:
         taken += f" (share {share['origin']})"
     return [f"{taken}; {ladder['simulated']:,} of them are simulated: an image without its identity in the gallery"]
+
+
+def gallery_lines(ladder: dict[str, Any]) -> list[str]:
+    """What the scores with the full gallery stand on; none where there are none."""
+    sizes = ladder.get("gallery")
+    if sizes is None:
+        return []
+    return [
+        f"full gallery: estimated from galleries with half of each identity's images, for a test set that shows "
+        f"identities as often as the labelled images do; of a query's identity {sizes['half']:.1f} images, out of fold "
+        f"{sizes['out_of_fold']:.1f}, in all {sizes['full']:.1f}"
+    ]
+
+
+def burst_lines(ladder: dict[str, Any]) -> list[str]:
+    """How far bursts may flatter the last rung; none where there are none."""
+    risk, k = ladder.get("bursts"), ladder["k"]
+    if risk is None:
+        return []
+    lines = [
+        f"bursts: {risk['queries']:,} of {ladder['queries']:,} queries seem to have a photograph of their encounter in "
+        f"another fold: MAP@{k} {risk['near']:.3f}, all others {risk['others']:.3f}; out of fold may flatter by up to "
+        f"{risk['flatter']:.3f} where the test set shows other encounters"
+    ]
+    if (simple := risk["simple"]) is not None:
+        lines.append(
+            f"with each burst on one side {simple['name']} scores {simple['together']:.3f} instead of "
+            f"{simple['map']:.3f}; name a column of encounters as `group` to train that way too"
+        )
+    return lines
+
+
+def full_gallery_line(ladder: dict[str, Any]) -> str | None:
+    """The last rung's score with the full gallery; None where it was not estimated."""
+    full = ladder["rungs"][-1].get("full_gallery")
+    return None if full is None else f"MAP@{ladder['k']} (full gallery, estimated): {_full_gallery(full)}"
 
 
 def note_lines(ladder: dict[str, Any]) -> list[str]:
@@ -117,6 +153,9 @@ def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str
         f"MAP@{k} (out of fold)": f"{rung['map']:.5f} ± {(rung['high'] - rung['low']) / 2:.5f}",
         "gain": "best single" if gain is None else f"{gain['gain']:+.5f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
     }
+    if ladder.get("gallery") is not None:
+        full = rung["full_gallery"]
+        row["full gallery"] = "" if full is None else _full_gallery(full)
     if solution:
         row[f"MAP@{k} (solution)"] = f"{solution[rung['name']].map:.5f}"
     weight = rung["weight"]
@@ -124,6 +163,10 @@ def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str
     if any(other["optimistic"] for other in ladder["rungs"]):
         row["note"] = "optimistic" if rung["optimistic"] else ""
     return row
+
+
+def _full_gallery(full: dict[str, float]) -> str:
+    return f"{full['map']:.5f} ± {(full['high'] - full['low']) / 2:.5f}"
 
 
 def _gain(gain: dict[str, float], digits: int = 5) -> str:

@@ -58,7 +58,9 @@ class LocalCost:
         return self.keypoints + self.search + self.scores + self.pairs
 
 
-def local_cost(known: int, unknown: int, test: int, folds: int, config: LocalConfig) -> LocalCost:
+def local_cost(
+    known: int, unknown: int, test: int, folds: int, config: LocalConfig, full_gallery: bool = True
+) -> LocalCost:
     """Cost of local matching for a competition: every labelled image is a query out of fold, every test image is one.
 
     Parameters
@@ -69,12 +71,16 @@ def local_cost(known: int, unknown: int, test: int, folds: int, config: LocalCon
         0: the test images are the only queries.
     config : LocalConfig
         Geometric verification is not counted.
+    full_gallery : bool
+        Whether the folds' queries are ranked once more, with half of the gallery.
     """
     labelled = known + unknown
-    queries, others = test + (labelled if folds else 0), known * (1 - 1 / max(folds, 1))
+    others = known * (1 - 1 / max(folds, 1))
+    galleries = ([others, others / 2] if full_gallery else [others]) if folds else []
+    queries = test + len(galleries) * labelled
     search = search_cost(test * config.keypoints, known * config.keypoints)
-    if folds:
-        search += folds * search_cost(labelled / folds * config.keypoints, others * config.keypoints)
+    for gallery in galleries:
+        search += folds * search_cost(labelled / folds * config.keypoints, gallery * config.keypoints)
     learned = config.learned
     pairs = 0 if learned is None or learned.pairs is None else learned.pairs.images
     return LocalCost(

@@ -136,7 +136,7 @@ def _decisions(project: Project) -> list[dict[str, Any]]:
     return [asdict(links)] if len(links) else []
 
 
-BLEND_ALONE: dict[str, object] = {"stack": None}
+BLEND_ALONE: dict[str, object] = {"stack": None, "full_gallery": False}
 """Settings of `combine` without what stands on the blend."""
 
 

@@ -47,21 +47,32 @@ def candidate_tasks(project: Project) -> list[Task]:
     return [Task("candidates", f"round{number}", project.workspace, out, key, make, reads)]
 
 
-def rank_features(project: Project, out: Path) -> Figures:
-    """Write the candidates of every ranker to the folder `out`; returns the figures of their ladder."""
+def rank_features(project: Project, out: Path, checks: bool = True) -> Figures:
+    """Write the candidates of every ranker to the folder `out`; returns the figures of their ladder.
+
+    checks: whether to find out what the scores out of fold promise, too (full gallery, bursts), for which the labelled
+    photographs are read. No answer depends on it.
+    """
+    from whaleid.data.bursts import burst_numbers, bursts_of
     from whaleid.ensemble.ladder import combine
     from whaleid.ensemble.stack_models import read_stack_models
 
+    images = read_images(project.workspace)
+    bursts = burst_numbers(bursts_of(project.competition, images), len(images)) if checks else None
+    recipe = project.recipe
+    if not checks:
+        recipe = recipe.model_copy(update={"combine": recipe.combine.model_copy(update={"full_gallery": False})})
     result = combine(
-        read_images(project.workspace),
+        images,
         read_folds(project.workspace),
         sources(project),
-        project.recipe,
+        recipe,
         project.competition,
         out,
         keypoints_folder(project),
         None if project.stack_models is None else read_stack_models(project.stack_models),
         weights_folder=project.settings.weights,
+        bursts=bursts,
     )
     figures = _figures(project, keys.candidates_key(project), result.as_json())
     write_json(out / FIGURES, figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from whaleid.ensemble.summary import ladder_lines, slice_lines
+from whaleid.ensemble.summary import full_gallery_line, ladder_lines, slice_lines
 from whaleid.evaluation.forms import TOPK, score_files
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.metrics import answer_score, require_figures
@@ -41,6 +41,9 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
     yield from score.part_lines()
     optimistic = " (optimistic: one fold alone is fitted and scored on the same queries)" if final["optimistic"] else ""
     yield score.line("out of fold", interval=True) + optimistic
+    full = full_gallery_line(figures["ladder"]) if project.competition.answer.form == TOPK else None
+    if full is not None:
+        yield full
     if not has_test:
         yield "no submission: the competition's YAML names no test images"
         return

@@ -215,7 +215,8 @@ def _local_lines(project: Project, census: Census) -> list[str]:
     config = project.local_matching
     if config is None:
         return []
-    cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config)
+    again = project.recipe.combine.full_gallery
+    cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config, again)
     parts = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in asdict(cost).items())
     keypoints = f"if every image has {config.keypoints:,} keypoints"
     return [f"local matching: {cost.total / 60:.0f} minutes of a core {keypoints} ({parts})"]

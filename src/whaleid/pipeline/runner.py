@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 from whaleid.pipeline.data_stages import require_local
 from whaleid.pipeline.executors import Executor
@@ -11,7 +13,7 @@ from whaleid.pipeline.metrics import require_figures, write_figures
 from whaleid.pipeline.preflight import require, settings_checks
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.stages import STAGES, Step, stage_times, steps
-from whaleid.pipeline.tasks import Task
+from whaleid.pipeline.tasks import Task, environment_line
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import remove_abandoned
 
@@ -83,6 +85,8 @@ def run(
     needed = {task.name for task in tasks_to_do(project, until, only)}
     if needed:
         require(settings_checks(project))
+        if line := environment_line(_made(project)):
+            print(line, file=sys.stderr)
     for step in steps(project):
         if step.stage.prepare is not None and (tasks := _stale(step, needed)):
             step.stage.prepare(step.project, tasks)
@@ -96,6 +100,13 @@ def run(
     if any(task.stage in ("ladder", "submission") for task in done):
         write_figures(project, {**require_figures(project), "times": stage_times(project)})
     return done
+
+
+def _made(project: Project) -> list[tuple[str, dict[str, Any]]]:
+    """Name and stamp of every output that is current, of all stages."""
+    tasks = [task for step in steps(project) for task in step.tasks()]
+    inside = [task for task in tasks if task.current and task.output.is_relative_to(task.workspace.root)]
+    return [(task.name, task.workspace.stamp(task.output)) for task in inside]
 
 
 def _stale(step: Step, needed: set[str]) -> list[Task]:

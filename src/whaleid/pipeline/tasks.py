@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whaleid.data.competition import first_few
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.locks import locked
-from whaleid.utils.machine import measured
+from whaleid.utils.machine import changes, environment, measured
+
+LISTED = 3  # tasks that a line names
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,21 @@ def do(task: Task) -> None:
             _make(task)
 
 
+def environment_line(stamps: list[tuple[str, dict[str, Any]]]) -> str | None:
+    """What is other now than where some outputs were made, for people; None where nothing is, or nothing was noted.
+
+    stamps: name of the task that made an output, and what was noted of it (`Workspace.stamp`).
+    """
+    now, of_change = environment(), dict[str, list[str]]()
+    for name, stamp in stamps:
+        if change := changes(stamp.get("environment") or now, now):
+            of_change.setdefault(change, []).append(name)
+    if not of_change:
+        return None
+    parts = [f"{first_few(names, LISTED)}: {change}" for change, names in of_change.items()]
+    return f"note: what goes on here began elsewhere, so that last digits may differ: {' | '.join(parts)}"
+
+
 def _alone(task: Task) -> AbstractContextManager[object]:
     """Lock of a task's output; none for the processes of one `accelerate launch`, which do the task together."""
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -112,9 +130,14 @@ def _alone(task: Task) -> AbstractContextManager[object]:
 def _make(task: Task) -> None:
     began, workspace = time.monotonic(), task.workspace
     resumed = {"begun": task.key} if task.resumes else {}
-    if task.resumes and workspace.stamp(task.output).get("begun") != task.key:
-        _clear(task.output)
-    workspace.mark_current(task.output, "", **resumed)  # a kill between output and key must not leave an earlier key
+    if task.resumes:
+        before = workspace.stamp(task.output)
+        if before.get("begun") != task.key:
+            _clear(task.output)
+        elif line := environment_line([(task.name, before)]):
+            print(line, file=sys.stderr)
+    # a kill between output and key must not leave an earlier key
+    workspace.mark_current(task.output, "", **resumed, environment=environment())
     notes = task.make() or {}
     workspace.mark_current(task.output, task.key, **resumed, **measured(began), **notes)
 

@@ -14,7 +14,7 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 12,
+    "candidates": 13,
     "context": 1,
     "score": 1,
 }

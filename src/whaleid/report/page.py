@@ -11,7 +11,7 @@ import yaml
 from whaleid.data.folds import fold_table
 from whaleid.data.masks import masks_of
 from whaleid.ensemble.protocol import FULL_DATA
-from whaleid.ensemble.summary import round_lines, share_lines
+from whaleid.ensemble.summary import burst_lines, gallery_lines, round_lines, share_lines
 from whaleid.evaluation.log import read_log
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
@@ -179,6 +179,8 @@ def _ladder(results: Results) -> dict[str, Any]:
         "queries": ladder["queries"],
         "unanswerable": ladder["unanswerable"],
         "share_lines": share_lines(ladder),
+        "gallery_lines": gallery_lines(ladder),
+        "burst_lines": burst_lines(ladder),
         "has_test": len(results.protocol.test_rows) > 0,
         "rankers": results.rankers,
         "solution": solution,

@@ -1,10 +1,13 @@
-"""The machine: cores and memory that this process may use, the machine in one line, and the time that a task took."""
+"""The machine: cores and memory that this process may use, what a task was made by, and the time that it took."""
 
 from __future__ import annotations
 
 import platform
 import sys
 import time
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,41 @@ def _left(group: Path, limit: str, usage: str, inactive: str) -> int:
 
 def measured(began: float) -> dict[str, Any]:
     """Seconds since `began` (of `time.monotonic()`; of the last process, where a task was resumed), and the machine."""
-    return {"seconds": round(time.monotonic() - began, 3), "machine": machine_line()}
+    seconds = round(time.monotonic() - began, 3)
+    return {"seconds": seconds, "machine": machine_line(), "environment": environment()}
+
+
+PACKAGES = ("torch", "timm", "faiss-gpu", "faiss-cpu", "lightgbm", "numpy", "opencv-python-headless", "scikit-learn")
+"""Packages whose version may change the last digits of what is computed, or more; those that are there are noted."""
+
+
+def environment() -> dict[str, str]:
+    """What may change the last digits of a result: processor, GPUs, Python, and `PACKAGES`."""
+    gpus = ", ".join(_gpus())
+    return _versions() | ({"GPU": gpus} if gpus else {})
+
+
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """How two environments differ, in words: `torch 2.9.0, now 2.10.0`; empty where they do not.
+
+    A GPU is told only where both name one, for it is known only where torch is loaded.
+    """
+    parts = []
+    for key in [*now, *(key for key in then if key not in now)]:
+        if then.get(key) != now.get(key) and not (key == "GPU" and None in (then.get(key), now.get(key))):
+            parts.append(f"{key} {then.get(key, 'none')}, now {now.get(key, 'none')}")
+    return "; ".join(parts)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"processor": _processor(), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def machine_line() -> str:

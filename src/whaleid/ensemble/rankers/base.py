@@ -65,11 +65,14 @@ class Ranker(ABC):
         rankers before it. The level says when it is called, and which fields of the context are set.
     blend : {"member", "best"} or None
         Whether its rankings take part in the blend: all, the best `combine.logits` of them, or none.
+    reads_gallery : bool
+        Whether an identity's score depends on how many images the gallery has of it.
     """
 
     kind: str
     level: Level
     blend: Literal["member", "best"] | None = None
+    reads_gallery: bool = True
 
     def is_on(self, config: CombineConfig) -> bool:
         """Whether the recipe asks for it."""

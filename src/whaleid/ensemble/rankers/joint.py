@@ -41,7 +41,7 @@ class ConcatRanker(Ranker):
 class ClassifierRanker(Ranker):
     """Class probabilities of a classifier that is trained on the concatenation of each part's gallery."""
 
-    kind, level, blend = "classifier", "joint", "member"
+    kind, level, blend, reads_gallery = "classifier", "joint", "member", False
 
     def is_on(self, config: CombineConfig) -> bool:
         return config.classifier is not None

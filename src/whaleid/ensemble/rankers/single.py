@@ -50,7 +50,7 @@ class LogitsRanker(Ranker):
     queries that count as unknown out of fold.
     """
 
-    kind, level, blend = "logits", "source", "best"
+    kind, level, blend, reads_gallery = "logits", "source", "best", False
 
     def rank(self, context: RankerContext) -> list[Ranking]:
         source, protocol = _source(context), context.protocol

@@ -133,7 +133,7 @@ def rank_images(
     plan = extract_features(project, folders, content, test, budget)
     project = _project_to_rank(project, folders, plan)
     log(f"ranking with {len(project.experiments)} experiments{'' if budget is None else f', {_left(budget)}'}")
-    return project, plan, rank_features(project, project.workspace.candidates(project.recipe.name))
+    return project, plan, rank_features(project, project.workspace.candidates(project.recipe.name), checks=False)
 
 
 def _left(budget: Budget) -> str:

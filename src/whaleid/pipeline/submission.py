@@ -28,6 +28,7 @@ from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
 if TYPE_CHECKING:
+    from whaleid.ensemble.reviews import Decided
     from whaleid.retrieval.candidates import Candidates
 
 
@@ -161,12 +162,18 @@ def review_line(project: Project) -> str:
 
 def _reviewed_guesses(project: Project) -> TestGuesses:
     """The guesses of the last rung, changed by what people decided."""
+    rung, lists, _ = reviewed_lists(project)
+    return _first_guesses(rung, lists, project.competition)
+
+
+def reviewed_lists(project: Project) -> tuple[str, Candidates, Decided]:
+    """The last rung's name, its test candidates as people's decisions changed them, and those decisions."""
     from whaleid.ensemble.reviews import decide, reviewed_candidates
 
     competition, labelled = project.competition, read_folds(project.workspace)
     rung, lists = read_rungs(project)[-1]
     decided = decide(read_links(competition), dict(zip(labelled["image"], labelled["identity"], strict=True)))
-    return _first_guesses(rung, reviewed_candidates(lists, decided, competition.unknown), competition)
+    return rung, reviewed_candidates(lists, decided, competition.unknown), decided
 
 
 def read_rungs(project: Project) -> list[tuple[str, Candidates]]:

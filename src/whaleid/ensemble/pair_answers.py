@@ -22,6 +22,7 @@ from whaleid.config import Competition, Recipe
 from whaleid.data.asked_pairs import read_asked_pairs
 from whaleid.data.reviews import Links
 from whaleid.ensemble.answers import FormAnswer, datasets_of, on_scale_of
+from whaleid.ensemble.comparable import Comparable
 from whaleid.ensemble.cross_fitting import cross_fit
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.rankers.base import JointFeatures
@@ -105,9 +106,11 @@ def answer_by_pairs(
     identity = images["identity"].to_numpy(dtype=object)
     truths = [identity[one.rows].astype(str) for one in sets]
     names = images["image"].to_numpy(dtype=str), datasets_of(images, competition), identity
+    groups = images[competition.group] if competition.group_is_individual else None
 
     def of(one: PairSet, models: dict[str, PairModel]) -> ImagePairs:
-        return _image_pairs(one, models, *names)
+        made = _apart(_image_pairs(one, models, *names), one, protocol.comparable)
+        return made if groups is None else replace(made, must_link=group_links(groups.iloc[one.rows]))
 
     models = cross_fit(protocol, lambda _, training: _fit_models([sets[other] for other in training], identity))
     own = [of(one, fitted) for one, fitted in zip(sets, models.by_fold, strict=True)]
@@ -128,12 +131,29 @@ def answer_by_pairs(
     return FormAnswer(score, not protocol.crossfitted, fitted.full, cells)
 
 
+def group_links(groups: pd.Series) -> np.ndarray:
+    """Links between the images of one group, int64 (m, 2), places: each is linked with the first. Null: of no group."""
+    places = pd.Series(np.arange(len(groups)))
+    first = places.groupby(groups.to_numpy()).transform("min")
+    linked = first.notna() & (first < places)
+    return np.column_stack([first[linked], places[linked]]).astype(np.int64)
+
+
+def _apart(pairs: ImagePairs, one: PairSet, comparable: Comparable | None) -> ImagePairs:
+    """The pairs that are asked about with P(same) 0 where two images may not be compared."""
+    if comparable is None or one.asked is None:
+        return pairs
+    among = pairs.among
+    alike = comparable.pairs(one.rows[among.first], one.rows[among.second])
+    return replace(pairs, among=replace(among, probability=np.where(alike, among.probability, 0.0)))
+
+
 def with_links(pairs: ImagePairs, names: pd.Series, links: Links) -> ImagePairs:
     """The pairs of a set with the decisions about its images, whose names are given; others are left out."""
     nodes = pd.Index(names)
     placed = (nodes.get_indexer(pd.Index(np.ravel(table))).reshape(-1, 2) for table in (links.must, links.cannot))
     must, cannot = (table[(table >= 0).all(axis=1)] for table in placed)
-    return replace(pairs, must_link=must, cannot_link=cannot)
+    return replace(pairs, must_link=np.concatenate([pairs.must_link, must]), cannot_link=cannot)
 
 
 @dataclass(frozen=True)
@@ -178,17 +198,18 @@ class _PairSets:
         return PairSet(rows, gallery, pairs, values, None if asked is None else asked.names)
 
     def _pairs(self, embeddings: np.ndarray, rows: np.ndarray, gallery: np.ndarray) -> Tables:
-        """The nearest images of each image, without those of another data set."""
-        knn, datasets = self.recipe.combine.knn, datasets_of(self.images, self.competition)
+        """The nearest images of each image, without those that it may not be compared with."""
+        knn, comparable = self.recipe.combine.knn, self.protocol.comparable
         pairs = {}
         if "among" in self.form.TABLES:
             pairs["among"] = nearest_pairs(embeddings, rows, knn)
         if "to_gallery" in self.form.TABLES:
             pairs["to_gallery"] = nearest_gallery_pairs(embeddings, rows, gallery, knn)
+        if comparable is None:
+            return pairs
         others = {"among": rows, "to_gallery": gallery}
         return {
-            name: table[datasets[rows[table[:, 0]]] == datasets[others[name][table[:, 1]]]]
-            for name, table in pairs.items()
+            name: table[comparable.pairs(rows[table[:, 0]], others[name][table[:, 1]])] for name, table in pairs.items()
         }
 
     def _with_matches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,21 @@ from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
-from whaleid.evaluation.metrics import MapScore
+from whaleid.evaluation.metrics import MapScore, SliceScore
 from whaleid.evaluation.submission_file import ANSWER, write_answer_file
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.utils.files import write_json
 
 AVERAGED = -1
 """Number of the fold in test.parquet: the scores are averaged over the folds."""
+
+
+@dataclass(frozen=True)
+class SpeciesThreshold:
+    """Threshold of one species: for its test images, and for each fold."""
+
+    used: float
+    by_fold: dict[int, float | None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class UnknownSummary:
         The same of the test images.
     oof_median, test_median : float
         Median of the queries' best scores.
+    species : dict of str to SpeciesThreshold
+        Those of each species; empty where nothing divides the images.
     """
 
     used: float
@@ -55,6 +65,7 @@ class UnknownSummary:
     test_first: float | None
     oof_median: float
     test_median: float | None
+    species: dict[str, SpeciesThreshold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,8 @@ class Rung:
         Of a re-ranking method, chosen on all folds.
     settings : dict of int to str, or None
         Fold to the setting chosen on the other folds.
+    species : dict of str to SliceScore
+        MAP@k of the queries of each species; empty where nothing divides the images.
     """
 
     name: str
@@ -108,6 +121,7 @@ class Rung:
     weights: dict[int, float] | None = None
     setting: str | None = None
     settings: dict[int, str] | None = None
+    species: dict[str, SliceScore] = field(default_factory=dict)
 
     def test_guesses(self, k: int) -> np.ndarray:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
@@ -128,8 +142,14 @@ class Rung:
             "dropped": self.weight == 0.0,
             "setting": self.setting,
             "settings": self.settings,
-            "unknown": None if self.thresholds is None else asdict(self.thresholds),
+            "unknown": None if self.thresholds is None else _without_empty(asdict(self.thresholds)),
+            **_without_empty({"species": {name: asdict(one) for name, one in self.species.items()}}),
         }
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without `species` where nothing divides the images."""
+    return {name: value for name, value in values.items() if name != "species" or value}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,18 +88,25 @@ def uncertain_guesses(results: Results) -> Iterator[Pair]:
         return
     lists, last = read_rungs(results.project)[-1][1], results.rankers[-1]
     probabilities = probabilities_of(lists, results.figures, competition.unknown)
-    levels = [0.5] if last["unknown"] is None else [0.5, last["unknown"]["used"]]
     rows = pd.Index(images["image"]).get_indexer(pd.Index(lists.queries))
     names = np.append(lists.classes.astype(str), "")[lists.codes]
     for row, guesses, chances in zip(rows.tolist(), names.tolist(), probabilities.tolist(), strict=True):
         kind = "new" if guesses[0] == competition.unknown else "guess"
         named = [one for one in zip(guesses, chances, strict=True) if one[0] not in ("", competition.unknown)]
-        worth = 1.0
+        worth, levels = 1.0, _levels(last["unknown"], results.protocol.species(np.array([row]))[0])
         for identity, chance in named[:GUESSES]:  # none before a likelier one
             worth = min(worth, 1 - 2 * min(min(abs(chance - level) for level in levels), 0.5))
             called = f"called {competition.unknown}, " if kind == "new" else ""
             reason = f"{called}may be {identity} ({chance:.0%})"
             yield Pair(kind, row, -1, identity, reason, worth, results.project.folds[0])
+
+
+def _levels(unknown: dict[str, Any] | None, species: str) -> list[float]:
+    """Probabilities at which a guess is as likely wrong as right, or at the threshold of the unknown identity."""
+    if unknown is None:
+        return [0.5]
+    own = unknown.get("species", {}).get(species)
+    return [0.5, unknown["used"] if own is None else own["used"]]
 
 
 def doubtful_labels(results: Results) -> Iterator[Pair]:

@@ -38,12 +38,15 @@ class FormAnswer:
         What the form fitted on all folds, for the test set; plain values.
     cells : dict of str to str
         Test image -> its answer.
+    doubts : DataFrame or None
+        `image, other, probability, worth`: pairs whose decision is worth most, the most first; of the form clusters.
     """
 
     score: FormScore
     optimistic: bool
     fitted: Any
     cells: dict[str, str]
+    doubts: pd.DataFrame | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Every figure as plain types."""

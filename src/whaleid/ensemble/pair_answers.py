@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,12 +37,15 @@ from whaleid.ensemble.same_identity import (
     nearest_pairs,
     pair_values,
 )
+from whaleid.evaluation.doubts import doubtful_pairs
 from whaleid.evaluation.form_input import ImagePairs, PairTable
-from whaleid.evaluation.forms import Form
+from whaleid.evaluation.forms import CLUSTERS, Form
 from whaleid.local_matching.keypoints import frames_of, read_described
 
 _ASKED_MOST = 1000
 """Images of a fold where pairs are asked about: all their pairs are answered, which are a million then."""
+DOUBTS = 1000
+"""Pairs in doubt that are kept for a person: more than one decides in a day."""
 NO_LINKS = Links()
 KeypointMatcher = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Rows of both images of each pair, and cosines -> `matched_values`."""
@@ -128,7 +132,18 @@ def answer_by_pairs(
     answers = [form.answer(one, value, None) for one, value in zip(own, fitted.by_fold, strict=True)]
     score = form.evaluate(answers, own, truths, None, recipe.seed)
     cells = {} if target is None else dict(zip(target.rows, form.answer(target, fitted.full, None), strict=True))
-    return FormAnswer(score, not protocol.crossfitted, fitted.full, cells)
+    doubts = None
+    if target is not None and competition.answer.form == CLUSTERS:
+        doubts = doubts_table(target, fitted.full)
+    return FormAnswer(score, not protocol.crossfitted, fitted.full, cells, doubts)
+
+
+def doubts_table(pairs: ImagePairs, fitted: Any) -> pd.DataFrame:
+    """The pairs of a set that are worth a person's look: `image, other, probability, worth`, the most worth first."""
+    asked, probability, worth = doubtful_pairs(pairs, fitted)
+    names = np.concatenate([pairs.images, pairs.gallery])
+    columns = {"image": names[asked[:, 0]], "other": names[asked[:, 1]], "probability": probability, "worth": worth}
+    return pd.DataFrame(columns).head(DOUBTS)
 
 
 def group_links(groups: pd.Series) -> np.ndarray:

@@ -20,9 +20,9 @@ from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.evaluation.metrics import MapScore, SliceScore
-from whaleid.evaluation.submission_file import ANSWER, write_answer_file
+from whaleid.evaluation.submission_file import ANSWER, DOUBTS, write_answer_file
 from whaleid.retrieval.candidates import Candidates, write_candidates
-from whaleid.utils.files import write_json
+from whaleid.utils.files import atomic_path, write_json
 
 AVERAGED = -1
 """Number of the fold in test.parquet: the scores are averaged over the folds."""
@@ -287,10 +287,11 @@ def blend_weights(
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
-    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `stack/`, at last `ladder.json`.
+    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `doubts.csv`, `stack/`, at last
+    `ladder.json`.
 
     test.parquet is left out where there are no test images, stack/ where there is no stack, answer.csv where the last
-    rung's guesses are the answer.
+    rung's guesses are the answer, doubts.csv but for the form clusters.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
@@ -301,6 +302,10 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
     (out / ANSWER).unlink(missing_ok=True)
     if result.answer is not None:
         write_answer_file(out / ANSWER, result.answer.cells)
+    (out / DOUBTS).unlink(missing_ok=True)
+    if result.answer is not None and result.answer.doubts is not None:
+        with atomic_path(out / DOUBTS) as temporary:
+            result.answer.doubts.to_csv(temporary, index=False)
     shutil.rmtree(out / STACK_FOLDER, ignore_errors=True)
     if result.stacks is not None:
         write_stack_models(result.stacks.full.models, out / STACK_FOLDER)

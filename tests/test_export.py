@@ -81,9 +81,9 @@ def test_the_nearest_image_is_of_the_best_identity_and_none_of_its_images_is_nea
     folder = Path(world.recipe.sources["foreign"]) / "fold0"
     embeddings = read_features(folder, images, np.arange(len(images)), logits=False).embeddings
     place = pd.Index(images["image"])
-    for row in answers.itertuples():
-        own = np.flatnonzero(images["identity"] == identity[row.nearest])
-        assert own[np.argmax(embeddings[own] @ embeddings[row.row])] == place.get_loc(row.nearest)
+    for row in answers.to_dict("records"):
+        own = np.flatnonzero(images["identity"] == identity[row["nearest"]])
+        assert own[np.argmax(embeddings[own] @ embeddings[row["row"]])] == place.get_loc(row["nearest"])
 
 
 def test_wildbook(world: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,10 +167,10 @@ def _named(answers: pd.DataFrame, unknown: str | None) -> pd.Series:
 
 def _reasons(answers: pd.DataFrame) -> list[str]:
     reasons = []
-    for row in answers.itertuples():
-        said = [str(row.ranker or "the image could not be read")]
-        said += [f"{row.agree} rankers say so first"] if row.agree else []
-        said += [f"nearest labelled image {row.nearest}"] if row.nearest else []
+    for row in answers.to_dict("records"):
+        said = [str(row["ranker"] or "the image could not be read")]
+        said += [f"{row['agree']} rankers say so first"] if row["agree"] else []
+        said += [f"nearest labelled image {row['nearest']}"] if row["nearest"] else []
         reasons.append("; ".join(said))
     return reasons
 
@@ -178,10 +178,10 @@ def _reasons(answers: pd.DataFrame) -> list[str]:
 def _comments(answers: pd.DataFrame) -> list[str]:
     """Confidence, second guess and reason in one line."""
     lines = []
-    for row, reason in zip(answers.itertuples(), _reasons(answers), strict=True):
-        first, second = _number(row.confidence), _number(row.second_confidence)
+    for row, reason in zip(answers.to_dict("records"), _reasons(answers), strict=True):
+        first, second = _number(row["confidence"]), _number(row["second_confidence"])
         said = [f"whaleid: probability {first}"] if first else ["whaleid"]
-        said += [f"second guess {row.second} ({second})"] if row.second else []
+        said += [f"second guess {row['second']} ({second})"] if row["second"] else []
         lines.append("; ".join([*said, reason]))
     return lines
 

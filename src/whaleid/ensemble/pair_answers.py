@@ -155,8 +155,8 @@ def group_links(groups: pd.Series) -> np.ndarray:
 
 
 def _apart(pairs: ImagePairs, one: PairSet, comparable: Comparable | None) -> ImagePairs:
-    """The pairs that are asked about with P(same) 0 where two images may not be compared."""
-    if comparable is None or one.asked is None:
+    """The pairs with P(same) 0 where two images may not be compared: all pairs are there where they are asked about."""
+    if comparable is None:
         return pairs
     among = pairs.among
     alike = comparable.pairs(one.rows[among.first], one.rows[among.second])

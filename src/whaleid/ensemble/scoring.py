@@ -136,7 +136,7 @@ def _used_by(
     protocol: Protocol, ranking: Ranking, name: str, first: np.ndarray, tuned: float | None, otherwise: float
 ) -> float:
     """Threshold of the test images of a species; that of all where it has none of its own, or no test image."""
-    rows = protocol.species(protocol.test_rows) == name
+    rows = (protocol.species(protocol.test_rows) == name) & np.isfinite(first)  # an empty list says nothing
     if tuned is None or not rows.any():
         return otherwise if tuned is None else tuned
     lists = tuple(Candidates(one.queries[rows], one.classes, one.codes[rows], one.scores[rows]) for one in ranking.test)

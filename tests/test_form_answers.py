@@ -19,7 +19,7 @@ from test_match_score import described_at_random
 from whaleid.config import KnnConfig, PairsConfig
 from whaleid.data.reviews import Links
 from whaleid.ensemble import pair_answers, same_identity
-from whaleid.ensemble.answers import on_scale_of, without_others
+from whaleid.ensemble.answers import on_scale_of
 from whaleid.ensemble.pair_answers import with_links
 from whaleid.evaluation import clusters, one_confident, one_or_unknown
 from whaleid.evaluation.agglomeration import Constraints, agglomerate
@@ -31,7 +31,6 @@ from whaleid.pipeline import runner
 from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.submission import latest_submission, submission_problems
 from whaleid.pipeline.workspace import read_images
-from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.graph import find_neighbours
 from whaleid.retrieval.rerankers.reciprocal import reciprocal_codes
 from whaleid.utils.errors import WhaleidError
@@ -124,15 +123,6 @@ def test_one_identity_or_unknown(tmp_path: Path) -> None:
     assert set(submission["identity"]) <= {NEW, *test["identity"][test["known"]]}
     right = submission.set_index("image")["identity"][test["image"]].to_numpy()
     assert np.mean(right == np.where(test["known"], test["identity"], NEW)) > 0.8
-
-
-def test_only_identities_of_the_own_data_set_stay() -> None:
-    codes = np.array([[0, 2, 1, -1], [1, 0, -1, -1], [2, 1, 0, -1]])
-    scores = np.where(codes < 0, -np.inf, [4.0, 3.0, 2.0, 1.0]).astype(np.float32)
-    lists = Candidates(np.array(["a", "b", "c"]), np.array(["x", "y", "z"]), codes, scores)
-    found = without_others(lists, np.array(["lynx", "turtle", "lynx"]), np.array(["lynx", "turtle", "lizard"]))
-    assert found.codes.tolist() == [[0, 2, -1, -1], [1, -1, -1, -1], [-1] * 4]
-    assert found.scores[0].tolist() == [4.0, 3.0, -np.inf, -np.inf]
 
 
 @settings(max_examples=60, deadline=None)

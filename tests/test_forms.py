@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from form_world import add_to_world, open_world, place_world
+from form_world import NEW, add_to_world, open_world, place_world
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +91,31 @@ def test_a_number_is_what_pandas_takes_for_one(cell: str) -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(WhaleidError, match="'pears' is not known; choose one of topk"):
         get_form("pears")
+
+
+CELLS = {
+    "topk": "id_1 id_2",
+    "one_or_unknown": "id_1",
+    "one_confident": "id_1 0.5",
+    "ranked_images": "t1.jpg t2.jpg",
+    "pairs": "0.5",
+    "clusters": "cluster_1",
+}
+"""A cell of a submission of each form."""
+KNOWN = {form: {"t1.jpg", "t2.jpg"} if form in ("ranked_images", "pairs") else {"id_1", "id_2", NEW} for form in CELLS}
+ALSO = {("one_or_unknown", "topk"), ("one_or_unknown", "clusters"), ("pairs", "clusters")}
+"""(written, checked): one word, which is one guess, and may be the name of a cluster."""
+
+
+@pytest.mark.parametrize("form", CELLS)
+@pytest.mark.parametrize("written", CELLS)
+def test_a_submission_of_another_form_is_refused_in_one_line(tmp_path: Path, written: str, form: str) -> None:
+    sample, path = tmp_path / "sample.csv", tmp_path / "mine.csv"
+    sample.write_text("image,answer\na.jpg,x\n")
+    path.write_text(f"image,answer\na.jpg,{CELLS[written]}\n")
+    problems = get_form(form).check_submission(path, sample, KNOWN[form], 5)
+    if written == form or (written, form) in ALSO:
+        assert problems == []
+        return
+    assert len(problems) >= 1 and "\n" not in problems[0]
+    assert "row 2" in problems[0]

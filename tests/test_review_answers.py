@@ -30,7 +30,8 @@ from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run, tasks_to_do
-from whaleid.pipeline.submission import latest_submission
+from whaleid.pipeline.submission import foreign_reviews_line, latest_submission
+from whaleid.pipeline.workspace import read_images
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -204,3 +205,14 @@ def test_a_kernel_carries_the_decisions(project: Project, tmp_path: Path) -> Non
     copy, _ = open_bundle(folders)
     assert copy.competition.reviews == str(folders.assets / "reviews.csv")
     assert read_links(copy.competition) == Links(must=(("a", "b"),))
+
+
+def test_decisions_about_images_that_are_not_there_are_counted(project: Project) -> None:
+    run(project, "submission")
+    assert foreign_reviews_line(project) == ""
+    labelled = read_images(project.workspace)["image"][0]
+    add(project, labelled, "nobody.png", "no")
+    add(project, "a", "b", "yes")
+    line = foreign_reviews_line(project)
+    assert "2 decisions are about images that are not in this competition, first a: they change nothing" in line
+    assert line in list(leaderboard_lines(project))

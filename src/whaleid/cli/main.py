@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from whaleid.cli import data, ensemble, identify, kaggle, kernel, masks, report, review, training
+from whaleid.cli import data, ensemble, export, identify, kaggle, kernel, masks, report, review, training
 from whaleid.utils.errors import WhaleidError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for module in (ensemble, identify, review, report, training, data, masks, kernel, kaggle):
+for module in (ensemble, identify, export, review, report, training, data, masks, kernel, kaggle):
     module.register(app)
 
 MOVED = {

@@ -81,7 +81,8 @@ class Answer(Model):
     form: str = "topk"
     """Name of a form of answer: topk, one_or_unknown, one_confident, ranked_images, pairs, clusters."""
     dataset: str | None = None
-    """Name in `train.extra` and `test.extra` of a column that splits the metric and its thresholds."""
+    """Name in `train.extra` and `test.extra` of a column that divides images, metric and thresholds as `species` does,
+    where the organisers score data sets."""
     pairs: PairColumns | None = None
     """The pairs that the form pairs answers; the test CSV then names an image in many rows."""
 
@@ -119,6 +120,15 @@ class Competition(Model):
     """Corrections of the data: column of images.parquet -> wrong value -> right value."""
     group: str | None = None
     """Name in `train.extra` of a column whose equal values must share a fold (an encounter, a burst of photographs)."""
+    group_is_individual: bool = False
+    """Whether images of one `group` show one individual: in the form clusters, test images of one value are one
+    cluster."""
+    species: str | None = None
+    """Name in `train.extra` and `test.extra` of a column. Images of two species are never compared; thresholds of the
+    unknown label and scores are also those of each species. A test image without value is compared with all."""
+    view: str | None = None
+    """Name in `train.extra` and `test.extra` of a column of what an image shows (left, right). Images of two views are
+    never compared; one without value is compared with all."""
     find_copies: bool = True
     """Whether images that look like copies of one photograph (inside their boxes) share a fold; false: equal files
     alone. Turn it off where different animals are taken for copies."""
@@ -127,12 +137,19 @@ class Competition(Model):
     kaggle: str | None = None
     """Name of the competition on Kaggle, from which `whaleid data download` gets it."""
 
+    @property
+    def species_column(self) -> str | None:
+        """The column whose values divide galleries, thresholds and scores: `species`, or the form's data set."""
+        return self.species or self.answer.dataset
+
     @model_validator(mode="after")
     def _check(self) -> Competition:
         if self.train.identity is None:
             raise ValueError("train.identity is missing: name the CSV column that holds the identity")
         if self.group is not None and self.group not in self.train.extra:
             raise ValueError(f"group '{self.group}' is not among train.extra: {sorted(self.train.extra)}")
+        if self.group_is_individual and (self.group is None or self.test is None or self.group not in self.test.extra):
+            raise ValueError("group_is_individual needs a group, which is also in test.extra")
         if self.unknown is not None and re.search(LABEL_SEPARATORS, self.unknown):
             raise ValueError(f"unknown '{self.unknown}' holds a space, comma or semicolon, which separate guesses")
         if self.unknown is None and self.unknown_share:
@@ -141,10 +158,13 @@ class Competition(Model):
 
     @model_validator(mode="after")
     def _check_answer(self) -> Competition:
-        column = self.answer.dataset
+        columns = {"answer.dataset": self.answer.dataset, "species": self.species, "view": self.view}
         for split, table in (("train", self.train), ("test", self.test)):
-            if column is not None and table is not None and column not in table.extra:
-                raise ValueError(f"answer.dataset '{column}' is not among {split}.extra: {sorted(table.extra)}")
+            for key, column in columns.items():
+                if column is not None and table is not None and column not in table.extra:
+                    raise ValueError(f"{key} '{column}' is not among {split}.extra: {sorted(table.extra)}")
+        if self.species is not None and self.answer.dataset is not None:
+            raise ValueError("species and answer.dataset both divide the images: keep one")
         if self.answer.form == "ranked_images" and self.k != RANKED_IMAGES:
             raise ValueError(f"answer.form ranked_images ranks {RANKED_IMAGES} images: set k to {RANKED_IMAGES}")
         if (self.answer.form == "pairs") != (self.answer.pairs is not None):

@@ -7,15 +7,14 @@ that fold k has no part in; the best identity counts there, so that the blend's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.ensemble.cross_fitting import OofLists, cross_fit
+from whaleid.ensemble.cross_fitting import cross_fit
 from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import Protocol
 from whaleid.ensemble.rankings import Ranking
@@ -23,7 +22,6 @@ from whaleid.evaluation.form_input import RankedIdentities, Truth
 from whaleid.evaluation.form_score import FormScore
 from whaleid.evaluation.forms import Form
 from whaleid.retrieval.candidates import Candidates
-from whaleid.retrieval.identities import PADDING
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,15 @@ class FormAnswer:
         What the form fitted on all folds, for the test set; plain values.
     cells : dict of str to str
         Test image -> its answer.
+    doubts : DataFrame or None
+        `image, other, probability, worth`: pairs whose decision is worth most, the most first; of the form clusters.
     """
 
     score: FormScore
     optimistic: bool
     fitted: Any
     cells: dict[str, str]
+    doubts: pd.DataFrame | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Every figure as plain types."""
@@ -77,8 +78,6 @@ def answer_by_identities(
         Of the interval.
     """
     datasets = datasets_of(images, competition)
-    if competition.answer.dataset is not None:
-        final, blend = (_within_data_sets(one, protocol, datasets) for one in (final, blend))
     truths = truths_of(protocol, images)
 
     def training_input(place: int | None, training: list[int]) -> tuple[RankedIdentities, Truth]:
@@ -102,8 +101,8 @@ def answer_by_identities(
 
 
 def datasets_of(images: pd.DataFrame, competition: Competition) -> np.ndarray:
-    """Data set of every image, str (n,); '' where the competition names no column."""
-    column = competition.answer.dataset
+    """Data set or species of every image, str (n,); '' where the competition names no column."""
+    column = competition.species_column
     if column is None:
         return np.full(len(images), "", dtype=object)
     return images[column].fillna("").to_numpy(dtype=object)
@@ -117,47 +116,6 @@ def truths_of(protocol: Protocol, images: pd.DataFrame) -> list[Truth]:
     weights = np.split(protocol.weights(protocol.places), ends)
     pairs = zip(protocol.parts, weights, strict=True)
     return [Truth(identity[part.rows], part.truth >= 0, weight) for part, weight in pairs]
-
-
-# ---------------------------------------------------------------------------------------------------- data sets
-
-
-def _within_data_sets(ranking: Ranking, protocol: Protocol, datasets: np.ndarray) -> Ranking:
-    """The ranking without identities of another data set than the query's. datasets: str (n,), of every image."""
-    of_identity = np.empty(len(protocol.classes), dtype=object)
-    of_identity[protocol.gallery_codes] = datasets[protocol.gallery]
-    rows = [part.rows for part in protocol.parts]
-
-    def within(lists: Sequence[Candidates]) -> tuple[Candidates, ...]:
-        pairs = zip(lists, rows, strict=True)
-        return tuple(without_others(one, of_identity, datasets[queries]) for one, queries in pairs)
-
-    lists = OofLists(tuple(map(within, ranking.lists.by_excluded_fold)), within(ranking.lists.full))
-    of_test = datasets[protocol.test_rows]
-    return replace(ranking, lists=lists, test=tuple(without_others(one, of_identity, of_test) for one in ranking.test))
-
-
-def without_others(lists: Candidates, of_identity: np.ndarray, of_query: np.ndarray) -> Candidates:
-    """The lists without identities of another data set than the query's.
-
-    Parameters
-    ----------
-    lists : Candidates
-    of_identity : str array, shape (c,)
-        Data set of each identity.
-    of_query : str array, shape (q,)
-        Data set of each query.
-
-    Returns
-    -------
-    Candidates
-        As wide as before, padded at the end.
-    """
-    own = (lists.codes >= 0) & (of_identity[lists.codes] == of_query[:, None])
-    order = np.argsort(~own, axis=1, kind="stable")
-    codes = np.take_along_axis(np.where(own, lists.codes, PADDING), order, axis=1)
-    scores = np.take_along_axis(np.where(own, lists.scores, np.float32(-np.inf)), order, axis=1)
-    return Candidates(lists.queries, lists.classes, codes, scores)
 
 
 # ------------------------------------------------------------------------------------------------------- tables

@@ -69,7 +69,9 @@ def train_classifier(features: np.ndarray, codes: np.ndarray, config: Classifier
     return Classifier(classes.astype(np.int64), torch.stack(trained).cpu().numpy())
 
 
-def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+def top_classes(
+    classifier: Classifier, features: np.ndarray, keep: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The `keep` most probable identities of each query.
 
     Parameters
@@ -78,6 +80,8 @@ def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tupl
     features : float array, shape (q, d)
         Unit rows.
     keep : int
+    allowed : int64 array, optional
+        Codes that may be named; None: all.
 
     Returns
     -------
@@ -85,18 +89,20 @@ def top_classes(classifier: Classifier, features: np.ndarray, keep: int) -> tupl
         Codes, -1 padded where there are fewer classes, and probabilities, descending, -inf padded.
     """
     device = default_device()
-    networks = [torch.from_numpy(vectors).to(device) for vectors in classifier.vectors]
-    most = min(keep, len(classifier.codes))
+    used = slice(None) if allowed is None else np.isin(classifier.codes, allowed)
+    networks = [torch.from_numpy(vectors[used]).to(device) for vectors in classifier.vectors]
+    classes = classifier.codes[used]
+    most = min(keep, len(classes))
     codes = np.full((len(features), keep), -1, dtype=np.int64)
     scores = np.full((len(features), keep), -np.inf, dtype=np.float32)
-    step = max(1, _CELLS // len(classifier.codes))
+    step = max(1, _CELLS // max(1, len(classes)))
     for start in range(0, len(features), step):
         chunk = _batch(features, np.arange(start, min(start + step, len(features))))
-        probability = torch.zeros(len(chunk), len(classifier.codes), device=device)
+        probability = torch.zeros(len(chunk), len(classes), device=device)
         for vectors in networks:
             probability += functional.softmax(classifier.scale * (chunk @ vectors.T), dim=1)
         best, place = (probability / len(networks)).topk(most, dim=1)
-        codes[start : start + step, :most] = classifier.codes[place.cpu().numpy()]
+        codes[start : start + step, :most] = classes[place.cpu().numpy()]
         scores[start : start + step, :most] = best.cpu().numpy()
     return codes, scores
 

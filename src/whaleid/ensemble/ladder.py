@@ -42,7 +42,7 @@ from whaleid.ensemble.rankers.base import JointFeatures, RankerContext
 from whaleid.ensemble.rankers.local import read_local
 from whaleid.ensemble.rankers.registry import ranker_of, rankers_of
 from whaleid.ensemble.rankers.second_level import BLEND, BlendRanker
-from whaleid.ensemble.rankings import Ranking, Source, fit_thresholds, with_full_data
+from whaleid.ensemble.rankings import Ranking, Source, fit_limits, with_full_data
 from whaleid.ensemble.results import BlendWorth, LadderResult, MemberWorth, Rung, blend_weights, write_result
 from whaleid.ensemble.scoring import map_by_share, oof_ranks, oof_with_unknown, score_ranking
 from whaleid.ensemble.simulation import with_simulated_unknowns
@@ -417,7 +417,7 @@ def blend_worth(
         if len(members) > 1:
             others = tuple(one for one in rankings if one.name != member.name)
             (without,) = BlendRanker().rank(RankerContext(protocol, config, seed, others))
-            lists = oof_with_unknown(protocol, without, fit_thresholds(protocol, without))
+            lists = oof_with_unknown(protocol, without, fit_limits(protocol, without))
             gain = rank_gain(protocol, blend.rank, oof_ranks(protocol, lists), seed)
         rows.append(MemberWorth(member.name, weighted_map(protocol, member.rank), gain, member.weight == 0.0))
     best = max(rows, key=lambda row: row.map)

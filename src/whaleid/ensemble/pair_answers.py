@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from whaleid.config import Competition, Recipe
 from whaleid.data.asked_pairs import read_asked_pairs
 from whaleid.data.reviews import Links
 from whaleid.ensemble.answers import FormAnswer, datasets_of, on_scale_of
+from whaleid.ensemble.comparable import Comparable
 from whaleid.ensemble.cross_fitting import cross_fit
 from whaleid.ensemble.protocol import FoldPart, Protocol
 from whaleid.ensemble.rankers.base import JointFeatures
@@ -35,12 +37,15 @@ from whaleid.ensemble.same_identity import (
     nearest_pairs,
     pair_values,
 )
+from whaleid.evaluation.doubts import doubtful_pairs
 from whaleid.evaluation.form_input import ImagePairs, PairTable
-from whaleid.evaluation.forms import Form
+from whaleid.evaluation.forms import CLUSTERS, Form
 from whaleid.local_matching.keypoints import frames_of, read_described
 
 _ASKED_MOST = 1000
 """Images of a fold where pairs are asked about: all their pairs are answered, which are a million then."""
+DOUBTS = 1000
+"""Pairs in doubt that are kept for a person: more than one decides in a day."""
 NO_LINKS = Links()
 KeypointMatcher = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """Rows of both images of each pair, and cosines -> `matched_values`."""
@@ -105,9 +110,11 @@ def answer_by_pairs(
     identity = images["identity"].to_numpy(dtype=object)
     truths = [identity[one.rows].astype(str) for one in sets]
     names = images["image"].to_numpy(dtype=str), datasets_of(images, competition), identity
+    groups = images[competition.group] if competition.group_is_individual else None
 
     def of(one: PairSet, models: dict[str, PairModel]) -> ImagePairs:
-        return _image_pairs(one, models, *names)
+        made = _apart(_image_pairs(one, models, *names), one, protocol.comparable)
+        return made if groups is None else replace(made, must_link=group_links(groups.iloc[one.rows]))
 
     models = cross_fit(protocol, lambda _, training: _fit_models([sets[other] for other in training], identity))
     own = [of(one, fitted) for one, fitted in zip(sets, models.by_fold, strict=True)]
@@ -125,7 +132,35 @@ def answer_by_pairs(
     answers = [form.answer(one, value, None) for one, value in zip(own, fitted.by_fold, strict=True)]
     score = form.evaluate(answers, own, truths, None, recipe.seed)
     cells = {} if target is None else dict(zip(target.rows, form.answer(target, fitted.full, None), strict=True))
-    return FormAnswer(score, not protocol.crossfitted, fitted.full, cells)
+    doubts = None
+    if target is not None and competition.answer.form == CLUSTERS:
+        doubts = doubts_table(target, fitted.full)
+    return FormAnswer(score, not protocol.crossfitted, fitted.full, cells, doubts)
+
+
+def doubts_table(pairs: ImagePairs, fitted: Any) -> pd.DataFrame:
+    """The pairs of a set that are worth a person's look: `image, other, probability, worth`, the most worth first."""
+    asked, probability, worth = doubtful_pairs(pairs, fitted)
+    names = np.concatenate([pairs.images, pairs.gallery])
+    columns = {"image": names[asked[:, 0]], "other": names[asked[:, 1]], "probability": probability, "worth": worth}
+    return pd.DataFrame(columns).head(DOUBTS)
+
+
+def group_links(groups: pd.Series) -> np.ndarray:
+    """Links between the images of one group, int64 (m, 2), places: each is linked with the first. Null: of no group."""
+    places = pd.Series(np.arange(len(groups)))
+    first = places.groupby(groups.to_numpy()).transform("min")
+    linked = first.notna() & (first < places)
+    return np.column_stack([first[linked], places[linked]]).astype(np.int64)
+
+
+def _apart(pairs: ImagePairs, one: PairSet, comparable: Comparable | None) -> ImagePairs:
+    """The pairs with P(same) 0 where two images may not be compared: all pairs are there where they are asked about."""
+    if comparable is None:
+        return pairs
+    among = pairs.among
+    alike = comparable.pairs(one.rows[among.first], one.rows[among.second])
+    return replace(pairs, among=replace(among, probability=np.where(alike, among.probability, 0.0)))
 
 
 def with_links(pairs: ImagePairs, names: pd.Series, links: Links) -> ImagePairs:
@@ -133,7 +168,7 @@ def with_links(pairs: ImagePairs, names: pd.Series, links: Links) -> ImagePairs:
     nodes = pd.Index(names)
     placed = (nodes.get_indexer(pd.Index(np.ravel(table))).reshape(-1, 2) for table in (links.must, links.cannot))
     must, cannot = (table[(table >= 0).all(axis=1)] for table in placed)
-    return replace(pairs, must_link=must, cannot_link=cannot)
+    return replace(pairs, must_link=np.concatenate([pairs.must_link, must]), cannot_link=cannot)
 
 
 @dataclass(frozen=True)
@@ -178,17 +213,18 @@ class _PairSets:
         return PairSet(rows, gallery, pairs, values, None if asked is None else asked.names)
 
     def _pairs(self, embeddings: np.ndarray, rows: np.ndarray, gallery: np.ndarray) -> Tables:
-        """The nearest images of each image, without those of another data set."""
-        knn, datasets = self.recipe.combine.knn, datasets_of(self.images, self.competition)
+        """The nearest images of each image, without those that it may not be compared with."""
+        knn, comparable = self.recipe.combine.knn, self.protocol.comparable
         pairs = {}
         if "among" in self.form.TABLES:
             pairs["among"] = nearest_pairs(embeddings, rows, knn)
         if "to_gallery" in self.form.TABLES:
             pairs["to_gallery"] = nearest_gallery_pairs(embeddings, rows, gallery, knn)
+        if comparable is None:
+            return pairs
         others = {"among": rows, "to_gallery": gallery}
         return {
-            name: table[datasets[rows[table[:, 0]]] == datasets[others[name][table[:, 1]]]]
-            for name, table in pairs.items()
+            name: table[comparable.pairs(rows[table[:, 0]], others[name][table[:, 1]])] for name, table in pairs.items()
         }
 
     def _with_matches(

@@ -8,12 +8,14 @@ the gallery, whichever fold trained the model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition
+from whaleid.ensemble.comparable import Comparable, read_comparable
 from whaleid.evaluation.metrics import expected_share_weights
 from whaleid.utils.errors import WhaleidError
 
@@ -169,6 +171,8 @@ class Protocol:
     full_data : FoldPart or None
         The part of the models trained on all labelled images, where there are any. It has no queries out of fold: it
         ranks the test set only, nothing is fitted on it or scored by it.
+    comparable : Comparable or None
+        What divides the images by species and view; None where nothing does.
     """
 
     classes: np.ndarray
@@ -181,6 +185,7 @@ class Protocol:
     share: UnknownShare | None
     k: int
     full_data: FoldPart | None = None
+    comparable: Comparable | None = None
 
     @property
     def places(self) -> list[int]:
@@ -216,6 +221,20 @@ class Protocol:
             labelled = np.union1d(part.training, part.rows)
             test = QuerySet(self.test_rows, self.test_names, self.gallery, self.gallery_codes, labelled)
         return oof, test
+
+    def pieces(self, queries: QuerySet) -> Iterator[tuple[np.ndarray, QuerySet]]:
+        """Places of the queries that are compared with one part of the gallery, and they alone with that part.
+
+        A part may be empty.
+        """
+        if self.comparable is None:
+            yield np.arange(len(queries.rows)), queries
+        else:
+            yield from self.comparable.pieces(queries)
+
+    def species(self, rows: np.ndarray) -> np.ndarray:
+        """Species of these images, str (n,); '' where it is not known, or nothing divides them."""
+        return np.full(len(rows), "", dtype=object) if self.comparable is None else self.comparable.species[rows]
 
     def truth(self, places: list[int]) -> np.ndarray:
         """True codes int64 of the queries of these folds, in order; -1 = unknown."""
@@ -306,6 +325,7 @@ def read_protocol(
         share=expected_share(competition, float(1 - known.mean())),
         k=competition.k,
         full_data=full_data_part(rows, gallery, codes[gallery]) if full_data and len(test) else None,
+        comparable=read_comparable(images, competition),
     )
 
 

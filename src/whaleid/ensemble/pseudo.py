@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from whaleid.config import Competition, Recipe
@@ -29,7 +30,7 @@ from whaleid.ensemble.lists import average
 from whaleid.ensemble.protocol import FULL_DATA, FoldPart, Protocol, full_data_part
 from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.ensemble.rankers.second_level import BlendRanker
-from whaleid.ensemble.rankings import Ranking, Source, fit_thresholds
+from whaleid.ensemble.rankings import Ranking, Source, fit_limits
 from whaleid.ensemble.reviews import reviewed_labels
 from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.retrieval.candidates import Candidates
@@ -116,15 +117,15 @@ def confident_labels(
     assert recipe.pseudo is not None
     simulated, used = with_simulated_unknowns(protocol, rankings)
     (blend,) = BlendRanker().rank(RankerContext(simulated, recipe.combine, recipe.seed, tuple(used)))
-    thresholds, keep = fit_thresholds(simulated, blend), max(recipe.combine.candidates, protocol.k)
+    limits, keep = fit_limits(simulated, blend), max(recipe.combine.candidates, protocol.k)
     assert blend.fitted is not None
-    tables = []
+    tables, species = [], protocol.species(protocol.test_rows)
     for place, part in enumerate(protocol.parts):
         settings = {one.name: one.fitted.by_fold[place] for one in rankings if one.fitted is not None}
         own = rank_with_own_gallery(sources, images, protocol, part, recipe, settings, local, weights_folder)
         lists = apply_blend(blend.fitted.by_fold[place], {one.name: one.test[0] for one in own}, keep)
-        tables.append(_confident(lists, thresholds.by_fold[place], recipe.pseudo.confidence, part.fold))
-    tables.append(_confident(average(blend.test, keep), thresholds.full, recipe.pseudo.confidence, FULL))
+        tables.append(_confident(lists, limits.of(place, species), recipe.pseudo.confidence, part.fold))
+    tables.append(_confident(average(blend.test, keep), limits.of(None, species), recipe.pseudo.confidence, FULL))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -166,7 +167,7 @@ def rank_with_own_gallery(
     return rank_all(alone, images, smaller, recipe.combine, recipe.seed, local, settings, weights_folder)
 
 
-def _confident(lists: Candidates, threshold: float | None, confidence: float, fold: int) -> pd.DataFrame:
+def _confident(lists: Candidates, threshold: np.ndarray | None, confidence: float, fold: int) -> pd.DataFrame:
     """First guesses of at least `confidence` that stand before the unknown identity."""
     first, score = lists.codes[:, 0], lists.scores[:, 0]
     chosen = (first != PADDING) & (score >= confidence)

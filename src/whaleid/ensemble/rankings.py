@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from whaleid.ensemble.comparable import NOT_KNOWN
 from whaleid.ensemble.cross_fitting import CrossFitted, OofLists, cross_fit
 from whaleid.ensemble.embedding_features import EmbeddingFeatures
 from whaleid.ensemble.lists import average
@@ -95,6 +99,57 @@ def fit_thresholds(protocol: Protocol, ranking: Ranking) -> CrossFitted[float | 
         return fit_threshold(ranking.lists.training(place, training), protocol.targets(training))
 
     return cross_fit(protocol, fit)
+
+
+FEWEST = 20
+"""Queries of a species from which it gets a threshold of its own; a species with fewer gets that of all."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of a ranking.
+
+    Attributes
+    ----------
+    overall : CrossFitted of float or None
+        As from `fit_thresholds`.
+    by_species : dict of str to CrossFitted of float or None
+        Those of each species of the queries; empty where nothing divides them.
+    """
+
+    overall: CrossFitted[float | None]
+    by_species: dict[str, CrossFitted[float | None]]
+
+    def of(self, place: int | None, species: np.ndarray) -> np.ndarray | None:
+        """Threshold of each query of these species, float32 (q,), as fitted for a fold, or for the test set (None)."""
+        overall = _at(self.overall, place)
+        if overall is None:
+            return None
+        own = {name: _at(fitted, place) for name, fitted in self.by_species.items()}
+        return np.array([own.get(name, overall) for name in species], dtype=np.float32)
+
+
+def fit_limits(protocol: Protocol, ranking: Ranking) -> Limits:
+    """The thresholds of all queries, and those of each species, cross-fitted."""
+    overall = fit_thresholds(protocol, ranking)
+    species = [protocol.species(part.rows) for part in protocol.parts]
+    names = sorted(set(np.concatenate(species).tolist()) - {NOT_KNOWN})
+    if overall.full is None or not names:
+        return Limits(overall, {})
+
+    def fit(name: str, place: int | None, training: list[int]) -> float | None:
+        rows = np.concatenate([species[other] for other in training]) == name
+        if rows.sum() < FEWEST:
+            return _at(overall, place)
+        lists, targets = ranking.lists.training(place, training), protocol.targets(training)
+        own = Candidates(lists.queries[rows], lists.classes, lists.codes[rows], lists.scores[rows])
+        return fit_threshold(own, replace(targets, truth=targets.truth[rows], weights=targets.weights[rows]))
+
+    return Limits(overall, {name: cross_fit(protocol, partial(fit, name)) for name in names})
+
+
+def _at(fitted: CrossFitted[float | None], place: int | None) -> float | None:
+    return fitted.full if place is None else fitted.by_fold[place]
 
 
 def with_full_data(ranking: Ranking, protocol: Protocol, keep: int) -> Ranking:

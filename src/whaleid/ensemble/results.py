@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,21 @@ from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
-from whaleid.evaluation.metrics import MapScore
-from whaleid.evaluation.submission_file import ANSWER, write_answer_file
+from whaleid.evaluation.metrics import MapScore, SliceScore
+from whaleid.evaluation.submission_file import ANSWER, DOUBTS, write_answer_file
 from whaleid.retrieval.candidates import Candidates, write_candidates
-from whaleid.utils.files import write_json
+from whaleid.utils.files import atomic_path, write_json
 
 AVERAGED = -1
 """Number of the fold in test.parquet: the scores are averaged over the folds."""
+
+
+@dataclass(frozen=True)
+class SpeciesThreshold:
+    """Threshold of one species: for its test images, and for each fold."""
+
+    used: float
+    by_fold: dict[int, float | None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class UnknownSummary:
         The same of the test images.
     oof_median, test_median : float
         Median of the queries' best scores.
+    species : dict of str to SpeciesThreshold
+        Those of each species; empty where nothing divides the images.
     """
 
     used: float
@@ -57,6 +67,7 @@ class UnknownSummary:
     test_first: float | None
     oof_median: float
     test_median: float | None
+    species: dict[str, SpeciesThreshold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class Rung:
         Fold to the setting chosen on the other folds.
     full_gallery : FullGallery or None
         Its score with every labelled image in the gallery, estimated; None where that is not known, or changes nothing.
+    species : dict of str to SliceScore
+        MAP@k of the queries of each species; empty where nothing divides the images.
     """
 
     name: str
@@ -113,6 +126,7 @@ class Rung:
     setting: str | None = None
     settings: dict[int, str] | None = None
     full_gallery: FullGallery | None = None
+    species: dict[str, SliceScore] = field(default_factory=dict)
 
     def test_guesses(self, k: int) -> np.ndarray:
         """Labels str (n_test, k), best first; "" where there are fewer candidates than k."""
@@ -134,8 +148,14 @@ class Rung:
             "setting": self.setting,
             "settings": self.settings,
             "full_gallery": None if self.full_gallery is None else asdict(self.full_gallery),
-            "unknown": None if self.thresholds is None else asdict(self.thresholds),
+            "unknown": None if self.thresholds is None else _without_empty(asdict(self.thresholds)),
+            **_without_empty({"species": {name: asdict(one) for name, one in self.species.items()}}),
         }
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without `species` where nothing divides the images."""
+    return {name: value for name, value in values.items() if name != "species" or value}
 
 
 @dataclass(frozen=True)
@@ -281,10 +301,11 @@ def blend_weights(
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
-    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `stack/`, at last `ladder.json`.
+    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `doubts.csv`, `stack/`, at last
+    `ladder.json`.
 
     test.parquet is left out where there are no test images, stack/ where there is no stack, answer.csv where the last
-    rung's guesses are the answer.
+    rung's guesses are the answer, doubts.csv but for the form clusters.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
@@ -295,6 +316,10 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
     (out / ANSWER).unlink(missing_ok=True)
     if result.answer is not None:
         write_answer_file(out / ANSWER, result.answer.cells)
+    (out / DOUBTS).unlink(missing_ok=True)
+    if result.answer is not None and result.answer.doubts is not None:
+        with atomic_path(out / DOUBTS) as temporary:
+            result.answer.doubts.to_csv(temporary, index=False)
     shutil.rmtree(out / STACK_FOLDER, ignore_errors=True)
     if result.stacks is not None:
         write_stack_models(result.stacks.full.models, out / STACK_FOLDER)

@@ -143,7 +143,9 @@ def ablation_lines(rows: list[dict[str, Any]]) -> list[str]:
 def slice_lines(rung: dict[str, Any]) -> list[str]:
     """The score by the number of the identity's images, in one line."""
     parts = [f"{name} {part['map']:.3f} ({part['queries']:,})" for name, part in rung["slices"].items()]
-    return ["out of fold by images of the identity: " + ", ".join(parts)] if parts else []
+    lines = ["out of fold by images of the identity: " + ", ".join(parts)] if parts else []
+    parts = [f"{name} {part['map']:.3f} ({part['queries']:,})" for name, part in rung.get("species", {}).items()]
+    return lines + (["out of fold by species: " + ", ".join(parts)] if parts else [])
 
 
 def _ladder_row(rung: dict[str, Any], ladder: dict[str, Any], solution: dict[str, MapScore] | None) -> dict[str, str]:

@@ -211,16 +211,16 @@ def share_threshold(top: np.ndarray, share: float) -> float:
     return _between(ordered[first - 1], ordered[first])
 
 
-def with_unknown(candidates: Candidates, threshold: float | None, unknown: str | None) -> Candidates:
+def with_unknown(candidates: Candidates, threshold: float | np.ndarray | None, unknown: str | None) -> Candidates:
     """The same lists with `unknown` placed among them, before the first score below the threshold.
 
-    Its code is len(candidates.classes), its score the threshold. Without unknown label or threshold:
-    unchanged.
+    Its code is len(candidates.classes), its score the threshold: one for all queries, or float (q,). Without unknown
+    label or threshold: unchanged.
     """
     if unknown is None or threshold is None:
         return candidates
     width = candidates.codes.shape[1]
-    limit = np.float32(threshold)
+    limit = np.broadcast_to(np.float32(threshold), len(candidates))[:, None]
     place = (candidates.scores >= limit).sum(axis=1)[:, None]
     column = np.arange(width + 1)[None, :]
     source = np.clip(np.where(column > place, column - 1, column), 0, width - 1)

@@ -107,13 +107,18 @@ def merges_of(pairs: ImagePairs, linkage: Linkage, anchors: bool) -> Merges:
         return agglomerate(among, Constraints(np.full(count, NO_LABEL), *inside), pairs.images, linkage)
     known = np.unique(pairs.gallery_identity, return_inverse=True)[1].reshape(-1)
     labels = np.concatenate([np.full(count, NO_LABEL), known])
-    joined = PairTable(
-        np.concatenate([among.first, pairs.to_gallery.first]),
-        np.concatenate([among.second, pairs.to_gallery.second + count]),
-        np.concatenate([among.probability, pairs.to_gallery.probability]),
-    )
     names = np.concatenate([pairs.images, pairs.gallery])
-    return agglomerate(joined, Constraints(labels, pairs.must_link, pairs.cannot_link), names, linkage)
+    return agglomerate(joined_pairs(pairs), Constraints(labels, pairs.must_link, pairs.cannot_link), names, linkage)
+
+
+def joined_pairs(pairs: ImagePairs) -> PairTable:
+    """All pairs in one table; the place of a labelled image is the number of images + its place in the gallery."""
+    count, among, to_gallery = len(pairs.images), pairs.among, pairs.to_gallery
+    return PairTable(
+        np.concatenate([among.first, to_gallery.first]),
+        np.concatenate([among.second, to_gallery.second + count]),
+        np.concatenate([among.probability, to_gallery.probability]),
+    )
 
 
 def answer(pairs: ImagePairs, fitted: dict[str, Any], unknown: str | None) -> list[str]:
@@ -168,6 +173,7 @@ def _thinned(pairs: ImagePairs, identity: np.ndarray, target: ImagePairs) -> tup
         pairs.gallery_identity,
         PairTable(place[among.first[both]], place[among.second[both]], among.probability[both]),
         PairTable(place[gallery.first[one]], gallery.second[one], gallery.probability[one]),
+        must_link=place[pairs.must_link[kept[pairs.must_link].all(axis=1)]],
     )
     return left, identity[kept]
 

@@ -218,7 +218,7 @@ def score_ranks(
     scores = reciprocal_rank_at_k(rank, k)
     mean = _mean(scores, weights)
     low, high = _interval(rank, k, weights, mean, np.random.default_rng(seed), bootstraps)
-    parts = {} if slices is None else _by_slice(scores, weights, slices)
+    parts = {} if slices is None else score_slices(scores, weights, slices)
     return MapScore(mean, k, len(rank), low, high, parts)
 
 
@@ -271,7 +271,7 @@ def _normal_interval(scores: np.ndarray, weights: np.ndarray, mean: float) -> tu
     return max(mean - _Z95 * deviation, 0.0), min(mean + _Z95 * deviation, 1.0)
 
 
-def _by_slice(scores: np.ndarray, weights: np.ndarray | None, slices: np.ndarray) -> dict[str, SliceScore]:
+def score_slices(scores: np.ndarray, weights: np.ndarray | None, slices: np.ndarray) -> dict[str, SliceScore]:
     """Score of each slice that holds a query: those of SLICES in their order, then others by name."""
     if slices.shape != scores.shape:
         raise WhaleidError(f"slices: shape {slices.shape}, but there are {len(scores)} queries")

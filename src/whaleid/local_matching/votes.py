@@ -136,6 +136,31 @@ def nearest_descriptors(described: Described, queries: np.ndarray, gallery: np.n
     return Nearest(distance, found)
 
 
+def nearest_apart(
+    described: Described, queries: np.ndarray, pieces: list[tuple[np.ndarray, np.ndarray]], neighbours: int
+) -> Nearest:
+    """As `nearest_descriptors`, where some queries are compared with another gallery than others.
+
+    pieces: places in `queries`, int64, and the gallery of the queries in these places. Rows of a gallery with fewer
+    descriptors than another are filled up with the distance of their last, and place -1.
+    """
+    if len(pieces) == 1:
+        return nearest_descriptors(described, queries, pieces[0][1], neighbours)
+    found = [nearest_descriptors(described, queries[places], gallery, neighbours) for places, gallery in pieces]
+    width = max(one.distance.shape[1] for one in found)
+    counts = described.counts(queries)
+    starts, total = np.cumsum(counts) - counts, int(counts.sum())
+    joined = Nearest(np.zeros((total, width), np.float32), np.full((total, width), PADDING, np.int64))
+    for (places, _), one in zip(pieces, found, strict=True):
+        rows = np.concatenate(
+            [np.arange(start, start + counts[at]) for at, start in zip(places, starts[places], strict=True)]
+        )
+        own = one.distance.shape[1]
+        joined.distance[rows, :own], joined.places[rows, :own] = one.distance, one.places
+        joined.distance[rows, own:] = one.distance[:, -1:] if own else 0.0
+    return joined
+
+
 def _table(described: Described, shape: tuple[int, int], kind: type) -> np.ndarray:
     """An array to fill: in a file without a name beside the descriptors where it is large, else in memory."""
     large = np.prod(shape) * np.dtype(kind).itemsize > _IN_MEMORY

@@ -105,6 +105,8 @@ def candidates_key(project: Project) -> str:
     answer = project.competition.answer
     settings = {"unknown", "unknown_share", "k"} | (set() if answer.form == TOPK else {"answer"})
     protocol = project.competition.model_dump(mode="json", include=settings)
+    divided = {name: getattr(project.competition, name) for name in ("species_column", "view", "group_is_individual")}
+    protocol |= {name: value for name, value in divided.items() if value}  # keys from before them hold
     combine = project.recipe.combine.model_dump(mode="json")
     asked = [] if answer.pairs is None else [_asked_digest(project.competition)]
     decided = _decisions(project) if answer.form == CLUSTERS else []

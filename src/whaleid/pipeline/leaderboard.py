@@ -14,7 +14,7 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run, tasks_to_do
 from whaleid.pipeline.score import answer_on, solution_path, solution_scores
 from whaleid.pipeline.stages import STAGES
-from whaleid.pipeline.submission import latest_submission, review_line
+from whaleid.pipeline.submission import foreign_reviews_line, latest_submission, review_line
 from whaleid.pipeline.tasks import Task
 
 LAST = "score"
@@ -48,8 +48,7 @@ def leaderboard_lines(project: Project, executor: Executor | None = None) -> Ite
         yield "no submission: the competition's YAML names no test images"
         return
     path, solution = latest_submission(project), solution_path(project.competition)
-    if reviewed := review_line(project):
-        yield reviewed
+    yield from filter(None, (review_line(project), foreign_reviews_line(project)))
     if solution is not None:
         if project.competition.answer.form == TOPK:
             yield f"top-1 (solution): {score_files(path, solution, k=1).value:.5f}"

@@ -12,7 +12,7 @@ import pandas as pd
 from whaleid.config import Competition
 from whaleid.data.competition import inspect_rows, listed_names
 from whaleid.data.listing import read_listed
-from whaleid.data.reviews import read_links
+from whaleid.data.reviews import read_links, reviews_path
 from whaleid.data.tables import read_csv
 from whaleid.evaluation.forms import get_form, write_submission
 from whaleid.evaluation.log import SubmissionRecord, append_log, read_log
@@ -23,11 +23,12 @@ from whaleid.pipeline.ladder import ladder_tasks
 from whaleid.pipeline.metrics import answer_score, read_figures, require_figures
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.tasks import Task
-from whaleid.pipeline.workspace import read_folds
+from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
 if TYPE_CHECKING:
+    from whaleid.ensemble.reviews import Decided
     from whaleid.retrieval.candidates import Candidates
 
 
@@ -159,14 +160,33 @@ def review_line(project: Project) -> str:
     return f"{len(links):,} decisions: {int((before != after).any(axis=1).sum()):,} queries answered otherwise"
 
 
+def foreign_reviews_line(project: Project) -> str:
+    """How many decisions are about images that the competition does not have; empty where all are its own."""
+    links, known = read_links(project.competition), set(read_images(project.workspace)["image"])
+    foreign = [image for pair in (*links.must, *links.cannot) for image in pair if image not in known]
+    if not foreign:
+        return ""
+    count = sum(not set(pair) <= known for pair in (*links.must, *links.cannot))
+    return (
+        f"{reviews_path(project.competition)}: {count:,} decisions are about images that are not in this competition, "
+        f"first {foreign[0]}: they change nothing; correct the names"
+    )
+
+
 def _reviewed_guesses(project: Project) -> TestGuesses:
     """The guesses of the last rung, changed by what people decided."""
+    rung, lists, _ = reviewed_lists(project)
+    return _first_guesses(rung, lists, project.competition)
+
+
+def reviewed_lists(project: Project) -> tuple[str, Candidates, Decided]:
+    """The last rung's name, its test candidates as people's decisions changed them, and those decisions."""
     from whaleid.ensemble.reviews import decide, reviewed_candidates
 
     competition, labelled = project.competition, read_folds(project.workspace)
     rung, lists = read_rungs(project)[-1]
     decided = decide(read_links(competition), dict(zip(labelled["image"], labelled["identity"], strict=True)))
-    return _first_guesses(rung, reviewed_candidates(lists, decided, competition.unknown), competition)
+    return rung, reviewed_candidates(lists, decided, competition.unknown), decided
 
 
 def read_rungs(project: Project) -> list[tuple[str, Candidates]]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from whaleid.ensemble.protocol import FoldPart, Protocol, read_protocol
 from whaleid.ensemble.simulation import is_simulated, simulated_protocol
+from whaleid.ensemble.summary import Figures
 from whaleid.evaluation.metrics import MapScore
 from whaleid.pipeline.keys import candidates_key
 from whaleid.pipeline.metrics import read_figures
@@ -176,12 +177,18 @@ def _is_simulated(part: FoldPart) -> np.ndarray:
 
 def best_single_features(results: Results) -> tuple[str, dict[int, Path]]:
     """Name of the best single network, and its folder of features for each fold; {} where one is missing."""
-    name = results.best_single["name"]
-    for source in sources(results.project):
-        if source.name == results.best_single.get("source"):
+    return features_of_best(results.project, results.figures)
+
+
+def features_of_best(project: Project, figures: Figures) -> tuple[str, dict[int, Path]]:
+    """As `best_single_features`, by the recipe's figures alone."""
+    ladder = figures["ladder"]
+    best = next(rung for rung in ladder["rungs"] if rung["name"] == ladder["best_single"])
+    for source in sources(project):
+        if source.name == best.get("source"):
             complete = all((path / "embeddings.npy").is_file() for path in source.folds.values())
             return source.name, dict(source.folds) if complete else {}
-    return name, {}
+    return best["name"], {}
 
 
 def read_losses(folder: Path) -> list[tuple[int, float]]:

@@ -203,7 +203,7 @@ def _identities(results: Results) -> dict[str, Any]:
 
 def _slices(results: Results) -> dict[str, Any]:
     final, single = results.rankers[-1], results.best_single
-    return {"k": final["k"], "rankers": [final, single], "rows": final["slices"]}
+    return {"k": final["k"], "rankers": [final, single], "rows": final["slices"], "species": final.get("species")}
 
 
 def _unknown(results: Results) -> dict[str, Any]:

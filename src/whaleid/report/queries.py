@@ -42,10 +42,11 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `identities`: names, to which codes point. `weights`: of a known and of an unknown query. `thresholds`: fold to
-        the threshold in use, None without unknown label. Of all queries, the simulated ones last: `truth` (codes, -1:
-        unknown), `fold`, and `scores`, k a query, None where there is no guess. Of the others, which have cards:
-        `guesses` (codes, -1: none) and `pictures` (rows, -1: none), k a query; `row`, `size`. `names`: row to image.
+        `identities`: names, to which codes point. `weights`: of a known and of an unknown query. `thresholds`: fold
+        (and species, where it has its own) to the threshold in use, None without unknown label. Of all queries, the
+        simulated ones last: `truth` (codes, -1: unknown), `fold` (key of `thresholds`), and `scores`, k a query, None
+        where there is no guess. Of the others, which have cards: `guesses` (codes, -1: none) and `pictures` (rows, -1:
+        none), k a query; `row`, `size`. `names`: row to image.
     """
     competition, protocol = results.project.competition, results.protocol
     top = without_unknown(results.scored, competition.unknown)
@@ -61,7 +62,7 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         "weights": _weights(results),
         "thresholds": _thresholds(results),
         "truth": [place[name] if is_known else -1 for name, is_known in zip(top.truth[order], known, strict=True)],
-        "fold": top.folds[order].tolist(),
+        "fold": _of_thresholds(results)[order].tolist(),
         "scores": _short(top.scores[order].ravel()),
         "guesses": [place.get(name, -1) for name in top.guesses[~top.simulated].ravel().tolist()],
         "pictures": [row for listed in pictures for row in [*listed, *[-1] * (protocol.k - len(listed))]],
@@ -85,9 +86,25 @@ def _weights(results: Results) -> tuple[float, float]:
     return of_known, of_unknown
 
 
-def _thresholds(results: Results) -> dict[int, float | None] | None:
+def _thresholds(results: Results) -> dict[Any, float | None] | None:
     unknown = results.rankers[-1]["unknown"]
-    return None if unknown is None else {int(fold): value for fold, value in unknown["by_fold"].items()}
+    if unknown is None:
+        return None
+    thresholds: dict[Any, float | None] = {int(fold): value for fold, value in unknown["by_fold"].items()}
+    for name, own in unknown.get("species", {}).items():
+        thresholds |= {f"{fold} {name}": value for fold, value in own["by_fold"].items()}
+    return thresholds
+
+
+def _of_thresholds(results: Results) -> np.ndarray:
+    """Key in `_thresholds` of each of `results.scored`: the fold or, where it has its threshold, fold and species."""
+    unknown, scored = results.rankers[-1]["unknown"], results.scored
+    species = results.protocol.species(scored.rows)
+    if unknown is None or not species.any():
+        return scored.folds
+    own = unknown.get("species", {})
+    pairs = zip(scored.folds.tolist(), species, strict=True)
+    return np.array([f"{fold} {name}" if name in own else fold for fold, name in pairs], dtype=object)
 
 
 def _short(scores: np.ndarray) -> list[float | None]:

@@ -68,7 +68,7 @@ class Desk:
         """All that the page shows, as JSON values.
 
         Of the pairs of one image that are not decided only the first is served, and none once the image was decided to
-        be the same as another.
+        be the same as another; but all pairs of two clusters.
         """
         reviews = read_reviews(self.path)
         decided: dict[tuple[str, str], list[Review]] = {}
@@ -77,7 +77,8 @@ class Desk:
         served, closed = [], set()
         for number, names in enumerate(self.names):
             answers = decided.get(names, [])
-            query = self.pairs[number].query
+            pair = self.pairs[number]
+            query = number + len(self.images) if pair.kind == "cluster" else pair.query
             if answers or query not in closed:
                 served.append(self._pair_json(number, answers))
             if not answers or any(answer.same == "yes" for answer in answers):

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from whaleid.data.duplicates import HASH_DISTANCE
+from whaleid.evaluation.forms import CLUSTERS
+from whaleid.evaluation.submission_file import DOUBTS
 from whaleid.features.files import read_features
 from whaleid.identify.rank import holds_logarithms, probabilities_of
 from whaleid.pipeline.project import Project
@@ -25,6 +28,7 @@ from whaleid.report.inputs import Results, best_single_features, read_results
 KINDS = {
     "guess": "guesses for test images",
     "new": "called unknown",
+    "cluster": "two clusters, or one",
     "label": "doubtful labels",
     "copy": "copies with two labels",
 }
@@ -46,9 +50,9 @@ class Pair:
     kind : str
         One of KINDS.
     query, other : int
-        Rows of images.parquet; `other` is labelled, and -1 as long as its image is not chosen.
+        Rows of images.parquet; `other` is labelled (but of kind `cluster`), and -1 while its image is not chosen.
     identity : str
-        Label of `other`.
+        Label of `other`; '' for none.
     reason : str
         Why it is worth a look.
     worth : float
@@ -75,7 +79,8 @@ def find_pairs(project: Project) -> tuple[Results, list[Pair]]:
         If there are no results yet.
     """
     results = read_results(in_used_round(project))
-    pairs = [*copies(results), *doubtful_labels(results), *uncertain_guesses(results)]
+    asked = doubtful_clusters if project.competition.answer.form == CLUSTERS else uncertain_guesses
+    pairs = [*copies(results), *doubtful_labels(results), *asked(results)]
     pairs.sort(key=lambda pair: -pair.worth)
     return results, with_nearest_images(pairs[:MOST], results.images, best_single_features(results)[1])
 
@@ -87,18 +92,39 @@ def uncertain_guesses(results: Results) -> Iterator[Pair]:
         return
     lists, last = read_rungs(results.project)[-1][1], results.rankers[-1]
     probabilities = probabilities_of(lists, results.figures, competition.unknown)
-    levels = [0.5] if last["unknown"] is None else [0.5, last["unknown"]["used"]]
     rows = pd.Index(images["image"]).get_indexer(pd.Index(lists.queries))
     names = np.append(lists.classes.astype(str), "")[lists.codes]
     for row, guesses, chances in zip(rows.tolist(), names.tolist(), probabilities.tolist(), strict=True):
         kind = "new" if guesses[0] == competition.unknown else "guess"
         named = [one for one in zip(guesses, chances, strict=True) if one[0] not in ("", competition.unknown)]
-        worth = 1.0
+        worth, levels = 1.0, _levels(last["unknown"], results.protocol.species(np.array([row]))[0])
         for identity, chance in named[:GUESSES]:  # none before a likelier one
             worth = min(worth, 1 - 2 * min(min(abs(chance - level) for level in levels), 0.5))
             called = f"called {competition.unknown}, " if kind == "new" else ""
             reason = f"{called}may be {identity} ({chance:.0%})"
             yield Pair(kind, row, -1, identity, reason, worth, results.project.folds[0])
+
+
+def doubtful_clusters(results: Results) -> Iterator[Pair]:
+    """Pairs of images of clusters that might be one, or might be two; of each merge the likeliest pair."""
+    path = results.project.workspace.candidates(results.project.recipe.name) / DOUBTS
+    if not path.is_file():
+        return
+    table, images = pd.read_csv(path, dtype={"image": str, "other": str}, keep_default_na=False), results.images
+    rows = [pd.Index(images["image"]).get_indexer(pd.Index(table[name])) for name in ("image", "other")]
+    labels = images["identity"].where(images["split"] == "train").fillna("").to_numpy(object)
+    for query, other, pair in zip(*(one.tolist() for one in rows), table.itertuples(), strict=True):
+        reason = f"P(same) {float(str(pair.probability)):.0%}"
+        worth = float(str(pair.worth)) / max(float(table["worth"].max()), 1e-9)
+        yield Pair("cluster", query, other, str(labels[other]), reason, worth, results.project.folds[0])
+
+
+def _levels(unknown: dict[str, Any] | None, species: str) -> list[float]:
+    """Probabilities at which a guess is as likely wrong as right, or at the threshold of the unknown identity."""
+    if unknown is None:
+        return [0.5]
+    own = unknown.get("species", {}).get(species)
+    return [0.5, unknown["used"] if own is None else own["used"]]
 
 
 def doubtful_labels(results: Results) -> Iterator[Pair]:

@@ -19,6 +19,7 @@ from whaleid.ensemble.protocol import FoldPart, Protocol, QuerySet
 from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.features.files import open_embeddings
 from whaleid.retrieval.candidates import Candidates
+from whaleid.retrieval.identities import PADDING
 from whaleid.utils.files import load_array
 
 if TYPE_CHECKING:
@@ -213,5 +214,26 @@ def rank_parts(
         rank = model(part)
         for query_set, lists in zip(context.protocol.queries(part), (oof, test), strict=True):
             if query_set is not None:
-                lists.append(Candidates(query_set.names, context.protocol.classes, *rank(query_set)))
+                found = rank_apart(context, query_set, rank)
+                lists.append(Candidates(query_set.names, context.protocol.classes, *found))
     return OofLists.same(tuple(oof)), tuple(test)
+
+
+def rank_apart(context: RankerContext, queries: QuerySet, rank: Callable[[QuerySet], Lists]) -> Lists:
+    """Lists of the queries, each ranked with the part of the gallery that it may be compared with alone."""
+    lists = no_lists(len(queries.rows), context.keep)
+    for places, piece in context.protocol.pieces(queries):
+        if len(piece.gallery):
+            put_lists(lists, places, rank(piece))
+    return lists
+
+
+def no_lists(queries: int, keep: int) -> Lists:
+    """Lists without a candidate."""
+    return np.full((queries, keep), PADDING, np.int64), np.full((queries, keep), -np.inf, np.float32)
+
+
+def put_lists(lists: Lists, places: np.ndarray, found: Lists) -> None:
+    """Put lists, which may be narrower, in their places."""
+    for table, values in zip(lists, found, strict=True):
+        table[places, : values.shape[1]] = values

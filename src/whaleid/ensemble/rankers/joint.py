@@ -54,7 +54,9 @@ class ClassifierRanker(Ranker):
             context.report(f"classifier: {part.fold}")
             embeddings = joint[part]
             trained = train_classifier(embeddings[part.gallery], part.gallery_codes, config, context.seed)
-            return lambda query_set: top_classes(trained, embeddings[query_set.rows], context.keep)
+            return lambda query_set: top_classes(
+                trained, embeddings[query_set.rows], context.keep, query_set.gallery_codes
+            )
 
         lists, test = rank_parts(context, model)
         return [Ranking("classifier", self.kind, lists, test, True)]

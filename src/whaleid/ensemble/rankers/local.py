@@ -20,7 +20,7 @@ from whaleid.ensemble.rankings import Ranking
 from whaleid.local_matching.geometric_verification import verified_candidates
 from whaleid.local_matching.keypoints import Described, read_described
 from whaleid.local_matching.matchers import Matcher, matcher_of
-from whaleid.local_matching.votes import Nearest, local_candidates, nearest_descriptors
+from whaleid.local_matching.votes import Nearest, local_candidates, nearest_apart
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
@@ -98,13 +98,13 @@ def read_local(context: RankerContext) -> LocalInputs:
         context.report(f"keypoints: {part.fold}")
         oof, _ = protocol.queries(part)
         assert oof is not None
-        folds.append(_local_queries(described, oof, part.truth, config))
+        folds.append(_local_queries(protocol, described, oof, part.truth, config))
     test = None
     if len(protocol.test_rows):
         context.report("keypoints: test")
         _, query_set = protocol.queries(protocol.test_parts[0])
         assert query_set is not None
-        test = _local_queries(described, query_set, np.full(len(query_set.rows), NONE), config)
+        test = _local_queries(protocol, described, query_set, np.full(len(query_set.rows), NONE), config)
     return LocalInputs(described, tuple(folds), test, matcher)
 
 
@@ -184,14 +184,15 @@ def _config(context: RankerContext) -> LocalConfig:
     return context.config.local_matching
 
 
-def _local_queries(described: Described, queries: QuerySet, truth: np.ndarray, config: LocalConfig) -> LocalQueries:
+def _local_queries(
+    protocol: Protocol, described: Described, queries: QuerySet, truth: np.ndarray, config: LocalConfig
+) -> LocalQueries:
     """With as many neighbours as the recipe needs."""
     neighbours = max(config.neighbours, 0 if config.learned is None else config.learned.neighbours)
     codes = np.full(len(described.offsets) - 1, NONE, dtype=np.int64)
     codes[queries.gallery] = queries.gallery_codes
-    return LocalQueries(
-        queries, truth, codes, nearest_descriptors(described, queries.rows, queries.gallery, neighbours)
-    )
+    pieces = [(places, piece.gallery) for places, piece in protocol.pieces(queries)]
+    return LocalQueries(queries, truth, codes, nearest_apart(described, queries.rows, pieces, neighbours))
 
 
 def _ranking(context: RankerContext, name: str, kind: str, rank: Callable[[LocalQueries, int], Lists]) -> Ranking:

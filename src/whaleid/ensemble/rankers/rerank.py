@@ -16,8 +16,8 @@ import numpy as np
 from whaleid.config import CombineConfig
 from whaleid.ensemble.cross_fitting import CrossFitted, OofLists, cross_fit
 from whaleid.ensemble.lists import concatenate_lists
-from whaleid.ensemble.protocol import Protocol
-from whaleid.ensemble.rankers.base import Ranker, RankerContext, Without
+from whaleid.ensemble.protocol import Protocol, QuerySet
+from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without, no_lists, put_lists
 from whaleid.ensemble.rankers.joint import joint_features
 from whaleid.ensemble.rankings import Ranking
 from whaleid.ensemble.simulation import simulated_protocol, with_simulated_lists
@@ -64,18 +64,30 @@ class RerankRanker(Ranker):
 
 def rerank_tables(context: RankerContext) -> dict[Setting, tuple[list[Candidates], list[Candidates]]]:
     """Candidates by every setting of every method, out of fold and of the test images, one a part."""
-    joint, config, tables = joint_features(context), context.config, {}
-    assert config.rerank is not None
+    joint, tables = joint_features(context), {}
     for part in context.parts:
         context.report(f"re-ranking: {part.fold}")
         for which, query_set in enumerate(context.protocol.queries(part)):
             if query_set is not None:
-                rows = query_set.gallery, query_set.gallery_codes, query_set.labelled, query_set.rows
-                widest = widest_graph(config.rerank)
-                graph = query_graph(joint[part], *rows, config.knn, context.keep, widest)
-                for setting, lists in every_setting(graph, config.rerank):
+                for setting, lists in _lists_by_setting(context, joint[part], query_set).items():
                     found = Candidates(query_set.names, context.protocol.classes, *lists)
                     tables.setdefault(setting, ([], []))[which].append(found)
+    return tables
+
+
+def _lists_by_setting(context: RankerContext, embeddings: np.ndarray, queries: QuerySet) -> dict[Setting, Lists]:
+    """Lists of the queries by every setting, with graphs of images that may be compared."""
+    config, tables = context.config, {}
+    assert config.rerank is not None
+    for places, piece in context.protocol.pieces(queries):
+        if not len(piece.gallery):
+            continue
+        rows = piece.gallery, piece.gallery_codes, piece.labelled, piece.rows
+        graph = query_graph(embeddings, *rows, config.knn, context.keep, widest_graph(config.rerank))
+        for setting, lists in every_setting(graph, config.rerank):
+            if setting not in tables:
+                tables[setting] = no_lists(len(queries.rows), context.keep)
+            put_lists(tables[setting], places, lists)
     return tables
 
 

@@ -1,0 +1,1 @@
+"""The answers of a submission for those who work on: a spreadsheet, Wildbook, Camtrap DP."""

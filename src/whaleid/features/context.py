@@ -104,7 +104,7 @@ def _embed(run: Path, images: pd.DataFrame, rows: np.ndarray, root: Path, masks:
     margin, size = extractor.run.experiment.image.box_margin, extractor.size
     boxes, paths = images[CORNERS].to_numpy(dtype=float), images["path"].to_numpy()
     found: list[list[np.ndarray]] = [[], [], []]
-    with progress_bar("context", len(rows)) as bar:
+    with progress_bar("context", len(rows), images=True) as bar:
         for start in range(0, len(rows), extractor.batch):
             part = rows[start : start + extractor.batch].tolist()
             whole = np.stack([prepare(root / paths[row], boxes[row], margin, size) for row in part])

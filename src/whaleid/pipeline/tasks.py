@@ -15,6 +15,7 @@ from typing import Any
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.locks import locked
 from whaleid.utils.machine import measured
+from whaleid.utils.progress import doing
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def _make(task: Task) -> None:
     if task.resumes and workspace.stamp(task.output).get("begun") != task.key:
         _clear(task.output)
     workspace.mark_current(task.output, "", **resumed)  # a kill between output and key must not leave an earlier key
-    notes = task.make() or {}
+    with doing(task.stage, task.item):
+        notes = task.make() or {}
     workspace.mark_current(task.output, task.key, **resumed, **measured(began), **notes)
 
 

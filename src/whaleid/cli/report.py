@@ -15,6 +15,7 @@ PANEL = "Results"
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     command(app, PROJECT, panel=PANEL)(report)
+    command(app, ("competition", "work"), panel=PANEL)(compare)
     command(app, PROJECT, panel=PANEL)(matches)
     command(app, PROJECT, panel=PANEL)(explain)
 
@@ -27,6 +28,34 @@ def report(context: Context) -> None:
     from whaleid.report.page import write_report
 
     print(f"report: {write_report(context.project)}")
+
+
+def compare(
+    context: Context,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="two or more: a recipe, RECIPE:RANKER, EXPERIMENT/foldK (a run), or a recipe behind the path of "
+            "another work folder of the competition"
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="HTML to write; default: in the work folder's report/")
+    ] = None,
+) -> None:
+    """Settings that differ, scores with intervals, paired differences from the first, and training curves.
+
+    Example: whaleid compare sample gold sample:lite0_arcface -c sample
+    """
+    from whaleid.pipeline.workspace import Workspace
+    from whaleid.report.compare import compare_entries, comparison_lines, comparison_path, write_comparison
+
+    competition = context.load_competition()
+    workspace = Workspace(context.work_folder / competition.name)
+    found = compare_entries(names, competition, workspace)
+    path = output or comparison_path(names, workspace)
+    write_comparison(found, competition, path)
+    print("\n".join([*comparison_lines(found), "", f"comparison: {path}"]))
 
 
 def matches(

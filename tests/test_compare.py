@@ -22,13 +22,13 @@ from whaleid.report.compare import (
     ABSENT,
     compare_entries,
     comparison_lines,
-    comparison_path,
     difference,
     differing,
     setting_text,
     write_comparison,
 )
 from whaleid.report.entries import Ranks, mean_curve, read_entries
+from whaleid.report.places import report_file
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import read_json, write_json
 
@@ -173,8 +173,9 @@ def test_the_text_names_the_best_first_and_the_page(project: Project) -> None:
     assert maps == sorted(maps, reverse=True)
     assert "differences from own" in lines[4]
     assert any(line.split() == ["combine.candidates", "50", "20"] for line in lines)
-    path = comparison_path(["own", "own:" + SOURCE, "../x/own"], project.workspace)
+    path = report_file(project.workspace, "compare", ["own", "own:" + SOURCE, "../x/own"], ".html")
     assert path.parent == project.workspace.root / "report" and path.name == "compare-own-own-net-b-amp-x-own.html"
+    assert len(report_file(project.workspace, "compare", ["long" * 99], ".html").name) < 100
 
 
 @pytest.fixture(scope="module")

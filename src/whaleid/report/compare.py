@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from whaleid.utils.progress import duration
 ABSENT = object()
 """Stands for a setting that one of the compared things does not have."""
 _LONGEST = 40  # characters of a setting in the terminal
-_NAME = 60  # characters of the page's file name, without those of all file names
 
 
 @dataclass(frozen=True)
@@ -185,12 +183,6 @@ def write_comparison(found: Comparison, competition: Competition, path: Path) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
-
-
-def comparison_path(names: list[str], workspace: Workspace) -> Path:
-    """Default place of the page, in the work folder's `report`."""
-    name = "-".join(re.sub(r"[^\w.]+", "-", one).strip("-.") for one in names)
-    return workspace.root / "report" / f"compare-{name[:_NAME].strip('-.')}.html"
 
 
 def _page_row(place: int, found: Comparison) -> dict[str, Any]:

@@ -170,10 +170,18 @@
     return (query) => name(query).toLowerCase().includes(wanted) || nameOf(truth[query]).toLowerCase().includes(wanted);
   }
 
+  /** Whether a query fits the filters by further columns of the competition (species, camera, ...). */
+  const columns = [...document.querySelectorAll("#filters [data-column]")];
+  const fitsColumns = (query) => columns.every(({ value, dataset }) =>
+    value === "all" || queries.columns[dataset.column].codes[query] === Number(value));
+
   function filter() {
     const state = STATES[byId("state").value], size = byId("size").value, fits = searcher(byId("search").value);
     found = queries.row.map((_, query) => query)
-      .filter((query) => state(query) && (size === "all" || sizeName(queries.size[query]) === size) && fits(query));
+      .filter((query) => state(query) && (size === "all" || sizeName(queries.size[query]) === size) && fits(query) && fitsColumns(query));
+    const answerable = found.filter((query) => truth[query] >= 0 || unknown !== null);
+    byId("share").textContent = answerable.length
+      ? `first guess right for ${percent(answerable.filter(STATES.right).length / answerable.length)}` : "";
     found.sort(ORDERS[byId("order").value]);
     show(0);
   }
@@ -193,6 +201,7 @@
   function search(text, state) {
     byId("search").value = text;
     byId("state").value = state;
+    for (const select of [byId("size"), ...columns]) select.value = "all";
     filter();
     byId("queries").scrollIntoView();
     focusCard(0);

@@ -13,6 +13,7 @@ import argparse
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def main() -> None:
     for name, values in scores.items():
         gain = gains.get(name)
         print(f"{name:28}{values.mean():15.4f}  {'' if gain is None else gain}")
-    figures = {name: {"deletion": float(values.mean())} for name, values in scores.items()}
+    figures: dict[str, dict[str, Any]] = {name: {"deletion": float(values.mean())} for name, values in scores.items()}
     for name, gain in gains.items():
         figures[name]["less_control"] = asdict(gain)
         figures[name]["below_control"] = float((scores[name] < scores[CONTROL]).mean())

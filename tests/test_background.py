@@ -59,6 +59,9 @@ class Pixels:
     size, batch = (32, 32), 3
     run = SimpleNamespace(experiment=SimpleNamespace(image=SimpleNamespace(box_margin=0.0)))
 
+    def without_mirror(self) -> "Pixels":
+        return self
+
     def embed(self, images: np.ndarray) -> tuple[np.ndarray, None]:
         flat = images.reshape(len(images), -1).astype(np.float32) - GREY
         return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6), None
@@ -73,14 +76,41 @@ def test_the_context_ratio_tells_animals_from_backgrounds(tmp_path: Path, monkey
         cv2.imwrite(str(tmp_path / f"{row}-mask.png"), disc(32, 32))
         masks.append(Mask(tmp_path / f"{row}-mask.png", (32, 32)))
     images = pd.DataFrame({"path": [f"{row}.png" for row in range(6)], "identity": list("abcabc")})
+    images["image"] = [f"image {row}" for row in range(6)]
+    images["view"] = ["left", "right", "left", None, None, None]
     images = images.assign(x0=0.0, y0=0.0, x1=32.0, y1=32.0)
     monkeypatch.setattr("whaleid.features.extractor.load_extractor", lambda *_: Pixels())
     found = measure_context(tmp_path, images, np.arange(3), np.arange(3, 6), tmp_path, masks)
     assert (found.queries, found.animal, found.background, found.ratio) == (3, 1.0, 0.0, 0.0)
+    assert found.offenders == []
+    assert {view: part["queries"] for view, part in found.table.items()} == {"": 3, "left": 2, "right": 1}
     swapped = [2, 0, 1]  # the gallery's identities are those of the backgrounds
     images["identity"] = list("abc") + [list("abc")[place] for place in swapped]
     found = measure_context(tmp_path, images, np.arange(3), np.arange(3, 6), tmp_path, masks)
     assert (found.animal, found.background, found.ratio) == (0.0, 1.0, None)
+    pairs = [(one["image"], one["match"], one["animal"]) for one in found.offenders]
+    assert sorted(pairs) == [(f"image {row}", f"image {3 + (row + 1) % 3}", False) for row in range(3)]
+    cosines = [one["cosine"] for one in found.offenders]
+    assert cosines == sorted(cosines, reverse=True) and all(value > 0.9 for value in cosines)
+
+
+def test_in_the_mirror_a_network_of_one_side_knows_mirrored_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each query is the mirrored picture of its gallery image."""
+    rng, masks = np.random.default_rng(0), []
+    cv2.imwrite(str(tmp_path / "mask.png"), disc(32, 32))
+    for row in range(4):
+        picture = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{row}.png"), picture)
+        cv2.imwrite(str(tmp_path / f"{row + 4}.png"), picture[:, ::-1])
+        masks += [Mask(tmp_path / "mask.png", (32, 32))] * 2
+    images = pd.DataFrame({"path": [f"{row}.png" for row in range(8)], "identity": list("abcdabcd")})
+    images = images.assign(image=images["path"], x0=0.0, y0=0.0, x1=32.0, y1=32.0)
+    monkeypatch.setattr("whaleid.features.extractor.load_extractor", lambda *_: Pixels())
+    table = measure_context(tmp_path, images, np.arange(4), np.arange(4, 8), tmp_path, masks).table[""]
+    assert table["mirrored"] == {"accuracy": 1.0, "low": 1.0, "high": 1.0}
+    assert table["one side"]["accuracy"] < 1.0
 
 
 def keys(project: Project) -> tuple[str, str, str]:
@@ -159,5 +189,8 @@ def test_the_context_ratio_is_in_the_metrics_and_the_report(
     assert done(monkeypatch, capsys, tmp_path, arguments(tmp_path, "background")) == said
     done(monkeypatch, capsys, tmp_path, arguments(tmp_path, "report"))
     page = tmp_path / "work" / "drawn" / "report" / "recipe"
-    assert said.strip()[1:] in (page / "index.html").read_text()
+    content = (page / "index.html").read_text()
+    assert said.strip()[1:] in content and "queries mirrored, the gallery not" in content
+    for one in context["offenders"]:
+        assert f"query {one['image']}" in content and f"nearest background {one['match']}" in content
     assert 0 < (page / "masks.jpg").stat().st_size <= MOST_BYTES

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from whaleid.data.cache import ImageCache
 from whaleid.features import extractor
 from whaleid.features.extraction import extract_features
 from whaleid.features.files import read_features
+from whaleid.training.checkpoint import TrainedRun
 from whaleid.utils.errors import WhaleidError
 
 SIZE = (64, 32)
@@ -150,6 +152,15 @@ def test_mirror_is_averaged(tmp_path: Path, images: pd.DataFrame, cache: ImageCa
     mean = sum(functional.normalize(side, dim=1) for side in both)
     close(features.embeddings, functional.normalize(mean, dim=1))
     close(features.logits, sum(run.head.logits(side) for side in both)[:, 1:] / 2)
+
+
+def test_the_mirror_view_can_be_left_out(fake: Fake, tmp_path: Path) -> None:
+    run = fake(CLASSES, features__mirror=True)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 64, 3), dtype=np.uint8)
+    loaded = extractor.load_extractor(tmp_path, np.array(CLASSES))
+    trained = replace(loaded, run=TrainedRun(**vars(run), class_sizes=np.ones(3), metadata={}))
+    found = trained.without_mirror().embed(pixels)[0]
+    close(found, functional.normalize(run.embedder(torch.from_numpy(pixels)), dim=1))
 
 
 def test_mirror_identities_stand_side_by_side(
@@ -287,6 +298,7 @@ def test_two_at_once_are_refused(tmp_path: Path, images: pd.DataFrame, cache: Im
 
 _REAL = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from whaleid.data.cache import ImageCache

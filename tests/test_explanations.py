@@ -193,3 +193,13 @@ def test_the_command_says_what_is_wrong_in_one_line(world: World, tmp_path: Path
         assert isinstance(found.exception, WhaleidError) and said in str(found.exception)
         assert "\n" not in str(found.exception)
     assert not (tmp_path / "x.jpg").exists()
+
+
+def test_the_picture_goes_to_the_work_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = read_folds(world.project.workspace)["image"].iloc[:2].tolist()
+    options = ["-c", str(world.folder / "drawn.yaml"), "-r", str(world.folder / "recipe.yaml")]
+    found = CliRunner().invoke(app, ["explain", *images, *options, "-w", str(world.folder / "work")])
+    path = Path(found.stdout.splitlines()[-1])
+    assert path == world.project.workspace.root / "report" / f"explain-{images[0]}-{images[1]}.png" and path.is_file()
+    assert not list(tmp_path.iterdir())

@@ -298,6 +298,9 @@ class MeanColour:
     batch, size = 5, (32, 32)
     run = type("Run", (), {"experiment": type("E", (), {"image": type("I", (), {"box_margin": 0.0})})})
 
+    def without_mirror(self) -> MeanColour:
+        return self
+
     def embed(self, shown: np.ndarray) -> list[np.ndarray]:
         mean = shown.reshape(len(shown), -1, 3).mean(axis=1) - 128
         return [mean / np.linalg.norm(mean, axis=1, keepdims=True)]
@@ -313,6 +316,10 @@ def test_the_context_ratio_says_where_the_mark_is(tmp_path: Path, monkeypatch: p
     other = found.background if marked == "animal" else found.animal
     assert other < 1.0
     assert found.ratio == (None if found.animal == 0 else pytest.approx(found.background / found.animal))
+    table = found.table[""]
+    assert table["queries"] == 4 and table["animal"]["accuracy"] == found.animal
+    assert table["mirrored"] == table["one side"] == table["whole"]  # a mean colour is the same in the mirror
+    assert len(found.offenders) == round(4 * found.background)
 
 
 def test_the_interval_of_the_context_ratio_holds_it_and_shrinks() -> None:

@@ -24,12 +24,14 @@ from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.report.examples import Example, Guess, add_gallery_images, choose_examples
 from whaleid.report.inputs import TopGuesses, read_results
 from whaleid.report.page import templates, write_report
+from whaleid.report.queries import MOST_VALUES, filter_columns
 from whaleid.report.thumbnails import MOST_BYTES, fit_size
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 
 UNKNOWN = "new</script>"
 SOURCE = "net <b>&amp;"
+SOUTH = 'south "</select>'
 SUMMARY = {
     "experiment": "lite<0>",
     "fold": 0,
@@ -54,7 +56,8 @@ def make_project(root: Path, unknown: str | None = UNKNOWN) -> Project:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(folder / name)
     train, test = names[: len(labels)], names[len(labels) :]
-    pd.DataFrame({"Image": train, "Id": labels}).to_csv(root / "data" / "train.csv", index=False)
+    cameras = [("north", SOUTH, "")[number % 3] for number in range(len(train))]
+    pd.DataFrame({"Image": train, "Id": labels, "Cam": cameras}).to_csv(root / "data" / "train.csv", index=False)
     pd.DataFrame({"Image": test, "Id": ""}).to_csv(root / "data" / "test.csv", index=False)
     pd.DataFrame({"Image": test, "Id": truth}).to_csv(root / "data" / "solution.csv", index=False)
     write_features(root / "features", names, [*labels, *truth], rng)
@@ -62,7 +65,13 @@ def make_project(root: Path, unknown: str | None = UNKNOWN) -> Project:
         {
             "name": "tiny",
             "root": root / "data",
-            "train": {"csv": "train.csv", "images": "train", "image": "Image", "identity": "Id"},
+            "train": {
+                "csv": "train.csv",
+                "images": "train",
+                "image": "Image",
+                "identity": "Id",
+                "extra": {"camera": "Cam"},
+            },
             "test": {"csv": "test.csv", "images": "test", "image": "Image"},
             "unknown": unknown,
             "unknown_share": 0.25 if unknown else None,
@@ -166,6 +175,39 @@ def test_page_stands_by_itself(project: Project, page: str) -> None:
     assert all((folder / name).stat().st_size <= MOST_BYTES for name in written if name.endswith(".webp"))
     assert "http" not in page and page.count("<script") == 2
     assert [path.name for path in folder.parent.iterdir()] == ["own"]  # no temporary is left
+
+
+def test_cards_are_filtered_by_further_columns(project: Project, page: str) -> None:
+    column = Page(page).data["queries"]["columns"]["camera"]
+    assert column["values"] == ["north", SOUTH] and SOUTH not in page.split("<script")[0]
+    assert column["codes"] == [(0, 1, -1)[row % 3] for row in read_results(project).final.rows]
+    images = pd.DataFrame(
+        {
+            "image": list("abc"),
+            "one": ["x"] * 3,
+            "many": [f"{number}" for number in range(3)],
+            "none": [None] * 3,
+        }
+    )
+    assert filter_columns(images, [2, 0]) == {"many": {"values": ["0", "2"], "codes": [1, 0]}}
+    many = pd.DataFrame({"many": [str(number) for number in range(MOST_VALUES + 1)]})
+    assert filter_columns(many, list(range(MOST_VALUES + 1))) == {}
+
+
+def test_the_ablation_is_shown_where_it_was_measured(project: Project, page: str, tmp_path: Path) -> None:
+    assert "What each part adds" not in page
+    moved = with_runs(project, tmp_path)
+    final = read_results(project).rankers[-1]
+    whole = {"off": "nothing", "map": final["map"], "k": 5, "low": 0.1, "high": 0.9, "solution": None, "change": None}
+    gain = {"gain": -0.125, "low": -0.25, "high": -0.0625}
+    rows = [whole, whole | {"off": "whitening <i>", "map": final["map"] - 0.125, "change": gain}]
+    path = moved.workspace.ablation("own") / "ablation.json"
+    write_json(path, rows)
+    shown = write_report(moved).read_text()
+    assert "whitening &lt;i&gt;" in shown and "-0.12500 [-0.2500, -0.0625]" in shown
+    assert "run <code>whaleid ablation</code> again" not in shown
+    write_json(path, [whole | {"map": 0.0}])
+    assert "run <code>whaleid ablation</code> again" in write_report(moved).read_text()
 
 
 def test_labels_are_escaped(page: str) -> None:

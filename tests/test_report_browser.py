@@ -85,6 +85,21 @@ def test_filters_and_search_choose_cards(window: Browser, page: Path, results: R
     assert cards[0] == results.images["identity"].iloc[7] and "1 to 1 of 1 queries" in text(window, "count")
 
 
+def test_cards_of_a_camera_and_their_share_of_right_guesses(window: Browser, page: Path, results: Results) -> None:
+    window.open(page)
+    final = results.final
+    camera = results.images["camera"].iloc[final.rows].to_numpy() == "north"
+    window.run(
+        "const one = document.querySelector('[data-column=camera]'); one.value = '0'; "
+        "one.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    assert text(window, "count").endswith(f"of {int(camera.sum())} queries")
+    share = (final.guesses[camera, 0] == final.truth[camera]).mean()
+    assert text(window, "share") == f"first guess right for {100 * share:.1f} %"
+    window.run("document.querySelector('#identities button.link').click()")
+    assert window.run("return document.querySelector('[data-column=camera]').value") == "all"
+
+
 def test_keys_walk_the_cards_and_over_the_end_of_a_page(window: Browser, page: Path) -> None:
     window.open(page)
     window.run("document.getElementById('after').focus()")

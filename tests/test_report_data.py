@@ -15,6 +15,7 @@ from whaleid.ensemble.simulation import simulated_protocol
 from whaleid.evaluation.log import SubmissionRecord
 from whaleid.evaluation.metrics import MapScore, rank_of_truth, score_ranks
 from whaleid.pipeline.project import Project
+from whaleid.report.atlas import ATLAS, PROJECTOR, write_atlas
 from whaleid.report.charts import calibration_chart, leaderboard_chart, loss_chart, score_chart
 from whaleid.report.identities import accuracy_by_size, confused_pairs, worst_identities
 from whaleid.report.image_map import flatten, image_map, map_data
@@ -205,6 +206,23 @@ def test_near_neighbours_stay_near_on_the_map() -> None:
     distance = np.linalg.norm(points[:, None] - points[None], axis=2) + 9 * np.eye(60)
     assert (groups[distance.argmin(axis=1)] == groups).all()
     assert np.array_equal(points, flatten(embeddings))
+
+
+def test_the_atlas_holds_the_maps_images_and_their_first_guesses(project: Project, tmp_path: Path) -> None:
+    results = read_results(project)
+    placed = image_map(results)
+    assert placed is not None
+    write_atlas(placed, results, tmp_path)
+    table = pd.read_parquet(tmp_path / ATLAS)
+    assert table["image"].tolist() == results.images["image"].iloc[placed.rows].tolist()
+    assert np.allclose(table[["x", "y"]], placed.points) and (table["fold"][: placed.queries] == placed.fold).all()
+    place = {row: at for at, row in enumerate(results.final.rows.tolist())}
+    for at, row in enumerate(placed.rows.tolist()):
+        first, truth = results.final.guesses[place[row], 0], results.final.truth[place[row]]
+        assert (table["guess"][at], table["right"][at]) == (first, first == truth)
+    tensors = next((tmp_path / PROJECTOR).rglob("tensors.tsv")).read_text().splitlines()
+    labels = next((tmp_path / PROJECTOR).rglob("metadata.tsv")).read_text().splitlines()
+    assert len(tensors) == len(labels) - 1 == len(placed.rows) and labels[0].split("\t")[:2] == ["image", "identity"]
 
 
 def test_the_map_has_the_first_folds_queries_first(project: Project) -> None:

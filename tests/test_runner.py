@@ -67,3 +67,23 @@ def test_of_one_run_only_that_one(project: Project) -> None:
         ("train/tiny/fold1", "features"),
         ("features/tiny/fold1", "features"),
     ]
+
+
+class Interrupted:
+    """Does the first task, and is interrupted in the second."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
+        for number, task in enumerate(tasks):
+            if number == 1:
+                raise KeyboardInterrupt
+            if task.command is None:
+                do(task)
+            yield task
+
+
+def test_an_interrupted_run_notes_where_it_goes_on(project: Project) -> None:
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(project, "train", Interrupted())
+    assert stop.value.__notes__ == [
+        "stopped in train, 1 of 2 done; the same command goes on there: tiny/fold1 from its beginning"
+    ]

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from whaleid.cli.stopping import stoppable
+from whaleid.utils.events import json_log
+
 if TYPE_CHECKING:
     from whaleid.config import Competition
     from whaleid.config.settings import Settings
@@ -55,6 +58,10 @@ class Context:
     engine: Annotated[
         str, _shared("--executor", help="what does the runs: local (this machine), ray or slurm (docs/clusters.md)")
     ] = "local"
+    json_log: Annotated[
+        Path | None,
+        _shared("--json-log", metavar="FILE", help="append what happens to this file, one JSON object a line"),
+    ] = None
     skip_unreadable: Annotated[
         bool, _shared("--skip-unreadable", help="continue without the images that cannot be decoded")
     ] = False
@@ -121,7 +128,7 @@ class Context:
 
 PROJECT = ("competition", "recipe", "minutes", "work", "overrides", "skip_unreadable")
 """Options of a command that opens a project."""
-RUNS = (*PROJECT, "jobs", "engine")
+RUNS = (*PROJECT, "jobs", "engine", "json_log")
 """Options of a command that may train."""
 
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="only this experiment of the recipe")]
@@ -157,7 +164,8 @@ def command(
     def add(function: Callable[..., None]) -> Callable[..., None]:
         def run(**given: Any) -> None:
             context = Context(**{key: given.pop(key) for key in shared})
-            function(context, **given)
+            with stoppable(), json_log(context.json_log):
+                function(context, **given)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         common = [

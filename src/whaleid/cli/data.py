@@ -43,7 +43,7 @@ def sample(
     from whaleid.utils.progress import progress_bar
 
     folder = output or context.settings.raw / "sample"
-    with progress_bar("drawing flukes", train_images + test_images) as bar:
+    with progress_bar("drawing flukes", train_images + test_images, images=True) as bar:
         made = make_sample(
             folder,
             seed,
@@ -127,7 +127,7 @@ def check(context: Context) -> None:
         raise typer.Exit(2)
 
 
-@command(group, PROJECT)
+@command(group, (*PROJECT, "json_log"))
 def folds(context: Context) -> None:
     """Assign the labelled images to folds, and show what each fold holds.
 

@@ -49,9 +49,6 @@ def main() -> None:
         app(args=arguments)
     except WhaleidError as error:
         _end(str(error), debug)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues from here", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

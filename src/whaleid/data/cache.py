@@ -255,7 +255,7 @@ def _fill(sources: list[Source], folder: Path, content: dict[str, Any], workers:
         require_space(folder, int((count - done) * width * height * bytes_per_pixel), "the cache of images")
         task = partial(_prepare_chunk, margin=content["margin"], size=(width, height), encode=not raw)
         chunks = [sources[start : start + CHUNK] for start in range(done, count, CHUNK)]
-        with progress_bar("cache", count, start=done) as bar:
+        with progress_bar("cache", count, start=done, images=True) as bar:
             for prepared in _in_order(task, chunks, workers):
                 broken += [item for item in prepared if isinstance(item, str)]
                 if not broken:

@@ -45,7 +45,7 @@ def file_digests(paths: Sequence[Path], table: Path | None = None) -> list[str]:
     states = {str(path.absolute()): _state(path) for path in paths}
     changed = {name: state for name, state in states.items() if state and known.get(name, NOTHING)[:2] != state}
     names = list(changed)
-    with ThreadPoolExecutor() as pool, progress_bar("digests", len(changed)) as bar:
+    with ThreadPoolExecutor() as pool, progress_bar("digests", len(changed), images=True) as bar:
         for start in range(0, len(changed), PORTION):
             part = names[start : start + PORTION]
             for name, digest in zip(part, pool.map(_read_digest, part), strict=True):

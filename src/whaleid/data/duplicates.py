@@ -63,7 +63,7 @@ def duplicate_pairs(found: Fingerprints) -> np.ndarray:
     repeated, firsts = _equal_files(found.digest)
     detail = standardised_detail(found.thumbnail[firsts])
     parts = [repeated]
-    for left, right in _similar_hashes(found.phash[firsts]):
+    for left, right in similar_hashes(found.phash[firsts]):
         for start in range(0, len(left), CONFIRM):
             i, j = left[start : start + CONFIRM], right[start : start + CONFIRM]
             alike = np.einsum("nd,nd->n", detail[i], detail[j]) >= CORRELATION
@@ -79,8 +79,8 @@ def _equal_files(digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.column_stack([first[inverse[repeated]], rows[repeated]]), np.sort(first)
 
 
-def _similar_hashes(phash: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row pairs (i < j) within HASH_DISTANCE, in portions.
+def similar_hashes(phash: np.ndarray, distance: int = HASH_DISTANCE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row pairs (i < j) of hashes, uint64 (n,), within a Hamming distance, in portions.
 
     Brute force in tiles, about 10^9 pairs a second: 100,000 images take 5 s. faiss's binary index is not faster.
     """
@@ -88,7 +88,7 @@ def _similar_hashes(phash: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]
     for top in range(0, len(phash), height):
         block = phash[top : top + height, None]
         for start in range(top, len(phash), width):
-            near = np.bitwise_count(block ^ phash[None, start : start + width]) <= HASH_DISTANCE
+            near = np.bitwise_count(block ^ phash[None, start : start + width]) <= distance
             i, j = np.nonzero(near)
             i, j = top + i, start + j
             above = i < j

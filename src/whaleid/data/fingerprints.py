@@ -89,7 +89,7 @@ def fingerprint_images(
     parts = [slice(start, start + CHUNK) for start in range(0, len(paths), CHUNK)]
     chunks = [(list(paths[part]), None if boxes is None else boxes.subset(part)) for part in parts]
     done: list[Fingerprints] = []
-    with progress_bar("reading images", len(paths)) as bar:
+    with progress_bar("reading images", len(paths), images=True) as bar:
         for part in _each_chunk(root, chunks, _processes(workers, len(paths))):
             done.append(part)
             bar.advance(len(part.problem))

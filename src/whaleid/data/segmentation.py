@@ -116,12 +116,13 @@ def make_masks(images: pd.DataFrame, competition: Competition, out: Path, weight
         _write_mask(target, mask, source)
         return found
 
-    with ThreadPoolExecutor(workers) as pool, progress_bar("masks", len(images), start=len(images) - len(jobs)) as bar:
+    there = len(images) - len(jobs)
+    with ThreadPoolExecutor(workers) as pool, progress_bar("masks", len(images), there, images=True) as bar:
         whole = 0
         for found in pool.map(lambda job: make(*job), jobs):
             whole += not found
             bar.advance()
-    return MadeMasks(len(jobs), len(images) - len(jobs), whole)
+    return MadeMasks(len(jobs), there, whole)
 
 
 def segment_box(image: np.ndarray, box: np.ndarray, segmenter: Segmenter) -> tuple[np.ndarray, bool]:

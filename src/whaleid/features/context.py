@@ -2,14 +2,14 @@
 
 A network that knows the places of a data set, and not its animals, fails on the next data set. It is asked twice about
 the same queries: with the animal alone, and with the background alone; the rest is grey in query and gallery alike. The
-animal's outline can be seen in both.
+animal's outline can be seen in both. A third question is whether it knows an animal in the mirror.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,21 @@ import pandas as pd
 from whaleid.data.boxes import CORNERS
 from whaleid.data.images import prepare
 from whaleid.data.masks import Mask, prepare_mask, take_out
+from whaleid.evaluation.metrics import score_ranks
 from whaleid.utils.progress import progress_bar
 
+if TYPE_CHECKING:
+    from whaleid.features.extractor import Extractor
+
+VIEW = "view"
+"""Column of images.parquet (`train.extra` of the competition) that tells flanks apart: left, right."""
+ALL = ""
+"""Name of all queries in the table by view."""
+OFFENDERS = 12
+"""Queries that are listed as right with the background alone."""
+WAYS = ("whole", "animal", "background", "one side", "mirrored")
+"""Ways of looking: `one side` is the whole image without the mirrored copy that test-time augmentation adds, and
+`mirrored` compares mirrored queries with the gallery of that."""
 _BOOTSTRAPS = 1000
 
 
@@ -35,6 +48,11 @@ class Context:
         background / animal: 0 where the network looks at the animal alone. None where `animal` is 0.
     low, high : float or None
         95 % interval of the ratio, by bootstrap over queries.
+    table : dict
+        View, ALL for all queries -> `queries` and, for each of WAYS, `accuracy`, `low`, `high`.
+    offenders : list of dict
+        Queries that are right with the background alone, at most OFFENDERS: names `image` and `match` (its nearest
+        background), their `cosine`, and whether the `animal` alone is right too. First those where it is not.
     """
 
     queries: int
@@ -44,6 +62,8 @@ class Context:
     ratio: float | None
     low: float | None
     high: float | None
+    table: dict[str, dict[str, Any]] = field(default_factory=dict)
+    offenders: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,15 +86,57 @@ def measure_context(
     masks : list of Mask
         One for each row of `images`.
     """
-    rows = np.concatenate([queries, gallery])
-    whole, animal, background = _embed(run, images, rows, root, masks)
+    vectors = _embed(run, images, queries, gallery, root, masks)
     identity = images["identity"].to_numpy(dtype=object)
+    own, others = identity[queries], identity[gallery]
+    hits = {way: nearest_is_right(*vectors[way], own, others) for way in WAYS}
+    return replace(
+        context_of(hits["whole"], hits["animal"], hits["background"]),
+        table=accuracy_table(hits, images[VIEW].to_numpy(dtype=object)[queries] if VIEW in images else None),
+        offenders=_offenders(
+            hits, *vectors["background"], *(images["image"].to_numpy()[of] for of in (queries, gallery))
+        ),
+    )
 
-    def hits(vectors: np.ndarray) -> np.ndarray:
-        own, others = vectors[: len(queries)], vectors[len(queries) :]
-        return nearest_is_right(own, others, identity[queries], identity[gallery])
 
-    return context_of(hits(whole), hits(animal), hits(background))
+def accuracy_table(hits: dict[str, np.ndarray], views: np.ndarray | None) -> dict[str, dict[str, Any]]:
+    """Accuracy of each way of looking with its 95 % interval, of all queries and of each view (`Context.table`).
+
+    Parameters
+    ----------
+    hits : dict of str to bool array, shape (q,)
+    views : object array, shape (q,), or None
+        View of each query, None where it is not known.
+    """
+    count = len(hits["whole"])
+    parts = {ALL: np.ones(count, bool)}
+    if views is not None:
+        parts |= {str(view): views == view for view in sorted({view for view in views if isinstance(view, str)})}
+    return {view: {"queries": int(kept.sum()), **_accuracies(hits, kept)} for view, kept in parts.items()}
+
+
+def _accuracies(hits: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, dict[str, float]]:
+    scores = {way: score_ranks(right[kept].astype(int), k=1) for way, right in hits.items()}
+    return {way: {"accuracy": one.map, "low": one.low, "high": one.high} for way, one in scores.items()}
+
+
+def _offenders(
+    hits: dict[str, np.ndarray], own: np.ndarray, others: np.ndarray, names: np.ndarray, gallery: np.ndarray
+) -> list[dict[str, Any]]:
+    """Queries that are right with the background alone. own, others: their backgrounds' vectors, and the gallery's."""
+    right = np.flatnonzero(hits["background"])
+    cosines = own[right] @ others.T
+    nearest = cosines.argmax(axis=1)
+    found = [
+        {
+            "image": str(names[query]),
+            "match": str(gallery[match]),
+            "cosine": round(float(row[match]), 4),
+            "animal": bool(hits["animal"][query]),
+        }
+        for query, match, row in zip(right, nearest, cosines, strict=True)
+    ]
+    return sorted(found, key=lambda one: (one["animal"], -one["cosine"]))[:OFFENDERS]
 
 
 def context_of(whole: np.ndarray, animal: np.ndarray, background: np.ndarray, seed: int = 0) -> Context:
@@ -96,20 +158,39 @@ def nearest_is_right(
     return gallery_identity[(queries @ gallery.T).argmax(axis=1)] == query_identity
 
 
-def _embed(run: Path, images: pd.DataFrame, rows: np.ndarray, root: Path, masks: list[Mask]) -> list[np.ndarray]:
-    """Unit embeddings (n, d) of the rows: whole, the animal alone, the background alone."""
+def _embed(
+    run: Path, images: pd.DataFrame, queries: np.ndarray, gallery: np.ndarray, root: Path, masks: list[Mask]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Unit embeddings (q, d) of the queries and (g, d) of the gallery, for each of WAYS."""
     from whaleid.features.extractor import load_extractor
 
     extractor = load_extractor(run, images["identity"].dropna().astype(str).unique())
+    one_sided = extractor.without_mirror()
     margin, size = extractor.run.experiment.image.box_margin, extractor.size
     boxes, paths = images[CORNERS].to_numpy(dtype=float), images["path"].to_numpy()
-    found: list[list[np.ndarray]] = [[], [], []]
-    with progress_bar("context", len(rows)) as bar:
+    rows = np.concatenate([queries, gallery])
+    found: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
+    with progress_bar("context", len(rows), images=True) as bar:
         for start in range(0, len(rows), extractor.batch):
             part = rows[start : start + extractor.batch].tolist()
             whole = np.stack([prepare(root / paths[row], boxes[row], margin, size) for row in part])
             white = np.stack([prepare_mask(masks[row], boxes[row], margin, size) for row in part]) > 0
-            for vectors, shown in zip(found, (whole, take_out(whole, ~white), take_out(whole, white)), strict=True):
-                vectors.append(np.nan_to_num(extractor.embed(shown)[0]))
+            mirrored = np.ascontiguousarray(whole[: max(0, len(queries) - start), :, ::-1])
+            for way, (network, shown) in {
+                "whole": (extractor, whole),
+                "animal": (extractor, take_out(whole, ~white)),
+                "background": (extractor, take_out(whole, white)),
+                "one side": (one_sided, whole),
+                "mirrored": (one_sided, mirrored),
+            }.items():
+                if len(shown):
+                    found[way].append(_vectors(network, shown))
             bar.advance(len(part))
-    return [np.concatenate(vectors) for vectors in found]
+    joined = {way: np.concatenate(vectors) for way, vectors in found.items()}
+    split = {way: (vectors[: len(queries)], vectors[len(queries) :]) for way, vectors in joined.items()}
+    return split | {"mirrored": (joined["mirrored"], split["one side"][1])}
+
+
+def _vectors(extractor: Extractor, shown: np.ndarray) -> np.ndarray:
+    """Unit embeddings (b, d); zeros where an embedding has no direction."""
+    return np.nan_to_num(extractor.embed(shown)[0])

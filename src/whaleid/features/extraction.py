@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,15 +135,13 @@ def _embed(extractor: Extractor, cache: Inputs, names: np.ndarray, first: int, w
         require_space(work, (len(names) - done) * sum(widths.values()) * kind.itemsize, "features")
         for table in tables:
             table.cut(done)
-        began = time.monotonic()
-        bar = stack.enter_context(progress_bar(title, total=len(names), start=done))
+        bar = stack.enter_context(progress_bar(title, total=len(names), start=done, images=True))
         for part, batch in _batches(cache, first + done, first + len(names), extractor.batch):
             own = names[part.start - first : part.stop - first]
             rows = [_storable(values, kind, own, work.parent) for values in extractor.embed(batch)]
             for table, values in zip(tables, rows, strict=True):
                 table.append(values)
-            speed = (part.stop - first - done) / max(time.monotonic() - began, 1e-9)
-            bar.advance(part.stop - part.start, f"{speed:.0f} images/s")
+            bar.advance(part.stop - part.start)
 
 
 def _batches(cache: Inputs, start: int, end: int, batch: int) -> Iterator[tuple[slice, np.ndarray]]:

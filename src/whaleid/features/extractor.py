@@ -75,6 +75,13 @@ class Extractor:
         """Length of an embedding."""
         return self.run.embedder.dim * (2 if self.side_by_side else 1)
 
+    def without_mirror(self) -> Extractor:
+        """The same without the mirrored copy of each image in test-time augmentation."""
+        features = self.run.experiment.features.model_copy(update={"mirror": False})
+        experiment = self.run.experiment.model_copy(update={"features": features})
+        frozen = None if self.frozen is None else self.frozen.without_mirror()
+        return replace(self, run=replace(self.run, experiment=experiment), frozen=frozen)
+
     def key(self) -> dict[str, Any]:
         """What determines the features, besides the weights and the images."""
         return {

@@ -133,7 +133,7 @@ def describe_images(
     paths = [root / path for path in images["path"]]
     jobs = list(zip(paths, boxes, masks or [None] * len(paths), strict=True))
     counts, broken = [0], []
-    with atomic_path(out) as folder, progress_bar("keypoints", len(jobs)) as bar:
+    with atomic_path(out) as folder, progress_bar("keypoints", len(jobs), images=True) as bar:
         folder.mkdir()
         with (
             _Growing(folder / "descriptors.npy", np.uint8, length) as kept,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from whaleid.data.competition import first_few
 from whaleid.pipeline.data_stages import require_local
 from whaleid.pipeline.executors import Executor
 from whaleid.pipeline.executors.local import LocalExecutor
@@ -16,9 +17,12 @@ from whaleid.pipeline.stages import STAGES, Step, stage_times, steps
 from whaleid.pipeline.tasks import Task, environment_line
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import remove_abandoned
+from whaleid.utils.progress import duration, say
 
 BEFORE_KEYPOINTS = ("images", "folds", "cache")
 """Stages that need no weights of local matching; with any other, missing weights end the run before it starts."""
+WORTH_A_LINE = 1.0
+"""Seconds from which on the end of a stage is told."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,13 @@ def run(
     if needed:
         require(settings_checks(project))
         if line := environment_line(_made(project)):
-            print(line, file=sys.stderr)
+            say(line)
     for step in steps(project):
         if step.stage.prepare is not None and (tasks := _stale(step, needed)):
             step.stage.prepare(step.project, tasks)
     done: list[Task] = []
     for step in steps(project):
-        tasks = _stale(step, needed)
-        if tasks and step.stage.check is not None:
-            step.stage.check(step.project)
-        for task in executor.run(_with_features(tasks, needed)):
-            done.append(task)
+        done += _do(step, _stale(step, needed), needed, executor)
     if any(task.stage in ("ladder", "submission") for task in done):
         write_figures(project, {**require_figures(project), "times": stage_times(project)})
     return done
@@ -107,6 +107,42 @@ def _made(project: Project) -> list[tuple[str, dict[str, Any]]]:
     tasks = [task for step in steps(project) for task in step.tasks()]
     inside = [task for task in tasks if task.current and task.output.is_relative_to(task.workspace.root)]
     return [(task.name, task.workspace.stamp(task.output)) for task in inside]
+
+
+def _do(step: Step, tasks: list[Task], needed: set[str], executor: Executor) -> list[Task]:
+    """Do a step's tasks, and say so in a line; of an interrupt, where the same command will go on."""
+    if not tasks:
+        return []
+    if step.stage.check is not None:
+        step.stage.check(step.project)
+    began, done = time.monotonic(), []
+    try:
+        for task in executor.run(_with_features(tasks, needed)):
+            done.append(task)
+    except KeyboardInterrupt as stop:
+        finished = {task.name for task in done}
+        stop.add_note(stopped_line(step.stage.name, [task for task in tasks if task.name not in finished], len(done)))
+        raise
+    seconds = time.monotonic() - began
+    if seconds >= WORTH_A_LINE:
+        say(f"{step.stage.name}: {len(done)} done in {duration(seconds)}")
+    return done
+
+
+def stopped_line(stage: str, left: list[Task], done: int) -> str:
+    """Where the same command goes on after an interrupt. left: tasks of the stage to do; done: how many are done."""
+    shown = first_few((f"{task.item or task.stage} {_begins(task)}" for task in left), 2)
+    return f"stopped in {stage}, {done} of {done + len(left)} done; the same command goes on there: {shown}"
+
+
+def _begins(task: Task) -> str:
+    """Where a task begins when it is done the next time."""
+    from whaleid.training.resume import STATE, saved_step
+
+    if task.stage in ("train", "full") and (step := saved_step(task.output / STATE)) is not None:
+        return f"from step {step:,}"
+    parts = (task.output.with_name(f".{task.output.name}.{suffix}") for suffix in ("part", "partial"))
+    return "from its saved part" if task.resumes and any(part.exists() for part in parts) else "from its beginning"
 
 
 def _stale(step: Step, needed: set[str]) -> list[Task]:

@@ -16,6 +16,7 @@ from whaleid.data.competition import first_few
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.locks import locked
 from whaleid.utils.machine import changes, environment, measured
+from whaleid.utils.progress import doing, say
 
 LISTED = 3  # tasks that a line names
 
@@ -135,10 +136,11 @@ def _make(task: Task) -> None:
         if before.get("begun") != task.key:
             _clear(task.output)
         elif line := environment_line([(task.name, before)]):
-            print(line, file=sys.stderr)
+            say(line)
     # a kill between output and key must not leave an earlier key
     workspace.mark_current(task.output, "", **resumed, environment=environment())
-    notes = task.make() or {}
+    with doing(task.stage, task.item):
+        notes = task.make() or {}
     workspace.mark_current(task.output, task.key, **resumed, **measured(began), **notes)
 
 

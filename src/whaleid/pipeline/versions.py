@@ -15,6 +15,6 @@ VERSION = {
     "features": 1,
     "labels": 2,
     "candidates": 13,
-    "context": 1,
+    "context": 2,
     "score": 1,
 }

@@ -76,11 +76,12 @@ def write_explanation(project: Project, names: tuple[str, str], path: Path) -> l
     rows = row_of(images, names[0]), row_of(images, names[1])
     folder = _run_of(project, names[0])
     run = load_run(folder, default_device())
-    pixels = _network_pixels(project, images.iloc[list(rows)], run)
+    pixels = network_pixels(project, images.iloc[list(rows)], run)
     found = explain(run, pixels)
     matches, drawn = match_pair(project, images, rows)
     panels = [(f"keypoints: {matches_line(matches)}", drawn)]
     panels += [(_title(name, found), _overlays(pixels, maps, images, rows)) for name, maps in found.maps.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         draw_column(panels).save(temporary, format="PNG", optimize=True)
     run_name = folder.relative_to(project.workspace.root / "runs").as_posix()
@@ -119,8 +120,8 @@ def _run_of(project: Project, image: str) -> Path:
     return folder
 
 
-def _network_pixels(project: Project, pair: pd.DataFrame, run: TrainedRun) -> np.ndarray:
-    """The two images as the network sees them, uint8 (2, h, w, 3)."""
+def network_pixels(project: Project, pair: pd.DataFrame, run: TrainedRun) -> np.ndarray:
+    """Two images (rows of images.parquet) as a network sees them, uint8 (2, h, w, 3)."""
     masks = masks_of(project.competition, pair)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch, "cache")

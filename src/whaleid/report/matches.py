@@ -156,6 +156,7 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
     run(project, "images")
     images = read_images(project.workspace)
     matches, drawn = match_pair(project, images, (row_of(images, names[0]), row_of(images, names[1])))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         Image.fromarray(drawn).save(temporary, format="PNG", optimize=True)
     return matches

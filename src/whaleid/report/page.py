@@ -9,27 +9,29 @@ import numpy as np
 import yaml
 
 from whaleid.data.folds import fold_table
-from whaleid.data.masks import masks_of
 from whaleid.ensemble.protocol import FULL_DATA
 from whaleid.ensemble.summary import burst_lines, gallery_lines, round_lines, share_lines
 from whaleid.evaluation.log import read_log
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
-from whaleid.pipeline.context import context_line
+from whaleid.pipeline.ablation import read_ablation
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.submission import log_path
 from whaleid.report import charts
+from whaleid.report.atlas import write_atlas
+from whaleid.report.background import background_section, offenders
+from whaleid.report.copies import SHOWN, copies_across_folds, copies_section
 from whaleid.report.cv_lb import gap_lines, scored
 from whaleid.report.examples import choose_examples
 from whaleid.report.identities import accuracy_by_size, confused_pairs, worst_identities
-from whaleid.report.image_map import image_map, map_data
+from whaleid.report.image_map import ImageMap, image_map, map_data
 from whaleid.report.inputs import Results, best_single_features, read_losses, read_results
-from whaleid.report.mask_sheet import PICTURES, write_mask_sheet
 from whaleid.report.matches import MatchedPair, draw_image_pair, match_example, matches_line
 from whaleid.report.paths import FoldPaths, GraphPath, fold_paths
 from whaleid.report.queries import query_data, query_weights_of, shown_queries, without_unknown
 from whaleid.report.thumbnails import write_thumbnails
+from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
 if TYPE_CHECKING:
@@ -40,24 +42,30 @@ MATCHED = 3
 _QUALITY = 88  # of a JPEG of two images: about 100 kB
 
 
-def write_report(project: Project) -> Path:
+def write_report(project: Project, atlas: bool = False) -> Path:
     """Write the report of a recipe whose ensemble stage has run; returns the path of the page.
+
+    atlas: whether the map is written for other viewers, too (`atlas.py`).
 
     Raises
     ------
     WhaleidError
-        If there are no results yet.
+        If there are no results yet, or no features for the atlas.
     """
     results = read_results(in_used_round(project))
     out = project.workspace.report(project.recipe.name)
     with atomic_path(out) as folder:
         folder.mkdir()
-        queries, paths = shown_queries(results), fold_paths(results)
+        queries, paths, copies = shown_queries(results), fold_paths(results), copies_across_folds(results)
         rows = {row for query in queries for row in query.rows}
         rows |= {row for path in (paths.paths if paths else ()) for row in path.rows}
+        rows |= {row for one in offenders(results) for row in (one.row, one.match)}
+        rows |= {row for one in copies[:SHOWN] for row in one.rows}
         write_thumbnails(results.images, rows, project.competition.root, folder / "images")
         placed = image_map(results)
-        sections = _sections(results, paths, folder) | {"map": placed}
+        if atlas:
+            _write_atlas(placed, results, folder)
+        sections = _sections(results, paths, folder) | {"map": placed, "copies": copies_section(copies, results)}
         page = (
             templates()
             .get_template("page.html.j2")
@@ -74,6 +82,13 @@ def write_report(project: Project) -> Path:
     return out / "index.html"
 
 
+def _write_atlas(placed: ImageMap | None, results: Results, folder: Path) -> None:
+    if placed is None:
+        source = best_single_features(results)[0]
+        raise WhaleidError(f"report --atlas: the features of {source} are not in the work folder; run whaleid features")
+    write_atlas(placed, results, folder)
+
+
 def _sections(results: Results, paths: FoldPaths | None, folder: Path) -> dict[str, Any]:
     """What each section of the page shows; None: the page has no such section. Further pictures go to the folder."""
     source, folders = best_single_features(results)
@@ -86,10 +101,11 @@ def _sections(results: Results, paths: FoldPaths | None, folder: Path) -> dict[s
         "unknown": _unknown(results),
         "calibration": _calibration(results),
         "stack": _stack(results),
+        "ablation": _ablation(results),
         "training": _training(results),
         "leaderboard": _leaderboard(results),
         "matches": _matches(results, folder),
-        "masks": _masks(results, folder),
+        "masks": background_section(results, folder),
         "paths": _paths(results, paths),
         "folds": _folds(results),
         "settings": _settings(results),
@@ -254,6 +270,14 @@ def _stack(results: Results) -> dict[str, Any] | None:
     return {"features": len(importance), "trees": stack["rounds"][-1], "importance": used}
 
 
+def _ablation(results: Results) -> dict[str, Any] | None:
+    """What each part of the recipe adds; None where that was not measured. same: whether it is of these results."""
+    if not (results.project.workspace.ablation(results.project.recipe.name) / "ablation.json").is_file():
+        return None
+    rows = read_ablation(results.project.workspace, results.project.recipe.name)
+    return {"rows": rows, "same": rows[0]["map"] == results.rankers[-1]["map"]}
+
+
 def _training(results: Results) -> dict[str, Any]:
     runs = {name: summary for name, summary in results.figures["runs"].items() if summary}
     curves: dict[str, dict[int, list[tuple[int, float]]]] = {}
@@ -306,17 +330,6 @@ def _write_pair(pair: MatchedPair, results: Results, size: int, folder: Path) ->
         "right": pair.right,
         "line": matches_line(pair.matches),
     }
-
-
-def _masks(results: Results, folder: Path) -> dict[str, Any] | None:
-    """Pictures with their masks, and the context ratio; None where the competition has no masks."""
-    competition = results.project.competition
-    masks = masks_of(competition, results.images)
-    if masks is None:
-        return None
-    write_mask_sheet(results.images, competition.root, masks, folder / "masks.jpg")
-    context = results.figures.get("context")
-    return {"pictures": min(PICTURES, len(masks)), "line": None if context is None else context_line(context)}
 
 
 def _paths(results: Results, found: FoldPaths | None) -> dict[str, Any]:

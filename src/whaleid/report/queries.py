@@ -6,10 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from whaleid.data.competition import RESERVED
 from whaleid.ensemble.protocol import query_weights
 from whaleid.report.examples import Example, add_gallery_images, example_of
 from whaleid.report.inputs import Results, TopGuesses, best_single_features
+
+MOST_VALUES = 60
+"""Different values up to which a column is offered as a filter."""
 
 
 def without_unknown(top: TopGuesses, unknown: str | None) -> TopGuesses:
@@ -47,6 +52,7 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         simulated ones last: `truth` (codes, -1: unknown), `fold` (key of `thresholds`), and `scores`, k a query, None
         where there is no guess. Of the others, which have cards: `guesses` (codes, -1: none) and `pictures` (rows, -1:
         none), k a query; `row`, `size`. `names`: row to image.
+        `columns`: as from `filter_columns`.
     """
     competition, protocol = results.project.competition, results.protocol
     top = without_unknown(results.scored, competition.unknown)
@@ -69,7 +75,26 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         "row": [query.row for query in queries],
         "size": top.sizes[~top.simulated].tolist(),
         "names": {row: str(results.images["image"].iloc[row]) for row in sorted(rows)},
+        "columns": filter_columns(results.images, [query.row for query in queries]),
     }
+
+
+def filter_columns(images: pd.DataFrame, rows: list[int]) -> dict[str, dict[str, list[Any]]]:
+    """Further columns of the competition (`train.extra`: species, camera, view) by which cards can be filtered.
+
+    Returns
+    -------
+    dict
+        Name of a column with 2 to MOST_VALUES different values -> `values`, sorted, and `codes`: place of each row's
+        value among them, -1 where it has none.
+    """
+    found = {}
+    for name in [column for column in images.columns if column not in RESERVED]:
+        column = images[name].iloc[rows]
+        codes, values = pd.factorize(column.where(column.isna(), column.astype(str)), sort=True)
+        if 2 <= len(values) <= MOST_VALUES:
+            found[name] = {"values": values.tolist(), "codes": codes.tolist()}
+    return found
 
 
 def query_weights_of(results: Results) -> np.ndarray:

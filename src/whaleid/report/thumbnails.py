@@ -40,7 +40,7 @@ def write_thumbnails(images: pd.DataFrame, rows: Iterable[int], root: Path, fold
     def write(row: int) -> None:
         (folder / f"{row}.webp").write_bytes(_webp(thumbnails(images, [row], root)[0]))
 
-    with progress_bar("thumbnails", total=len(names)) as bar, ThreadPoolExecutor(cores()) as pool:
+    with progress_bar("thumbnails", len(names), images=True) as bar, ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(write, names):  # OpenCV decodes and encodes outside of the interpreter's lock
             bar.advance()
 

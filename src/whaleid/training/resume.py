@@ -89,6 +89,15 @@ def load_state(path: Path, key: str) -> State | None:
     return State(Progress(**json.loads(header["progress"])), tensors, json.loads(header["scaler"]))
 
 
+def saved_step(path: Path) -> int | None:
+    """Steps that were done when the state at `path` was saved, None where there is none; only its header is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["progress"])["step"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+
+
 def is_state_of(path: Path, key: str) -> bool:
     """Whether there is a complete state of this key at `path`; only its header is read."""
     try:

@@ -6,6 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,6 +57,16 @@ def _left(group: Path, limit: str, usage: str, inactive: str) -> int:
         return sys.maxsize
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return max(0, int(most) - int((group / usage).read_text()) + int(stat.get(inactive, 0)))
+
+
+def used_memory() -> int:
+    """Bytes in memory of this process and of those that it started; pages that they share count once for each."""
+    own = psutil.Process()
+    total = own.memory_info().rss
+    for process in own.children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            total += process.memory_info().rss
+    return total
 
 
 def measured(began: float) -> dict[str, Any]:

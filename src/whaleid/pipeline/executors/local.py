@@ -10,13 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from whaleid.pipeline.tasks import Task, do
 from whaleid.utils.device import gpu_count
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.machine import cores, free_memory
-from whaleid.utils.progress import PROGRESS_FILE, follow_bars
+from whaleid.utils.progress import PROGRESS_FILE, follow_bars, say
 
 MEMORY_OF_A_RUN = 3 * 2**30
 """Bytes of the machine's memory reserved for a run; small networks at small sizes take about half on a CPU."""
@@ -48,8 +46,7 @@ class LocalExecutor:
             if jobs > 1 and task.command is not None:
                 continue
             if task.command is not None:
-                line = f"[{number}/{len(tasks)}] {task.stage} {task.item}"
-                Console(stderr=True).print(line, markup=False, highlight=False)
+                say(f"[{number}/{len(tasks)}] {task.stage} {task.item}")
             do(task)
             yield task
 

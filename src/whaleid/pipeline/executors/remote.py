@@ -19,6 +19,7 @@ from whaleid.config.settings import VARIABLE
 from whaleid.pipeline.executors.local import last_line, log_files
 from whaleid.pipeline.tasks import Task, do
 from whaleid.utils.errors import WhaleidError
+from whaleid.utils.events import JSON_LOG
 from whaleid.utils.progress import PROGRESS_FILE
 
 
@@ -76,7 +77,7 @@ def command_of(task: Task, options: list[str]) -> RemoteCommand:
     """A task as it is sent. Its log is made."""
     log, progress = log_files(task)
     log.touch()
-    variables = {VARIABLE: str(Path(os.environ[VARIABLE]).absolute())} if os.environ.get(VARIABLE) else {}
+    variables = {name: str(Path(os.environ[name]).absolute()) for name in (VARIABLE, JSON_LOG) if os.environ.get(name)}
     return RemoteCommand(tuple(task.words(options)), Path.cwd(), log.absolute(), progress.absolute(), variables)
 
 

@@ -1,0 +1,107 @@
+"""Deletion scores of explanations against that of a network of random weights, over many pairs, with paired intervals.
+
+    .venv/bin/python benchmarks/bench_explain.py [--pairs 100] [--competition sample] [--recipe sample] [--work work]
+
+Each pair is a query of the first fold and the gallery image of its identity that is nearest by the run that was trained
+without that fold. A deletion score is the mean similarity while the parts that a map marks most are deleted first: the
+lower it is, the more of what the network uses the map marks. Trains the run where it is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whaleid.auto.opening import open_project
+from whaleid.config.settings import read_settings
+from whaleid.ensemble.intervals import Gain, paired_gain
+from whaleid.ensemble.protocol import FoldPart, read_protocol
+from whaleid.features.files import read_features
+from whaleid.pipeline.project import Project
+from whaleid.pipeline.runner import Only, run
+from whaleid.pipeline.workspace import read_folds, read_images
+from whaleid.report.explain import explain, network_pixels
+from whaleid.training.checkpoint import load_run
+from whaleid.utils.device import default_device
+from whaleid.utils.files import write_json
+from whaleid.utils.progress import progress_bar
+
+CONTROL = "saliency of random weights"
+
+
+def nearest_pairs(embeddings: np.ndarray, part: FoldPart, count: int) -> np.ndarray:
+    """Rows of images.parquet of `count` known queries, evenly spread, and of their nearest true gallery images.
+
+    embeddings: (n, d), unit rows, of all images. Returns int64 (count or fewer, 2).
+    """
+    known = np.flatnonzero(part.truth >= 0)
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, min(count, len(known))).astype(int))]
+    pairs = []
+    for query in chosen:
+        same = part.gallery[part.gallery_codes == part.truth[query]]
+        cosines = embeddings[same] @ embeddings[part.rows[query]]
+        pairs.append((part.rows[query], same[np.argmax(cosines)]))
+    return np.array(pairs)
+
+
+def deletion_scores(project: Project, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Similarity of each pair, float (n,), and deletion scores (n,) of each map."""
+    experiment, fold = project.experiments[0], project.folds[0]
+    run(project, "features", only=Only(experiment=experiment.name, fold=fold))
+    images = read_images(project.workspace)
+    part = read_protocol(images, read_folds(project.workspace), project.competition, [fold]).parts[0]
+    features = read_features(project.features_folder(experiment, fold), images, logits=False)
+    trained = load_run(project.run_folder(experiment, fold), default_device())
+    pairs = nearest_pairs(features.embeddings, part, count)
+    cosines: list[float] = []
+    scores: dict[str, list[float]] = {}
+    with progress_bar("explain", len(pairs)) as bar:
+        for pair in pairs.tolist():
+            found = explain(trained, network_pixels(project, images.iloc[pair], trained))
+            cosines.append(found.cosine)
+            for name, score in found.deletion.items():
+                scores.setdefault(name, []).append(score)
+            bar.advance()
+    return np.array(cosines), {name: np.array(values) for name, values in scores.items()}
+
+
+def over_control(scores: dict[str, np.ndarray]) -> dict[str, Gain]:
+    """Difference of each map's mean deletion score from the control's, with its paired 95 % interval."""
+    weights = np.ones(len(scores[CONTROL]))
+    maps = [name for name in scores if name != CONTROL]
+    return {name: paired_gain(scores[name] - scores[CONTROL], weights, seed=0) for name in maps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--competition", default="sample")
+    parser.add_argument("--recipe")
+    parser.add_argument("--work", type=Path, default=read_settings().work)
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/explain.json"))
+    given = parser.parse_args()
+    project = open_project(given.competition, given.recipe, given.work, settings=read_settings())
+    cosines, scores = deletion_scores(project, given.pairs)
+    gains = over_control(scores)
+
+    print(f"{len(cosines)} pairs of one identity, mean similarity {cosines.mean():.4f}")
+    print(f"{'map':28}{'deletion score':>15}  less the control's [95 %]")
+    for name, values in scores.items():
+        gain = gains.get(name)
+        print(f"{name:28}{values.mean():15.4f}  {'' if gain is None else gain}")
+    figures: dict[str, dict[str, Any]] = {name: {"deletion": float(values.mean())} for name, values in scores.items()}
+    for name, gain in gains.items():
+        figures[name]["less_control"] = asdict(gain)
+        figures[name]["below_control"] = float((scores[name] < scores[CONTROL]).mean())
+    head = {"competition": project.competition.name, "run": f"{project.experiments[0].name}, fold {project.folds[0]}"}
+    head |= {"pairs": len(cosines), "similarity": float(cosines.mean())}
+    write_json(given.out, head | {"maps": figures, "machine": platform.machine()})
+
+
+if __name__ == "__main__":
+    main()

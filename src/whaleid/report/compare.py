@@ -1,0 +1,220 @@
+"""`whaleid compare`: settings that differ, figures, paired differences and training curves, as text and as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from whaleid.config import Competition
+from whaleid.ensemble.intervals import Gain, paired_gain
+from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.pipeline.workspace import Workspace
+from whaleid.report import charts
+from whaleid.report.entries import Entry, Ranks, read_entries
+from whaleid.report.page import templates
+from whaleid.utils.files import atomic_path
+from whaleid.utils.progress import duration
+
+ABSENT = object()
+"""Stands for a setting that one of the compared things does not have."""
+_LONGEST = 40  # characters of a setting in the terminal
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two scores on the queries that both have. gain: of the second over the first."""
+
+    gain: Gain
+    queries: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several recipes, rankers or runs beside each other.
+
+    Attributes
+    ----------
+    entries : tuple of Entry
+        As they were named; the others are compared with the first.
+    settings : dict
+        Key that differs -> its value in each entry, ABSENT where it has none.
+    differences : dict
+        (i, j) -> difference of entry j from entry i, i < j; only where both are ranked and share queries.
+    """
+
+    entries: tuple[Entry, ...]
+    settings: dict[str, list[Any]]
+    differences: dict[tuple[int, int], Difference]
+
+
+def compare_entries(names: list[str], competition: Competition, workspace: Workspace) -> Comparison:
+    """Compare recipes, rankers and runs of a work folder; names as in `entries.read_entries`."""
+    entries = tuple(read_entries(names, competition, workspace))
+    pairs = [(i, j) for j in range(len(entries)) for i in range(j)]
+    found = {(i, j): difference(entries[i].ranks, entries[j].ranks) for i, j in pairs}
+    shown = {pair: one for pair, one in found.items() if one is not None}
+    return Comparison(entries, _settings(entries), shown)
+
+
+def difference(first: Ranks | None, second: Ranks | None, seed: int = 0) -> Difference | None:
+    """Paired difference of MAP@k, second less first; None where they share no scored query.
+
+    Queries are those with one name and one right answer in both. They are weighted as among themselves.
+    """
+    if first is None or second is None:
+        return None
+    keys = [pd.MultiIndex.from_arrays([one.queries, one.truth]) for one in (first, second)]
+    common = keys[0].intersection(keys[1], sort=False)
+    own, other = (one.only(key.get_indexer(common)) for one, key in zip((first, second), keys, strict=True))
+    if not len(common) or not (own.truth != "").any():
+        return None
+    scores = [reciprocal_rank_at_k(one.ranks, own.k) for one in (own, other)]
+    weights = own.weights
+    return Difference(paired_gain(scores[1] - scores[0], weights, seed), int((weights > 0).sum()))
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+def differing(values: Sequence[Any]) -> dict[str, list[Any]]:
+    """Dotted keys whose values differ, with the value of each; ABSENT where a mapping lacks the key.
+
+    Mappings are compared key by key, so far as all are mappings; everything else as a whole.
+    """
+    if not all(isinstance(value, dict) for value in values):
+        return {} if all(value == values[0] for value in values) else {"": list(values)}
+    rows: dict[str, list[Any]] = {}
+    for key in dict.fromkeys(key for value in values for key in value):
+        for rest, found in differing([value.get(key, ABSENT) for value in values]).items():
+            rows[f"{key}.{rest}" if rest else key] = found
+    return rows
+
+
+def _settings(entries: Sequence[Entry]) -> dict[str, list[Any]]:
+    """Of recipes, and of experiments: by name, or all by one where each entry has one alone."""
+    parts = {"": [entry.settings or ABSENT for entry in entries]}
+    if all(len(entry.experiments) == 1 for entry in entries):
+        parts["experiment."] = [next(iter(entry.experiments.values())) for entry in entries]
+    else:
+        for name in dict.fromkeys(name for entry in entries for name in entry.experiments):
+            parts[f"{name}."] = [entry.experiments.get(name, ABSENT) for entry in entries]
+    return {f"{part}{key}": row for part, values in parts.items() for key, row in _differing_part(values).items()}
+
+
+def _differing_part(values: list[Any]) -> dict[str, list[Any]]:
+    """As `differing`, among those that are not ABSENT."""
+    having = [place for place, value in enumerate(values) if value is not ABSENT]
+    rows = {}
+    for key, found in differing([values[place] for place in having]).items():
+        placed = dict(zip(having, found, strict=True))
+        rows[key] = [placed.get(place, ABSENT) for place in range(len(values))]
+    return rows
+
+
+def setting_text(value: Any) -> str:
+    """A setting as it stands in a YAML file, on one line; empty where there is none."""
+    if value is ABSENT:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(setting_text(one) for one in value) or "[]"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- text
+
+
+def comparison_lines(found: Comparison) -> list[str]:
+    """The comparison for a terminal: figures, the best first, then the settings that differ."""
+    first = found.entries[0].name
+    rows = [_figures_row(place, found) for place in range(len(found.entries))]
+    order = sorted(range(len(rows)), key=lambda place: -_map(found.entries[place].score))
+    table = pd.DataFrame([rows[place] for place in order]).to_string(index=False)
+    lines = [*table.splitlines(), f"differences from {first}, on the queries that both have; intervals are 95 %", ""]
+    if not found.settings:
+        return [*lines, "no setting differs"]
+    cells = {
+        entry.name: [_cut(setting_text(values[place])) for values in found.settings.values()]
+        for place, entry in enumerate(found.entries)
+    }
+    return [*lines, *pd.DataFrame({"setting": list(found.settings), **cells}).to_string(index=False).splitlines()]
+
+
+def _figures_row(place: int, found: Comparison) -> dict[str, str]:
+    entry, gain = found.entries[place], found.differences.get((0, place))
+    score = entry.score
+    return {
+        "": entry.name,
+        "MAP (out of fold)": "not ranked" if score is None else f"{score.map:.5f} [{score.low:.4f}, {score.high:.4f}]",
+        "difference": "" if gain is None else str(gain.gain),
+        "queries": "" if entry.ranks is None else f"{entry.ranks.images:,}",
+        "runs": str(len(entry.runs)),
+        "training": duration(entry.seconds),
+        "images/s": "" if entry.rate is None else f"{entry.rate:.0f}",
+    }
+
+
+def _map(score: MapScore | None) -> float:
+    return -1.0 if score is None else score.map
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+# ---------------------------------------------------------------------------------------------------------- page
+
+
+def write_comparison(found: Comparison, competition: Competition, path: Path) -> None:
+    """Write the page, one file that needs nothing else."""
+    page = templates().get_template("compare.html.j2")
+    content = page.render(
+        competition=competition.name,
+        k=competition.k,
+        entries=[_page_row(place, found) for place in range(len(found.entries))],
+        settings={key: [setting_text(value) for value in values] for key, values in found.settings.items()},
+        gains=[[_pair(i, j, found) for j in range(len(found.entries))] for i in range(len(found.entries))],
+        charts=_charts(found.entries),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def _page_row(place: int, found: Comparison) -> dict[str, Any]:
+    entry, gain = found.entries[place], found.differences.get((0, place))
+    return {
+        "name": entry.name,
+        "score": entry.score,
+        "queries": 0 if entry.ranks is None else entry.ranks.images,
+        "gain": gain,
+        "runs": len(entry.runs),
+        "seconds": entry.seconds,
+        "training": duration(entry.seconds),
+        "rate": entry.rate,
+    }
+
+
+def _pair(i: int, j: int, found: Comparison) -> Gain | None:
+    """Difference of entry i from entry j."""
+    if (j, i) in found.differences:
+        return found.differences[j, i].gain
+    if (i, j) not in found.differences:
+        return None
+    gain = found.differences[i, j].gain
+    return Gain(-gain.gain, -gain.high, -gain.low)
+
+
+def _charts(entries: Sequence[Entry]) -> dict[str, charts.Chart]:
+    """Training curves over one another, a chart for each head: losses of different heads cannot be compared."""
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        for head, curves in entry.curves.items():
+            for name, points in curves.items():
+                title = entry.name if len(curves) == 1 else f"{entry.name}: {name}"
+                shown.setdefault(head, []).append(charts.series(title, points))
+    return {f"loss {head}": {"x": "epoch", "y": "loss", "series": lines, "marks": []} for head, lines in shown.items()}

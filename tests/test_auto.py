@@ -157,6 +157,13 @@ def test_pairs_are_given_up_while_networks_see_a_photograph_too_seldom() -> None
     assert all(often_enough(choice) for choice in between if pairs_of(choice) > PAIRS[-1])
 
 
+def test_the_full_gallery_is_estimated_where_there_is_time() -> None:
+    made = [chosen(NYALA, minutes) for minutes in (15, 400)]
+    assert [choice.full_gallery for choice in made] == [False, True]
+    longer = replace(made[0], full_gallery=True)
+    assert made[0].local == longer.local  # local matching itself does not pay for it
+
+
 def test_votes_stay_beside_fewer_folds_where_they_fit() -> None:
     whales = replace(NYALA, census=Census(2400, 0, 400, 800, 1.0, estimated=False), groups=2400)
     hasty = chosen(whales, 5)
@@ -269,6 +276,7 @@ def test_what_is_written_is_an_ordinary_recipe(tmp_path: Path, facts: Facts, min
     assert (recipe.name, recipe.folds) == (path.stem, choice.folds)
     assert tuple(recipe.train_folds or range(recipe.folds)) == choice.trained
     assert recipe.combine.local_matching == choice.local
+    assert recipe.combine.full_gallery == choice.full_gallery
     made = [(item.model.backbone, item.image.pixels, item.train.epochs) for item in experiments]
     assert made == [(network.backbone, network.pixels, network.epochs) for network in choice.networks]
     assert all(item.name.startswith(f"auto-{minutes}-") for item in experiments)

@@ -17,7 +17,7 @@ from whaleid.auto.throughput import Throughput
 from whaleid.config import LocalConfig
 from whaleid.config.local_matching import LearnedConfig, PairsConfig
 from whaleid.config.recipe import FEWEST_FOLDS
-from whaleid.local_matching.cost import PAIRS, within_budget
+from whaleid.local_matching.cost import PAIRS, local_cost, within_budget
 
 BACKBONES = {
     "cpu": ("tf_efficientnet_lite0",),
@@ -114,6 +114,8 @@ class Choice:
         Folds that are trained.
     networks : tuple of Network
     local : LocalConfig or None
+    full_gallery : bool
+        Whether there is time to estimate the scores with the full gallery, for which all is ranked once more.
     seconds : dict
         Part -> expected seconds.
     reasons : tuple of str
@@ -124,6 +126,7 @@ class Choice:
     trained: tuple[int, ...]
     networks: tuple[Network, ...]
     local: LocalConfig | None
+    full_gallery: bool
     seconds: dict[str, float]
     reasons: tuple[str, ...]
 
@@ -195,7 +198,11 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
     assert networks is not None
     training = budget.training_seconds(networks, len(trained))
     seconds = {"training": training, "local matching": matching, "the rest": around}
-    choice = Choice(folds, trained, networks, local, seconds, ())
+    again = _seconds_again(facts, folds, local)
+    full_gallery = sum(seconds.values()) + again <= 60 * minutes
+    if full_gallery:
+        seconds["the full gallery"] = again
+    choice = Choice(folds, trained, networks, local, full_gallery, seconds, ())
     return replace(choice, reasons=tuple(_reasons(choice, facts, minutes, rates)))
 
 
@@ -227,6 +234,19 @@ def _shared_out(
         return found
     local, matching = _local_within(facts, folds, most, None)
     return local, matching, _networks(budget, folds, planned - matching)
+
+
+def _seconds_again(facts: Facts, folds: int, local: LocalConfig | None) -> float:
+    """What local matching takes once more, of all cores, for the scores with the full gallery."""
+    if local is None:
+        return 0.0
+    census = facts.census
+    counted = local.model_copy(update={"keypoints": min(local.keypoints, facts.keypoints)})
+    once, twice = (
+        local_cost(census.labelled, census.unknown, census.test, folds, counted, full_gallery=again).total
+        for again in (False, True)
+    )
+    return (twice - once) / facts.machine.cores
 
 
 def _too_seldom(networks: tuple[Network, ...], facts: Facts) -> bool:
@@ -356,6 +376,8 @@ def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, T
     lines.append(_option_reason(choice, facts))
     share = local_share(census.all_images)
     lines.append(f"local matching: {_local_words(choice.local)}; at most {share:.0%} of the time may go to it")
+    if not choice.full_gallery:
+        lines.append("scores with the full gallery are not estimated: local matching would take too long once more")
     total = sum(choice.seconds.values())
     parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in choice.seconds.items())
     lines.append(f"expected minutes: {parts}; {total / 60:.1f} in all")

@@ -41,6 +41,8 @@ def _recipe(choice: Choice, names: list[str]) -> dict[str, Any]:
         combine["local_matching"] = choice.local.model_dump(mode="json", exclude_defaults=True)
     if len(choice.trained) > 1:
         combine["stack"] = {}
+    if not choice.full_gallery:
+        combine["full_gallery"] = False
     partial = {} if len(choice.trained) == choice.folds else {"train_folds": list(choice.trained)}
     return {"folds": choice.folds, **partial, "experiments": names, "combine": combine}
 

@@ -59,7 +59,7 @@ class LocalCost:
 
 
 def local_cost(
-    known: int, unknown: int, test: int, folds: int, config: LocalConfig, full_gallery: bool = True
+    known: int, unknown: int, test: int, folds: int, config: LocalConfig, full_gallery: bool = False
 ) -> LocalCost:
     """Cost of local matching for a competition: every labelled image is a query out of fold, every test image is one.
 

@@ -170,9 +170,13 @@ def test_an_interrupt_says_where_the_same_command_goes_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_with_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(typer.Exit) as ended, stoppable():
-        os.kill(os.getpid(), number)
-        time.sleep(5)
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores Ctrl-C
+    try:
+        with pytest.raises(typer.Exit) as ended, stoppable():
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, given)
     assert ended.value.exit_code == 128 + number
     assert capsys.readouterr().err == NOTHING_BEGUN + "\n"
     assert signal.getsignal(signal.SIGTERM) is before

@@ -109,11 +109,14 @@ def test_check_and_folds_say_which_photographs_seem_to_be_of_one_encounter(tmp_p
     names = images["image"].to_numpy()
     assert ("00.jpg", "10.jpg") in {tuple(names[pair]) for pair in bursts_of(competition, images)}
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(competition.model_dump(mode="json", exclude_defaults=True)))
-    (tmp_path / "recipe.yaml").write_text("{folds: 2, sources: {x: x}}")
+    (tmp_path / "tiny.yaml").write_text("{extends: default, model: {backbone: test_resnet, weights: random}}")
+    (tmp_path / "recipe.yaml").write_text("{folds: 2, experiments: [tiny]}")
     words = ["data", "folds", "-c", "t.yaml", "-r", "recipe.yaml", "--work", "work"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["whaleid", *words])
-    cli.main()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (None, 0), capsys.readouterr().err
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "bursts" in line)
     assert line.startswith("note: bursts: ") and "encounter in another fold: " in line
 

@@ -23,6 +23,7 @@ def score_ranking(protocol: Protocol, ranking: Ranking, config: CombineConfig, s
     keep = max(config.candidates, protocol.k)
     test = average(ranking.test, keep) if ranking.test else None
     summary = _unknown_summary(protocol, ranking, fitted, test)
+    limits_of_test = None if summary is None else _used(protocol, summary)
     oof = oof_with_unknown(protocol, ranking, fitted)
     rank = oof_ranks(protocol, oof)
     weights = protocol.weights(protocol.places)
@@ -39,7 +40,7 @@ def score_ranking(protocol: Protocol, ranking: Ranking, config: CombineConfig, s
         optimistic=not protocol.crossfitted,
         thresholds=summary,
         oof=oof,
-        test=None if test is None else with_unknown(test, _used(protocol, summary), protocol.unknown),
+        test=None if test is None else with_unknown(test, limits_of_test, protocol.unknown),
         species=score_slices(reciprocal_rank_at_k(rank[scored], protocol.k), weights[scored], species)
         if species.any()
         else {},
@@ -123,10 +124,8 @@ def _by_fold(protocol: Protocol, thresholds: CrossFitted[float | None]) -> dict[
     return {part.fold: value for part, value in zip(protocol.parts, thresholds.by_fold, strict=True)}
 
 
-def _used(protocol: Protocol, summary: UnknownSummary | None) -> np.ndarray | None:
-    """Threshold of each test image, float32 (n,); None where there is no unknown label."""
-    if summary is None:
-        return None
+def _used(protocol: Protocol, summary: UnknownSummary) -> np.ndarray:
+    """Threshold of each test image, float32 (n,)."""
     species = protocol.species(protocol.test_rows)
     own = {name: one.used for name, one in summary.species.items()}
     return np.array([own.get(name, summary.used) for name in species], dtype=np.float32)

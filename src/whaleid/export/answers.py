@@ -89,7 +89,7 @@ def _of_candidates(project: Project, answer_of: dict[str, str]) -> pd.DataFrame:
     )
 
 
-def _first(values: np.ndarray, wanted: np.ndarray, otherwise: object) -> np.ndarray:
+def _first(values: np.ndarray, wanted: np.ndarray, otherwise: str | float) -> np.ndarray:
     """The first wanted value of each row, or `otherwise` where none is wanted."""
     first = np.take_along_axis(values, wanted.argmax(axis=1)[:, None], axis=1)[:, 0]
     return np.where(wanted.any(axis=1), first, otherwise)

@@ -318,7 +318,8 @@ def with_full_gallery(
 ) -> LadderResult:
     """The result with the score of every rung with every labelled image in the gallery, estimated (`full_gallery.py`).
 
-    Unchanged with one fold alone, whose score is optimistic, and where galleries cannot be halved.
+    Unchanged with one fold alone, whose score is optimistic, with an index by a faiss string, and where galleries
+    cannot be halved.
 
     Parameters
     ----------
@@ -332,7 +333,8 @@ def with_full_gallery(
     """
     half = halved(protocol, recipe.seed)
     sizes = gallery_sizes(protocol, half)
-    if not protocol.crossfitted or sizes.reach > FARTHEST:
+    exact = recipe.combine.knn.index in ("auto", "exact")  # faiss may not build another of half as many images
+    if not protocol.crossfitted or sizes.reach > FARTHEST or not exact:
         return result
     config = recipe.combine.model_copy(update={"classifier": None})  # its answers would be the same
     again = {one.name: one for one in rank(protocol=half, config=config)}

@@ -86,10 +86,11 @@ def run(
     remove_abandoned(project.workspace.root)
     if until not in BEFORE_KEYPOINTS:
         require_local(project.local_matching, project.settings.weights)
-    needed = {task.name for task in tasks_to_do(project, until, only)}
+    to_do = tasks_to_do(project, until, only)
+    needed = {task.name for task in to_do}
     if needed:
         require(settings_checks(project))
-        if line := environment_line(_made(project)):
+        if line := environment_line(_read(project, to_do)):
             say(line)
     for step in steps(project):
         if step.stage.prepare is not None and (tasks := _stale(step, needed)):
@@ -102,9 +103,13 @@ def run(
     return done
 
 
-def _made(project: Project) -> list[tuple[str, dict[str, Any]]]:
-    """Name and stamp of every output that is current, of all stages."""
-    tasks = [task for step in steps(project) for task in step.tasks()]
+def _read(project: Project, to_do: list[Task]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and stamp of every current output that the tasks read."""
+    names = {name for task in to_do for name in task.reads}
+    stages = {name.partition("/")[0] for name in names}
+    tasks = [
+        task for step in steps(project) if step.stage.name in stages for task in step.tasks() if task.name in names
+    ]
     inside = [task for task in tasks if task.current and task.output.is_relative_to(task.workspace.root)]
     return [(task.name, task.workspace.stamp(task.output)) for task in inside]
 

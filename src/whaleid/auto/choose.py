@@ -37,7 +37,7 @@ VIEWS = 2
 """Forward passes of an image for its features: as it is, and mirrored."""
 FORWARD = 0.5
 """Time of a forward pass as a share of a training step's, whose first stages are frozen (EfficientNet-Lite0 on a core,
-five stages: 0.3 at 8,192 pixels, 0.4 at 16,384, 0.5 at 32,768)."""
+five stages: 0.30 at 9,216 pixels, 0.37 at 16,384, 0.43 at 30,976)."""
 SHARED = 0.3
 """What each further thread of a run adds to the first (EfficientNet-Lite0 at 128 x 64 on two cores: 82 images a second
 by two threads of one run, 127 by two runs of one thread)."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from whaleid.config import FreezeConfig
 from whaleid.config.files import load_experiment
 from whaleid.models.backbone import build_backbone, freeze_stages, set_backbone_trainable
 from whaleid.pipeline.plan import Census, experiment_cost
@@ -56,3 +57,7 @@ def test_the_plan_counts_no_backward_pass_of_them(number: int) -> None:
             pixels = layer(pixels)
     backward = 2 * (cost.forward_flops - counter.get_total_flops())
     assert cost.training_flops == pytest.approx(cost.images_seen * (cost.forward_flops + backward))
+
+
+def test_runs_of_before_have_none() -> None:
+    assert FreezeConfig.model_validate({"epochs": 0, "batchnorm": True}).stages == 0

@@ -127,7 +127,7 @@ class FreezeConfig(Model):
     """The backbone is frozen for this many epochs at the start."""
     batchnorm: bool
     """The backbone's batch normalisation keeps its statistics throughout."""
-    stages: Annotated[int, Field(ge=0)]
+    stages: Annotated[int, Field(ge=0)] = 0
     """First stages of the backbone that stay as pretrained throughout: the stem is one, then each stage of blocks."""
 
 

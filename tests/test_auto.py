@@ -152,6 +152,8 @@ def test_pairs_are_given_up_while_networks_see_a_photograph_too_seldom() -> None
     hasty, calm = chosen(NYALA, 5), chosen(NYALA, 30)
     assert pairs_of(hasty) == PAIRS[-1] and hasty.networks[0].passes < FEW
     assert pairs_of(calm) == PAIRS[0] and often_enough(calm)
+    larger = chosen(NYALA, 15)  # whose networks had time for smaller pictures often enough
+    assert pairs_of(larger) == PAIRS[0] and larger.networks[0].passes < FEW
     between = [chosen(NYALA, minutes) for minutes in np.arange(5, 30, 0.25)]
     assert any(PAIRS[-1] < pairs_of(choice) < PAIRS[0] for choice in between)
     assert all(often_enough(choice) for choice in between if pairs_of(choice) > PAIRS[-1])
@@ -267,7 +269,9 @@ def test_real_steps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 # ----------------------------------------------------------------------------------------------------- the files
 
 
-@pytest.mark.parametrize(("facts", "minutes"), [(NYALA, 400), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)])
+@pytest.mark.parametrize(
+    ("facts", "minutes"), [(NYALA, 15), (NYALA, 400), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)]
+)
 def test_what_is_written_is_an_ordinary_recipe(tmp_path: Path, facts: Facts, minutes: int) -> None:
     choice = chosen(facts, minutes)
     path = tmp_path / "recipes" / f"auto-{minutes}.yaml"

@@ -80,6 +80,14 @@ def test_one_fold_alone_has_no_estimate(whole, tmp_path):
     assert result.final.optimistic and result.final.full_gallery is None
 
 
+def test_an_index_by_faiss_string_has_no_estimate(whole, tmp_path):
+    """Half of the images may be too few for it."""
+    world, sources, asked = whole
+    settings = {"knn": asked.combine.knn.model_copy(update={"index": "IVF2,Flat"})}
+    asked = asked.model_copy(update={"combine": asked.combine.model_copy(update=settings)})
+    assert combine(world.images, world.folds, sources, asked, world.competition, tmp_path).gallery is None
+
+
 def test_the_halved_ranking_is_that_of_the_images_that_are_kept(whole):
     """As if the images left out had never been labelled, for a network that is what it was."""
     world, sources, asked = whole

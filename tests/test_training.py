@@ -118,6 +118,16 @@ def test_frozen_backbone_stands_still(case: Path, tmp_path: Path):
     assert not torch.equal(*(w["embedder.backbone.net.conv1.0.weight"] for w in (start, checkpoint(tmp_path))))
 
 
+def test_frozen_stages_stand_still_in_a_run(case: Path, tmp_path: Path):
+    start = initial_weights(case, small(train_epochs=1))
+    train(case, tmp_path, small(train_epochs=1, **{"train_freeze.stages": 2}))
+    end, net = checkpoint(tmp_path), "embedder.backbone.net."
+    first = [name for name in start if name.startswith((f"{net}conv1.", f"{net}bn1.", f"{net}layer1."))]
+    assert first
+    assert all(torch.equal(start[name], end[name]) for name in first)
+    assert not any(torch.equal(start[name], end[name]) for name in start if name.startswith(f"{net}layer4.0.conv"))
+
+
 def test_frozen_statistics_stand_still_while_weights_move(case: Path, tmp_path: Path):
     start = initial_weights(case, small(train_epochs=1))
     train(case, tmp_path, small(train_epochs=1, **{"train_freeze.batchnorm": True}))

@@ -154,7 +154,11 @@ def filled(pattern: str | None, option: str, answers: pd.DataFrame, images: pd.D
             )
     values = images.reindex(answers["row"])[columns].astype(object).fillna("").astype(str)
     records = [dict(zip(columns, row, strict=True)) for row in values.to_numpy().tolist()]
-    return [FIELD.sub(lambda found: record[found[1]], pattern or "") for record in records]  # noqa: B023 - used at once
+    return [_fill(pattern or "", record) for record in records]
+
+
+def _fill(pattern: str, record: dict[str, str]) -> str:
+    return FIELD.sub(lambda found: record[found[1]], pattern)
 
 
 # ------------------------------------------------------------------------------------------------------ cells

@@ -241,7 +241,8 @@ def _curves(
 def mean_curve(curves: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
     """Mean loss of each epoch over the curves that have it; points are (epoch, loss)."""
     table = pd.DataFrame([point for curve in curves for point in curve], columns=["epoch", "loss"])
-    return [(int(epoch), float(loss)) for epoch, loss in table.groupby("epoch")["loss"].mean().items()]  # type: ignore
+    means = table.groupby("epoch", as_index=False)["loss"].mean()
+    return list(zip(means["epoch"].astype(int).tolist(), means["loss"].tolist(), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------- a run

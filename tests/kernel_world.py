@@ -82,6 +82,14 @@ def shared_world(factory: pytest.TempPathFactory) -> World:
     return World(folder, project, bundle, Path(content["submission"]))
 
 
+def own_copy(world: World, folder: Path) -> World:
+    """The same world in a folder of the test's own, for tests that write into it or compare all that lies in it."""
+    shutil.copytree(world.folder, folder)
+    project = _open(folder)
+    bundle = Bundle(bundle_folder(project), world.bundle.kernel, world.bundle.sizes)
+    return World(folder, project, bundle, folder / world.submission.relative_to(world.folder))
+
+
 def _open(folder: Path) -> Project:
     settings = Settings(weights=folder / "weights")
     return open_project(str(folder / "drawn.yaml"), str(folder / "recipe.yaml"), folder / "work", settings=settings)

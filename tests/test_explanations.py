@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kernel_world import World, shared_world
+from kernel_world import World, own_copy, shared_world
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -196,10 +196,12 @@ def test_the_command_says_what_is_wrong_in_one_line(world: World, tmp_path: Path
 
 
 def test_the_picture_goes_to_the_work_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    world, here = own_copy(world, tmp_path / "world"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     images = read_folds(world.project.workspace)["image"].iloc[:2].tolist()
     options = ["-c", str(world.folder / "drawn.yaml"), "-r", str(world.folder / "recipe.yaml")]
     found = CliRunner().invoke(app, ["explain", *images, *options, "-w", str(world.folder / "work")])
     path = Path(found.stdout.splitlines()[-1])
     assert path == world.project.workspace.root / "report" / f"explain-{images[0]}-{images[1]}.png" and path.is_file()
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())

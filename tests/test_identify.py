@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kernel_world import World, shared_world
+from kernel_world import World, own_copy, shared_world
 from PIL import Image
 
 from whaleid.cli import main as cli
@@ -37,6 +37,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_test_images_get_the_candidates_of_the_pipeline(world: World, tmp_path: Path) -> None:
+    world = own_copy(world, tmp_path / "world")
     project = world.project
     submitted = read_guesses(world.submission)
     photographs = [world.folder / "data" / "test" / name for name in submitted.images]

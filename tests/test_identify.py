@@ -41,8 +41,8 @@ def test_test_images_get_the_candidates_of_the_pipeline(world: World, tmp_path: 
     project = world.project
     submitted = read_guesses(world.submission)
     photographs = [world.folder / "data" / "test" / name for name in submitted.images]
+    require_trained(project)  # notes the digests of the copied images
     before = contents(project.workspace.root)
-    require_trained(project)
     with identify(project, photograph_rows(photographs, project.competition)) as identified:
         table = identified.table()
         pictures = write_pictures(identified, tmp_path / "pictures")

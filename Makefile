@@ -89,7 +89,7 @@ lint: setup  ## ruff and basedpyright
 bench: sample  ## timings as ratios to a bare loop or call, into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
-trust: setup  ## kill, starve and fuzz the pipeline for an hour, into docs/trust.md (ARGS="--times 20")
+trust: setup  ## kill, starve, spoil and soak the pipeline, into docs/trust.md (ARGS="--only soak --runs 5")
 	@$(VENV)/bin/python tests/trust/report.py $(ARGS)
 
 docs: setup  ## the documentation as web pages, in site/

@@ -228,7 +228,7 @@ def _remount(folder: Path, options: str) -> None:
 def all_cases(matrix: Matrix) -> Iterator[Case]:
     """All of them; those with a disk of their own only where the user is root."""
     yield killed_at_every_rename(matrix)
-    yield killed_at_random(matrix, times=12, seconds=12)
+    yield killed_at_random(matrix, times=50, seconds=12)
     yield other_settings_and_back(matrix)
     yield two_at_once(matrix)
     yield clock_back(matrix)

@@ -1,4 +1,4 @@
-"""The page of what was tried: `make trust` runs the whole matrix and all spoilt inputs, and writes docs/trust.md."""
+"""The page of what was tried: `make trust` runs every part and writes its table into docs/trust.md as it ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: equal runs must add in one order
@@ -13,50 +14,66 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trust.fuzz import TARGETS, Target, fuzz, fuzzed_world
 from trust.kills import Case, all_cases, undisturbed
-from trust.soak import Use, growth, in_one_process, processes_in_a_row, soak_rows
+from trust.soak import growth, in_one_process, processes_in_a_row, soak_rows
 from trust.world import make_world
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trust.md"
-BEGIN, END = "<!-- begin: replaced by `make trust` -->", "<!-- end -->"
+Part = Callable[[Path, argparse.Namespace], tuple[list[Case], list[str]]]
+"""Makes, in an empty folder, the cases of one part and the lines of its table."""
 
 
 def main() -> int:
-    """Run everything; 1 where something was found."""
+    """Run the parts; 1 where something was found."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=tuple(PARTS), nargs="+", default=list(PARTS), help="parts; default: all")
     parser.add_argument("--times", type=int, default=200, help="spoilt files of each kind")
     parser.add_argument("--runs", type=int, default=20, help="runs of the soak, in one process and as processes")
     arguments = parser.parse_args()
-    times, runs = arguments.times, arguments.runs
-    with tempfile.TemporaryDirectory() as folder:
-        matrix = undisturbed(Path(folder))
-        cases = [_told(case) for case in all_cases(matrix)]
-        pristine = fuzzed_world(matrix.world, Path(folder) / "fuzzed")
-        spoilt = [_told(_spoilt(pristine, target, times)) for target in TARGETS]
-        clean = make_world(Path(folder) / "clean")
-        ways = {"one process": in_one_process, "processes in a row": processes_in_a_row}
-        soaked = {name: way(clean, _empty(Path(folder) / way.__name__), runs) for name, way in ways.items()}
-    soaks = [_told(Case(name, runs, growth(uses))) for name, uses in soaked.items()]
-    write_page(cases, spoilt, soaked)
-    return int(any(case.problems for case in (*cases, *spoilt, *soaks)))
+    found = False
+    for name in arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            cases, table = PARTS[name](Path(folder), arguments)
+        write_table(name, table)
+        found = found or any(case.problems for case in cases)
+    return int(found)
+
+
+def kill_part(folder: Path, arguments: argparse.Namespace) -> tuple[list[Case], list[str]]:
+    """Kills, two runs at once, a full disk, a read-only folder, a clock that goes back."""
+    cases = [_told(case) for case in all_cases(undisturbed(folder))]
+    return cases, _table("what was done to it", cases)
+
+
+def spoilt_part(folder: Path, arguments: argparse.Namespace) -> tuple[list[Case], list[str]]:
+    """Files of every kind, spoilt in ways that a seed draws."""
+    pristine = fuzzed_world(undisturbed(folder).world, folder / "fuzzed")
+    cases = [_told(_spoilt(pristine, target, arguments.times)) for target in TARGETS]
+    return cases, _table("spoilt file", cases)
+
+
+def soak_part(folder: Path, arguments: argparse.Namespace) -> tuple[list[Case], list[str]]:
+    """The pipeline again and again."""
+    clean = make_world(folder / "clean")
+    ways = {"one process": in_one_process, "processes in a row": processes_in_a_row}
+    soaked = {name: way(clean, _empty(folder / way.__name__), arguments.runs) for name, way in ways.items()}
+    rows = [row for name, uses in soaked.items() for row in soak_rows(name, uses)]
+    head = ["| the pipeline in | run | memory, MB | open files | threads | temporary, MB |", "|---|" + "--:|" * 5]
+    return [_told(Case(name, arguments.runs, growth(uses))) for name, uses in soaked.items()], [*head, *rows]
+
+
+PARTS: dict[str, Part] = {"kills": kill_part, "spoilt": spoilt_part, "soak": soak_part}
+
+
+def write_table(name: str, table: list[str]) -> None:
+    """Put the table of a part between its two marks in the page."""
+    begin, end = f"<!-- begin {name}: replaced by `make trust` -->", f"<!-- end {name} -->"
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text("\n".join([f"{before}{begin}", "", *table, "", end]) + rest.partition(end)[2])
 
 
 def _empty(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-def write_page(cases: list[Case], spoilt: list[Case], soaked: dict[str, list[Use]]) -> None:
-    """Put the tables of what was tried into the page."""
-    rows = [row for name, uses in soaked.items() for row in soak_rows(name, uses)]
-    soak = [
-        "| the pipeline in | run | memory, MB | open files | threads | temporary, MB |",
-        "|---|" + "--:|" * 5,
-        *rows,
-    ]
-    tables = [*_table("what was done to it", cases), "", *_table("spoilt file", spoilt), "", *soak]
-    text = PAGE.read_text()
-    made = "\n".join([BEGIN, "", *tables, "", END])
-    PAGE.write_text(f"{text.partition(BEGIN)[0]}{made}{text.partition(END)[2]}")
 
 
 def _told(case: Case) -> Case:

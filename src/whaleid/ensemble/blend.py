@@ -153,12 +153,20 @@ def _blend_search(members: list[Member], calibrations: tuple[Calibration, ...], 
 
 
 def _coordinate_search(weights: np.ndarray, search: _BlendSearch, floor: float) -> tuple[_Value, np.ndarray]:
-    best = _objective(weights, search)
+    found: dict[bytes, _Value] = {}  # the last round tries again what the one before it tried after its last step
+
+    def valued(tried: np.ndarray) -> _Value:
+        key = tried.tobytes()
+        if key not in found:
+            found[key] = _objective(tried, search)
+        return found[key]
+
+    best = valued(weights)
     for _ in range(_ROUNDS):
         before = best
         for place in range(len(weights)):
             for tried in _moves(weights, place):
-                value = _objective(tried, search)
+                value = valued(tried)
                 if _better(value, best, floor):
                     best, weights = value, tried
         if not _better(best, before, floor):

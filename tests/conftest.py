@@ -14,6 +14,7 @@ from whaleid.config.settings import VARIABLE
 from whaleid.utils import files
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests must add in one order
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not spin: the other worker needs the core
 
 
 _SYNC = files._sync

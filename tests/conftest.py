@@ -42,6 +42,15 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_sync", _SYNC)
 
 
+@pytest.fixture
+def without_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ladders do not say what each member is worth to the blend, for which it is fitted again without each of them.
+
+    That takes half of a ladder's time, and is what test_worth.py, test_ladder.py and the pipeline's tests are about.
+    """
+    monkeypatch.setattr("whaleid.ensemble.ladder.blend_worth", lambda *_: None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def default_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty settings file in the place of the repository's, for this process and those that it starts.

@@ -4,19 +4,28 @@ SETTINGS.json is none, so that folders which a checkout names are never written 
 which no test can tell but those that ask for `synced`: a sync waits some 10 ms, and a test may write a hundred files.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import drawn
 import pytest
 
 from whaleid.config.settings import VARIABLE
 from whaleid.utils import files
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes of tests must add in one order
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait must not spin: the other worker needs the core
 
 
 _SYNC = files._sync
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks through torch's million objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,15 +42,26 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_sync", _SYNC)
 
 
+@pytest.fixture
+def without_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ladders do not say what each member is worth to the blend, for which it is fitted again without each of them.
+
+    That takes half of a ladder's time, and is what test_worth.py, test_ladder.py and the pipeline's tests are about.
+    """
+    monkeypatch.setattr("whaleid.ensemble.ladder.blend_worth", lambda *_: None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def default_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty settings file in the place of the repository's, for this process and those that it starts."""
+    """An empty settings file in the place of the repository's, for this process and those that it starts.
+
+    And the folder of drawn samples.
+    """
     path = tmp_path_factory.mktemp("settings") / "SETTINGS.json"
     path.write_text("{}\n")
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = str(path)
-    yield path
-    if before is None:
-        del os.environ[VARIABLE]
-    else:
-        os.environ[VARIABLE] = before
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(path))
+        patch.setenv(drawn.VARIABLE, str(shared / "drawn"))
+        yield path

@@ -21,14 +21,15 @@ from whaleid.kaggle.kernel.wheels import collect_wheels, install_wheels, needed_
 from whaleid.utils.errors import WhaleidError
 
 LOCAL = (
-    "local_matching: {features: aliked, size: 64, keypoints: 60, verify: {matcher: lightglue, images: 5, magsac: 4}}"
+    "local_matching: {features: aliked, size: 64, keypoints: 60, verify: {matcher: lightglue, images: 2, magsac: 4}}"
 )
 
 
 def test_the_kernel_answers_as_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a place"
     write_weights(folder / "weights")
-    world = make_world(folder, f"folds: 2\nexperiments: [one]\ncombine: {{classifier: null, {LOCAL}}}\n")
+    combined = f"combine: {{classifier: null, full_gallery: false, {LOCAL}}}\n"
+    world = make_world(folder, f"folds: 2\nexperiments: [one]\n{combined}")
     carried = world.bundle.folder / "datasets" / "assets"
     names = ["aliked-n16.safetensors", "aliked_lightglue.pth"]
     assert sorted(path.name for path in (carried / "weights").iterdir()) == names

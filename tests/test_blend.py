@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from test_unknown import naive_map, random_lists
 
+from whaleid.ensemble import blend as blend_module
 from whaleid.ensemble.blend import Member, apply_blend, best_members, fit_blend
 from whaleid.ensemble.calibrate import calibrated, fit_calibration
 from whaleid.ensemble.lists import average, concatenate_lists, union
@@ -165,6 +166,20 @@ def test_the_same_blend_twice():
     targets = make_targets(5)
     members = [noisy_member(targets.truth, n, 0.5) for n in range(3)]
     assert fit_blend(members, targets) == fit_blend(members, targets)
+
+
+def test_the_search_tries_no_weights_twice(monkeypatch):
+    targets = make_targets(5)
+    members = [noisy_member(targets.truth, n, 0.5) for n in range(3)]
+    plain, tried = blend_module._objective, []
+
+    def recorded(weights, search):
+        tried.append(weights.tobytes())
+        return plain(weights, search)
+
+    monkeypatch.setattr(blend_module, "_objective", recorded)
+    fit_blend(members, targets)
+    assert len(tried) == len(set(tried)) > 30
 
 
 def test_best_members():

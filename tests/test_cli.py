@@ -117,7 +117,7 @@ def test_leaderboard_then_up_to_date_then_killed_and_resumed(
 
     killed = arguments(drawn, "leaderboard", "--jobs", "1", work="other")
     assert _kill_when(drawn, killed, "runs/tiny/fold1/log.jsonl")
-    done(monkeypatch, capsys, drawn, arguments(drawn, "leaderboard", "--jobs", "2", work="other"))
+    done(monkeypatch, capsys, drawn, arguments(drawn, "leaderboard", "--jobs", "1", work="other"))
     assert figures(drawn, "other") == figures(drawn)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -247,13 +248,35 @@ def test_the_table_on_disk(tmp_path: Path, labels: pd.DataFrame) -> None:
 
 
 @pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    draw_sample(tmp_path / "data", identities=8, train_images=60, test_images=16)
+def untrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A competition and an experiment, and nothing made of them."""
+    return placed(tmp_path / "place", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the recipe without rounds brought to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = placed(tmp_path_factory.mktemp("trained") / "place", patch)
+        figures_of(opened(folder, ""))
+    return folder
+
+
+@pytest.fixture
+def drawn(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `trained`: round 0, which all rounds begin with, is not trained again."""
+    shutil.copytree(trained, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+def placed(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    draw_sample(folder / "data", identities=8, train_images=60, test_images=16)
     text = COMPETITION.format(root="data").replace("unknown: new_whale\nunknown_share: 0.276\n", "")
-    (tmp_path / "drawn.yaml").write_text(text)
-    (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    (folder / "drawn.yaml").write_text(text)
+    (folder / "tiny.yaml").write_text(EXPERIMENT)
+    patch.chdir(folder)
+    return folder
 
 
 def opened(folder: Path, more: str = "pseudo: {rounds: 2, confidence: 0.05}\n") -> Project:
@@ -350,10 +373,11 @@ def test_a_run_is_trained_again_when_its_own_labels_change(drawn: Path, monkeypa
 def test_killed_in_a_round_it_goes_on_to_the_same_end(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worth(monkeypatch, [0.01])
     more = "pseudo: {confidence: 0.05}\n"
+    shutil.copytree(drawn / "work", drawn / "before")
     whole = figures_of(opened(drawn, more))
     (drawn / "work").rename(drawn / "whole")
+    (drawn / "before").rename(drawn / "work")
     monkeypatch.setattr("whaleid.training.log.EPOCH_SAVE_SECONDS", 0.0)
-    figures_of(opened(drawn, ""))
     broken = opened(drawn, more)
     with monkeypatch.context() as patch:
         stop_after(patch, 8)
@@ -375,22 +399,30 @@ def test_nobody_sure_trains_nothing(drawn: Path) -> None:
 
 
 def test_several_at_once_and_a_round_by_itself(
-    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The processes of a round's runs find their round; a round named alone trains what comes before it."""
-    project = opened(drawn, "pseudo: {confidence: 0.05}\n")
-    where = ["--competition", str(drawn / "drawn.yaml"), "--recipe", str(drawn / "recipe.yaml")]
-    words = ["whaleid", "train", *where, "--work", str(drawn / "work"), "--jobs", "2"]
-    monkeypatch.setattr(sys, "argv", [*words, "--round", "1"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code, capsys.readouterr().err
-    assert sorted(written(project)) == ["tiny.round1/fold0", "tiny.round1/fold1", "tiny/fold0", "tiny/fold1"]
+    """A round named alone trains what comes before it; the processes of a round's runs find their round."""
+    project = opened(untrained, "pseudo: {confidence: 0.05}\n")
+    where = ["--competition", str(untrained / "drawn.yaml"), "--recipe", str(untrained / "recipe.yaml")]
+
+    def train_round(number: int, jobs: int) -> int | str | None:
+        options = ["--work", str(untrained / "work"), "--jobs", str(jobs), "--round", str(number)]
+        monkeypatch.setattr(sys, "argv", ["whaleid", "train", *where, *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    assert not train_round(1, jobs=1), capsys.readouterr().err
+    whole = written(project)
+    assert sorted(whole) == ["tiny.round1/fold0", "tiny.round1/fold1", "tiny/fold0", "tiny/fold1"]
     assert all(current(project, "train").values())
-    monkeypatch.setattr(sys, "argv", [*words, "--round", "2"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2 and "has 1 rounds of pseudo-labels" in capsys.readouterr().err
+    for fold in range(2):  # of each process most is its start: the round's own runs alone are trained by some
+        shutil.rmtree(project.at_round(1).workspace.run("tiny", fold))
+    assert not train_round(1, jobs=2), capsys.readouterr().err
+    again = written(project)
+    assert {name for name in whole if again[name] != whole[name]} == {"tiny.round1/fold0", "tiny.round1/fold1"}
+    assert all(current(project, "train").values())
+    assert train_round(2, jobs=2) == 2 and "has 1 rounds of pseudo-labels" in capsys.readouterr().err
 
 
 def test_the_round_that_is_used_is_carried_alone(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +253,9 @@ def test_training_again_makes_the_features_of_before_outdated(world, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             do(train_tasks(project)[0])
         assert project.workspace.is_current(out, key) != outdated
+
+
+def test_an_ensemble_imports_no_networks() -> None:
+    """Only a siamese head needs them, and timm is nearly half of what an ensemble's imports take."""
+    script = "import sys; import whaleid.ensemble.ladder; sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -17,7 +17,7 @@ from whaleid.ensemble.lambdarank import train_models, training_table
 from whaleid.ensemble.protocol import Protocol, UnknownShare, read_protocol
 from whaleid.ensemble.rankers.base import RankerContext
 from whaleid.ensemble.rankers.second_level import BlendRanker
-from whaleid.ensemble.rankings import Ranking
+from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.ensemble.stack import importance, split_identities, stack_rankings
 from whaleid.ensemble.stack_features import View, directions, feature_table, positions
@@ -25,6 +25,8 @@ from whaleid.ensemble.stack_models import read_stack_models, write_stack_models
 from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, rank_stats, share_curve
 from whaleid.evaluation.metrics import expected_share_weights
 from whaleid.utils.errors import WhaleidError
+
+pytestmark = pytest.mark.usefixtures("without_worth")
 
 SMALL = {"num_iterations": 30, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
@@ -35,19 +37,33 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def asked(world, tmp_path_factory) -> tuple[Protocol, list[Ranking]]:
-    sources = write_sources(world, tmp_path_factory.mktemp("features"))
+def sources(world, tmp_path_factory) -> list[Source]:
+    return write_sources(world, tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture(scope="module")
+def asked(world, sources) -> tuple[Protocol, list[Ranking]]:
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
     return protocol, rank_all(sources, world.images, protocol, recipe().combine, 0)
 
 
-def stacked(protocol, rankings, groups=None, models=None, **settings):
-    blend, config = blended(protocol, rankings, **settings)
+@pytest.fixture(scope="module")
+def blend(asked) -> Ranking:
+    """Of `asked`: most of a stack's seconds are its blend's, which no setting of the stack changes."""
+    return blended(*asked)[0]
+
+
+def stacked(protocol, rankings, blend, groups=None, models=None, **settings):
+    config = stack_config(**settings).stack
     return stack_rankings(protocol, rankings, blend, config, 0, groups, models=models)
 
 
+def stack_config(**settings):
+    return recipe(stack={**SMALL, **settings}).combine
+
+
 def blended(protocol, rankings, **settings):
-    config = recipe(stack={**SMALL, **settings}).combine
+    config = stack_config(**settings)
     (blend,) = BlendRanker().rank(RankerContext(protocol, config, rankings=tuple(rankings)))
     return blend, config.stack
 
@@ -129,21 +145,22 @@ def test_nothing_tells_who_is_asked_about(asked):
 # ----------------------------------------------------------------------------------------------------- honesty
 
 
-def test_a_folds_truth_does_not_reach_its_own_order(asked):
+def test_a_folds_truth_does_not_reach_its_own_order(asked, blend):
     protocol, rankings = asked
     groups = split_identities(protocol, 3)
     part = protocol.parts[1]
     order = np.random.default_rng(0).permutation(len(part.truth))
     wrong = replace(part, truth=part.truth[order], sizes=part.sizes[order])
     permuted = replace(protocol, parts=(protocol.parts[0], wrong, protocol.parts[2]))
-    before, after = (stacked(one, rankings, groups) for one in (protocol, permuted))
+    before = stacked(protocol, rankings, blend, groups)
+    after = stacked(permuted, rankings, blended(permuted, rankings)[0], groups)
     np.testing.assert_array_equal(before.oof[1].codes, after.oof[1].codes)
     np.testing.assert_array_equal(before.oof[1].scores, after.oof[1].scores)
     assert before.fitted.by_fold[1].models.limit == after.fitted.by_fold[1].models.limit
     assert not np.array_equal(before.oof[0].scores, after.oof[0].scores)
 
 
-def test_a_model_is_not_trained_on_its_own_group(asked, monkeypatch):
+def test_a_model_is_not_trained_on_its_own_group(asked, blend, monkeypatch):
     protocol, rankings = asked
     groups = split_identities(protocol, 3)
     given = []
@@ -153,7 +170,7 @@ def test_a_model_is_not_trained_on_its_own_group(asked, monkeypatch):
         return train_models(table, chosen, *rest)
 
     monkeypatch.setattr("whaleid.ensemble.stack.train_models", recorded)
-    stacked(protocol, rankings, groups)
+    stacked(protocol, rankings, blend, groups)
     calls = iter(given)
     places = protocol.places
     assert len(given) == 3 * (len(places) + 1)
@@ -277,10 +294,9 @@ def test_the_stack_orders_identities_and_the_blend_says_how_sure(asked):
 # ----------------------------------------------------------------------------------------- the rung and repeats
 
 
-def test_the_stack_is_the_last_rung(world, tmp_path):
-    sources = write_sources(world, tmp_path / "features")
+def test_the_stack_is_the_last_rung(world, sources, tmp_path):
     config = recipe(stack=SMALL)
-    result = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "out")
+    result = combine(world.images, world.folds, sources[:2], config, world.competition, tmp_path / "out")
     assert [rung.name for rung in result.rungs[-2:]] == ["blend", "stack"] and result.final.kind == "stack"
     written = result.as_json()
     assert sum(written["stack"]["importance"].values()) == pytest.approx(1, abs=1e-6)
@@ -296,23 +312,23 @@ def test_the_stack_is_the_last_rung(world, tmp_path):
     assert np.mean(found) == pytest.approx(result.final.score.map, abs=0.08)  # 162 test images: two standard errors
 
 
-def test_models_come_back_as_they_were(asked, tmp_path):
+def test_models_come_back_as_they_were(asked, blend, tmp_path):
     protocol, rankings = asked
-    first = stacked(protocol, rankings)
+    first = stacked(protocol, rankings, blend)
     models = first.fitted.full.models
     write_stack_models(models, tmp_path / "stack")
     read = read_stack_models(tmp_path / "stack")
     assert replace(read, models=()) == replace(models, models=())
     assert [len(seeds) for seeds in read.models] == [1, 1, 1] and read.trees > 0
-    again = stacked(protocol, rankings, models=read)
+    again = stacked(protocol, rankings, blend, models=read)
     for one, other in zip(first.test, again.test, strict=True):
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_last_digits_change_nothing_with_given_models(asked, tmp_path):
+def test_last_digits_change_nothing_with_given_models(asked, blend):
     """Scores as another machine's arithmetic gives them: trees trained on them rank otherwise, given ones do not."""
     protocol, rankings = asked
-    first = stacked(protocol, rankings)
+    first = stacked(protocol, rankings, blend)
     rng = np.random.default_rng(0)
 
     def noisy(lists):
@@ -320,18 +336,19 @@ def test_last_digits_change_nothing_with_given_models(asked, tmp_path):
 
     moved = [with_lists(one, oof=map(noisy, one.oof), test=tuple(map(noisy, one.test))) for one in rankings]
     models = first.fitted.full.models
-    given = stacked(protocol, moved, models=models)
-    trained = stacked(protocol, moved)
+    moved_blend = blended(protocol, moved)[0]
+    given = stacked(protocol, moved, moved_blend, models=models)
+    trained = stacked(protocol, moved, moved_blend)
     assert trained.fitted.full.models.models[0][0].model_to_string() != models.models[0][0].model_to_string()
     for one, other in zip(first.test, given.test, strict=True):
         assert (one.codes[:, :5] != other.codes[:, :5]).any(axis=1).mean() < 0.01
 
 
-def test_models_of_other_rankings_or_broken_files_are_one_line(asked, tmp_path):
+def test_models_of_other_rankings_or_broken_files_are_one_line(asked, blend, tmp_path):
     protocol, rankings = asked
-    models = stacked(protocol, rankings).fitted.full.models
+    models = stacked(protocol, rankings, blend).fitted.full.models
     with pytest.raises(WhaleidError, match="trained with other rankings than these: "):
-        stacked(protocol, rankings[:-1], models=models)
+        stacked(protocol, rankings[:-1], blend, models=models)
     with pytest.raises(WhaleidError, match="no readable models of a stack"):
         read_stack_models(tmp_path / "nothing")
     write_stack_models(models, tmp_path / "stack")
@@ -342,15 +359,15 @@ def test_models_of_other_rankings_or_broken_files_are_one_line(asked, tmp_path):
 
 def test_closed_set(tmp_path):
     closed = make_world(seed=3, unknown=False)
-    sources = write_sources(closed, tmp_path / "g")
+    sources = write_sources(closed, tmp_path / "g", count=2)
     result = combine(closed.images, closed.folds, sources, recipe(stack=SMALL), closed.competition, tmp_path / "b")
     assert result.final.name == "stack" and result.final.thresholds is None and not result.shares
     assert result.final.score.map > result.rung("blend").score.map - 0.03
 
 
-def test_the_same_with_any_number_of_threads(asked):
+def test_the_same_with_any_number_of_threads(asked, blend):
     protocol, rankings = asked
-    one, two = (stacked(protocol, rankings, num_threads=threads, num_iterations=4) for threads in (1, 2))
+    one, two = (stacked(protocol, rankings, blend, num_threads=threads, num_iterations=4) for threads in (1, 2))
     for first, second in zip(one.oof + one.test, two.oof + two.test, strict=True):
         np.testing.assert_allclose(first.scores, second.scores, atol=1e-5)  # sums of float32 in another order
     models = [[stack.models for stack in (*each.fitted.by_fold, each.fitted.full)] for each in (one, two)]

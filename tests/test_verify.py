@@ -27,6 +27,8 @@ from whaleid.local_matching.votes import local_candidates
 from whaleid.report.matches import draw_matches
 from whaleid.utils.errors import WhaleidError
 
+pytestmark = pytest.mark.usefixtures("without_worth")
+
 WIDE = VerifyConfig(scale=10, turn=180, shift=9)
 """Agrees with everything."""
 
@@ -160,14 +162,14 @@ def test_descriptors_without_points_are_refused():
 
 def test_ladder_has_a_rung_for_it_and_own_fold_never_matters(tmp_path):
     world = make_world(identities=20, seed=4, noise=1.5)
-    sources = write_sources(world, tmp_path / "features", count=2)
+    sources = write_sources(world, tmp_path / "features", count=1)
     truth = world.images["identity"].to_numpy(dtype=object).copy()
     truth[world.images["split"].to_numpy() == "test"] = world.solution
     folder = tmp_path / "local"
     write_described(folder, world.images, truth)
     total = len(np.load(folder / "descriptors.npy"))
     np.save(folder / "points.npy", np.tile(np.array([9, 9, 3, 0], np.float32), (total, 1)))
-    config = recipe(local_matching={"verify": {}})
+    config = recipe(classifier=None, local_matching={"verify": {"images": 10}})
     result = combine(world.images, world.folds, sources, config, world.competition, tmp_path / "out", folder)
     assert [rung.name for rung in result.rungs][-3:] == ["local matching", "local verified", "blend"]
     assert result.rung("local verified").score.map >= result.rung("local matching").score.map - 0.02

@@ -6,7 +6,7 @@ that are given, and on nothing else: the caller gives the training folds' querie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,12 +71,12 @@ def fit_blend(members: list[Member], targets: Targets) -> Blend:
     calibrations = tuple(
         fit_calibration(member.candidates, targets.truth, targets.weights, member.probability) for member in members
     )
-    search = _blend_search(members, calibrations, targets)
-    alone = [_objective(row, search) for row in np.eye(len(members))]
+    value_of = _remembering(_blend_search(members, calibrations, targets))
+    alone = [value_of(row) for row in np.eye(len(members))]
     floor = max(value for value, _ in alone)
     best = max(range(len(members)), key=lambda place: (alone[place], -place))
-    value, weights = _coordinate_search(np.full(len(members), 1 / len(members)), search, floor)
-    other_value, other_weights = _coordinate_search(np.eye(len(members))[best], search, floor)
+    value, weights = _coordinate_search(np.full(len(members), 1 / len(members)), value_of, floor)
+    other_value, other_weights = _coordinate_search(np.eye(len(members))[best], value_of, floor)
     if _better(other_value, value, floor):
         value, weights = other_value, other_weights
     names = tuple(member.name for member in members)
@@ -152,13 +152,28 @@ def _blend_search(members: list[Member], calibrations: tuple[Calibration, ...], 
     return _BlendSearch(scores, codes >= 0, place, np.stack(none), inner)
 
 
-def _coordinate_search(weights: np.ndarray, search: _BlendSearch, floor: float) -> tuple[_Value, np.ndarray]:
-    best = _objective(weights, search)
+def _remembering(search: _BlendSearch) -> Callable[[np.ndarray], _Value]:
+    """The objective, which looks up weights that were tried: a last round tries what followed the last step again."""
+    found: dict[bytes, _Value] = {}
+
+    def value_of(weights: np.ndarray) -> _Value:
+        key = weights.tobytes()
+        if key not in found:
+            found[key] = _objective(weights, search)
+        return found[key]
+
+    return value_of
+
+
+def _coordinate_search(
+    weights: np.ndarray, value_of: Callable[[np.ndarray], _Value], floor: float
+) -> tuple[_Value, np.ndarray]:
+    best = value_of(weights)
     for _ in range(_ROUNDS):
         before = best
         for place in range(len(weights)):
             for tried in _moves(weights, place):
-                value = _objective(tried, search)
+                value = value_of(tried)
                 if _better(value, best, floor):
                     best, weights = value, tried
         if not _better(best, before, floor):

@@ -7,25 +7,28 @@ much, and is computed only for the nearest images.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
-from whaleid.models.heads.siamese import SiamesePairs
 from whaleid.retrieval.identities import identity_candidates
 from whaleid.retrieval.index import search
-from whaleid.training.checkpoint import load_run
 from whaleid.utils.errors import WhaleidError
+
+if TYPE_CHECKING:
+    from whaleid.models.heads.siamese import SiamesePairs
 
 
 def load_pairs(run: Path) -> SiamesePairs:
     """The siamese head of a finished run, on the GPU if there is one. Raises WhaleidError for another head."""
+    from whaleid.training.checkpoint import load_run  # imports timm, which an ensemble without such a head never needs
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained = load_run(run, device)
     if not trained.experiment.head.scores_pairs:
         raise WhaleidError(f"{run}: its head scores no pairs; re-scoring needs a run with head.name: siamese")
-    return cast(SiamesePairs, trained.head)
+    return cast("SiamesePairs", trained.head)
 
 
 def rescored_identities(

@@ -15,6 +15,7 @@ from whaleid.evaluation.log import read_log
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.ablation import read_ablation
+from whaleid.pipeline.metrics import answer_score
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.submission import log_path
@@ -157,6 +158,7 @@ def _header(results: Results) -> dict[str, Any]:
         "k": final["k"],
         "unknown": results.project.competition.unknown,
         "final": final,
+        "answer": answer_score(results.figures) if results.figures["ladder"].get("answer") else None,
         "aspect": _median_aspect(results),
         "solution": None if solution is None else solution.as_json(),
         "labelled": len(labelled),

@@ -138,13 +138,15 @@ def test_a_point_of_the_map_leads_to_its_card(window: Browser, page: Path, resul
     assert text(window, "count") == "1 to 1 of 1 queries" and window.run(ACTIVE) == 0
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, False), (360, True)])
 def test_it_fits_any_screen_and_asks_for_nothing_else(window: Browser, page: Path, width: int, dark: bool) -> None:
     window.requests()
     window.console()
     window.open(page, width, 800, dark)
     window.run("document.querySelectorAll('img').forEach((one) => { one.loading = 'eager'; })")
     assert window.run("return document.documentElement.scrollWidth") == width
+    ladder = "const table = document.querySelector('#ladder .wide'); return table.scrollWidth - table.clientWidth"
+    assert window.run(ladder) == 0
     paper = window.run("return getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(16, 22, 26)" if dark else "rgb(255, 255, 255)")
     asked = window.requests()

@@ -37,6 +37,7 @@ from whaleid.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 MATCHED = 3
 """Queries of each kind whose matched keypoints are shown; a wrong one with its guess and with its true identity."""
@@ -134,13 +135,22 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "score": _score}
+    environment.filters |= {"percent": _percent, "score": _score, "sentence": _sentence}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
 
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.1f} %"
+
+
+def _sentence(line: str) -> Markup:
+    """A line of the terminal as a sentence: words between backticks are code."""
+    from markupsafe import Markup, escape
+
+    text = f"{line[:1].upper()}{line[1:]}".removesuffix(".") + "."
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def _score(figures: dict[str, Any]) -> str:

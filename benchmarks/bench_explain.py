@@ -25,13 +25,11 @@ from whaleid.features.files import read_features
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.workspace import read_folds, read_images
-from whaleid.report.explain import explain, network_pixels
+from whaleid.report.explain import CONTROL, explain, network_pixels
 from whaleid.training.checkpoint import load_run
 from whaleid.utils.device import default_device
 from whaleid.utils.files import write_json
 from whaleid.utils.progress import progress_bar
-
-CONTROL = "saliency of random weights"
 
 
 def nearest_pairs(embeddings: np.ndarray, part: FoldPart, count: int) -> np.ndarray:

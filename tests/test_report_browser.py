@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +121,33 @@ def test_a_name_in_a_table_shows_its_wrong_queries(window: Browser, page: Path) 
     window.run("document.querySelector('#identities button.link').click()")
     wrong = window.run("return document.querySelectorAll('#identities tbody tr')[0].children[2].textContent")
     assert text(window, "count") == f"1 to {wrong} of {wrong} queries" and window.run(ACTIVE) == 0
+
+
+def test_a_card_says_how_its_guesses_are_explained(window: Browser, page: Path, results: Results) -> None:
+    window.open(page)
+    choose(window, "state", "wrong")
+    window.run("document.querySelector('.why summary').click()")
+    shown = window.run(
+        "return [...document.querySelector('.why').querySelectorAll('pre')].map((one) => one.textContent)"
+    )
+    names = set(results.images["image"])
+    assert 1 <= len(shown) <= 2
+    for command in shown:
+        _, what, query, guess, *options = shlex.split(command)
+        assert what == "explain" and query in names and guess in names and query != guess
+        assert options == ["-c", "tiny", "-r", "own"]
+
+
+def test_the_map_is_coloured_by_what_one_chooses(window: Browser, page: Path) -> None:
+    window.open(page)
+    picture = "return document.getElementById('map-points').toDataURL()"
+    seen = [window.run(picture)]
+    for colour in ("identity", "fold", "-camera"):
+        choose(window, "map-colour", colour)
+        seen.append(window.run(picture))
+    assert len(set(seen)) == 4
+    choose(window, "map-colour", "verdict")
+    assert window.run(picture) == seen[0] and not window.console()
 
 
 def test_a_point_of_the_map_leads_to_its_card(window: Browser, page: Path, results: Results) -> None:

@@ -51,7 +51,7 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         (and species, where it has its own) to the threshold in use, None without unknown label. Of all queries, the
         simulated ones last: `truth` (codes, -1: unknown), `fold` (key of `thresholds`), and `scores`, k a query, None
         where there is no guess. Of the others, which have cards: `guesses` (codes, -1: none) and `pictures` (rows, -1:
-        none), k a query; `row`, `size`. `names`: row to image.
+        none), k a query; `row`, `size`. `names`: row to image. `options`: of the command line, for this recipe.
         `columns`: as from `filter_columns`.
     """
     competition, protocol = results.project.competition, results.protocol
@@ -75,6 +75,7 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         "row": [query.row for query in queries],
         "size": top.sizes[~top.simulated].tolist(),
         "names": {row: str(results.images["image"].iloc[row]) for row in sorted(rows)},
+        "options": f"-c {competition.name} -r {results.project.recipe.name}",
         "columns": filter_columns(results.images, [query.row for query in queries]),
     }
 

@@ -197,8 +197,19 @@ def test_mutual_pairs_by_loops() -> None:
     assert dict(zip(map(tuple, pairs.tolist()), strength.tolist(), strict=True)) == expected and len(expected) > 1
 
 
-def test_a_network_of_one_resolution_has_no_middle_layer() -> None:
+class ChannelsLast(TwoStages):
+    """Its layers' maps are (b, h, w, c), as those of Swin."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.stage(TinyBackbone.forward(self, pixels).permute(0, 2, 3, 1))
+        return self.stage(maps[:, ::4, ::4]).permute(0, 3, 1, 2)
+
+
+def test_a_network_of_one_resolution_or_with_its_channels_last_has_no_middle_layer() -> None:
     assert agreeing_regions(embedder(), noise()) is None
+    assert agreeing_regions(embedder(red=True), noise()) is None
+    net = Embedder(ChannelsLast(), build_pool("avg"), nn.Identity(), 8).eval().requires_grad_(False)  # type: ignore
+    assert agreeing_regions(net, noise()) is None
 
 
 def test_an_image_is_deleted_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_a_card_says_how_its_guesses_are_explained(window: Browser, page: Path, 
     for command in shown:
         _, what, query, guess, *options = shlex.split(command)
         assert what == "explain" and query in names and guess in names and query != guess
-        assert options == ["-c", "tiny", "-r", "own"]
+        assert options == ["-c", "tiny.yaml", "-r", "own.yaml"]
 
 
 def test_the_map_is_coloured_by_what_one_chooses(window: Browser, page: Path) -> None:
@@ -172,6 +172,7 @@ def test_it_fits_any_screen_and_asks_for_nothing_else(window: Browser, page: Pat
     window.console()
     window.open(page, width, 800, dark)
     window.run("document.querySelectorAll('img').forEach((one) => { one.loading = 'eager'; })")
+    window.run("document.querySelectorAll('.why').forEach((one) => { one.open = true; })")
     assert window.run("return document.documentElement.scrollWidth") == width
     ladder = "const table = document.querySelector('#ladder .wide'); return table.scrollWidth - table.clientWidth"
     assert window.run(ladder) == 0

@@ -136,14 +136,15 @@ def _middle_layer(embedder: Embedder, pixels: Tensor) -> nn.Module | None:
         if isinstance(output, Tensor) and output.dim() == 4:
             seen.append((module, output.shape[2] * output.shape[3]))
 
-    hooks = [module.register_forward_hook(note) for module in embedder.backbone.modules()]
+    inner = [module for module in embedder.backbone.modules() if module is not embedder.backbone]
+    hooks = [module.register_forward_hook(note) for module in inner]
     with torch.no_grad():
         features = embedder.backbone(embedder.pixels(pixels))
     for hook in hooks:
         hook.remove()
     last = features.shape[2] * features.shape[3]
-    # a network that has its channels last gives maps whose positions are not counted so
-    if features.shape[3] == 1 or seen[-1][1] != last:
+    # tokens are a column; of a network with its channels last (Swin) the positions would be counted wrongly
+    if features.shape[3] == 1 or not seen or seen[-1][1] != last:
         return None
     return next((module for module, positions in reversed(seen) if positions >= FINER * last), None)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from whaleid.config.settings import config_root
 from whaleid.data.competition import RESERVED
 from whaleid.ensemble.protocol import query_weights
+from whaleid.pipeline.project import Project
 from whaleid.report.examples import Example, add_gallery_images, example_of
 from whaleid.report.inputs import Results, TopGuesses, best_single_features
 
@@ -75,9 +78,20 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         "row": [query.row for query in queries],
         "size": top.sizes[~top.simulated].tolist(),
         "names": {row: str(results.images["image"].iloc[row]) for row in sorted(rows)},
-        "options": f"-c {competition.name} -r {results.project.recipe.name}",
+        "options": _options(results.project),
         "columns": filter_columns(results.images, [query.row for query in queries]),
     }
+
+
+def _options(project: Project) -> str:
+    """Options of a command that name the competition and the recipe; of a YAML of the user's its likely name."""
+    own = project.workspace.root / "recipes" / f"{project.recipe.name}.yaml"  # that `auto` wrote
+    recipe = own.as_posix() if own.is_file() else _file("recipes", project.recipe.name)
+    return f"-c {shlex.quote(_file('competitions', project.competition.name))} -r {shlex.quote(recipe)}"
+
+
+def _file(kind: str, name: str) -> str:
+    return name if (config_root() / kind / f"{name}.yaml").is_file() else f"{name}.yaml"
 
 
 def filter_columns(images: pd.DataFrame, rows: list[int]) -> dict[str, dict[str, list[Any]]]:

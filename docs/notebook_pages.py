@@ -44,12 +44,13 @@ def pages(path: Path, executed: Path) -> Iterator[tuple[str, str | bytes]]:
             continue
         parts.append(f"```python\n{cell.source}\n```")
         for output in cell.outputs:
-            picture = output.get("data", {}).get("image/png")
-            if picture is None:
+            data = output.get("data", {})
+            kind = next((kind for kind in ("png", "jpeg") if f"image/{kind}" in data), None)
+            if kind is None:
                 parts.append(text_of(output))
                 continue
-            name = f"{path.stem}-{len(parts)}.png"
-            yield f"{FOLDER}/{name}", base64.b64decode(picture)
+            name = f"{path.stem}-{len(parts)}.{kind}"
+            yield f"{FOLDER}/{name}", base64.b64decode(data[f"image/{kind}"])
             parts.append(f"![output of the cell above]({name})")
     if not is_run:
         parts.insert(1, NOT_RUN)

@@ -33,7 +33,7 @@ from whaleid.ensemble.results import LadderResult
 from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.evaluation.form_input import ImagePairs
 from whaleid.evaluation.form_score import FormScore
-from whaleid.evaluation.forms import FORMS, TOPK, Form, get_form, score_files
+from whaleid.evaluation.forms import FORMS, TOPK, Form, Score, get_form, score_files, score_options
 from whaleid.pipeline.data_stages import keypoints_folder
 from whaleid.pipeline.metrics import answer_score, require_figures
 from whaleid.pipeline.project import Project
@@ -41,6 +41,7 @@ from whaleid.pipeline.score import answer_on
 from whaleid.pipeline.sources import sources
 from whaleid.pipeline.submission import latest_submission
 from whaleid.pipeline.workspace import read_folds, read_images
+from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
 
 
@@ -68,8 +69,11 @@ def open_trained(competition: str, recipe: str | None, work: Path, truth: Path) 
     project = open_project(competition, recipe, work)
     images, folds = read_images(project.workspace), read_folds(project.workspace)
     protocol = protocol_of(images, folds, project.competition, sources(project))
-    table = pd.read_csv(truth, dtype=str)
-    return Trained(project, images, protocol, table.set_index("image")["identity"])
+    table = pd.read_csv(truth, dtype=str).set_index("image")["identity"]
+    missing = sorted(set(protocol.test_names.tolist()) - set(table.index))
+    if missing:
+        raise WhaleidError(f"{truth}: no identity of {len(missing)} test images, first '{missing[0]}'; add their rows")
+    return Trained(project, images, protocol, table)
 
 
 def in_form(trained: Trained, form: str, root: Path) -> Competition:
@@ -154,13 +158,20 @@ def row_of(trained: Trained, form: str, ladder: tuple[Protocol, LadderResult], r
         assert result.final_ranking is not None and result.blend_ranking is not None
         given = protocol, result.final_ranking, result.blend_ranking, trained.images, competition
         answer = answer_by_identities(get_form(form), *given, project.recipe.seed)
+    score = score_of_test(trained, form, answer.cells, root)
+    return {"form": form, "oof": answer.score.as_json(), "solution": _plain(score)}
+
+
+def score_of_test(trained: Trained, form: str, cells: dict[str, str], root: Path) -> Score:
+    """Score of the answers to the test images (row -> answer) against a solution made from the truth."""
     submission, solution = root / f"{form}.csv", root / f"{form}-solution.csv"
-    pd.DataFrame({"row": list(answer.cells), "answer": list(answer.cells.values())}).to_csv(submission, index=False)
+    pd.DataFrame({"row": list(cells), "answer": list(cells.values())}).to_csv(submission, index=False)
     solution_of(trained, form).to_csv(solution, index=False)
-    return {"form": form, "oof": answer.score.as_json(), "solution": _plain(score_files(submission, solution, form))}
+    unknown = trained.project.competition.unknown if "unknown" in score_options(form) else None
+    return score_files(submission, solution, form, unknown=unknown)
 
 
-def _plain(score: Any) -> dict[str, Any]:
+def _plain(score: Score) -> dict[str, Any]:
     return {"value": score.value, "low": score.low, "high": score.high, "queries": score.queries}
 
 
@@ -182,6 +193,9 @@ def main() -> None:
     given = parser.parse_args()
     trained = open_trained(given.competition, given.recipe, given.work, given.truth)
     forms = given.forms.split(",")
+    if trained.project.competition.unknown is None and "one_or_unknown" in forms:
+        print("left out: one_or_unknown, because the competition has no unknown label")
+        forms.remove("one_or_unknown")
     ladder = cast(Any, None)
     if any(get_form(form).NEEDS == "identities" for form in forms):
         ladder = ranked(trained)

@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Image, display
+from PIL import Image as Picture
 
 from whaleid.ensemble.summary import ladder_lines
 from whaleid.features.files import read_features
@@ -29,7 +30,9 @@ from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.runner import run
 from whaleid.pipeline.sources import sources
 from whaleid.report.examples import add_gallery_images, choose_examples
+from whaleid.report.explain import write_explanation
 from whaleid.report.grid import draw_grid
+from whaleid.report.image_map import image_map
 from whaleid.report.inputs import read_results, read_top_guesses
 from whaleid.report.plots import draw_ladder
 from whaleid.report.thumbnails import thumbnails
@@ -155,6 +158,48 @@ for source in sources(project)[:6]:  # a large recipe has dozens
     titles = [f"{value:.3f}\n{name}" for value, name in zip(similarity[0], names, strict=True)]
     marks = (names == results.images["identity"][query.row]).tolist()
     display(draw_grid(pixels, [f"{source.name}\nis {query.truth}", *titles], columns=6, right=[None, *marks]))
+
+# %% [markdown]
+# ## Why these two?
+#
+# The first of these queries and the photograph of its best named guess, as the recipe's first network sees them
+# (`whaleid explain`). Green lines: keypoints that agree in geometry. The similarity map adds up to the similarity.
+# Saliency is a gradient. A map of random weights stands beside it: a map whose similarity while it is deleted is not
+# below the control's should not be believed.
+
+# %%
+example = add_gallery_images(examples[:1], results.protocol, results.images, near)[0]
+guess = next(guess for guess in example.guesses if guess.row is not None)
+explained = plot.with_name("explain.png")
+names = results.images["image"][example.row], results.images["image"][guess.row]
+print("\n".join(write_explanation(project, names, explained)[:-1]))
+picture, small = Picture.open(explained).convert("RGB"), explained.with_suffix(".jpg")
+picture.thumbnail((700, 1200))
+picture.save(small, quality=75)  # a tenth of the bytes
+Image(filename=str(small))
+
+# %% [markdown]
+# ## The map
+#
+# Labelled images as the best single network of the first fold places them, by t-SNE: near is similar, far apart means
+# little. Large dots are that fold's queries, which the network was not trained on; crosses are those whose first guess
+# is wrong.
+
+# %%
+placed = image_map(results)
+wrong = set(results.final.rows[results.final.guesses[:, 0] != results.final.truth].tolist())
+identity = results.images["identity"].astype("category").cat.codes.to_numpy()[placed.rows]
+is_query = np.arange(len(placed.rows)) < placed.queries
+is_wrong = is_query & np.isin(placed.rows, list(wrong))
+figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+for chosen, look in (
+    (~is_query, {"s": 6, "alpha": 0.5}),
+    (is_query & ~is_wrong, {"s": 24}),
+    (is_wrong, {"s": 36, "marker": "x"}),
+):
+    axes.scatter(*placed.points[chosen].T, c=identity[chosen], cmap="turbo", vmin=0, vmax=identity.max(), **look)
+axes.set(xticks=[], yticks=[], title=f"{placed.source}, fold {placed.fold}; a colour for each identity")
+plt.show()
 
 # %% [markdown]
 # `make report` writes a page of all results. Next: [the kernel for Kaggle](04_kaggle_inference.ipynb).

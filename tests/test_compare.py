@@ -15,6 +15,7 @@ import yaml
 from browser import WHERE, Browser, browser
 from test_report import SOURCE, SUMMARY, Page, make_project
 
+from whaleid.config import Answer
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run
 from whaleid.pipeline.workspace import Workspace
@@ -28,6 +29,7 @@ from whaleid.report.compare import (
     write_comparison,
 )
 from whaleid.report.entries import Ranks, mean_curve, read_entries
+from whaleid.report.page import write_report
 from whaleid.report.places import report_file
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import read_json, write_json
@@ -219,6 +221,53 @@ def opened(page: Path) -> Iterator[Browser]:
     with browser() as window:
         window.open(page)
         yield window
+
+
+# ------------------------------------------------------------------------------------------ other forms of answer
+
+
+@pytest.fixture(scope="module")
+def one_or_unknown(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The results of two recipes, `own` and `plain`, of a competition with a metric of its own."""
+    made = make_project(tmp_path_factory.mktemp("formed"))
+    changes = {"answer": Answer(form="one_or_unknown"), "k": 1, "solution": None}
+    made = replace(made, competition=made.competition.model_copy(update=changes))
+    run(made, "ladder")
+    shutil.copytree(made.workspace.candidates("own"), made.workspace.candidates("plain"))
+    metrics = read_json(made.workspace.metrics)
+    plain = json.loads(json.dumps(metrics["own"])) | {"recipe": "plain"}
+    plain["ladder"]["answer"] |= {"value": 0.875, "low": 0.75, "high": 1.0}
+    write_json(made.workspace.metrics, metrics | {"plain": plain})
+    return made
+
+
+def test_recipes_are_compared_by_the_competitions_metric(one_or_unknown: Project) -> None:
+    place = one_or_unknown.competition, one_or_unknown.workspace
+    found = compare_entries(["plain", "own", f"own:{SOURCE}"], *place)
+    figures = read_json(one_or_unknown.workspace.metrics)
+    answers = {name: figures[name]["ladder"]["answer"] for name in ("plain", "own")}
+    assert found.metrics == ["sqrt(BAKS x BAUS)"] and found.entries[2].answer is None
+    lines = comparison_lines(found)
+    assert "sqrt(BAKS x BAUS) (out of fold)" in lines[0]
+    best_first = sorted(answers, key=lambda name: -answers[name]["value"])
+    for name, line in zip(best_first, lines[1:3], strict=True):
+        own = answers[name]
+        assert line.split()[0] == name
+        assert f"{own['value']:.5f} [{own['low']:.4f}, {own['high']:.4f}]" in line
+    assert (0, 1) in found.differences  # the ladder's paired difference stays beside it
+    path = one_or_unknown.workspace.root / "report" / "compare.html"
+    write_comparison(found, one_or_unknown.competition, path)
+    content = path.read_text()
+    assert not Page(content).open
+    assert all(f'<td data-value="{own["value"]}">{own["value"]:.5f}</td>' in content for own in answers.values())
+
+
+def test_the_report_begins_with_the_competitions_metric(one_or_unknown: Project) -> None:
+    answer = read_json(one_or_unknown.workspace.metrics)["own"]["ladder"]["answer"]
+    content = write_report(one_or_unknown).read_text()
+    spread = (answer["high"] - answer["low"]) / 2
+    assert f"<b>{answer['value']:.5f} ± {spread:.5f}</b>sqrt(BAKS x BAUS), out of fold" in content
+    assert content.index("sqrt(BAKS x BAUS), out") < content.index("MAP@1, out of fold")
 
 
 # ----------------------------------------------------------------------------------------------------- bad input

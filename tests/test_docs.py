@@ -65,7 +65,8 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_the_navigation_lists_every_page() -> None:
     text = re.sub(r"!!python/name:\S+", "x", (ROOT / "mkdocs.yml").read_text())
     listed = set(re.findall(r"[\w-]+\.md", str(yaml.safe_load(text)["nav"])))
-    assert listed == {path.name for path in ROOT.glob("docs/*.md")}
+    notebooks = {f"{path.stem}.md" for path in ROOT.glob("notebooks/*.ipynb")}
+    assert listed == {path.name for path in ROOT.glob("docs/*.md")} | notebooks
 
 
 def test_files_named_in_pages_exist() -> None:

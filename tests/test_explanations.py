@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from typer.testing import CliRunner
 
 from whaleid.cli.main import app
 from whaleid.models.embedder import BatchNormNeck, Embedder
-from whaleid.models.explanations import STEPS, deletion_score, grid_shape, saliency_maps, similarity_maps
+from whaleid.models.explanations import (
+    STEPS,
+    _mutual_pairs,
+    agreeing_regions,
+    deletion_score,
+    grid_shape,
+    saliency_maps,
+    similarity_maps,
+)
 from whaleid.models.pooling import AveragePool, build_pool
 from whaleid.pipeline.workspace import read_folds
 from whaleid.report.explain import write_explanation
@@ -139,6 +148,70 @@ def test_saliency_is_where_the_similarity_depends_on_pixels() -> None:
     assert where.any()
 
 
+class TwoStages(TinyBackbone):
+    """Red, and what is not red, at stride 4; their means at stride 16."""
+
+    def __init__(self) -> None:
+        super().__init__(red=True)
+        self.stage, self.last = nn.Identity(), nn.AvgPool2d(4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        red = super().forward(pixels)[:, :4]
+        return self.last(self.stage(torch.cat([red, 1e-3 / (1e-2 + red)], dim=1)))
+
+
+def staged() -> Embedder:
+    return Embedder(TwoStages(), build_pool("avg"), nn.Identity(), 8).eval().requires_grad_(False)  # type: ignore
+
+
+def test_regions_are_matched_where_the_mark_is() -> None:
+    images, where = marked()
+    found = agreeing_regions(staged(), images)
+    assert found is not None and found.relevance.shape == (2, 12, 24)
+    for relevance, mark in zip(found.relevance, where, strict=True):
+        assert relevance[mark[2::4, 2::4]].mean() > 5 * relevance[~mark[2::4, 2::4]].mean()
+    ends = [where[side, 2::4, 2::4].ravel()[found.pairs[0, side]] for side in range(2)]
+    assert ends == [True, True] and (np.diff(found.strength) <= 0).all()
+
+
+def test_relevance_adds_up_to_the_similarity_where_all_behind_it_is_linear() -> None:
+    images = noise(3)[:, :16, :32]
+    found, net = agreeing_regions(staged(), np.ascontiguousarray(images)), staged()
+    assert found is not None
+    one, other = net.embed(torch.from_numpy(images))
+    assert found.relevance.sum(axis=(1, 2)) == pytest.approx([float(one @ other)] * 2, abs=1e-5)
+
+
+def test_mutual_pairs_by_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cosines = torch.rand(7, 9, generator=generator) * 2 - 1
+    relevance, other = torch.rand(7, generator=generator), torch.rand(9, generator=generator)
+    relevance[2] = 0
+    pairs, strength = _mutual_pairs(cosines, relevance, other)
+    expected = {}
+    for row in range(7):
+        column = int(cosines[row].argmax())
+        value = float(cosines[row, column]) * math.sqrt(float(relevance[row] * other[column]))
+        if int(cosines[:, column].argmax()) == row and value > 0:
+            expected[row, column] = pytest.approx(value)
+    assert dict(zip(map(tuple, pairs.tolist()), strength.tolist(), strict=True)) == expected and len(expected) > 1
+
+
+class ChannelsLast(TwoStages):
+    """Its layers' maps are (b, h, w, c), as those of Swin."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.stage(TinyBackbone.forward(self, pixels).permute(0, 2, 3, 1))
+        return self.stage(maps[:, ::4, ::4]).permute(0, 3, 1, 2)
+
+
+def test_a_network_of_one_resolution_or_with_its_channels_last_has_no_middle_layer() -> None:
+    assert agreeing_regions(embedder(), noise()) is None
+    assert agreeing_regions(embedder(red=True), noise()) is None
+    net = Embedder(ChannelsLast(), build_pool("avg"), nn.Identity(), 8).eval().requires_grad_(False)  # type: ignore
+    assert agreeing_regions(net, noise()) is None
+
+
 def test_an_image_is_deleted_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that tells how much is left: the mean of 1 - 1/n, ..., 0 parts."""
     images = np.zeros((2, 20, 40, 3), np.uint8)
@@ -175,7 +248,9 @@ def test_a_trained_network_explains_two_images(world: World, tmp_path: Path) -> 
     other = write_explanation(world.project, (images[1], images[0]), tmp_path / "other.png")
     assert other[0].endswith(" by one/fold1")  # the run that did not see the first image
     assert re.fullmatch(r"keypoints: \d+ of \d+ mutual matches agree in geometry", lines[1])
-    assert "similarity map (" in lines[2] and lines[3].startswith("saliency: ") and "random weights" in lines[4]
+    assert re.fullmatch(r"regions of a middle layer: \d+ of \d+ pairs, \d+% of their weight", lines[2])
+    assert "similarity map (" in lines[3] and lines[4].startswith("saliency: ")
+    assert lines[5].startswith("activation map of a middle layer: ") and "random weights" in lines[6]
     with Image.open(tmp_path / "pair.png") as picture:
         assert picture.format == "PNG" and picture.height > picture.width / 2
     again = write_explanation(world.project, (images[0], images[1]), tmp_path / "again.png")

@@ -38,15 +38,15 @@ bundle.needed_wheels = lambda _: {{"{MODULE}": "{MODULE}==1.0"}}
 """
 
 
-def load_make() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("make_notebooks", FOLDER / "make.py")
+def load(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
 
 
-make = load_make()
+make = load(FOLDER / "make.py")
 SCRIPTS = make.scripts()
 
 
@@ -107,6 +107,42 @@ def test_the_same_text_gives_the_same_notebook_and_another_text_another(tmp_path
     assert "".join(cells[1]["source"]) == "x = 1" and cells[1]["metadata"]["tags"] == ["parameters"]
     script.write_text(script.read_text().replace("x = 1", "x = 2"))
     assert text != make.notebook_text(script)
+
+
+# ------------------------------------------------------------------------------------- pages of the documentation
+
+
+def test_a_page_has_the_outputs_of_an_executed_copy_of_the_same_text(tmp_path: Path) -> None:
+    hook = load(FOLDER.parent / "docs" / "notebook_pages.py")
+    cells = [
+        nbformat.v4.new_markdown_cell("# One\n\nNext: [two](02_two.ipynb)"),
+        nbformat.v4.new_code_cell("show()"),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbformat.write(notebook, tmp_path / "01_one.ipynb")
+    data = {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}
+    table = {"text/html": "<style>p {}</style><table></table>", "text/plain": "x"}
+    cells[1].outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text="\x1b[1mMAP@5\x1b[0m: 1\n"),
+        nbformat.v4.new_output("display_data", data=data),
+        nbformat.v4.new_output("execute_result", data=table),
+    ]
+    nbformat.write(notebook, tmp_path / "executed.ipynb")
+    made = dict(hook.pages(tmp_path / "01_one.ipynb", tmp_path / "executed.ipynb"))
+    assert made["notebooks/01_one-3.png"] == b"hello"
+    assert made["notebooks/01_one.md"].split("\n\n") == [
+        "# One",
+        "Next: [two](02_two.md)",
+        "```python\nshow()\n```",
+        "```text\nMAP@5: 1\n```",
+        "![output of the cell above](01_one-3.png)",
+        "<table></table>",
+    ]
+    notebook.cells[1].outputs = []
+    notebook.cells[1].source = "show(2)"  # another text: its outputs are not shown
+    nbformat.write(notebook, tmp_path / "01_one.ipynb")
+    (page,) = dict(hook.pages(tmp_path / "01_one.ipynb", tmp_path / "executed.ipynb")).values()
+    assert hook.NOT_RUN in page and "hello" not in page and "show(2)" in page
 
 
 # --------------------------------------------------------------------------------------------------- executed

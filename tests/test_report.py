@@ -221,13 +221,19 @@ def test_labels_are_escaped(page: str) -> None:
 def test_figures_are_those_of_the_ladder(project: Project, page: str) -> None:
     results = read_results(project)
     for ranker in results.rankers:
-        assert f"<td>{ranker['map']:.5f}</td>" in page
-        assert f"<td>{results.solution[ranker['name']].map:.5f}</td>" in page
+        interval = f"{ranker['low']:.4f} to {ranker['high']:.4f}"
+        assert f'<td data-label="MAP@5">{ranker["map"]:.5f}<small>{interval}</small></td>' in page
+        assert f'<td data-label="solution">{results.solution[ranker["name"]].map:.5f}</td>' in page
     final = results.rankers[-1]
     assert f"<b>{final['map']:.5f} ± {(final['high'] - final['low']) / 2:.5f}</b>MAP@5, out of fold" in page
     assert "<b>28</b>labelled images" in page and "<b>8</b>identities" in page and "<b>8</b>test images" in page
     assert f"<td>{final['unknown']['used']:.4f}</td>" in page
     assert "out of date" not in page
+
+
+def test_a_line_of_the_terminal_becomes_a_sentence_with_code() -> None:
+    shown = templates().from_string("{{ line | sentence }}").render(line="name it as `group <b>`; then < again")
+    assert shown == "Name it as <code>group &lt;b&gt;</code>; then &lt; again."
 
 
 def test_foreign_features_have_no_runs(page: str) -> None:

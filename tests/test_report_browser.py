@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,33 @@ def test_a_name_in_a_table_shows_its_wrong_queries(window: Browser, page: Path) 
     assert text(window, "count") == f"1 to {wrong} of {wrong} queries" and window.run(ACTIVE) == 0
 
 
+def test_a_card_says_how_its_guesses_are_explained(window: Browser, page: Path, results: Results) -> None:
+    window.open(page)
+    choose(window, "state", "wrong")
+    window.run("document.querySelector('.why summary').click()")
+    shown = window.run(
+        "return [...document.querySelector('.why').querySelectorAll('pre')].map((one) => one.textContent)"
+    )
+    names = set(results.images["image"])
+    assert 1 <= len(shown) <= 2
+    for command in shown:
+        _, what, query, guess, *options = shlex.split(command)
+        assert what == "explain" and query in names and guess in names and query != guess
+        assert options == ["-c", "tiny.yaml", "-r", "own.yaml"]
+
+
+def test_the_map_is_coloured_by_what_one_chooses(window: Browser, page: Path) -> None:
+    window.open(page)
+    picture = "return document.getElementById('map-points').toDataURL()"
+    seen = [window.run(picture)]
+    for colour in ("identity", "fold", "-camera"):
+        choose(window, "map-colour", colour)
+        seen.append(window.run(picture))
+    assert len(set(seen)) == 4
+    choose(window, "map-colour", "verdict")
+    assert window.run(picture) == seen[0] and not window.console()
+
+
 def test_a_point_of_the_map_leads_to_its_card(window: Browser, page: Path, results: Results) -> None:
     window.open(page)
     clicked = window.run(
@@ -138,13 +166,16 @@ def test_a_point_of_the_map_leads_to_its_card(window: Browser, page: Path, resul
     assert text(window, "count") == "1 to 1 of 1 queries" and window.run(ACTIVE) == 0
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, False), (360, True)])
 def test_it_fits_any_screen_and_asks_for_nothing_else(window: Browser, page: Path, width: int, dark: bool) -> None:
     window.requests()
     window.console()
     window.open(page, width, 800, dark)
     window.run("document.querySelectorAll('img').forEach((one) => { one.loading = 'eager'; })")
+    window.run("document.querySelectorAll('.why').forEach((one) => { one.open = true; })")
     assert window.run("return document.documentElement.scrollWidth") == width
+    ladder = "const table = document.querySelector('#ladder .wide'); return table.scrollWidth - table.clientWidth"
+    assert window.run(ladder) == 0
     paper = window.run("return getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(16, 22, 26)" if dark else "rgb(255, 255, 255)")
     asked = window.requests()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,10 @@ class Context:
         Path | None,
         _shared("--json-log", metavar="FILE", help="append what happens to this file, one JSON object a line"),
     ] = None
+    tracker: Annotated[
+        str | None,
+        _shared("--tracker", metavar="wandb|mlflow", help="also log the training there; offline (docs/report.md)"),
+    ] = None
     skip_unreadable: Annotated[
         bool, _shared("--skip-unreadable", help="continue without the images that cannot be decoded")
     ] = False
@@ -103,6 +108,14 @@ class Context:
             self.minutes,
         )
 
+    def tracking(self) -> AbstractContextManager[None]:
+        """The tracker of `--tracker`, while the command runs."""
+        if self.tracker is None:
+            return nullcontext()
+        from whaleid.training.tracker import tracking
+
+        return tracking(self.tracker, self.load_competition().name, self.work_folder / "trackers")
+
     @property
     def recipe_file(self) -> str:
         """Name or path of the recipe; that of `auto` is the file that was written."""
@@ -128,7 +141,7 @@ class Context:
 
 PROJECT = ("competition", "recipe", "minutes", "work", "overrides", "skip_unreadable")
 """Options of a command that opens a project."""
-RUNS = (*PROJECT, "jobs", "engine", "json_log")
+RUNS = (*PROJECT, "jobs", "engine", "json_log", "tracker")
 """Options of a command that may train."""
 
 ExperimentOption = Annotated[str | None, typer.Option("--experiment", help="only this experiment of the recipe")]
@@ -164,7 +177,7 @@ def command(
     def add(function: Callable[..., None]) -> Callable[..., None]:
         def run(**given: Any) -> None:
             context = Context(**{key: given.pop(key) for key in shared})
-            with stoppable(), json_log(context.json_log):
+            with stoppable(), json_log(context.json_log), context.tracking():
                 function(context, **given)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     command(app, PROJECT, panel=PANEL)(plan)
     command(app, panel=PANEL)(weights)
-    command(app, (*PROJECT, "json_log"), panel=PANEL)(pretrain)
+    command(app, (*PROJECT, "json_log", "tracker"), panel=PANEL)(pretrain)
     command(app, RUNS, panel=PANEL)(train)
     command(app, RUNS, panel=PANEL)(features)
 

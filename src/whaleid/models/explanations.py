@@ -1,4 +1,4 @@
-"""Why a network finds two images similar: maps of where they agree and of what the similarity depends on.
+"""Why a network finds two images similar: where they agree, what the similarity depends on, and regions that match.
 
 Maps please the eye whether or not they tell anything (Adebayo et al., "Sanity checks for saliency maps", 2018). So each
 has a deletion score, to be compared with that of a map by a network of random weights.
@@ -7,17 +7,21 @@ has a deletion score, to be compared with that of a map by a network of random w
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whaleid.models.embedder import Embedder
 from whaleid.utils.errors import WhaleidError
 
 STEPS = 10
 """Equal parts in which an image is deleted."""
+FINER = 16
+"""A middle layer has at least as many times the positions of the last one: a stage of a quarter of its stride."""
 _BLUR = 0.03  # of the width: gradients of single pixels are noise, as pixels next to one another share them
 
 
@@ -69,6 +73,92 @@ def saliency_maps(embedder: Embedder, images: np.ndarray) -> np.ndarray:
     (gradient,) = torch.autograd.grad(one @ other, pixels)
     maps = gradient.abs().sum(dim=3).cpu().numpy()
     return np.stack([cv2.GaussianBlur(one, (0, 0), _BLUR * images.shape[2]) for one in maps])
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a middle layer of a network has to do with the similarity of two images.
+
+    Attributes
+    ----------
+    relevance : float32 array, shape (2, h, w)
+        How much each of its positions adds to the similarity: the sum over the channels of activation times gradient
+        at fixed lengths of the embeddings, where that is above 0 (the element-wise class-activation map of Draelos and
+        Carin, 2020).
+    pairs : int64 array, shape (n, 2)
+        Positions (row by row) of the first and of the second image whose activations are each other's nearest.
+    strength : float32 array, shape (n,)
+        Cosine of a pair's activations, times the geometric mean of their relevances; > 0, the largest first.
+    """
+
+    relevance: np.ndarray
+    pairs: np.ndarray
+    strength: np.ndarray
+
+
+def agreeing_regions(embedder: Embedder, images: np.ndarray) -> Regions | None:
+    """Regions of two images that a middle layer matches and that the similarity depends on, as PAIR-X pairs them.
+
+    Shrack et al., "Pairwise matching of intermediate representations for fine-grained explainability" (2025), spread
+    relevance by layer-wise rules; here it is activation times gradient.
+
+    Parameters
+    ----------
+    embedder, images
+        As in `similarity_maps`.
+
+    Returns
+    -------
+    Regions or None
+        None where no layer has more positions than the last one: a transformer of one resolution.
+    """
+    pixels = torch.from_numpy(images).to(_device(embedder)).float().requires_grad_()
+    layer = _middle_layer(embedder, pixels)
+    if layer is None:
+        return None
+    kept: list[Tensor] = []
+    with layer.register_forward_hook(lambda _, __, output: kept.append(output)):
+        embeddings = embedder.neck(embedder.features(pixels)).float()
+    # at fixed lengths: the cosine of two parallel embeddings has no gradient, whatever they agree in
+    one, other = embeddings / _lengths(embeddings.detach(), embedder.slices)
+    (gradient,) = torch.autograd.grad(one @ other, kept[0])
+    relevance = (kept[0] * gradient).sum(1).clamp(min=0).detach()
+    units = nn.functional.normalize(kept[0].detach().flatten(2).transpose(1, 2), dim=2)
+    pairs, strength = _mutual_pairs(units[0] @ units[1].T, *relevance.flatten(1))
+    return Regions(relevance.cpu().numpy(), pairs.cpu().numpy(), strength.cpu().numpy())
+
+
+def _middle_layer(embedder: Embedder, pixels: Tensor) -> nn.Module | None:
+    """The last layer with FINER times the positions of the feature map; None where there is none."""
+    seen: list[tuple[nn.Module, int]] = []
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4:
+            seen.append((module, output.shape[2] * output.shape[3]))
+
+    inner = [module for module in embedder.backbone.modules() if module is not embedder.backbone]
+    hooks = [module.register_forward_hook(note) for module in inner]
+    with torch.no_grad():
+        features = embedder.backbone(embedder.pixels(pixels))
+    for hook in hooks:
+        hook.remove()
+    last = features.shape[2] * features.shape[3]
+    # tokens are a column; of a network with its channels last (Swin) the positions would be counted wrongly
+    if features.shape[3] == 1 or not seen or seen[-1][1] != last:
+        return None
+    return next((module for module, positions in reversed(seen) if positions >= FINER * last), None)
+
+
+def _mutual_pairs(cosines: Tensor, relevance: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of mutual nearest neighbours, int64 (n, 2), and their strength (n,); relevances are (p,) and (q,)."""
+    place = torch.arange(len(cosines), device=cosines.device)
+    nearest = cosines.argmax(1)
+    mutual = cosines.argmax(0)[nearest] == place
+    pairs = torch.stack([place, nearest], dim=1)[mutual]
+    strength = cosines[pairs[:, 0], pairs[:, 1]] * (relevance[pairs[:, 0]] * other[pairs[:, 1]]).sqrt()
+    order = strength.argsort(descending=True)
+    order = order[strength[order] > 0]
+    return pairs[order], strength[order].float()
 
 
 def deletion_score(embedder: Embedder, images: np.ndarray, maps: np.ndarray) -> float:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from whaleid.config import Competition
 from whaleid.ensemble.intervals import Gain, paired_gain
-from whaleid.evaluation.metrics import MapScore, reciprocal_rank_at_k
+from whaleid.evaluation.form_score import FormScore
+from whaleid.evaluation.metrics import reciprocal_rank_at_k
 from whaleid.pipeline.workspace import Workspace
 from whaleid.report import charts
 from whaleid.report.entries import Entry, Ranks, read_entries
@@ -50,6 +51,11 @@ class Comparison:
     entries: tuple[Entry, ...]
     settings: dict[str, list[Any]]
     differences: dict[tuple[int, int], Difference]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The competition's own metrics by which answers were scored; none where that is MAP@k."""
+        return list(dict.fromkeys(entry.answer.metric for entry in self.entries if entry.answer is not None))
 
 
 def compare_entries(names: list[str], competition: Competition, workspace: Workspace) -> Comparison:
@@ -132,7 +138,7 @@ def comparison_lines(found: Comparison) -> list[str]:
     """The comparison for a terminal: figures, the best first, then the settings that differ."""
     first = found.entries[0].name
     rows = [_figures_row(place, found) for place in range(len(found.entries))]
-    order = sorted(range(len(rows)), key=lambda place: -_map(found.entries[place].score))
+    order = sorted(range(len(rows)), key=lambda place: _order(found.entries[place]))
     table = pd.DataFrame([rows[place] for place in order]).to_string(index=False)
     lines = [*table.splitlines(), f"differences from {first}, on the queries that both have; intervals are 95 %", ""]
     if not found.settings:
@@ -149,6 +155,7 @@ def _figures_row(place: int, found: Comparison) -> dict[str, str]:
     score = entry.score
     return {
         "": entry.name,
+        **{f"{metric} (out of fold)": _interval(answer_in(entry, metric)) for metric in found.metrics},
         "MAP (out of fold)": "not ranked" if score is None else f"{score.map:.5f} [{score.low:.4f}, {score.high:.4f}]",
         "difference": "" if gain is None else str(gain.gain),
         "queries": "" if entry.ranks is None else f"{entry.ranks.images:,}",
@@ -158,8 +165,19 @@ def _figures_row(place: int, found: Comparison) -> dict[str, str]:
     }
 
 
-def _map(score: MapScore | None) -> float:
-    return -1.0 if score is None else score.map
+def answer_in(entry: Entry, metric: str) -> FormScore | None:
+    """The score of an entry's answers by a metric; None where it has none by that."""
+    return entry.answer if entry.answer is not None and entry.answer.metric == metric else None
+
+
+def _interval(score: FormScore | None) -> str:
+    return "" if score is None else f"{score.value:.5f} [{score.low:.4f}, {score.high:.4f}]"
+
+
+def _order(entry: Entry) -> tuple[float, float]:
+    """What the best of the entries has the least of: by the competition's metric, then by MAP@k."""
+    answer = -1.0 if entry.answer is None else entry.answer.value
+    return -answer, 1.0 if entry.score is None else -entry.score.map
 
 
 def _cut(text: str) -> str:
@@ -175,6 +193,7 @@ def write_comparison(found: Comparison, competition: Competition, path: Path) ->
     content = page.render(
         competition=competition.name,
         k=competition.k,
+        metrics=found.metrics,
         entries=[_page_row(place, found) for place in range(len(found.entries))],
         settings={key: [setting_text(value) for value in values] for key, values in found.settings.items()},
         gains=[[_pair(i, j, found) for j in range(len(found.entries))] for i in range(len(found.entries))],
@@ -189,6 +208,7 @@ def _page_row(place: int, found: Comparison) -> dict[str, Any]:
     entry, gain = found.entries[place], found.differences.get((0, place))
     return {
         "name": entry.name,
+        "answers": [answer_in(entry, metric) for metric in found.metrics],
         "score": entry.score,
         "queries": 0 if entry.ranks is None else entry.ranks.images,
         "gain": gain,

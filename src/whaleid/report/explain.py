@@ -14,7 +14,7 @@ import torch
 from whaleid.data.cache import build_cache, open_cache
 from whaleid.data.masks import masks_of
 from whaleid.models.embedder import Embedder, build_embedder
-from whaleid.models.explanations import deletion_score, saliency_maps, similarity_maps
+from whaleid.models.explanations import Regions, agreeing_regions, deletion_score, saliency_maps, similarity_maps
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.workspace import read_folds, read_images
@@ -26,6 +26,10 @@ from whaleid.utils.device import default_device
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import atomic_path
 
+LINES = 15
+"""Pairs of regions that are drawn: more lines hide the images."""
+CONTROL = "saliency of random weights"
+"""Name of the map that the others must be better than."""
 _STRENGTH = 0.8  # of a map's colour where it is largest
 
 
@@ -43,12 +47,15 @@ class Explanation:
         Name of a map to its values on both images.
     deletion : dict of str to float
         Name of a map to its deletion score.
+    regions : Regions or None
+        Those that match; None where no layer of the network shows them.
     """
 
     cosine: float
     exact: bool
     maps: dict[str, np.ndarray]
     deletion: dict[str, float]
+    regions: Regions | None
 
 
 def write_explanation(project: Project, names: tuple[str, str], path: Path) -> list[str]:
@@ -80,10 +87,12 @@ def write_explanation(project: Project, names: tuple[str, str], path: Path) -> l
     found = explain(run, pixels)
     matches, drawn = match_pair(project, images, rows)
     panels = [(f"keypoints: {matches_line(matches)}", drawn)]
+    if found.regions is not None and len(found.regions.pairs):
+        panels.append(_region_panel(pixels, found.regions, images, rows))
     panels += [(_title(name, found), _overlays(pixels, maps, images, rows)) for name, maps in found.maps.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        draw_column(panels).save(temporary, format="PNG", optimize=True)
+        draw_column(panels).save(temporary, format="PNG")  # optimised, it takes longer than all the rest
     run_name = folder.relative_to(project.workspace.root / "runs").as_posix()
     return [f"similarity {found.cosine:.4f} by {run_name}", *(text for text, _ in panels), str(path)]
 
@@ -92,9 +101,12 @@ def explain(run: TrainedRun, pixels: np.ndarray) -> Explanation:
     """Maps of two images, uint8 (2, h, w, 3) as the network sees them, and their deletion scores."""
     cosine, similarity = similarity_maps(run.embedder, pixels)
     maps = {"similarity map": similarity, "saliency": saliency_maps(run.embedder, pixels)}
-    maps["saliency of random weights"] = saliency_maps(_random_embedder(run), pixels)
+    regions = agreeing_regions(run.embedder, pixels)
+    if regions is not None:
+        maps["activation map of a middle layer"] = regions.relevance
+    maps[CONTROL] = saliency_maps(_random_embedder(run), pixels)
     deletion = {name: deletion_score(run.embedder, pixels, values) for name, values in maps.items()}
-    return Explanation(cosine, run.embedder.pool.exact, maps, deletion)
+    return Explanation(cosine, run.embedder.pool.exact, maps, deletion, regions)
 
 
 def _random_embedder(run: TrainedRun) -> Embedder:
@@ -135,6 +147,30 @@ def _title(name: str, found: Explanation) -> str:
     if name != "similarity map":
         return f"{name}: {deletion}"
     return f"{name} ({'exact' if found.exact else 'approximate: the pooling is not linear'}): {deletion}"
+
+
+def _region_panel(
+    pixels: np.ndarray, regions: Regions, images: pd.DataFrame, rows: tuple[int, int]
+) -> tuple[str, np.ndarray]:
+    """Text and picture of the regions that match: lines between their middles, the strongest the brightest."""
+    sizes = [fit_size(box_of(images, row), SIZE) for row in rows]
+    views = [cv2.resize(image, size) for image, size in zip(pixels, sizes, strict=True)]
+    canvas = side_by_side(*views)
+    height, width = regions.relevance.shape[1:]
+    left = np.array([0, canvas.shape[1] - sizes[1][0]])
+    shown, strength = regions.pairs[:LINES], regions.strength[:LINES]
+    columns, lines = (shown % width + 0.5) / width, (shown // width + 0.5) / height
+    x = np.rint(columns * [size[0] for size in sizes] + left).astype(int)
+    y = np.rint(lines * [size[1] for size in sizes]).astype(int)
+    shades = (95 + 160 * strength / float(strength[0])).astype(np.uint8)[:, None]
+    colours = cv2.applyColorMap(shades, cv2.COLORMAP_INFERNO).reshape(-1, 3)[:, ::-1].tolist()
+    for pair in reversed(range(len(shown))):  # the strongest on top
+        ends = [(int(x[pair, side]), int(y[pair, side])) for side in range(2)]
+        cv2.line(canvas, *ends, colours[pair], 2, cv2.LINE_AA)
+        for end in ends:
+            cv2.circle(canvas, end, 4, colours[pair], -1, cv2.LINE_AA)
+    share = float(strength.sum() / regions.strength.sum())
+    return f"regions of a middle layer: {len(shown)} of {len(regions.pairs)} pairs, {share:.0%} of their weight", canvas
 
 
 def _overlays(pixels: np.ndarray, maps: np.ndarray, images: pd.DataFrame, rows: tuple[int, int]) -> np.ndarray:

@@ -138,8 +138,9 @@ def read_top_guesses(path: Path, ranker: str, protocol: Protocol, count: int = G
 
     Simulated unknown queries are left out where `protocol` has none.
     """
+    read = max(count, 2)  # `best` may be the second guess
     try:
-        wanted = (pc.field("source") == ranker) & (pc.field("rank") <= count)
+        wanted = (pc.field("source") == ranker) & (pc.field("rank") <= read)
         long = pq.read_table(path, filters=wanted).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise WhaleidError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from error
@@ -149,8 +150,8 @@ def read_top_guesses(path: Path, ranker: str, protocol: Protocol, count: int = G
     query = pd.Index(names).get_indexer(pd.Index(long["query"].astype(str)))
     if (query < 0).any() or len(np.unique(query)) < len(names):
         raise WhaleidError(f"{path}: its queries are not the images of folds.csv; run `make ensemble` again")
-    guesses = np.full((len(names), count), "", dtype=object)
-    scores = np.full((len(names), count), np.nan, dtype=np.float32)
+    guesses = np.full((len(names), read), "", dtype=object)
+    scores = np.full((len(names), read), np.nan, dtype=np.float32)
     listed = long["rank"].to_numpy() > 0
     cell = query[listed], long["rank"].to_numpy()[listed] - 1
     guesses[cell], scores[cell] = long["identity"].astype(str).to_numpy()[listed], long["score"].to_numpy()[listed]
@@ -164,8 +165,8 @@ def read_top_guesses(path: Path, ranker: str, protocol: Protocol, count: int = G
         truth=np.append(protocol.classes.astype(object), protocol.unknown or "")[codes].astype(str),
         sizes=np.concatenate([part.sizes for part in protocol.parts]),
         simulated=np.concatenate([_is_simulated(part) for part in protocol.parts]),
-        guesses=guesses,
-        scores=scores,
+        guesses=guesses[:, :count],
+        scores=scores[:, :count],
         best=np.where(first_unknown, scores[:, 1], scores[:, 0]),
     )
 

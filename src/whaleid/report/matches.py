@@ -158,7 +158,7 @@ def write_matches(project: Project, names: tuple[str, str], path: Path) -> Match
     matches, drawn = match_pair(project, images, (row_of(images, names[0]), row_of(images, names[1])))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        Image.fromarray(drawn).save(temporary, format="PNG", optimize=True)
+        Image.fromarray(drawn).save(temporary, format="PNG")
     return matches
 
 

@@ -15,6 +15,7 @@ from whaleid.evaluation.log import read_log
 from whaleid.local_matching.keypoints import local_name, read_described
 from whaleid.local_matching.matchers import matcher_of
 from whaleid.pipeline.ablation import read_ablation
+from whaleid.pipeline.metrics import answer_score
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.submission import log_path
@@ -36,6 +37,7 @@ from whaleid.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 MATCHED = 3
 """Queries of each kind whose matched keypoints are shown; a wrong one with its guess and with its true identity."""
@@ -133,13 +135,22 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "score": _score}
+    environment.filters |= {"percent": _percent, "score": _score, "sentence": _sentence}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
 
 
 def _percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.1f} %"
+
+
+def _sentence(line: str) -> Markup:
+    """A line of the terminal as a sentence: words between backticks are code."""
+    from markupsafe import Markup, escape
+
+    text = f"{line[:1].upper()}{line[1:]}".removesuffix(".") + "."
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
 def _score(figures: dict[str, Any]) -> str:
@@ -157,6 +168,7 @@ def _header(results: Results) -> dict[str, Any]:
         "k": final["k"],
         "unknown": results.project.competition.unknown,
         "final": final,
+        "answer": answer_score(results.figures) if results.figures["ladder"].get("answer") else None,
         "aspect": _median_aspect(results),
         "solution": None if solution is None else solution.as_json(),
         "labelled": len(labelled),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from whaleid.config.settings import config_root
 from whaleid.data.competition import RESERVED
 from whaleid.ensemble.protocol import query_weights
+from whaleid.pipeline.project import Project
 from whaleid.report.examples import Example, add_gallery_images, example_of
 from whaleid.report.inputs import Results, TopGuesses, best_single_features
 
@@ -51,7 +54,7 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         (and species, where it has its own) to the threshold in use, None without unknown label. Of all queries, the
         simulated ones last: `truth` (codes, -1: unknown), `fold` (key of `thresholds`), and `scores`, k a query, None
         where there is no guess. Of the others, which have cards: `guesses` (codes, -1: none) and `pictures` (rows, -1:
-        none), k a query; `row`, `size`. `names`: row to image.
+        none), k a query; `row`, `size`. `names`: row to image. `options`: of the command line, for this recipe.
         `columns`: as from `filter_columns`.
     """
     competition, protocol = results.project.competition, results.protocol
@@ -75,8 +78,20 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         "row": [query.row for query in queries],
         "size": top.sizes[~top.simulated].tolist(),
         "names": {row: str(results.images["image"].iloc[row]) for row in sorted(rows)},
+        "options": _options(results.project),
         "columns": filter_columns(results.images, [query.row for query in queries]),
     }
+
+
+def _options(project: Project) -> str:
+    """Options of a command that name the competition and the recipe; of a YAML of the user's its likely name."""
+    own = project.workspace.root / "recipes" / f"{project.recipe.name}.yaml"  # that `auto` wrote
+    recipe = own.as_posix() if own.is_file() else _file("recipes", project.recipe.name)
+    return f"-c {shlex.quote(_file('competitions', project.competition.name))} -r {shlex.quote(recipe)}"
+
+
+def _file(kind: str, name: str) -> str:
+    return name if (config_root() / kind / f"{name}.yaml").is_file() else f"{name}.yaml"
 
 
 def filter_columns(images: pd.DataFrame, rows: list[int]) -> dict[str, dict[str, list[Any]]]:

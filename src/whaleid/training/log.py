@@ -7,17 +7,21 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from whaleid.training.loop import require_finite_weights
 from whaleid.training.resume import STATE, save_state, take_state
 from whaleid.training.session import Session
+from whaleid.training.tracker import start_tracker
 from whaleid.utils.progress import Bar, progress_bar
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 LOG_STEPS = 20
 """Steps between two lines of log.jsonl."""
@@ -26,14 +30,15 @@ EPOCH_SAVE_SECONDS = 10.0
 
 
 class RunLog:
-    """Appends lines to `<folder>/log.jsonl` and scalars to `<folder>/tensorboard`.
+    """Appends lines to `<folder>/log.jsonl` and scalars to `<folder>/tensorboard`, and to a tracker where there is one.
 
     A line has `kind` (`step` or `epoch`), `step` and `epoch` (both counted from 1), and figures, null where they are
     not finite.
     """
 
-    def __init__(self, folder: Path, length: int, step: int):
+    def __init__(self, folder: Path, length: int, step: int, tracker: GeneralTracker | None = None):
         """length: bytes of log.jsonl to keep (those written before the resumed state); step: steps done."""
+        self._tracker = tracker
         self._path = folder / "log.jsonl"
         self._path.touch()
         os.truncate(self._path, min(length, self._path.stat().st_size))
@@ -49,6 +54,9 @@ class RunLog:
         for name, value in figures.items():
             if value is not None:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
+        if self._tracker is not None:
+            shown = {f"{kind}/{name}": value for name, value in figures.items() if value is not None}
+            self._tracker.log(shown | {"epoch": epoch}, step=step)
 
     def note(self, kind: str, step: int, epoch: int, **content: Any) -> None:
         """Add one line of JSON values without plotting them."""
@@ -61,6 +69,8 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         self._events.close()
+        if self._tracker is not None:
+            self._tracker.finish()
 
 
 def _finite(value: float | None) -> float | None:
@@ -122,13 +132,15 @@ class Recorder:
 
 
 @contextmanager
-def recorder(session: Session, folder: Path, key: str, save_seconds: float) -> Iterator[Recorder | None]:
-    """The recorder of a run in `folder`; None in all processes but the first."""
+def recorder(
+    session: Session, folder: Path, key: str, save_seconds: float, settings: Mapping[str, Any]
+) -> Iterator[Recorder | None]:
+    """The recorder of a run in `folder`; None in all processes but the first. settings: of the run, for a tracker."""
     if not session.accelerator.is_main_process:
         yield None
         return
     progress = session.progress
-    log = RunLog(folder, progress.log_length, progress.step)
+    log = RunLog(folder, progress.log_length, progress.step, start_tracker(session.title, settings))
     try:
         with progress_bar(f"train {session.title}", session.schedule.steps, progress.step) as bar:
             yield Recorder(session, folder, key, bar, log, save_seconds)

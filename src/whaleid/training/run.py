@@ -156,7 +156,8 @@ def train_task(task: Task, weights: Path, save_seconds: float) -> Session:
     accelerator = make_accelerator(task.experiment.train.precision, task.title)
     session = start(task, accelerator, weights)
     try:
-        with recorder(session, task.out, state_key(task, accelerator), save_seconds) as record:
+        settings = task.experiment.model_dump(mode="json")
+        with recorder(session, task.out, state_key(task, accelerator), save_seconds, settings) as record:
             while session.progress.epoch < session.schedule.epochs:
                 run_epoch(task, session, record)
     except torch.OutOfMemoryError as error:

@@ -18,6 +18,8 @@ from typing import Any
 from whaleid.config.settings import VARIABLE
 from whaleid.pipeline.executors.local import last_line, log_files
 from whaleid.pipeline.tasks import Task, do
+from whaleid.training.tracker import TRACKER
+from whaleid.training.tracker import VARIABLES as TRACKER_VARIABLES
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.events import JSON_LOG
 from whaleid.utils.progress import PROGRESS_FILE
@@ -78,6 +80,8 @@ def command_of(task: Task, options: list[str]) -> RemoteCommand:
     log, progress = log_files(task)
     log.touch()
     variables = {name: str(Path(os.environ[name]).absolute()) for name in (VARIABLE, JSON_LOG) if os.environ.get(name)}
+    if os.environ.get(TRACKER):
+        variables |= {name: os.environ[name] for name in TRACKER_VARIABLES if name in os.environ}
     return RemoteCommand(tuple(task.words(options)), Path.cwd(), log.absolute(), progress.absolute(), variables)
 
 

@@ -230,7 +230,24 @@
       element(text, "b", {}, `${verdict === "right" ? "✓" : "✗"} ${nameOf(guess.code)}`);
       text.append(` ${guess.score.toFixed(3)}`);
     }
+    explainers(item, query, listed);
     return item;
+  }
+
+  const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+  /** The commands that explain the first guess with a picture and, where that is wrong, the right one among them. */
+  function explainers(item, query, listed) {
+    const pictured = listed.filter((guess) => guess.row >= 0);
+    const asked = new Set([pictured[0], pictured.find((guess) => isRightGuess(guess, query))]);
+    asked.delete(undefined);
+    if (!asked.size) return;
+    const why = element(item, "details", { class: "why" });
+    element(why, "summary", {}, "Why?");
+    for (const guess of asked) {
+      const command = `whaleid explain ${quoted(name(query))} ${quoted(queries.names[guess.row])} ${queries.options}`;
+      element(why, "pre", { tabindex: 0, "aria-label": `command that explains ${nameOf(guess.code)}` }, command);
+    }
   }
 
   /** Arrow keys move from card to card, and over the ends to the next page. */
@@ -267,12 +284,13 @@
     const pen = canvas.getContext("2d"), style = getComputedStyle(canvas);
     pen.scale(scale, scale);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    const tints = tintsOf(byId("map-colour").value);
     const colours = { right: colour("right"), wrong: colour("wrong"), other: colour("frame"), ring: colour("ink") };
     map.rows.forEach((row, at) => {
       const query = queryOf.get(row), [x, y] = placeOnMap(at, width, height);
       const verdict = at >= map.queries || query === undefined ? "other" : STATES.right(query) ? "right" : "wrong";
       pen.globalAlpha = verdict === "other" ? 0.55 : 0.9;
-      pen.fillStyle = colours[verdict];
+      pen.fillStyle = tints ? tints(at, query) : colours[verdict];
       pen.beginPath();
       if (verdict === "wrong") pen.rect(x - RADIUS, y - RADIUS, 2 * RADIUS, 2 * RADIUS); // told apart without colour
       else pen.arc(x, y, verdict === "other" ? RADIUS - 1.5 : RADIUS, 0, 2 * Math.PI);
@@ -283,6 +301,21 @@
       pen.lineWidth = at === shown ? 3 : 1.5;
       pen.stroke();
     });
+  }
+
+  /** Colour of a point by what it shows (identity, fold, a further column); null: by whether the first guess is right. */
+  function tintsOf(shown) {
+    if (shown === "verdict") return null;
+    const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
+    const codes = new Map();
+    const valueOf = { identity: (at) => map.identities[at], fold: (_, query) => String(queries.fold[query]).split(" ")[0] };
+    const own = valueOf[shown] ?? ((_, query) => queries.columns[shown.slice(1)].codes[query]);
+    return (at, query) => {
+      const value = query === undefined && shown !== "identity" ? undefined : own(at, query);
+      if (value === undefined || value === -1 || value === unknown) return dark ? "#4a5862" : "#b9c5cc";
+      if (!codes.has(value)) codes.set(value, codes.size);
+      return `hsl(${(codes.get(value) * 137.5) % 360} 65% ${dark ? 62 : 42}%)`; // the golden angle: neighbours differ
+    };
   }
 
   const placeOnMap = (at, width, height) => [0, 1].map((side) => 8 + map.points[2 * at + side] * ([width, height][side] - 16));
@@ -331,6 +364,7 @@
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawMap());
     byId("map-points")?.addEventListener("pointermove", pointTo);
     byId("map-points")?.addEventListener("click", showPoint);
+    byId("map-colour")?.addEventListener("input", () => drawMap());
     prepareCharts();
     drawAll();
     tryThreshold(null);

@@ -6,10 +6,10 @@
 
 Each peer runs in an environment of its own (`peer_environments.py`), reads the same photographs, starts from the same
 ImageNet weights, and writes guesses, which are scored as `whaleid score` does. In the peers' favour: their minutes
-begin once the program is loaded and end before the last pass for embeddings; the threshold of the unknown identity is
-the best one on the solution. whaleid is given the solution for the score alone, and its minutes hold all that
-`whaleid leaderboard` does. Rows are kept in benchmarks/results/peers.json as
-they are done, and docs/results.md is written from them.
+begin once the program is loaded, and of those that only train end before the last pass for embeddings; the threshold
+of the unknown identity is the best one on the solution. whaleid is given the solution for the score alone, and its
+minutes hold all that `whaleid leaderboard` does. Rows are kept in benchmarks/results/peers.json as they are done, and
+docs/results.md is written from them.
 """
 
 from __future__ import annotations

@@ -113,6 +113,24 @@ def test_a_failing_program_gives_its_last_line(rows: ModuleType, tmp_path: Path)
         rows.timed([], rows.Order("pml", "set", 1.0, 9999, 0, tmp_path), {})
 
 
+def test_whaleid_is_scored_by_the_submission_that_it_names(
+    rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_set(tmp_path / "set")
+    written = tmp_path / "own.csv"
+    written.write_text("image,guesses\nx.png,anna\ny.png,anna bert\nz.png,new\n")
+
+    def answer(command: list[str], order: Any, more: dict[str, str]) -> dict[str, Any]:
+        assert command[-4:] == ["--minutes", "5", "--work", str(order.place)] and not more
+        (order.place / "output.txt").write_text(f"MAP@5 (solution): 0.1\nsubmission: {written}\n")
+        return {"taken": 1.0}
+
+    monkeypatch.setattr(rows, "timed", answer)
+    made = rows.run_row(rows.Order("whaleid", str(tmp_path / "set" / "set.yaml"), 5.0, 1, 0, tmp_path))
+    assert (made["competition"], made["taken"], made["queries"]) == ("set", 1.0, 3)
+    assert made["map"] == pytest.approx(5 / 6, abs=1e-5) and made["top1"] == pytest.approx(2 / 3, abs=1e-5)
+
+
 # --------------------------------------------------------------------------------------------- rows and page
 
 

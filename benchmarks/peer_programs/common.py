@@ -32,7 +32,7 @@ class Task:
     Attributes
     ----------
     minutes : float
-        Of training and matching; reading pictures and the last pass over them for embeddings do not count.
+        Of training, matching, or both.
     threads, seed, k : int
     side : int
         Pictures have side * side pixels, and the median aspect of all.

@@ -40,7 +40,7 @@ SIFT_SHARE, CALIBRATION_SHARE, EXTRACTION_SHARE = 1 / 3, 0.05, 1 / 3
 """Of the minutes that are left, at most: SIFT's matching; each calibration; each network's keypoints, left out
 where they would take longer."""
 TRAINING_SHARE = 0.5
-TRIED = 8
+TRIED = 4
 """Pictures by which the extraction's time is estimated."""
 
 
@@ -107,6 +107,8 @@ class Glue:
 
     def __init__(self, name: str, images: Images, side: int, seconds: float):
         """Raises OutOfTime where the keypoints of all pictures would take longer than the seconds."""
+        if seconds <= 0:
+            raise OutOfTime("no time is left")
         self.extractor, self.side = {"aliked": aliked, "disk": disk}[name](), side
         begin = time.monotonic()
         self.features = [self.describe(path) for path in images.paths[:TRIED]]

@@ -24,7 +24,7 @@ setting = $(shell sed -n 's/.*"$(1)" *: *"\([^"]*\)".*/\1/p' SETTINGS.json 2>/de
 
 .DEFAULT_GOAL := help
 .PHONY: ready help setup sample train features ensemble submission score leaderboard report kernel kernel-run submit \
-        test lint ruff bench trust docs clean
+        test lint ruff bench bench-peers trust docs clean
 
 help:  ## this help
 	@echo "usage: make TARGET [COMPETITION=sample|nyala|cattle|lion|humpback|path.yaml] [RECIPE=auto|sample|gold|path.yaml]"
@@ -101,6 +101,9 @@ ruff: setup
 
 bench: sample  ## timings as ratios to a bare loop or call, into benchmarks/results/
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+bench-peers: setup  ## other libraries on equal cores and minutes, into docs/results.md (ARGS="--peer pml --minutes 5")
+	@$(VENV)/bin/python benchmarks/peers.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 trust: setup  ## kill, starve, spoil and soak the pipeline, into docs/trust.md (ARGS="--only soak --runs 5")
 	@$(VENV)/bin/python tests/trust/report.py $(ARGS)

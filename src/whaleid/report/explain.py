@@ -165,10 +165,10 @@ def _region_panel(
     shades = (95 + 160 * strength / float(strength[0])).astype(np.uint8)[:, None]
     colours = cv2.applyColorMap(shades, cv2.COLORMAP_INFERNO).reshape(-1, 3)[:, ::-1].tolist()
     for pair in reversed(range(len(shown))):  # the strongest on top
-        ends = [(int(x[pair, side]), int(y[pair, side])) for side in range(2)]
-        cv2.line(canvas, *ends, colours[pair], 2, cv2.LINE_AA)
-        for end in ends:
-            cv2.circle(canvas, end, 4, colours[pair], -1, cv2.LINE_AA)
+        start, end = ((int(x[pair, side]), int(y[pair, side])) for side in range(2))
+        cv2.line(canvas, start, end, colours[pair], 2, cv2.LINE_AA)
+        for place in (start, end):
+            cv2.circle(canvas, place, 4, colours[pair], -1, cv2.LINE_AA)
     share = float(strength.sum() / regions.strength.sum())
     return f"regions of a middle layer: {len(shown)} of {len(regions.pairs)} pairs, {share:.0%} of their weight", canvas
 

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from whaleid.utils.errors import WhaleidError
-from whaleid.utils.files import load_array
+from whaleid.utils.files import forget_pages, load_array
 
 _BLOCK = 4096  # rows read, checked or normalised at a time
-_CACHED = 1 << 19  # bytes in float32 that are converted at a time: they stay in the processor's cache until they are scaled
+_CACHED = (
+    1 << 19
+)  # bytes in float32 that are converted at a time: they stay in the processor's cache until they are scaled
 _TYPES = (np.float16, np.float32, np.float64)
 SOME_LOGITS = "logits.rows.csv"
 
@@ -156,6 +158,7 @@ def open_embeddings(folder: Path, images: pd.DataFrame) -> UnitTable:
     for start in range(0, len(place), _BLOCK):
         part = slice(start, start + _BLOCK)
         scale[part] = 1 / _lengths(path, table[place[part]], names[part])
+        forget_pages(table)
     return UnitTable(table, place, scale)
 
 

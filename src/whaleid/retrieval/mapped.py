@@ -13,6 +13,7 @@ import numpy as np
 
 from whaleid.features.files import UnitTable
 from whaleid.retrieval.index import check_search, nearest
+from whaleid.utils.files import forget_pages
 
 BLOCK_BYTES = 64 << 20
 """Bytes of a block in float32: little beside the libraries, and enough that a faiss call is worth it. Not tuned."""
@@ -56,6 +57,11 @@ class MappedGallery:
         memory = np.empty((min(step, len(self)), self.shape[1]), np.float32)
         for start in range(0, len(self), step):
             yield start, self.table.rows(self.chosen[start : start + step], memory)
+            self.forget_pages()
+
+    def forget_pages(self) -> None:
+        """Take what was read of the file out of memory, else a search of all rows ends with the whole file there."""
+        forget_pages(self.table.table)
 
 
 def search_mapped(

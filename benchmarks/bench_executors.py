@@ -27,6 +27,7 @@ from typing import Any
 
 from whaleid.pipeline.executors import make_executor
 from whaleid.pipeline.executors.local import MEMORY_OF_A_RUN
+from whaleid.pipeline.executors.remote import load_engine
 from whaleid.pipeline.tasks import Task
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.device import gpu_count
@@ -70,8 +71,7 @@ def engine(name: str, workers: int) -> Iterator[None]:
     if name != "ray":
         yield
         return
-    import ray
-
+    ray = load_engine("ray", "ray")
     room = {"object_store_memory": 80 << 20, "_memory": workers * MEMORY_OF_A_RUN}
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **room)
     try:

@@ -8,7 +8,7 @@ import pytest
 
 from whaleid.config import KnnConfig
 from whaleid.retrieval import approximate
-from whaleid.retrieval.approximate import index_kind, open_index
+from whaleid.retrieval.approximate import RECALL, index_kind, open_for, open_index
 from whaleid.retrieval.graph import find_neighbours
 from whaleid.retrieval.identities import nearest_identities
 from whaleid.retrieval.index import search
@@ -22,7 +22,9 @@ def world(images: int = 3000, dim: int = 16) -> np.ndarray:
     return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", ["exact", "auto", "Flat", "IVF32,Flat", "HNSW16", "IVF32,SQ8", "PCA8,Flat"])
+@pytest.mark.parametrize(
+    "kind", ["exact", "auto", "Flat", "IVF32,Flat", "HNSW16", "IVF32,SQ8", "RR16,IVF32,RaBitQ", "PCA8,Flat"]
+)
 def test_similarities_are_true_and_most_neighbours_found(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "PROBES", 16)
     table = world()
@@ -46,6 +48,30 @@ def test_codes_are_trained_without_what_no_search_uses(kind: str) -> None:
     assert approximate._innermost(index).do_polysemous_training is False
 
 
+@pytest.mark.parametrize("kind", ["IVF64,Flat", "RR16,IVF64,RaBitQ", "HNSW4", "IVF16,PQ4"])
+def test_an_index_is_widened_until_it_finds_enough(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "PROBES", 1)
+    monkeypatch.setattr(approximate, "_BREADTH", 1)
+    queries, gallery, lines = world()[:200], world()[200:], list[str]()
+    first, index = open_index(gallery, kind), open_for(queries, gallery, 5, kind, lines.append)
+    true = search(queries, gallery, 5)[1]
+    found = approximate._share(index, queries, 5, true)
+    assert found >= RECALL and first.effort is not None and index.effort is not None
+    if (before := approximate._share(first, queries, 5, true)) < RECALL:
+        assert index.effort != first.effort
+    else:
+        assert index.effort == first.effort, before
+    assert lines[0].startswith(f"index {kind}: recall@5 of the nearest images {found:.3f}") and "less" not in lines[0]
+
+
+def test_an_index_that_finds_too_little_says_what_to_do() -> None:
+    rng, lines = np.random.default_rng(0), list[str]()
+    table = rng.normal(size=(3000, 16)).astype(np.float32)
+    index = open_for(table[:200], table[200:], 1, "PQ1x1", lines.append)
+    assert index.effort is not None and index.effort.fetch > 1
+    assert lines[0].endswith(f"compared exactly), less than {RECALL}: combine.knn.index=exact finds all")
+
+
 def test_lists_are_never_short() -> None:
     """One cell of 64 holds few identities: those queries are searched exactly."""
     table = world()
@@ -65,13 +91,13 @@ def test_a_graph_of_an_approximate_index_has_no_gap() -> None:
 def test_auto_goes_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "gpus", lambda: 0)
     assert index_kind("auto", approximate.EXACT_MOST, 512) == "exact"
-    assert index_kind("auto", 1_000_000, 64) == "IVF1024,Flat"
-    assert index_kind("auto", 10_000_000, 512) == "IVF4096,PQ64"
+    assert index_kind("auto", 1_000_000, 64) == "RR64,IVF1024,RaBitQ"
+    assert index_kind("auto", 10_000_000, 512) == "RR512,IVF4096,RaBitQ"
     assert index_kind("HNSW32", 10, 4) == "HNSW32"
     assert index_kind("auto", 10_000_000, 512, approximate.EXACT_QUERIES) == "exact"
-    assert index_kind("auto", 1_000_000, 64, approximate.EXACT_QUERIES + 1) == "IVF1024,Flat"
+    assert index_kind("auto", 1_000_000, 64, approximate.EXACT_QUERIES + 1) == "RR64,IVF1024,RaBitQ"
     monkeypatch.setattr(approximate, "EXACT_MOST", 2000)
-    assert open_index(world()).kind == "IVF64,Flat"
+    assert open_index(world()).kind == "RR16,IVF64,RaBitQ"
     assert open_index(world(), queries=200).exact
 
 
@@ -89,7 +115,7 @@ def test_few_queries_are_compared_with_every_image(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(approximate, "EXACT_QUERIES", 40)
     nearest_identities(table[:50], table, np.arange(600) // 10, KnnConfig(neighbours=20), 5)
     find_neighbours(table, 5)
-    assert built == ["IVF32,Flat"] * 2
+    assert built == ["RR16,IVF32,RaBitQ"] * 2
 
 
 def test_bad_input_is_one_clear_line() -> None:

@@ -42,8 +42,9 @@ class KnnConfig(Model):
     neighbours: Positive = 200
     """Nearest images that are retrieved for each query."""
     index: str = "auto"
-    """`exact`, `auto` (exact up to 200,000 gallery images or 10,000 queries, else approximate), or a string for faiss's
-    index_factory."""
+    """`exact`, `auto` (exact up to 200,000 gallery images or 10,000 queries, else cells of codes of a bit a dimension),
+    or a string for faiss's index_factory. An index is widened until it finds 95 % of the five nearest images of a
+    sample of the queries."""
 
 
 class ClassifierConfig(Model):

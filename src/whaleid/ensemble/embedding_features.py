@@ -14,7 +14,7 @@ import numpy as np
 
 from whaleid.config import KnnConfig
 from whaleid.ensemble.protocol import QuerySet
-from whaleid.retrieval.approximate import open_index
+from whaleid.retrieval.approximate import open_for
 from whaleid.retrieval.identities import centroids
 
 COLUMNS = {
@@ -134,7 +134,7 @@ def embedding_table(
     all_middles[names] = middle
     largest = 0 if truth is None or not (truth >= 0).any() else int(size[truth[truth >= 0]].max())
     near = min(_NEAR + largest, len(gallery))
-    similarity, rows = open_index(gallery, knn.index).search(queries, near)
+    similarity, rows = open_for(queries, gallery, near, knn.index).search(queries, near)
     found = np.where(rows >= 0, similarity, np.nan)  # an approximate index may leave places empty
     plain = nearest, density = _nearest_and_density(found)
     if truth is not None:

@@ -19,7 +19,7 @@ import pandas as pd
 from whaleid.config import KnnConfig, PairsConfig
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.pair_score import PAIR_FEATURES, match_pairs
-from whaleid.retrieval.approximate import open_index
+from whaleid.retrieval.approximate import open_for
 from whaleid.retrieval.graph import find_neighbours
 from whaleid.retrieval.identities import PADDING
 from whaleid.retrieval.rerankers.reciprocal import reciprocal_codes
@@ -92,7 +92,8 @@ def nearest_gallery_pairs(
 ) -> np.ndarray:
     """Pairs of an image and one of its nearest labelled images, int64 (p, 2): places in `rows` and in `gallery`."""
     most = min(neighbours, len(gallery))
-    _, nearest = open_index(embeddings[gallery], config.index, len(rows)).search(embeddings[rows], most)
+    queries = embeddings[rows]
+    _, nearest = open_for(queries, embeddings[gallery], most, config.index).search(queries, most)
     pairs = np.column_stack([np.repeat(np.arange(len(rows)), nearest.shape[1]), nearest.ravel()])
     return pairs[pairs[:, 1] >= 0]
 

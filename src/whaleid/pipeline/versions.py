@@ -14,7 +14,7 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 13,
+    "candidates": 14,
     "context": 2,
     "score": 1,
 }

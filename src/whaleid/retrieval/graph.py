@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from whaleid.retrieval.approximate import open_index
+from whaleid.retrieval.approximate import open_for
 from whaleid.retrieval.index import check_finite, search
 from whaleid.utils.errors import WhaleidError
 
@@ -54,7 +54,7 @@ def find_neighbours(embeddings: np.ndarray, neighbours: int, kind: str = "auto")
     neighbours : int
         All n - 1 where there are fewer.
     kind : str
-        Of the index (`approximate.open_index`). Places that an approximate index leaves empty are filled by exact
+        Of the index (`approximate.open_for`). Places that an approximate index leaves empty are filled by exact
         search.
 
     Raises
@@ -69,7 +69,7 @@ def find_neighbours(embeddings: np.ndarray, neighbours: int, kind: str = "auto")
     if count < 2:
         return Neighbours(np.empty((count, 0), np.float32), np.empty((count, 0), np.int64))
     most = min(neighbours, count - 1)
-    similarity, rows = open_index(embeddings, kind, count).search(embeddings, most + 1)
+    similarity, rows = open_for(embeddings, embeddings, most + 1, kind).search(embeddings, most + 1)
     missing = np.flatnonzero((rows < 0).any(axis=1))
     if len(missing):
         similarity[missing], rows[missing] = search(embeddings[missing], embeddings, most + 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from whaleid.config import KnnConfig
-from whaleid.retrieval.approximate import open_index, recall
+from whaleid.retrieval.approximate import open_for, open_index
 from whaleid.retrieval.mapped import MappedGallery
 from whaleid.utils.errors import WhaleidError
 
@@ -69,9 +69,8 @@ def nearest_identities(
     scores = np.full((len(queries), keep), -np.inf, dtype=np.float32)
     if not len(queries):
         return codes, scores
-    first, exact = (open_index(gallery, kind, len(queries)) for kind in (knn.index, "exact"))
-    if report is not None and not first.exact:
-        report(f"index {first.kind}: recall@5 of the nearest images {recall(first, exact, queries):.3f}")
+    first = open_for(queries, gallery, max(knn.neighbours, keep), knn.index, report)
+    exact = open_index(gallery, "exact")
     for start in range(0, len(queries), chunk):  # neighbours of all queries at once could exceed memory
         short = np.arange(start, min(start + chunk, len(queries)))
         neighbours = max(knn.neighbours, keep)

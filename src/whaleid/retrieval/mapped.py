@@ -6,12 +6,14 @@ neighbours so far and one block, whatever the size of the gallery.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from whaleid.features.files import UnitTable
 from whaleid.retrieval.index import check_search, nearest
+from whaleid.utils.files import forget_pages
 
 BLOCK_BYTES = 64 << 20
 """Bytes of a block in float32: little beside the libraries, and enough that a faiss call is worth it. Not tuned."""
@@ -50,6 +52,17 @@ class MappedGallery:
         images = self.chosen[rows]
         return self.table.rows(images.ravel()).reshape(*images.shape, -1)
 
+    def blocks(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and unit rows float32 (at most step, d) of one block after the other, all in the same memory."""
+        memory = np.empty((min(step, len(self)), self.shape[1]), np.float32)
+        for start in range(0, len(self), step):
+            yield start, self.table.rows(self.chosen[start : start + step], memory)
+            self.forget_pages()
+
+    def forget_pages(self) -> None:
+        """Take what was read of the file out of memory, else a search of all rows ends with the whole file there."""
+        forget_pages(self.table.table)
+
 
 def search_mapped(
     queries: np.ndarray, gallery: np.ndarray | MappedGallery, neighbours: int, block: int | None = None
@@ -74,10 +87,16 @@ def search_mapped(
     most = min(neighbours, len(gallery))
     similarity = np.empty((len(queries), 0), dtype=np.float32)
     rows = np.empty((len(queries), 0), dtype=np.int64)
-    for start in range(0, len(gallery), step):
-        found, found_rows = nearest(queries, gallery[start : start + step], most)
+    for start, rows_of_block in _blocks(gallery, step):
+        found, found_rows = nearest(queries, rows_of_block, most)
         similarity, rows = _better(similarity, rows, found, found_rows + start, most)
     return similarity, rows
+
+
+def _blocks(gallery: np.ndarray | MappedGallery, step: int) -> Iterator[tuple[int, np.ndarray]]:
+    if isinstance(gallery, MappedGallery):
+        return gallery.blocks(step)
+    return ((start, gallery[start : start + step]) for start in range(0, len(gallery), step))
 
 
 def _better(

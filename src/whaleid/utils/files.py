@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -127,6 +128,13 @@ def load_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise ValueError("a zip archive of arrays")
     return array
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Take what was read of a mapped file out of this process's memory; the system's cache keeps it. Nothing else."""
+    mapping = getattr(array, "_mmap", None)  # numpy's name; there is no public one
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def require_space(folder: Path, needed: float, what: str, otherwise: str = OTHER_WORK) -> None:

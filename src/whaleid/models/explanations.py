@@ -117,7 +117,11 @@ def agreeing_regions(embedder: Embedder, images: np.ndarray) -> Regions | None:
     if layer is None:
         return None
     kept: list[Tensor] = []
-    with layer.register_forward_hook(lambda _, __, output: kept.append(output)):
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        kept.append(output)
+
+    with layer.register_forward_hook(keep):
         embeddings = embedder.neck(embedder.features(pixels)).float()
     # at fixed lengths: the cosine of two parallel embeddings has no gradient, whatever they agree in
     one, other = embeddings / _lengths(embeddings.detach(), embedder.slices)

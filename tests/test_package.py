@@ -70,7 +70,7 @@ def test_an_installed_package_works_from_an_empty_folder(installed: Path, tmp_pa
 def test_requirements_pin_what_the_package_needs() -> None:
     """Every dependency of pyproject.toml is pinned in requirements.txt, at a version that it allows.
 
-    Except for the engines of clusters, whose version is the cluster's, and for trackers, whose version is their server's.
+    Except for the engines of clusters and for trackers, whose versions are those of the cluster and of the server.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name

@@ -28,7 +28,7 @@ class Peer:
     title : str
         What the tables say.
     packages : tuple of str
-        Pinned; installed with --no-deps. Empty: no environment of its own.
+        Pinned; installed with --no-deps.
     program : str
         File in peer_programs/.
     options : tuple of str
@@ -43,7 +43,13 @@ class Peer:
 
 _PML = "pytorch-metric-learning==2.9.0"
 # gdown (with beautifulsoup4, soupsieve) and validators are imported by OML, whatever is used of it.
-_OML = ("open-metric-learning==4.0.0", "validators==0.36.0", "gdown==6.5.1", "beautifulsoup4", "soupsieve")
+_OML = (
+    "open-metric-learning==4.0.0",
+    "validators==0.36.0",
+    "gdown==6.5.1",
+    "beautifulsoup4==4.15.0",
+    "soupsieve==4.1.3",
+)
 # transformers (with tokenizers, regex) is imported by wildlife-tools, whatever is used of it.
 _WILDLIFE = (
     "wildlife-tools==0.0.9",

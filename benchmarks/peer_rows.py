@@ -21,11 +21,14 @@ from whaleid.config import Competition
 from whaleid.config.files import load_competition
 from whaleid.config.settings import read_settings
 from whaleid.data.competition import listed_names, read_rows
+from whaleid.ensemble.protocol import Targets
+from whaleid.ensemble.unknown import fit_threshold, with_unknown
 from whaleid.evaluation.forms import TOPK, write_submission
-from whaleid.evaluation.metrics import rank_of_truth, reciprocal_rank_at_k
 from whaleid.evaluation.topk import score_submission
 from whaleid.models.weights import ensure_weights, find_weights
+from whaleid.pipeline.score import read_truths
 from whaleid.pipeline.submission import known_labels, submission_template
+from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import read_json, write_json
 
@@ -34,8 +37,6 @@ BACKBONE = "tf_efficientnet_lite0"
 SMALL, LARGE, LONG = 128, 224, 15.0
 """Side of the peers' pictures: SMALL, and LARGE, the backbone's own, from LONG minutes on. A core trains some 75 and 25
 of them a second: thousands of photographs are then seen ten times and more."""
-THRESHOLDS = 501
-"""Quantiles of the scores that are tried as the threshold of the unknown identity."""
 
 
 @dataclass(frozen=True)
@@ -183,65 +184,39 @@ def write_guesses(place: Path, competition: Competition, names: dict[str, str]) 
     No peer has a rule for the unknown identity. It is guessed before all identities with a score below the threshold
     that is best on the solution, which no other program is given.
     """
-    table = pd.read_csv(place / "candidates.csv", dtype={"query": str, "identity": str}, keep_default_na=False)
-    guesses = {names[str(query)]: some for query, some in table.groupby("query", sort=False)}
-    threshold = None
-    if competition.unknown is not None:
-        threshold = best_threshold(guesses, competition)
-    cells = {
-        name: guessed(some["identity"].tolist(), some["score"].to_numpy(), threshold, competition)
-        for name, some in guesses.items()
-    }
+    lists = read_candidates(place / "candidates.csv", names)
+    threshold = best_threshold(lists, competition)
+    placed = with_unknown(lists, threshold, competition.unknown)
+    rows = [" ".join(placed.classes[codes[codes >= 0][: competition.k]]) for codes in placed.codes]
+    cells = dict(zip(placed.queries.tolist(), rows, strict=True))
     path = place / "submission.csv"
     sample = submission_template(competition, place)
     write_submission(TOPK, path, cells, sample, known_labels(competition), competition.k)
     return threshold, path
 
 
-def guessed(identities: list[str], scores: np.ndarray, threshold: float | None, competition: Competition) -> str:
-    """The cell of a query: identities best first, the unknown one before the first score below the threshold."""
-    if threshold is not None:
-        identities = identities.copy()
-        identities.insert(int((scores >= threshold).sum()), str(competition.unknown))
-    return " ".join(identities[: competition.k])
+def read_candidates(path: Path, names: dict[str, str]) -> Candidates:
+    """A peer's `candidates.csv`. names: of the query at each path."""
+    table = pd.read_csv(path, dtype={"query": str, "identity": str}, keep_default_na=False)
+    code, classes = pd.factorize(table["identity"], sort=True)
+    row, queries = pd.factorize(table["query"])
+    column = table.groupby("query").cumcount()
+    codes = np.full((len(queries), column.max() + 1), -1)
+    scores = np.full(codes.shape, -np.inf, np.float32)
+    codes[row, column], scores[row, column] = code, table["score"]
+    return Candidates(np.array([names[query] for query in queries]), np.array(classes, str), codes, scores)
 
 
-def best_threshold(guesses: dict[str, pd.DataFrame], competition: Competition) -> float:
-    """The threshold with the highest MAP@k on the solution, among quantiles of all scores."""
-    solution = pd.read_csv(competition.root / str(competition.solution), dtype=str)
-    truth_of = dict(zip(solution.iloc[:, 0], solution.iloc[:, 1], strict=True))
-    known = {identity for some in guesses.values() for identity in some["identity"]}
-    code_of = {identity: code for code, identity in enumerate(sorted(known))}
-    labels, width = competition.unknown, max(len(some) for some in guesses.values())
-    codes, scores = np.full((len(guesses), width), -1), np.full((len(guesses), width), -np.inf)
-    for row, some in enumerate(guesses.values()):
-        codes[row, : len(some)] = [code_of[identity] for identity in some["identity"]]
-        scores[row, : len(some)] = some["score"]
-    # An identity that nobody guesses is wrong whatever the threshold: a code that no guess has.
-    truth = np.array(
-        [-1 if truth_of[name] == labels else code_of.get(truth_of[name], len(code_of)) for name in guesses]
-    )
-    limits = np.unique(np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, THRESHOLDS)))
-    values = [map_at_threshold(codes, scores, truth, limit, competition.k) for limit in limits]
-    return float(limits[int(np.argmax(values))])
-
-
-def map_at_threshold(codes: np.ndarray, scores: np.ndarray, truth: np.ndarray, threshold: float, k: int) -> float:
-    """MAP@k where the unknown identity is guessed before the first score below the threshold.
-
-    Parameters
-    ----------
-    codes, scores : int64 and float arrays, shape (q, k)
-        Best identities first, -1 and -inf padded.
-    truth : int64 array, shape (q,)
-        -1: unknown.
-    threshold : float
-    k : int
-    """
-    above = (scores >= threshold).sum(axis=1)
-    rank = rank_of_truth(codes, truth)
-    rank = np.where(truth < 0, above + 1, np.where(rank > above, rank + 1, rank))
-    return float(reciprocal_rank_at_k(rank, k).mean())
+def best_threshold(lists: Candidates, competition: Competition) -> float | None:
+    """The threshold with the highest MAP@k on the solution; None where the unknown identity may not be guessed."""
+    truth_of = read_truths(competition, lists.queries)
+    assert truth_of is not None, "check_competition has seen a solution"
+    truth = np.array([truth_of[query] for query in lists.queries.tolist()])
+    code = pd.Index(lists.classes).get_indexer(truth)
+    code[code < 0] = len(lists.classes)  # of an identity that nobody guesses: wrong, whatever the threshold
+    code[truth == competition.unknown] = -1
+    weights, unknown = np.ones(len(truth)), competition.unknown is not None
+    return fit_threshold(lists, Targets(code, weights, competition.k, unknown))
 
 
 def scored(submission: Path, competition: Competition) -> dict[str, Any]:

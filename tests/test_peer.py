@@ -1,4 +1,4 @@
-"""Peers: the table's scores by comparison with a naive version, the fusion's parts, and a peer's run of a second."""
+"""Peers: their guesses as submissions, the table, the fusion's parts, and a peer's run of a second."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from whaleid.config.files import load_competition
 from whaleid.config.settings import repository_root
 from whaleid.utils.errors import WhaleidError
 
-K = 5
-UNKNOWN = 99
 FOLDER = repository_root() / "benchmarks"
 
 
@@ -43,30 +39,6 @@ def fusion() -> ModuleType:
 
 
 # ------------------------------------------------------------------------------------------------- scoring
-
-
-def naive_map(codes: np.ndarray, scores: np.ndarray, truth: np.ndarray, threshold: float) -> float:
-    """Write the guesses out with the unknown identity among them, and look the truth up."""
-    total = 0.0
-    for row, values, true in zip(codes, scores, truth, strict=True):
-        guesses = [code for code, score in zip(row, values, strict=True) if score >= threshold]
-        guesses += [UNKNOWN, *(code for code, score in zip(row, values, strict=True) if score < threshold)]
-        wanted = UNKNOWN if true < 0 else true
-        guesses = guesses[:K]
-        total += 1 / (guesses.index(wanted) + 1) if wanted in guesses else 0.0
-    return total / len(truth)
-
-
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), level=st.floats(0, 1))
-def test_map_at_a_threshold_is_the_naive_one(rows: ModuleType, seed: int, level: float) -> None:
-    rng = np.random.default_rng(seed)
-    codes = np.stack([rng.permutation(8)[:K] for _ in range(12)])
-    scores = -np.sort(-rng.random((12, K)).astype(np.float32).round(2), axis=1)
-    truth = rng.integers(-1, 8, 12)
-    assert rows.map_at_threshold(codes, scores, truth, level, K) == pytest.approx(
-        naive_map(codes, scores, truth, level)
-    )
 
 
 def open_set(folder: Path) -> tuple[Any, dict[str, pd.DataFrame]]:
@@ -93,6 +65,17 @@ def test_guesses_become_a_submission_with_the_best_threshold(rows: ModuleType, t
     assert 0.5 < threshold <= 0.8
     assert path.read_text().splitlines()[1:] == ["x.png,anna new bert", "y.png,bert new anna", "z.png,new anna bert"]
     assert rows.scored(path, competition)["map"] == rows.scored(path, competition)["top1"] == 1.0
+
+
+def test_an_identity_that_no_peer_guesses_is_wrong_and_not_unknown(rows: ModuleType, tmp_path: Path) -> None:
+    """Scores below all others ask for no threshold above them, where the truth is an identity that is not listed."""
+    competition = open_set(tmp_path)
+    (tmp_path / "solution.csv").write_text("image,identity\nx.png,anna\ny.png,anna\nz.png,bert\n")
+    (tmp_path / "candidates.csv").write_text("query,identity,score\nx,anna,0.9\ny,anna,0.5\nz,anna,0.1\n")
+    lists = rows.read_candidates(tmp_path / "candidates.csv", {name: f"{name}.png" for name in "xyz"})
+    assert rows.best_threshold(lists, competition) <= 0.5
+    closed = competition.model_copy(update={"unknown": None})
+    assert rows.best_threshold(lists, closed) is None
 
 
 def test_a_competition_that_peers_cannot_run_is_refused(rows: ModuleType, tmp_path: Path) -> None:
@@ -175,7 +158,7 @@ def test_every_peer_has_a_program_and_a_line() -> None:
     assert len(report.TITLES) == len(report._COLORS)
     for peer in environments.PEERS.values():
         compile((environments.PROGRAMS / peer.program).read_text(), peer.program, "exec")
-        assert any("==" in package for package in peer.packages)
+        assert peer.packages and all("==" in package for package in peer.packages)
 
 
 # -------------------------------------------------------------------------------------------------- fusion

@@ -129,7 +129,7 @@ def fused(better: np.ndarray, key: np.ndarray) -> np.ndarray:
     better : float array, shape (m, q, g)
         Probabilities, NaN where not matched.
     key : float array, shape (q, g)
-        What ranks the others, at most `top`.
+        What ranks the others.
 
     Returns
     -------

@@ -27,12 +27,12 @@ VARIABLES = (TRACKER, "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT", "MLFLOW_TRACKI
 
 
 @contextmanager
-def tracking(name: str | None, project: str, folder: Path) -> Iterator[None]:
-    """Let the runs of this process, and of those that it starts, write to a tracker; None: to none that is new.
+def tracking(name: str, project: str, folder: Path) -> Iterator[None]:
+    """Let the runs of this process, and of those that it starts, write to a tracker.
 
     Parameters
     ----------
-    name : str, optional
+    name : str
         One of TRACKERS.
     project : str
         The tracker's project (MLflow: experiment) that gathers the runs.
@@ -44,9 +44,6 @@ def tracking(name: str | None, project: str, folder: Path) -> Iterator[None]:
     WhaleidError
         For another name, and where the tracker's package is not installed.
     """
-    if name is None:
-        yield
-        return
     _require_package(name)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ has a deletion score, to be compared with that of a map by a network of random w
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +142,10 @@ def _middle_layer(embedder: Embedder, pixels: Tensor) -> nn.Module | None:
             seen.append((module, output.shape[2] * output.shape[3]))
 
     inner = [module for module in embedder.backbone.modules() if module is not embedder.backbone]
-    hooks = [module.register_forward_hook(note) for module in inner]
-    with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for module in inner:
+            hooks.enter_context(module.register_forward_hook(note))
         features = embedder.backbone(embedder.pixels(pixels))
-    for hook in hooks:
-        hook.remove()
     last = features.shape[2] * features.shape[3]
     # tokens are a column; of a network with its channels last (Swin) the positions would be counted wrongly
     if features.shape[3] == 1 or not seen or seen[-1][1] != last:

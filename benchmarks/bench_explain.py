@@ -5,7 +5,8 @@
 Each pair is a query of the first fold and the gallery image of its identity that is nearest by the run that was trained
 without that fold. A deletion score is the mean similarity while the parts that a map marks most are deleted first: the
 lower it is, the more of what the network uses the map marks. Trains the run where it is not there. Also timed: what
-`whaleid explain` does for a query and two candidates, the picture written, without the start of the program.
+`whaleid explain` does for a query and two candidates, the picture written, without the start of the program. Figures
+of other competitions stay in the results.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from whaleid.pipeline.workspace import read_folds, read_images
 from whaleid.report.explain import CONTROL, explain, network_pixels, write_explanation
 from whaleid.training.checkpoint import load_run
 from whaleid.utils.device import default_device
-from whaleid.utils.files import write_json
+from whaleid.utils.files import read_json, write_json
 from whaleid.utils.progress import progress_bar
 
 
@@ -111,9 +112,10 @@ def main() -> None:
     for name, gain in gains.items():
         figures[name]["less_control"] = asdict(gain)
         figures[name]["below_control"] = float((scores[name] < scores[CONTROL]).mean())
-    head = {"competition": project.competition.name, "run": f"{project.experiments[0].name}, fold {project.folds[0]}"}
+    head = {"run": f"{project.experiments[0].name}, fold {project.folds[0]}"}
     head |= {"pairs": len(cosines), "similarity": float(cosines.mean()), "seconds": seconds}
-    write_json(given.out, head | {"maps": figures, "machine": platform.machine()})
+    rows = read_json(given.out) if given.out.is_file() else {}
+    write_json(given.out, rows | {project.competition.name: head | {"maps": figures, "machine": platform.machine()}})
 
 
 if __name__ == "__main__":

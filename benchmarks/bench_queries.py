@@ -74,6 +74,7 @@ def main() -> None:
     small, large = (in_own_process(steps, count) for count in given.queries)
     further = (given.target - large["queries"]) / (large["queries"] - small["queries"])
     target = {name: large[name] + further * (large[name] - small[name]) for name in large}
+    print(f"{'processor s':12} {given.queries[0]:10,} {given.queries[1]:10,} {given.target:12,}")
     for name in large:
         print(f"{name:12} {small[name]:10,.2f} {large[name]:10,.2f} {target[name]:12,.2f}")
     figures = {"rows": [small, large], "target": target, "clock": "processor time", "cpus": os.cpu_count()}

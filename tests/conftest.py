@@ -28,6 +28,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """At the end it goes as ever: triton lists hundreds of lines of what it takes for leaks otherwise."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def unsynced() -> Iterator[None]:
     """Files of this process are written without waiting for the disk; commands that it starts sync as ever."""

@@ -64,6 +64,20 @@ def test_an_index_is_widened_until_it_finds_enough(kind: str, monkeypatch: pytes
     assert lines[0].startswith(f"index {kind}: recall@5 of the nearest images {found:.3f}") and "less" not in lines[0]
 
 
+def test_codes_fetch_enough_images_for_few_neighbours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, plain = list[int](), approximate._true_similarity
+
+    def seen(queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        fetched.append(rows.shape[1])
+        return plain(queries, gallery, rows)
+
+    monkeypatch.setattr(approximate, "_true_similarity", seen)
+    index = open_index(world()[200:], "RR16,IVF16,RaBitQ")
+    for neighbours in (5, 100, 2000):
+        index.search(world()[:3], neighbours)
+    assert fetched == [200, 400, 2800]  # all images of the gallery at most
+
+
 def test_an_index_that_finds_too_little_says_what_to_do() -> None:
     rng, lines = np.random.default_rng(0), list[str]()
     table = rng.normal(size=(3000, 16)).astype(np.float32)

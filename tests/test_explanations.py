@@ -174,6 +174,20 @@ def test_regions_are_matched_where_the_mark_is() -> None:
     assert ends == [True, True] and (np.diff(found.strength) <= 0).all()
 
 
+class ThreeStages(TwoStages):
+    """One more stage, of stride 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(2))
+
+
+def test_the_middle_layer_is_of_a_quarter_of_the_stride() -> None:
+    net = Embedder(ThreeStages(), build_pool("avg"), nn.Identity(), 8).eval().requires_grad_(False)  # type: ignore
+    found = agreeing_regions(net, marked()[0])
+    assert found is not None and found.relevance.shape == (2, 12, 24)  # not the half, 6 x 12
+
+
 def test_relevance_adds_up_to_the_similarity_where_all_behind_it_is_linear() -> None:
     images = noise(3)[:, :16, :32]
     found, net = agreeing_regions(staged(), np.ascontiguousarray(images)), staged()

@@ -24,7 +24,7 @@ from whaleid.pipeline.workspace import Workspace, read_images
 from whaleid.report.examples import Example, Guess, add_gallery_images, choose_examples
 from whaleid.report.inputs import TopGuesses, read_results
 from whaleid.report.page import templates, write_report
-from whaleid.report.queries import MOST_VALUES, filter_columns
+from whaleid.report.queries import MOST_VALUES, command_options, filter_columns
 from whaleid.report.thumbnails import MOST_BYTES, fit_size
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import write_json
@@ -234,6 +234,18 @@ def test_figures_are_those_of_the_ladder(project: Project, page: str) -> None:
 def test_a_line_of_the_terminal_becomes_a_sentence_with_code() -> None:
     shown = templates().from_string("{{ line | sentence }}").render(line="name it as `group <b>`; then < again")
     assert shown == "Name it as <code>group &lt;b&gt;</code>; then &lt; again."
+
+
+def test_commands_of_cards_name_what_the_user_named(project: Project, tmp_path: Path) -> None:
+    """YAMLs of the user by their likely names, shipped ones by their own, the recipe that `auto` wrote by its path."""
+    assert command_options(project) == "-c tiny.yaml -r own.yaml"
+    shipped = project.competition.model_copy(update={"name": "sample"})
+    written = Workspace(tmp_path / "a place")
+    assert command_options(replace(project, competition=shipped, workspace=written)) == "-c sample -r own.yaml"
+    (written.root / "recipes").mkdir(parents=True)
+    (written.root / "recipes" / "own.yaml").touch()
+    path = f"{written.root.as_posix()}/recipes/own.yaml"
+    assert command_options(replace(project, workspace=written)) == f"-c tiny.yaml -r '{path}'"
 
 
 def test_foreign_features_have_no_runs(page: str) -> None:

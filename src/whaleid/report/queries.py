@@ -78,12 +78,12 @@ def query_data(results: Results, queries: list[Example]) -> dict[str, Any]:
         "row": [query.row for query in queries],
         "size": top.sizes[~top.simulated].tolist(),
         "names": {row: str(results.images["image"].iloc[row]) for row in sorted(rows)},
-        "options": _options(results.project),
+        "options": command_options(results.project),
         "columns": filter_columns(results.images, [query.row for query in queries]),
     }
 
 
-def _options(project: Project) -> str:
+def command_options(project: Project) -> str:
     """Options of a command that name the competition and the recipe; of a YAML of the user's its likely name."""
     own = project.workspace.root / "recipes" / f"{project.recipe.name}.yaml"  # that `auto` wrote
     recipe = own.as_posix() if own.is_file() else _file("recipes", project.recipe.name)

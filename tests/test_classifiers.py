@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from pytorch_metric_learning import losses as pml
 from torch import Tensor
+from torch.nn import functional
 
-from whaleid.config import BySize, MarginHead, SoftmaxHead
+from whaleid.config import BySize, MarginHead, SoftmaxHead, SumHead, WeightedHead
+from whaleid.config.files import load_experiment, parse_overrides
 from whaleid.models.heads.classifiers import MarginClassifier
 from whaleid.models.heads.margins import LARGEST_MARGIN, arcface_cosine, classification_loss, margins_by_size
 from whaleid.models.heads.registry import build_head
@@ -210,3 +212,45 @@ def test_too_large_margins_are_refused() -> None:
         MarginHead(name="arcface", margin=3.15)
     with pytest.raises(WhaleidError, match=r"head.by_size: .* above 2.33"):
         build_head(MarginHead(name="arcface", by_size=BySize(factor=4)), DIM, SIZES)
+
+
+# --------------------------------------------------------------------------------------------- start from means
+
+
+def test_centres_start_from_means_where_a_class_has_images() -> None:
+    head = build_head(MarginHead(name="arcface", start="means"), DIM, SIZES)
+    assert isinstance(head, MarginClassifier)
+    before, means = head.centers.detach().clone(), torch.eye(len(SIZES), DIM)
+    means[1] = 0
+    assert head.start_from(means) == ["centers"]
+    assert torch.equal(head.centers[1], before[1])
+    others = [place for place in range(len(SIZES)) if place != 1]
+    assert torch.equal(head.centers[others, 0], means[others])
+
+
+def test_subcentres_lie_around_the_mean_and_apart() -> None:
+    head = build_head(MarginHead(name="arcface", subcenters=3, start="means"), DIM, SIZES)
+    assert isinstance(head, MarginClassifier)
+    head.start_from(torch.eye(len(SIZES), DIM))
+    rows = functional.normalize(head.centers.detach(), dim=2)
+    to_mean = torch.stack([rows[place, :, place] for place in range(len(SIZES))])
+    assert to_mean.min() > 0.9
+    between = rows @ rows.transpose(1, 2)
+    assert between[:, ~torch.eye(3, dtype=torch.bool)].max() < 0.9999
+
+
+def test_only_the_parts_of_a_sum_that_want_it_start_from_means() -> None:
+    random, started = MarginHead(name="cosface"), MarginHead(name="arcface", start="means")
+    sums = SumHead(name="sum", parts=[WeightedHead(head=random), WeightedHead(head=started)])
+    assert sums.starts_from_means
+    assert not SumHead(name="sum", parts=[WeightedHead(head=random)]).starts_from_means
+    head = build_head(sums, DIM, SIZES)
+    before = head.get_parameter("heads.0.centers").detach().clone()
+    assert head.start_from(torch.eye(len(SIZES), DIM)) == ["heads.1.centers"]
+    assert torch.equal(head.get_parameter("heads.0.centers"), before)
+    assert torch.equal(head.get_parameter("heads.1.centers")[:, 0], torch.eye(len(SIZES), DIM))
+
+
+def test_means_need_embeddings_around_the_origin() -> None:
+    with pytest.raises(WhaleidError, match=r"head.start: means needs model.neck: bnneck, not linear"):
+        load_experiment("default", parse_overrides(["head={name: arcface, start: means}", "model.neck=linear"]))

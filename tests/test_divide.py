@@ -251,6 +251,7 @@ def test_phases_follow_each_other_and_levels_only_rise_until_the_joint_one(
     [
         ({"clusters": 3, "preset": "tpami2021"}, "clusters must be a power of two with preset: tpami2021, not 3"),
         ({"learner": {"name": "divide", "learner": ARCFACE}}, "a learner of divide cannot be a divide itself"),
+        ({"learner": {**ARCFACE, "start": "means"}}, "a learner of divide starts at random: leave `start: means` out"),
     ],
 )
 def test_heads_that_make_no_sense(settings: dict[str, Any], message: str):

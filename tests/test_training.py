@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_world import (
+    ARCFACE,
     EACH,
     IDENTITIES,
     SIZE,
@@ -153,6 +154,30 @@ def initial_weights(case: Path, experiment: Experiment) -> dict[str, torch.Tenso
 # ------------------------------------------------------------------------------------------------------ steps
 
 
+def test_centres_start_at_the_means_of_their_images(case: Path, tmp_path: Path):
+    task, session = make_session(case, small(head={**ARCFACE, "start": "means"}, train_ema=0.9), tmp_path)
+    assert task.planner().prepare(session) is None
+    pixels, items = torch.from_numpy(task.cache.read_many(task.items.rows)), task.items
+    with torch.no_grad():
+        units = session.module.embedder.eval().embed(pixels).numpy()
+    rows = [(row - units.mean(axis=0)) / units.std(axis=0) for row in units]
+    for label in range(IDENTITIES):
+        own = [row / np.linalg.norm(row) for row, of in zip(rows, items.labels, strict=True) if of == label]
+        mean = np.sum(own, axis=0)
+        center = session.module.get_parameter("head.centers")[label, 0].detach().numpy()
+        np.testing.assert_allclose(center, mean / np.linalg.norm(mean), atol=1e-4)
+    assert torch.equal(session.weights()["head.centers"], session.module.get_parameter("head.centers"))
+
+
+def test_centres_at_random_and_of_later_epochs_stay(case: Path, tmp_path: Path):
+    for start, epoch in (("random", 0), ("means", 1)):
+        task, session = make_session(case, small(head={**ARCFACE, "start": start}), tmp_path / start)
+        session.progress.epoch = epoch
+        before = session.module.get_parameter("head.centers").clone()
+        task.planner().prepare(session)
+        assert torch.equal(before, session.module.get_parameter("head.centers"))
+
+
 def test_accumulation_has_the_gradient_of_one_large_batch(case: Path, tmp_path: Path):
     """For a network and a loss that do not couple the images of a batch: statistics frozen, softmax."""
     settings = {
@@ -233,8 +258,9 @@ KILLED: dict[str, tuple[int, dict[str, Any]]] = {
     "accumulated": (3, {"train_accumulate": 2, "train_optimizer": "sgd", "train_freeze.epochs": 2}),
     "queue": (6, {"head": QUEUE, "sampler_name": "balanced", "sampler_images": 2}),
     "mined": (6, {"head": HINGE, "sampler_name": "mined", "sampler_images": 2, "sampler_every": 1}),
+    "means": (2, {"head": {**ARCFACE, "start": "means"}, "train_ema": 0.9}),
 }
-"""Step in the middle of the second epoch at which the process kills itself, and the run's settings."""
+"""Step in the middle of the first or second epoch at which the process kills itself, and the run's settings."""
 
 
 @pytest.mark.parametrize("name", KILLED)

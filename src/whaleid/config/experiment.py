@@ -246,6 +246,10 @@ class Experiment(ExperimentBase):
     def _consistent(self) -> Experiment:
         if self.image.mirror_identities and self.augment.flip > 0:
             raise ValueError("augment.flip must be 0 where image.mirror_identities is on: a mirror is another identity")
+        if self.head.starts_from_means and self.model.neck != "bnneck":
+            raise ValueError(
+                f"head.start: means needs model.neck: bnneck, not {self.model.neck}: its embeddings centred"
+            )
         if self.sampler.name != "shuffle" and self.train.batch % self.sampler.images:
             raise ValueError(
                 f"train.batch ({self.train.batch}) must be a multiple of sampler.images ({self.sampler.images})"

@@ -36,6 +36,11 @@ class HeadSettings(Model):
     """Whether it is a similarity of two embeddings, by which candidates can be re-scored."""
 
     @property
+    def starts_from_means(self) -> bool:
+        """Whether its classes start from the means of their images' embeddings."""
+        return False
+
+    @property
     def plans_epochs(self) -> bool:
         """Whether it has a planner of its own, and so cannot be a part of another head."""
         return self.planner != HeadSettings.planner
@@ -147,6 +152,14 @@ class MarginHead(HeadSettings):
     focal: Annotated[float, Field(ge=0)] = 0.0
     """Gamma of the focal loss; 0: cross entropy."""
     by_size: BySize | None = None
+    start: Literal["random", "means"] = "random"
+    """Where the centres begin: random, or means: the mean embedding of each class's images before the first step (Qi,
+    Brown and Lowe, "Low-shot learning with imprinted weights", 2018). Where steps are few and classes many, random
+    centres do not find their images in time. Needs `model.neck: bnneck`."""
+
+    @property
+    def starts_from_means(self) -> bool:
+        return self.start == "means"
 
     @property
     def has_logits(self) -> bool:
@@ -202,6 +215,10 @@ class SumHead(HeadSettings):
     name: Literal["sum"]
     parts: Annotated[list[WeightedHead], Field(min_length=1)]
     """Heads and their weights."""
+
+    @property
+    def starts_from_means(self) -> bool:
+        return any(part.head.starts_from_means for part in self.parts)
 
     @property
     def has_logits(self) -> bool:
@@ -273,6 +290,8 @@ class DivideHead(HeadSettings):
         require_trained(self.learner, "the learner of divide")
         if self.learner.plans_epochs:
             raise ValueError(f"a learner of divide cannot be a {self.learner.name} itself: give it another head")
+        if self.learner.starts_from_means:
+            raise ValueError("a learner of divide starts at random: leave `start: means` out")
         if self.form.bisected and self.clusters & (self.clusters - 1):
             raise ValueError(
                 f"clusters must be a power of two with preset: {self.preset}, not {self.clusters}: each clustering "

@@ -17,6 +17,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from whaleid.config import DeepClusterHead
 from whaleid.models.heads.deepcluster import ClusterClassifier
 from whaleid.training.epochs import UnlabelledPlanner
+from whaleid.training.extract_features import unit_rows
 from whaleid.training.kmeans import kmeans_partition, require_finite
 from whaleid.training.seeds import mix, seed_everything
 from whaleid.training.session import Session, from_main_process
@@ -121,12 +122,6 @@ def whiten(features: np.ndarray, dimensions: int) -> np.ndarray:
     if not kept.any():
         return np.zeros((len(features), 1), dtype=np.float32)
     return (centred @ (directions[:, kept] / np.sqrt(variances[kept]))).astype(np.float32)
-
-
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Rows normalised to length 1; zero rows stay zero."""
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(lengths > 0, lengths, 1)
 
 
 def power_iteration_clusters(features: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:

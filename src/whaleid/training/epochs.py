@@ -16,7 +16,7 @@ from whaleid.config import ExperimentBase
 from whaleid.config.heads import find_class
 from whaleid.data.cache import Inputs
 from whaleid.data.samplers import EpochPlan, TrainingItems, epoch_batches
-from whaleid.training.extract_features import Space, extract_item_features
+from whaleid.training.extract_features import Space, class_means, extract_item_features
 from whaleid.training.schedule import epochs_of
 from whaleid.training.session import Session, from_main_process
 
@@ -49,6 +49,8 @@ class EpochPlanner:
     def prepare(self, session: Session) -> dict[str, Any] | None:
         """Compute what the epoch needs, where it is due; returns a line for the log, or None."""
         sampler, epoch = self.experiment.sampler, session.progress.epoch
+        if self.experiment.head.starts_from_means and not epoch:
+            self._start_from_means(session)
         if sampler.name != "mined" or not epoch or epoch % sampler.every:
             return None
         from whaleid.data.mined_samplers import hard_neighbours
@@ -87,6 +89,13 @@ class EpochPlanner:
         assert self.cache is not None
         batch = self.experiment.features.batch
         return extract_item_features(session.accelerator, session.module.embedder, self.items, self.cache, batch, space)
+
+    def _start_from_means(self, session: Session) -> None:
+        """Start the head's classes from the means of their images' embeddings."""
+        embeddings = from_main_process(session.accelerator, self.extract(session, "embedding"))
+        means = class_means(embeddings, self.items.labels, len(self.items.classes))
+        started = session.module.head.start_from(torch.from_numpy(means).to(session.accelerator.device))
+        session.restart_average([f"head.{name}" for name in started])
 
 
 class UnlabelledPlanner(EpochPlanner):

@@ -1,4 +1,4 @@
-"""Features of training images with the network as it is: what clusters and hard neighbours are made from."""
+"""Features of training images with the network as it is: clusters, hard neighbours and class means are made of them."""
 
 from __future__ import annotations
 
@@ -72,3 +72,32 @@ def extract_item_features(
     if accelerator.num_processes > 1:
         features = cast(Tensor, accelerator.gather(features.contiguous()))
     return features[: len(items)].cpu().numpy()
+
+
+def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Mean direction of each class.
+
+    Every dimension is standardised first, as the neck's batch normalisation does in training: embeddings of a
+    pretrained network have a large part in common, beside which no class would be told from another.
+
+    Parameters
+    ----------
+    embeddings : float32 array, shape (n, d)
+    labels : int64 array, shape (n,), 0..classes-1
+    classes : int
+
+    Returns
+    -------
+    float32 array, shape (classes, d)
+        Unit rows; 0 for a class without images.
+    """
+    scaled = (embeddings - embeddings.mean(axis=0)) / np.maximum(embeddings.std(axis=0), 1e-6)
+    sums = np.zeros((classes, embeddings.shape[1]), np.float32)
+    np.add.at(sums, labels, unit_rows(scaled))
+    return unit_rows(sums)
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Rows normalised to length 1; zero rows stay zero."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(lengths > 0, lengths, 1)

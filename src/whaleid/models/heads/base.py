@@ -69,6 +69,14 @@ class HeadModule(nn.Module):
         with full_precision(embeddings):
             return self._learner_loss(embeddings.float(), labels, learner)
 
+    def start_from(self, means: Tensor) -> list[str]:
+        """Start every class from the mean direction of its images' embeddings, float (c, d), 0 where it has none.
+
+        Only what the settings want to start so (`HeadSettings.starts_from_means`). Returns the names of the changed
+        parameters.
+        """
+        return []
+
     def logits(self, embeddings: Tensor) -> Tensor | None:
         """Class scores float32 (b, c) for a softmax, without margin; None where the head has no classes."""
         with full_precision(embeddings):

@@ -20,6 +20,8 @@ from whaleid.models.heads.margins import (
 )
 from whaleid.utils.errors import WhaleidError
 
+_APART = 0.1  # length of the random part of sub-centers that start from a mean of length 1
+
 
 class SoftmaxClassifier(HeadModule):
     """Linear classifier on the embedding as it is, with cross entropy or focal loss."""
@@ -57,6 +59,16 @@ class MarginClassifier(HeadModule):
         nn.init.normal_(self.centers, std=1.0 / math.sqrt(dim))  # rows of length about 1
         self.register_buffer("margins", class_margins(settings, class_sizes))
         self._with_margin = arcface_cosine if settings.name == "arcface" else cosface_cosine
+
+    def start_from(self, means: Tensor) -> list[str]:
+        """As `HeadModule.start_from`; sub-centers lie around the mean, for equal ones would stay equal."""
+        if not self.settings.starts_from_means:
+            return []
+        apart = _APART if self.settings.subcenters > 1 else 0.0
+        held = (means.norm(dim=1) > 0)[:, None, None]
+        with torch.no_grad():
+            self.centers.copy_(torch.where(held, means[:, None] + apart * self.centers, self.centers))
+        return ["centers"]
 
     def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         centers, margins, labels = select_classes(labels, classes, self.centers, self.get_buffer("margins"))

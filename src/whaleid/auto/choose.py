@@ -46,8 +46,10 @@ LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
 MOST_PAIRS = 400_000
 """Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
-ENOUGH = 8
-"""Times that a network sees each photograph before more pixels may be worth more."""
+ENOUGH = {"cpu": 4, "cuda": 8}
+"""Times that a network sees each photograph before more pixels may be worth more (drawn flukes, 3,000 images of 2,000
+whales, equal time, kNN out of fold: 7 times at 8,192 pixels .213, 4 times at 16,384 pixels .268). The GPU's was not
+measured."""
 SEEN = 78
 """And images that a run sees in all, for each pixel of a picture's side: 10,000 at 16,384 pixels. At about equal cost,
 kNN out of fold of one fold of four: cattle, with mirror images, 8,192 pixels 18,700 seen .774, 16,384 pixels 10,000
@@ -326,7 +328,8 @@ def options(facts: Facts) -> list[Option]:
 
 def _enough(pixels: int, facts: Facts) -> int:
     """Passes from which a network of so many pixels is worth more than a smaller one."""
-    return max(ENOUGH, math.ceil(SEEN * math.sqrt(pixels) / training_images(facts)))
+    fewest = ENOUGH["cuda" if facts.machine.gpus else "cpu"]
+    return max(fewest, math.ceil(SEEN * math.sqrt(pixels) / training_images(facts)))
 
 
 def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, ...] | None:
@@ -339,13 +342,12 @@ def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, .
 
 
 def _fewer_folds(budget: _Budget, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
-    """One network on two folds, or on one where two would not get half of FEW passes; None where not one pass fits."""
-    cheapest = options(budget.facts)[0].networks
-    two = budget.longest(cheapest, 2, seconds)
-    if two is not None and two[0].passes >= FEW // 2:
-        return two, (0, 1)
-    one = budget.longest(cheapest, 1, seconds)
-    return None if one is None else (one, (0,))
+    """Networks on two folds, or on one where the smallest would not get half of FEW passes on two; None where not one
+    pass fits."""
+    smallest = budget.longest(options(budget.facts)[0].networks, 2, seconds)
+    trained = (0, 1) if smallest is not None and smallest[0].passes >= FEW // 2 else (0,)
+    networks = _networks(budget, len(trained), seconds)
+    return None if networks is None else (networks, trained)
 
 
 def _speed(machine: Machine, runs: int) -> float:

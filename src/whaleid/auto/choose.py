@@ -38,9 +38,10 @@ VIEWS = 2
 FORWARD = 0.5
 """Time of a forward pass as a share of a training step's, whose first stages are frozen (EfficientNet-Lite0 on a core,
 five stages: 0.30 at 9,216 pixels, 0.37 at 16,384, 0.43 at 30,976)."""
-SHARED = 0.3
-"""What each further thread of a run adds to the first (EfficientNet-Lite0 at 128 x 64 on two cores: 82 images a second
-by two threads of one run, 127 by two runs of one thread)."""
+SHARED, DOUBLED = 0.24, 0.21
+"""What each further thread of a run adds to the first at 8,192 pixels, and what twice the pixels add to that
+(EfficientNet-Lite0, two cores: a run of two threads trains 1.24, 1.46 and 1.66 times as fast as each of two runs of one
+at 8,192, 16,384 and 32,768 pixels)."""
 
 LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
@@ -144,7 +145,7 @@ class _Budget:
 
     def run_seconds(self, network: Network, runs: int) -> float:
         """Of one run and its features, `runs` being all that there are to do."""
-        image = self.rates[network.backbone].seconds(network.pixels) / _speed(self.facts.machine, runs)
+        image = self.rates[network.backbone].seconds(network.pixels) / _speed(self.facts.machine, runs, network.pixels)
         trained = training_images(self.facts) * network.passes
         embedded = self.facts.census.all_images * VIEWS * FORWARD
         return START + image * (trained + embedded)
@@ -332,30 +333,37 @@ def _enough(pixels: int, facts: Facts) -> int:
     return max(fewest, math.ceil(SEEN * math.sqrt(pixels) / training_images(facts)))
 
 
-def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, ...] | None:
-    """The most expensive option that gets enough passes; None where the cheapest does not get one."""
+def _networks(budget: _Budget, trained: int, seconds: float, most: int = 2) -> tuple[Network, ...] | None:
+    """The most expensive option of at most so many networks that gets enough passes; None where the cheapest does not
+    get one."""
     for option in reversed(options(budget.facts)):
-        longer = budget.longest(option.networks, trained, seconds)
+        longer = budget.longest(option.networks, trained, seconds) if len(option.networks) <= most else None
         if longer is not None and longer[0].passes >= option.enough:
             return longer
     return None
 
 
 def _fewer_folds(budget: _Budget, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
-    """Networks on two folds, or on one where the smallest would not get half of FEW passes on two; None where not one
-    pass fits."""
-    smallest = budget.longest(options(budget.facts)[0].networks, 2, seconds)
-    trained = (0, 1) if smallest is not None and smallest[0].passes >= FEW // 2 else (0,)
-    networks = _networks(budget, len(trained), seconds)
-    return None if networks is None else (networks, trained)
+    """One network on two folds, or on one where two would be seen at the smallest size only and either under half of
+    FEW times, or one fold at a larger size. None where not one pass fits."""
+    one, two = (_networks(budget, folds, seconds, most=1) for folds in (1, 2))
+    if one is None:
+        return None
+    smallest = options(budget.facts)[0].networks[0].pixels
+    if two is not None and two[0].pixels > smallest:
+        return two, (0, 1)
+    if two is None or one[0].pixels > smallest or two[0].passes < FEW // 2:
+        return one, (0,)
+    return two, (0, 1)
 
 
-def _speed(machine: Machine, runs: int) -> float:
+def _speed(machine: Machine, runs: int, pixels: float) -> float:
     """How much faster a run is than measured, where there are fewer runs than slots: it has the others' threads."""
     if machine.gpus:
         return 1.0
     threads = machine.cores // min(machine.slots, runs) / max(1, machine.cores // machine.slots)
-    return 1 + SHARED * (threads - 1) if threads > 1 else 1.0
+    added = min(1.0, max(0.0, SHARED + DOUBLED * math.log2(pixels / 8192)))
+    return 1 + added * (threads - 1) if threads > 1 else 1.0
 
 
 def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> list[str]:

@@ -189,7 +189,7 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
         Its passes are the most that fit; with fewer minutes than anything takes, the smallest recipe there is.
     """
     budget = _Budget(facts, rates)
-    around = AROUND + AROUND_IMAGE * facts.census.all_images / facts.machine.cores
+    around = _seconds_around(facts)
     planned = max(0.0, 60 * minutes * USED - around)
     folds = fold_number(facts)
     local, matching, networks = _shared_out(budget, folds, planned)
@@ -241,8 +241,13 @@ def _shared_out(
     return local, matching, _networks(budget, folds, planned - matching)
 
 
+def _seconds_around(facts: Facts) -> float:
+    """What everything takes but training and local matching."""
+    return AROUND + AROUND_IMAGE * facts.census.all_images / facts.machine.cores
+
+
 def _seconds_again(facts: Facts, folds: int, local: LocalConfig | None) -> float:
-    """What local matching takes once more, of all cores, for the scores with the full gallery."""
+    """What it takes to rank, blend and stack once more, for the scores with the full gallery."""
     if local is None:
         return 0.0
     census = facts.census
@@ -251,7 +256,7 @@ def _seconds_again(facts: Facts, folds: int, local: LocalConfig | None) -> float
         local_cost(census.labelled, census.unknown, census.test, folds, counted, full_gallery=again).total
         for again in (False, True)
     )
-    return (twice - once) / facts.machine.cores
+    return _seconds_around(facts) + (twice - once) / facts.machine.cores
 
 
 def _too_seldom(networks: tuple[Network, ...], facts: Facts) -> bool:

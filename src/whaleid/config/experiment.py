@@ -248,7 +248,7 @@ class Experiment(ExperimentBase):
             raise ValueError("augment.flip must be 0 where image.mirror_identities is on: a mirror is another identity")
         if self.head.starts_from_means and self.model.neck != "bnneck":
             raise ValueError(
-                f"head.start: means needs model.neck: bnneck, not {self.model.neck}: its embeddings centred"
+                f"head.start: means needs model.neck: bnneck, not {self.model.neck}; set it, or leave start: means out"
             )
         if self.sampler.name != "shuffle" and self.train.batch % self.sampler.images:
             raise ValueError(

@@ -222,7 +222,7 @@ def test_centres_start_from_means_where_a_class_has_images() -> None:
     assert isinstance(head, MarginClassifier)
     before, means = head.centers.detach().clone(), torch.eye(len(SIZES), DIM)
     means[1] = 0
-    assert head.start_from(means) == ["centers"]
+    assert head.start_from_means(means) == ["centers"]
     assert torch.equal(head.centers[1], before[1])
     others = [place for place in range(len(SIZES)) if place != 1]
     assert torch.equal(head.centers[others, 0], means[others])
@@ -231,7 +231,7 @@ def test_centres_start_from_means_where_a_class_has_images() -> None:
 def test_subcentres_lie_around_the_mean_and_apart() -> None:
     head = build_head(MarginHead(name="arcface", subcenters=3, start="means"), DIM, SIZES)
     assert isinstance(head, MarginClassifier)
-    head.start_from(torch.eye(len(SIZES), DIM))
+    head.start_from_means(torch.eye(len(SIZES), DIM))
     rows = functional.normalize(head.centers.detach(), dim=2)
     to_mean = torch.stack([rows[place, :, place] for place in range(len(SIZES))])
     assert to_mean.min() > 0.9
@@ -246,7 +246,7 @@ def test_only_the_parts_of_a_sum_that_want_it_start_from_means() -> None:
     assert not SumHead(name="sum", parts=[WeightedHead(head=random)]).starts_from_means
     head = build_head(sums, DIM, SIZES)
     before = head.get_parameter("heads.0.centers").detach().clone()
-    assert head.start_from(torch.eye(len(SIZES), DIM)) == ["heads.1.centers"]
+    assert head.start_from_means(torch.eye(len(SIZES), DIM)) == ["heads.1.centers"]
     assert torch.equal(head.get_parameter("heads.0.centers"), before)
     assert torch.equal(head.get_parameter("heads.1.centers")[:, 0], torch.eye(len(SIZES), DIM))
 

@@ -338,20 +338,26 @@ def _enough(pixels: int, facts: Facts) -> int:
     return max(fewest, math.ceil(SEEN * math.sqrt(pixels) / training_images(facts)))
 
 
-def _networks(budget: _Budget, trained: int, seconds: float, most: int = 2) -> tuple[Network, ...] | None:
-    """The most expensive option of at most so many networks that gets enough passes; None where the cheapest does not
-    get one."""
-    for option in reversed(options(budget.facts)):
-        longer = budget.longest(option.networks, trained, seconds) if len(option.networks) <= most else None
+def _networks(budget: _Budget, trained: int, seconds: float, alone: bool = False) -> tuple[Network, ...] | None:
+    """The most expensive option that gets enough passes; None where the cheapest does not get one.
+
+    alone: only options of one network.
+    """
+    considered = [option for option in options(budget.facts) if len(option.networks) == 1 or not alone]
+    for option in reversed(considered):
+        longer = budget.longest(option.networks, trained, seconds)
         if longer is not None and longer[0].passes >= option.enough:
             return longer
     return None
 
 
 def _fewer_folds(budget: _Budget, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
-    """One network on two folds, or on one where two would be seen at the smallest size only and either under half of
-    FEW times, or one fold at a larger size. None where not one pass fits."""
-    one, two = (_networks(budget, folds, seconds, most=1) for folds in (1, 2))
+    """One network on two folds, or on one; None where not one pass fits.
+
+    Two folds of the smallest pictures give way to one fold of larger pictures, and to one fold where they would be seen
+    under half of FEW times.
+    """
+    one, two = (_networks(budget, folds, seconds, alone=True) for folds in (1, 2))
     if one is None:
         return None
     smallest = options(budget.facts)[0].networks[0].pixels

@@ -94,7 +94,7 @@ class EpochPlanner:
         """Start the head's classes from the means of their images' embeddings."""
         embeddings = from_main_process(session.accelerator, self.extract(session, "embedding"))
         means = class_means(embeddings, self.items.labels, len(self.items.classes))
-        started = session.module.head.start_from(torch.from_numpy(means).to(session.accelerator.device))
+        started = session.module.head.start_from_means(torch.from_numpy(means).to(session.accelerator.device))
         session.restart_average([f"head.{name}" for name in started])
 
 

@@ -91,7 +91,8 @@ def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.
     float32 array, shape (classes, d)
         Unit rows; 0 for a class without images.
     """
-    scaled = (embeddings - embeddings.mean(axis=0)) / np.maximum(embeddings.std(axis=0), 1e-6)
+    spread = embeddings.std(axis=0)
+    scaled = (embeddings - embeddings.mean(axis=0)) / np.where(spread > 0, spread, 1)
     sums = np.zeros((classes, embeddings.shape[1]), np.float32)
     np.add.at(sums, labels, unit_rows(scaled))
     return unit_rows(sums)

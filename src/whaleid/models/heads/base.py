@@ -69,7 +69,7 @@ class HeadModule(nn.Module):
         with full_precision(embeddings):
             return self._learner_loss(embeddings.float(), labels, learner)
 
-    def start_from(self, means: Tensor) -> list[str]:
+    def start_from_means(self, means: Tensor) -> list[str]:
         """Start every class from the mean direction of its images' embeddings, float (c, d), 0 where it has none.
 
         Only what the settings want to start so (`HeadSettings.starts_from_means`). Returns the names of the changed

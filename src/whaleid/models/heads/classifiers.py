@@ -60,8 +60,8 @@ class MarginClassifier(HeadModule):
         self.register_buffer("margins", class_margins(settings, class_sizes))
         self._with_margin = arcface_cosine if settings.name == "arcface" else cosface_cosine
 
-    def start_from(self, means: Tensor) -> list[str]:
-        """As `HeadModule.start_from`; sub-centers lie around the mean, for equal ones would stay equal."""
+    def start_from_means(self, means: Tensor) -> list[str]:
+        """As `HeadModule.start_from_means`; sub-centers lie around the mean, for equal ones would stay equal."""
         if not self.settings.starts_from_means:
             return []
         apart = _APART if self.settings.subcenters > 1 else 0.0

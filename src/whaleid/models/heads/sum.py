@@ -22,9 +22,11 @@ class WeightedSum(HeadModule):
     def _heads(self) -> list[HeadModule]:
         return [head for head in self.heads if isinstance(head, HeadModule)]
 
-    def start_from(self, means: Tensor) -> list[str]:
-        """As `HeadModule.start_from`, of every part."""
-        return [f"heads.{place}.{name}" for place, head in enumerate(self._heads()) for name in head.start_from(means)]
+    def start_from_means(self, means: Tensor) -> list[str]:
+        """As `HeadModule.start_from_means`, of every part."""
+        return [
+            f"heads.{place}.{name}" for place, head in enumerate(self._heads()) for name in head.start_from_means(means)
+        ]
 
     def _loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
         losses = [head._loss(embeddings, labels, classes) for head in self._heads()]

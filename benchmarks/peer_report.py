@@ -81,6 +81,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     names = list(dict.fromkeys(row["competition"] for row in rows))
     minutes = sorted({row["minutes"] for row in rows})
+    shown = [*minutes, *(row["taken"] for row in rows)]
     with mpl.rc_context({"svg.hashsalt": "peers"}):
         figure = Figure(figsize=(_SIZE[0], _SIZE[1] * len(names)), layout="constrained")
         places = figure.subplots(len(names), 2, squeeze=False)
@@ -92,23 +93,23 @@ def draw(rows: list[Row], path: Path) -> None:
                 axes.set_xscale("log")
                 axes.set_xticks(minutes, [f"{value:g}" for value in minutes])
                 axes.minorticks_off()
-                axes.set_ylim(bottom=0)
+                axes.set_xlim(min(shown) / 1.2, max(shown) * 1.2)
+                axes.set_ylim(0, 1)
                 axes.grid(color="#e6ecef")
                 axes.spines[["top", "right"]].set_visible(False)
         for axes in places[-1]:
-            axes.set_xlabel("minutes given")
-        handles, labels = places[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+            axes.set_xlabel("minutes taken by the clock")
+        lines = {line.get_label(): line for axes in places[:, 0] for line in axes.get_lines()}
+        figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def draw_lines(axes: Any, rows: list[Row], value: str) -> None:
-    """A line for each program through its rows."""
+    """A line for each program that has rows."""
     for (peer, title), color in zip(TITLES.items(), _COLORS, strict=True):
-        own = sorted((row["minutes"], row[value]) for row in rows if row["peer"] == peer)
+        own = sorted((row["taken"], row[value]) for row in rows if row["peer"] == peer)
         thick = 2.4 if peer == WHALEID else 1.4
-        axes.plot(
-            *zip(*own, strict=True) if own else ([], []), "o-", ms=4, lw=thick, color=color, label=title.strip("*")
-        )
+        if own:
+            axes.plot(*zip(*own, strict=True), "o-", ms=4, lw=thick, color=color, label=title.strip("*"))

@@ -37,7 +37,7 @@ from whaleid.cli.context import Context
 from whaleid.cli.training import plan
 from whaleid.config.files import load_recipe
 from whaleid.config.settings import Settings
-from whaleid.local_matching.cost import PAIRS
+from whaleid.local_matching.cost import PAIRS, local_cost
 from whaleid.pipeline.plan import Census
 from whaleid.utils.errors import WhaleidError
 
@@ -156,6 +156,13 @@ def test_few_folds_get_larger_pictures_too() -> None:
     assert made[2].networks[0].passes >= 4
 
 
+def test_two_folds_of_the_smallest_pictures_are_seen_half_of_few_times() -> None:
+    smallest = replace(FLUKES, area=8192.0)
+    made = [chosen(smallest, float(minutes)) for minutes in np.arange(6, 14, 0.25)]
+    assert {len(choice.trained) for choice in made} == {1, 2}
+    assert min(choice.networks[0].passes for choice in made if len(choice.trained) == 2) == FEW // 2
+
+
 def test_one_run_has_the_other_core_too() -> None:
     """By the measured speeds: with larger pictures a second thread is worth more."""
     for minutes, pixels, faster in ((6, 8192, 1.24), (10, 16384, 1.45)):
@@ -167,9 +174,15 @@ def test_one_run_has_the_other_core_too() -> None:
 
 
 def test_the_full_gallery_costs_all_rankers_once_more() -> None:
-    choice = chosen(NYALA, 60)
-    assert choice.full_gallery
-    assert choice.seconds["the full gallery"] > choice.seconds["the rest"]
+    choice, census = chosen(NYALA, 60), NYALA.census
+    assert choice.full_gallery and choice.local is not None
+    counted = choice.local.model_copy(update={"keypoints": NYALA.keypoints})
+    whole, own = (
+        local_cost(census.labelled, census.unknown, census.test, choice.folds, counted, full_gallery=full).total
+        for full in (True, False)
+    )
+    naive = choice.seconds["the rest"] + (whole - own) / LAPTOP.cores
+    assert choice.seconds["the full gallery"] == pytest.approx(naive, rel=1e-9)
 
 
 def pairs_of(choice: Choice) -> int:

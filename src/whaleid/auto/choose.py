@@ -47,10 +47,10 @@ LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
 MOST_PAIRS = 400_000
 """Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
-ENOUGH = {"cpu": 4, "cuda": 8}
-"""Times that a network sees each photograph before more pixels may be worth more (drawn flukes, 3,000 images of 2,000
-whales, equal time, kNN out of fold: 7 times at 8,192 pixels .213, 4 times at 16,384 pixels .268). The GPU's was not
-measured."""
+LARGER, ANOTHER = 4, 8
+"""Times that a network sees each photograph before more pixels, and before a second network, may be worth more (drawn
+flukes, 3,000 images of 2,000 whales, equal time; kNN out of fold: 7 at 8,192 pixels .213, 4 at 16,384 .268).
+ANOTHER was not measured; on GPUs it holds for both."""
 SEEN = 78
 """And images that a run sees in all, for each pixel of a picture's side: 10,000 at 16,384 pixels. At about equal cost,
 kNN out of fold of one fold of four: cattle, with mirror images, 8,192 pixels 18,700 seen .774, 16,384 pixels 10,000
@@ -323,8 +323,7 @@ def options(facts: Facts) -> list[Option]:
         for option in considered
     ]
     listed = [
-        Option(option, _enough(option[0].pixels, facts) if place else 1)
-        for place, option in enumerate(dict.fromkeys(made))
+        Option(option, _enough(option, facts) if place else 1) for place, option in enumerate(dict.fromkeys(made))
     ]
     if first != "mirrored":
         return listed
@@ -332,19 +331,15 @@ def options(facts: Facts) -> list[Option]:
     return [Option(plain, 1), replace(listed[0], enough=MIRRORED), *listed[1:]]
 
 
-def _enough(pixels: int, facts: Facts) -> int:
-    """Passes from which a network of so many pixels is worth more than a smaller one."""
-    fewest = ENOUGH["cuda" if facts.machine.gpus else "cpu"]
-    return max(fewest, math.ceil(SEEN * math.sqrt(pixels) / training_images(facts)))
+def _enough(option: tuple[Network, ...], facts: Facts) -> int:
+    """Passes from which an option is worth more than the one before it."""
+    fewest = LARGER if len(option) == 1 and not facts.machine.gpus else ANOTHER
+    return max(fewest, math.ceil(SEEN * math.sqrt(option[0].pixels) / training_images(facts)))
 
 
-def _networks(budget: _Budget, trained: int, seconds: float, alone: bool = False) -> tuple[Network, ...] | None:
-    """The most expensive option that gets enough passes; None where the cheapest does not get one.
-
-    alone: only options of one network.
-    """
-    considered = [option for option in options(budget.facts) if len(option.networks) == 1 or not alone]
-    for option in reversed(considered):
+def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, ...] | None:
+    """The most expensive option that gets enough passes; None where the cheapest does not get one."""
+    for option in reversed(options(budget.facts)):
         longer = budget.longest(option.networks, trained, seconds)
         if longer is not None and longer[0].passes >= option.enough:
             return longer
@@ -352,12 +347,12 @@ def _networks(budget: _Budget, trained: int, seconds: float, alone: bool = False
 
 
 def _fewer_folds(budget: _Budget, seconds: float) -> tuple[tuple[Network, ...], tuple[int, ...]] | None:
-    """One network on two folds, or on one; None where not one pass fits.
+    """Networks on two folds, or on one; None where not one pass fits.
 
     Two folds of the smallest pictures give way to one fold of larger pictures, and to one fold where they would be seen
     under half of FEW times.
     """
-    one, two = (_networks(budget, folds, seconds, alone=True) for folds in (1, 2))
+    one, two = (_networks(budget, folds, seconds) for folds in (1, 2))
     if one is None:
         return None
     smallest = options(budget.facts)[0].networks[0].pixels

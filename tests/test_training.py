@@ -37,6 +37,7 @@ from whaleid.config import Experiment
 from whaleid.data.cache import open_cache
 from whaleid.training import loop, run
 from whaleid.training.checkpoint import CHECKPOINT, load_run, read_metadata
+from whaleid.training.extract_features import class_means
 from whaleid.training.resume import STATE
 from whaleid.utils.errors import WhaleidError
 
@@ -167,6 +168,12 @@ def test_centres_start_at_the_means_of_their_images(case: Path, tmp_path: Path):
         center = session.module.get_parameter("head.centers")[label, 0].detach().numpy()
         np.testing.assert_allclose(center, mean / np.linalg.norm(mean), atol=1e-4)
     assert torch.equal(session.weights()["head.centers"], session.module.get_parameter("head.centers"))
+
+
+def test_means_of_a_constant_dimension_and_of_a_class_without_images_are_finite():
+    embeddings = np.array([[1, 2, 5], [1, 0, 5], [1, 4, 5]], np.float32)
+    means = class_means(embeddings, np.array([0, 2, 0]), 3)
+    np.testing.assert_allclose(means, [[0, 1, 0], [0, 0, 0], [0, -1, 0]], atol=1e-6)
 
 
 def test_centres_at_random_and_of_later_epochs_stay(case: Path, tmp_path: Path):

@@ -158,6 +158,14 @@ def test_few_folds_get_larger_pictures_too() -> None:
     assert min(passes) == 4
 
 
+def test_many_images_are_seen_four_times_before_larger_pictures_and_eight_before_a_second_network() -> None:
+    many = replace(FLUKES, census=Census(8000, 0, 2000, 100, 1.0, estimated=False), area=60_000.0)
+    made = [chosen(many, float(minutes)) for minutes in range(10, 500, 2)]
+    larger = [one.networks[0].passes for one in made if len(one.networks) == 1 and one.networks[0].pixels > 8192]
+    second = [one.networks[0].passes for one in made if len(one.networks) == 2]
+    assert (min(larger), min(second)) == (4, 8)
+
+
 def test_two_folds_of_the_smallest_pictures_are_seen_half_of_few_times() -> None:
     smallest = replace(FLUKES, area=8192.0)
     made = [chosen(smallest, float(minutes)) for minutes in np.arange(6, 14, 0.25)]

@@ -18,7 +18,9 @@ from whaleid.auto.choose import (
     ANOTHER,
     FEW,
     FORWARD,
+    FROZEN,
     LARGER,
+    LOCAL_IMAGES,
     MIRRORED,
     MOST,
     MOST_PAIRS,
@@ -62,6 +64,10 @@ def chosen(facts: Facts, minutes: float, rate: Throughput = RATE) -> Choice:
 def enough(facts: Facts) -> int:
     """Passes that a network gets before a larger one is considered."""
     return ANOTHER if facts.machine.gpus else LARGER
+
+
+def frozen(choice: Choice) -> bool:
+    return choice.networks[0].base == "frozen"
 
 
 # ----------------------------------------------------------------------------------------------------- the choice
@@ -114,10 +120,12 @@ def test_the_choice_keeps_the_minutes_or_is_the_smallest(facts: Facts, minutes: 
     if choice.local is not None and choice.local.learned is not None and choice.local.learned.pairs is not None:
         pairs = choice.local.learned.pairs.images
         assert pairs == PAIRS[-1] or pairs * facts.census.all_images <= MOST_PAIRS
-    assert choice.seconds["local matching"] <= 60 * minutes * local_share(facts.census.all_images)
-    assert all(
-        1 <= network.epochs <= network.passes <= MOST and network.pixels <= facts.area for network in choice.networks
-    )
+    if frozen(choice):
+        assert learned and len(choice.networks) == 1 and facts.census.all_images <= LOCAL_IMAGES
+    else:
+        assert choice.seconds["local matching"] <= 60 * minutes * local_share(facts.census.all_images)
+        assert all(1 <= network.epochs <= network.passes <= MOST for network in choice.networks)
+    assert all(network.pixels <= facts.area for network in choice.networks)
     assert (len(choice.networks) == 1) or choice.networks[0].passes >= 8
 
 
@@ -207,12 +215,12 @@ def often_enough(choice: Choice) -> bool:
 def test_pairs_are_given_up_while_networks_see_a_photograph_too_seldom() -> None:
     """And no further: with fewer pairs than it has, each choice's networks reach FEW only by the pairs given up. Larger
     networks see photographs often enough."""
-    hasty, calm = chosen(NYALA, 5), chosen(NYALA, 30)
+    hasty, calm = chosen(NYALA, 7), chosen(NYALA, 30)
     assert pairs_of(hasty) == PAIRS[-1] and hasty.networks[0].passes < FEW
     assert pairs_of(calm) == PAIRS[0] and often_enough(calm)
     larger = chosen(NYALA, 15)  # whose networks had time for smaller pictures often enough
     assert pairs_of(larger) == PAIRS[0] and larger.networks[0].passes < FEW
-    between = [chosen(NYALA, minutes) for minutes in np.arange(5, 30, 0.25)]
+    between = [chosen(NYALA, minutes) for minutes in np.arange(7, 30, 0.25)]
     assert any(PAIRS[-1] < pairs_of(choice) < PAIRS[0] for choice in between)
     assert all(often_enough(choice) for choice in between if pairs_of(choice) > PAIRS[-1])
 
@@ -225,11 +233,36 @@ def test_the_full_gallery_is_estimated_where_it_takes_little() -> None:
 
 
 def test_votes_stay_beside_fewer_folds_where_they_fit() -> None:
-    whales = replace(NYALA, census=Census(2400, 0, 400, 800, 1.0, estimated=False), groups=2400)
-    hasty = chosen(whales, 5)
+    many = replace(NYALA, census=Census(4500, 0, 900, 800, 1.0, estimated=False), groups=4500)
+    hasty = chosen(many, 8)
     assert hasty.local is not None and hasty.local.learned is None and len(hasty.trained) < hasty.folds
-    assert sum(hasty.seconds.values()) <= 300
-    assert chosen(whales, 2).local is None  # the seconds are the networks'
+    assert sum(hasty.seconds.values()) <= 480
+    assert chosen(many, 3).local is None  # the seconds are the networks'
+
+
+def test_a_frozen_network_stands_in_where_those_of_all_folds_would_hardly_be_trained() -> None:
+    """As long as learned match scores, which need all folds, have the time for it."""
+    made = {float(minutes): chosen(NYALA, minutes) for minutes in np.arange(1, 12, 0.25)}
+    first, last = (pick(minutes for minutes, choice in made.items() if frozen(choice)) for pick in (min, max))
+    assert all(frozen(choice) == (first <= minutes <= last) for minutes, choice in made.items())
+    assert first > 1 and last < 12 and made[first - 0.25].local is None
+    trained = made[last + 0.25]
+    assert trained.networks[0].passes == FROZEN and len(trained.trained) == 4
+    hasty = made[first]
+    embedded = NYALA.census.all_images * VIEWS * FORWARD * RATE.seconds(8192) / 1.24
+    assert hasty.seconds["training"] == pytest.approx(START + embedded) and hasty.networks[0].epochs == 0
+    assert pairs_of(made[last]) > pairs_of(trained)
+    crowd = replace(NYALA, census=replace(NYALA.census, test=LOCAL_IMAGES))
+    assert not any(frozen(chosen(crowd, minutes)) for minutes in range(1, 40))
+
+
+def test_on_a_slower_core_local_matching_is_reckoned_to_take_longer() -> None:
+    slow = replace(NYALA, machine=replace(LAPTOP, slowness=2.0))
+    at_ease, pressed = chosen(slow, 60), chosen(slow, 12)
+    assert at_ease.local == chosen(NYALA, 60).local
+    assert at_ease.seconds["local matching"] == 2 * chosen(NYALA, 60).seconds["local matching"]
+    assert at_ease.seconds["training"] < chosen(NYALA, 60).seconds["training"]
+    assert pairs_of(pressed) <= pairs_of(chosen(NYALA, 12))
 
 
 def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() -> None:
@@ -238,7 +271,7 @@ def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() 
     assert (base[False].base, base[False].mirrored) == ("arcface", False)
     assert (base[True].base, base[True].mirrored) == ("mirrored", True)
     assert base[True].epochs == base[True].passes // 2 >= enough(many)
-    hasty = chosen(many, 4).networks[0]
+    hasty = chosen(many, 8).networks[0]
     assert hasty.passes < MIRRORED and (hasty.base, hasty.mirrored) == ("arcface", False)
 
 

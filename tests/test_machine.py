@@ -66,6 +66,17 @@ def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> Non
     assert machine.cores() == 1
 
 
+def test_a_core_is_compared_by_the_least_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.05 < machine.slowness() < 50
+    machine.slowness.cache_clear()
+    took = iter(
+        second for start, seconds in enumerate([9, 8, 7, 0.05, 9, 9, 9, 9]) for second in (start, start + seconds)
+    )
+    monkeypatch.setattr("time.thread_time", lambda: next(took))
+    assert machine.slowness() == pytest.approx(2.0)
+    machine.slowness.cache_clear()
+
+
 def test_nobody_else_counts_cores() -> None:
     """The host's cores are not those of a container: one place knows."""
     source = Path(machine.__file__).resolve().parents[1]

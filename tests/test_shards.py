@@ -11,6 +11,7 @@ from test_runner import COMPETITION, EXPERIMENT, Recorder
 
 from whaleid.features import shards
 from whaleid.features.shards import IMAGES, shard_slices
+from whaleid.pipeline import plan
 from whaleid.pipeline.plan import count_images, estimate_minutes
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.run_stages import feature_tasks, shard_tasks
@@ -101,4 +102,8 @@ def test_shards_are_estimated_as_the_features_that_they_are(
     census = count_images(sharded, None, None)
     parts = estimate_minutes(sharded, census, [*shard_tasks(sharded), *feature_tasks(sharded)])
     monkeypatch.setattr(shards, "IMAGES", 10_000)
-    assert parts[0] == pytest.approx(estimate_minutes(sharded, census, feature_tasks(sharded))[0])
+    whole = estimate_minutes(sharded, census, feature_tasks(sharded))
+    assert parts[0] == pytest.approx(whole[0])
+    slow = 10 * plan.slowness()
+    monkeypatch.setattr(plan, "slowness", lambda: slow)
+    assert estimate_minutes(sharded, census, feature_tasks(sharded))[0] == pytest.approx(10 * whole[0])

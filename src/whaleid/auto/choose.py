@@ -66,6 +66,8 @@ the solution instead of .891 and .858)."""
 MIRRORED = 25
 """Times from which a mirrored one is another identity there (cattle, kNN out of fold: 10 times .63, 29 times .84; as
 the same animal .87, but .78 instead of .82 on the solution)."""
+FROZEN = 4
+"""Times below which one frozen network stands in for those of all folds, so that learned match scores have the time."""
 FEW = 15
 """Times below which fewer folds are trained (10,081 drawn flukes, top-1 of the known: six runs of 2 epochs had .18, one
 of 25 epochs .49)."""
@@ -75,7 +77,7 @@ MOST = 100
 
 @dataclass(frozen=True)
 class Network:
-    """One experiment: `auto/<base>` with a backbone and a size.
+    """One experiment: `auto/<base>`, or `frozen`, with a backbone and a size.
 
     Attributes
     ----------
@@ -84,7 +86,7 @@ class Network:
     mirrored : bool
         Whether a mirrored photograph is another identity: an epoch is then as long as two.
     passes : int
-        Times that a photograph is seen, mirrored or not.
+        Times that a photograph is seen, mirrored or not; 0: a frozen network, one run for all folds.
     """
 
     base: str
@@ -95,7 +97,7 @@ class Network:
 
     @property
     def epochs(self) -> int:
-        """Of the experiment; at least 1."""
+        """Of the experiment; at least 1 where it is trained."""
         return max(1, self.passes // 2) if self.mirrored else self.passes
 
 
@@ -201,7 +203,7 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
             fewer = _fewer_folds(budget, planned)
         networks, trained = fewer or (options(facts)[0].networks, (0,))
     assert networks is not None
-    training = budget.training_seconds(networks, len(trained))
+    training = budget.training_seconds(networks, len(trained) if networks[0].passes else 1)
     seconds = {"training": training, "local matching": matching, "the rest": around}
     again = _seconds_again(facts, folds, local)
     full_gallery = again <= min(AGAIN * 60 * minutes, 60 * minutes - sum(seconds.values()))
@@ -221,8 +223,8 @@ def _shared_out(
 ) -> tuple[LocalConfig | None, float, tuple[Network, ...] | None]:
     """Local matching, its seconds, and the networks in the rest of the planned seconds; None where not one pass fits.
 
-    Pairs are given up while the networks see each photograph under FEW times. Learned match scores need all folds: they
-    are left out where the networks would not get one pass on each.
+    Pairs are given up while the networks see each photograph under FEW times. Learned match scores need all folds:
+    where networks would see each of a few photographs under FROZEN times there, a frozen one takes their place.
     """
     facts = budget.facts
     most = planned * local_share(facts.census.all_images)
@@ -235,10 +237,23 @@ def _shared_out(
             found = local, matching, networks
             if not _too_seldom(networks, facts):
                 break
+    if (found is None or found[2][0].passes < FROZEN) and facts.census.all_images <= LOCAL_IMAGES:
+        found = _frozen(budget, folds, planned) or found
     if found is not None:
         return found
     local, matching = _local_within(facts, folds, most, None)
     return local, matching, _networks(budget, folds, planned - matching)
+
+
+def _frozen(budget: _Budget, folds: int, planned: float) -> tuple[LocalConfig, float, tuple[Network, ...]] | None:
+    """Learned match scores beside the cheapest network as pretrained; None where they do not fit."""
+    cheapest = options(budget.facts)[0].networks[0]
+    networks = (replace(cheapest, base="frozen", mirrored=False, passes=0),)
+    learned = LearnedConfig(pairs=PairsConfig(images=_pair_numbers(budget.facts)[0]))
+    local, matching = _local_within(budget.facts, folds, planned - budget.training_seconds(networks, 1), learned)
+    if local is None or local.learned is None or folds < FEWEST_FOLDS:
+        return None
+    return local, matching, networks
 
 
 def _seconds_around(facts: Facts) -> float:
@@ -256,7 +271,7 @@ def _seconds_again(facts: Facts, folds: int, local: LocalConfig | None) -> float
         local_cost(census.labelled, census.unknown, census.test, folds, counted, full_gallery=again).total
         for again in (False, True)
     )
-    return _seconds_around(facts) + (twice - once) / facts.machine.cores
+    return _seconds_around(facts) + (twice - once) * _core_share(facts.machine)
 
 
 def _too_seldom(networks: tuple[Network, ...], facts: Facts) -> bool:
@@ -269,15 +284,20 @@ def _local_within(
     facts: Facts, folds: int, seconds: float, learned: LearnedConfig | None
 ) -> tuple[LocalConfig | None, float]:
     """The most of local matching that fits into the seconds of all cores, and its own seconds; (None, 0) for none."""
-    census, cores = facts.census, facts.machine.cores
+    census, share = facts.census, _core_share(facts.machine)
     wanted = LocalConfig(learned=learned)
     all_there_are = min(wanted.keypoints, facts.keypoints)
     counted = wanted.model_copy(update={"keypoints": all_there_are})
-    found, cost = within_budget(census.labelled, census.unknown, census.test, folds, counted, seconds * cores)
+    found, cost = within_budget(census.labelled, census.unknown, census.test, folds, counted, seconds / share)
     if found is None:
         return None, 0.0
     limit = wanted.keypoints if found.keypoints == all_there_are else found.keypoints
-    return found.model_copy(update={"keypoints": limit}), cost.total / cores
+    return found.model_copy(update={"keypoints": limit}), cost.total * share
+
+
+def _core_share(machine: Machine) -> float:
+    """Seconds of all cores here for a core-second of the machine that local matching was measured on."""
+    return machine.slowness / machine.cores
 
 
 def _pair_numbers(facts: Facts) -> list[int]:
@@ -388,9 +408,8 @@ def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, T
         lines.append(f"{facts.grouped:,} labelled images are copies or of one encounter with others: they share folds")
     lines.append(_fold_reason(choice, facts))
     for network in choice.networks:
-        lines.append(
-            f"{network.base}: {network.backbone} at {network.pixels:,} pixels, each photograph {network.passes} times"
-        )
+        seen = f"each photograph {network.passes} times" if network.passes else "as pretrained"
+        lines.append(f"{network.base}: {network.backbone} at {network.pixels:,} pixels, {seen}")
     lines.append(_option_reason(choice, facts))
     share = local_share(census.all_images)
     lines.append(f"local matching: {_local_words(choice.local)}; at most {share:.0%} of the time may go to it")
@@ -415,6 +434,8 @@ def _local_words(local: LocalConfig | None) -> str:
 
 
 def _fold_reason(choice: Choice, facts: Facts) -> str:
+    if not choice.networks[0].passes:
+        return f"{choice.folds} folds, for the learned match scores"
     if len(choice.trained) == choice.folds:
         return f"{choice.folds} folds: they keep {facts.machine.slots} runs at once busy to the end"
     few = f"with more, a run would see a photograph under {FEW} times"
@@ -423,6 +444,8 @@ def _fold_reason(choice: Choice, facts: Facts) -> str:
 
 def _option_reason(choice: Choice, facts: Facts) -> str:
     considered = options(facts)
+    if not choice.networks[0].passes:
+        return f"trained ones would see a photograph under {FROZEN} times beside learned match scores"
     chosen = tuple(replace(network, passes=1) for network in choice.networks)
     place = [option.networks for option in considered].index(chosen)
     if place == len(considered) - 1:

@@ -11,7 +11,7 @@ import pandas as pd
 from whaleid.config import LocalConfig
 from whaleid.pipeline.plan import Census, census_of
 from whaleid.utils.device import gpu_count
-from whaleid.utils.machine import cores
+from whaleid.utils.machine import cores, slowness
 
 LOOKED_AT = 20
 """Images whose keypoints are counted; takes about a second."""
@@ -28,12 +28,15 @@ class Machine:
         Runs at the same time, as the executor starts them: one a GPU, else one a core while the memory lasts.
     backbones : tuple of str
         Networks that `auto` knows whose weights are at hand, the largest first.
+    slowness : float
+        Of a core, from `utils.machine.slowness`.
     """
 
     cores: int
     gpus: int
     slots: int
     backbones: tuple[str, ...]
+    slowness: float = 1.0
 
     @property
     def words(self) -> str:
@@ -134,4 +137,4 @@ def find_machine(weights: Path) -> Machine:
 
     gpus = gpu_count()
     names = BACKBONES["cuda" if gpus else "cpu"]
-    return Machine(cores(), gpus, sensible(), tuple(name for name in names if at_hand(name, weights)))
+    return Machine(cores(), gpus, sensible(), tuple(name for name in names if at_hand(name, weights)), slowness())

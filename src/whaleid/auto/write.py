@@ -48,12 +48,10 @@ def _recipe(choice: Choice, names: list[str]) -> dict[str, Any]:
 
 
 def _experiment(network: Network) -> dict[str, Any]:
-    return {
-        "extends": f"auto/{network.base}",
-        "model": {"backbone": network.backbone},
-        "image": {"pixels": network.pixels},
-        "train": {"epochs": network.epochs},
-    }
+    made: dict[str, Any] = {"model": {"backbone": network.backbone}, "image": {"pixels": network.pixels}}
+    if not network.passes:
+        return {"extends": network.base, **made}
+    return {"extends": f"auto/{network.base}", **made, "train": {"epochs": network.epochs}}
 
 
 def _write(path: Path, comments: list[str], content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from whaleid.local_matching.compressed import BRANCHES, COMPARED, LISTED, MOST_L
 from whaleid.local_matching.kmeans import ROUNDS
 from whaleid.local_matching.votes import EXACT
 
-# Seconds of one core of an EPYC with AVX-512, shared with other programs.
+# Seconds of one core of an EPYC with AVX-512, shared with other programs: `utils.machine.slowness` is 1 there.
 _DESCRIBED = 0.025  # an image of 256 pixels, by RootSIFT (nyala); grows with its area
 _WHOLE = 3e-9  # two descriptors of 128 numbers
 _CODES = 4e-9  # two descriptors by their codes

@@ -19,7 +19,7 @@ from whaleid.pipeline.workspace import read_images
 from whaleid.utils.device import device_kind, gpu_count
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.files import bytes_text
-from whaleid.utils.machine import cores
+from whaleid.utils.machine import cores, slowness
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,7 +143,7 @@ def plan_lines(
         "",
         table.to_string(index=False),
         "",
-        f"estimated: {total:.1f} h in all on one device of {rate:g} sustained TFLOP/s "
+        f"estimated: {total:.1f} h in all on one device of {rate:.2g} sustained TFLOP/s "
         f"(--tflops to change), {total / max(1, runs * (1 + again)):.2f} h a run",
         "",
         places_table(run_hours(project, costs, rate), 1 + again, gpus, price).to_string(index=False),
@@ -217,9 +217,10 @@ def _local_lines(project: Project, census: Census) -> list[str]:
         return []
     again = project.recipe.combine.full_gallery
     cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config, again)
-    parts = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in asdict(cost).items())
+    minute = 60 / slowness()
+    parts = ", ".join(f"{name} {seconds / minute:.0f}" for name, seconds in asdict(cost).items())
     keypoints = f"if every image has {config.keypoints:,} keypoints"
-    return [f"local matching: {cost.total / 60:.0f} minutes of a core {keypoints} ({parts})"]
+    return [f"local matching: {cost.total / minute:.0f} minutes of a core {keypoints} ({parts})"]
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:
@@ -244,8 +245,12 @@ def recipe_needs(project: Project, census: Census, device: str) -> Needs:
 
 def _rate(costs: list[Cost]) -> float:
     """Rate to estimate with: this machine's, unless it has no GPU and would take months."""
-    own = SUSTAINED_TFLOPS[device_kind()]
+    own = SUSTAINED_TFLOPS["cuda"] if device_kind() == "cuda" else _cpu_rate()
     return own if sum(cost.hours(own) for cost in costs) < TOO_LONG else SUSTAINED_TFLOPS["cuda"]
+
+
+def _cpu_rate() -> float:
+    return SUSTAINED_TFLOPS["cpu"] / slowness()
 
 
 def count_images(project: Project, images: int | None = None, identities: int | None = None) -> Census:
@@ -282,7 +287,7 @@ def census_of(rows: pd.DataFrame, unknown: str | None, aspect: float) -> Census:
 def estimate_minutes(project: Project, census: Census, tasks: Sequence[Task]) -> tuple[float, str]:
     """Minutes that the runs and features among some tasks take on this machine, and the machine in words."""
     gpus, threads = gpu_count(), cores()
-    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else SUSTAINED_TFLOPS["cpu"] * threads / CPU_CORES
+    rate = gpus * SUSTAINED_TFLOPS["cuda"] if gpus else _cpu_rate() * threads / CPU_CORES
     names = {task.run[0] for task in tasks if task.run is not None}
     costs = {
         item.name: experiment_cost(item, census, project.recipe.folds, 1, weights=project.settings.weights)

@@ -209,7 +209,7 @@ def _objective(weights: np.ndarray, search: _BlendSearch) -> _Value:
     total[~search.real] = -np.inf
     targets, listed = search.targets, search.place >= 0
     column = np.maximum(search.place, 0)[:, None]
-    own = np.take_along_axis(total, column, axis=1)
+    own = total[np.arange(len(total)), column[:, 0]][:, None]
     ahead = (total > own) | ((total == own) & (np.arange(total.shape[1]) < column))
     rank = np.where(listed, ahead.sum(axis=1) + 1, 0)
     unknown = targets.truth < 0
@@ -224,4 +224,6 @@ def _top(total: np.ndarray, k: int) -> np.ndarray:
     if total.shape[1] > k:
         total = -np.partition(-total, k - 1, axis=1)[:, :k]
     ordered = -np.sort(-total, axis=1)
+    if ordered.shape[1] == k:
+        return ordered
     return np.pad(ordered, ((0, 0), (0, k - ordered.shape[1])), constant_values=-np.inf)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,13 @@ def reciprocal_rank_at_k(rank: np.ndarray, k: int = 5) -> np.ndarray:
     float64 array, shape (n_query,)
         1 / rank where 1 <= rank <= k, else 0. Its mean is MAP@k.
     """
-    return np.where((rank >= 1) & (rank <= k), 1.0 / np.maximum(rank, 1), 0.0)
+    return _reciprocals(k).take(rank, mode="clip")
+
+
+@cache
+def _reciprocals(k: int) -> np.ndarray:
+    """1 / rank at the place of each rank that counts, 0 at either end."""
+    return np.concatenate([[0.0], 1.0 / np.arange(1, k + 1), [0.0]])
 
 
 def distinct_mask(guesses: np.ndarray) -> np.ndarray:

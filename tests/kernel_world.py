@@ -34,7 +34,7 @@ features: {{batch: 8, mirror: true, scales: [1.0, 1.5]}}
 RECIPE = (
     "folds: 2\nexperiments: [one, two]\nfull: [two]\n"
     "combine: {concat: {whiten: 8, weights: {one: 1.0, two: 2.0}}, classifier: {epochs: 2, seeds: 1}, "
-    "full_gallery: false, local_matching: {}, rerank: {}, "
+    "full_gallery: false, local_matching: {size: 96, keypoints: 60}, rerank: {}, "
     " stack: {num_iterations: 20, learning_rate: 0.3, min_data_in_leaf: 5}}\n"
 )
 COMPETITION = """

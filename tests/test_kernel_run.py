@@ -65,20 +65,23 @@ def assets(mounted: Path) -> Path:
     return mounted / "datasets" / "OWNER" / "whaleid-drawn-recipe"
 
 
-@pytest.mark.parametrize(("layout", "namespaces"), [("new", True), ("old", False)])
-def test_the_submission_is_the_local_one(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout, namespaces: bool
-) -> None:
+def test_the_submission_is_the_local_one(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in secret_search.ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    done = run_bundle(
-        world.bundle.folder, world.project.competition, tmp_path / "run", RunOptions(layout, namespaces=namespaces)
-    )
+    done = run_bundle(world.bundle.folder, world.project.competition, tmp_path / "run", RunOptions())
     compared = compare_submissions(world.submission, submission_of(done))
     assert compared.same, compared.line()
     assert f"installed offline: {MODULE}" in done.log.read_text()
     assert not list((tmp_path / "run" / "readonly").rglob("solution.csv"))
     assert secret_search.places(tmp_path) == []  # its log, its output, what it left anywhere
+
+
+def test_the_submission_is_the_local_one_in_the_old_layout(world: World, tmp_path: Path) -> None:
+    metadata = json.loads((world.bundle.folder / "kernel" / "kernel-metadata.json").read_text())
+    mount_inputs(world.bundle.folder, world.project.competition, metadata, tmp_path / "input", "old")
+    assert run(world, tmp_path / "input") == 0
+    compared = compare_submissions(world.submission, tmp_path / "working" / "submission.csv")
+    assert compared.same, compared.line()
 
 
 def test_no_secret_is_in_the_bundle_or_in_anything_made_on_the_way(world: World) -> None:
@@ -223,12 +226,18 @@ def test_a_spent_budget_drops_views_and_sources_and_still_answers(
 def test_training_one_run_gives_what_counts_as_up_to_date_at_home(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the old layout and without namespaces, which the kernel of the first test has."""
     from whaleid.kaggle.kernel import bundle as module
 
+    for name, value in secret_search.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(module, "needed_wheels", lambda _: {MODULE: f"{MODULE}==1.0"})
-    options = KernelOptions(experiment="one", fold=1)
-    made = make_bundle(world.project, options, world.folder / "wheels")
-    done = run_bundle(made.folder, world.project.competition, tmp_path / "run", RunOptions())
+    made = make_bundle(world.project, KernelOptions(experiment="one", fold=1), world.folder / "wheels")
+    options = RunOptions("old", namespaces=False)
+    done = run_bundle(made.folder, world.project.competition, tmp_path / "run", options)
+    assert f"installed offline: {MODULE}" in done.log.read_text()
+    assert not list((tmp_path / "run" / "readonly").rglob("solution.csv"))
+    assert secret_search.places(tmp_path) == []
     for name in ("checkpoint.safetensors", "config.yaml", "classes.txt"):
         assert (done.working / "runs" / "one" / "fold1" / name).is_file()
     assert (done.working / "features" / "one" / "fold1" / "embeddings.npy").is_file()

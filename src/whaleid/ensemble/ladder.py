@@ -63,6 +63,7 @@ def combine(
     stack_models: StackModels | None = None,
     weights_folder: Path | None = None,
     bursts: np.ndarray | None = None,
+    worth: bool = True,
 ) -> LadderResult:
     """Rank with every ranker and score; write `oof.parquet`, `test.parquet` and `ladder.json`.
 
@@ -84,6 +85,8 @@ def combine(
         Of a network that matches keypoints, default WEIGHTS_DIR.
     bursts : int array, shape (n,), optional
         Burst of each row of images (`data/bursts.py`): how far they may flatter is told.
+    worth : bool
+        What each member is worth to the blend is told.
 
     Raises
     ------
@@ -100,7 +103,8 @@ def combine(
     if bursts is not None:
         result = with_burst_risk(protocol, simulated, result, bursts, recipe, rank)
     result = replace(result, full=tuple(source.name for source in sources if source.full is not None))
-    result = replace(result, worth=blend_worth(simulated, rankings, recipe.combine, result, recipe.seed))
+    if worth:
+        result = replace(result, worth=blend_worth(simulated, rankings, recipe.combine, result, recipe.seed))
     result = replace(result, answer=_answer(protocol, simulated, result, sources, images, recipe, competition, local))
     write_result(result, simulated, out)
     return result

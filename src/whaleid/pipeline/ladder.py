@@ -50,8 +50,8 @@ def candidate_tasks(project: Project) -> list[Task]:
 def rank_features(project: Project, out: Path, checks: bool = True) -> Figures:
     """Write the candidates of every ranker to the folder `out`; returns the figures of their ladder.
 
-    checks: whether to find out what the scores out of fold promise, too (full gallery, bursts), for which the labelled
-    photographs are read. No answer depends on it.
+    checks: whether to find out what the scores out of fold promise, too (full gallery, bursts, worth of the blend's
+    members), for which the labelled photographs are read. No answer depends on it.
     """
     from whaleid.data.bursts import burst_numbers, bursts_of
     from whaleid.ensemble.ladder import combine
@@ -73,6 +73,7 @@ def rank_features(project: Project, out: Path, checks: bool = True) -> Figures:
         None if project.stack_models is None else read_stack_models(project.stack_models),
         weights_folder=project.settings.weights,
         bursts=bursts,
+        worth=checks,
     )
     figures = _figures(project, keys.candidates_key(project), result.as_json())
     write_json(out / FIGURES, figures)

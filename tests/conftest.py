@@ -6,8 +6,9 @@ which no test can tell but those that ask for `synced`: a sync waits some 10 ms,
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import drawn
 import pytest
@@ -47,13 +48,26 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_sync", _SYNC)
 
 
-@pytest.fixture
-def without_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def without_worth() -> Iterator[Callable[..., Any]]:
     """Ladders do not say what each member is worth to the blend, for which it is fitted again without each of them.
 
-    That takes half of a ladder's time, and is what test_worth.py, test_ladder.py and the pipeline's tests are about.
+    That takes half of a ladder's time, and is what the tests that ask for `worth` are about.
     """
-    monkeypatch.setattr("whaleid.ensemble.ladder.blend_worth", lambda *_: None)
+    from whaleid.ensemble import ladder  # after OMP_NUM_THREADS is set
+
+    plain = ladder.blend_worth
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "blend_worth", lambda *_: None)
+        yield plain
+
+
+@pytest.fixture(scope="module")
+def worth(without_worth: Callable[..., Any]) -> Iterator[None]:
+    """Ladders say it, as they do outside of tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whaleid.ensemble.ladder.blend_worth", without_worth)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,8 @@ from typer.main import get_command
 
 from whaleid.cli import main as cli
 
+pytestmark = pytest.mark.usefixtures("worth")
+
 EXPERIMENT = """
 extends: default
 model: {backbone: test_resnet, weights: random, embedding: 16}

@@ -25,6 +25,8 @@ import pandas as pd
 
 from whaleid.evaluation.form_score import with_interval
 
+pytestmark = pytest.mark.usefixtures("worth")
+
 NEEDS = "identities"
 
 def fit(ranked, truth):

@@ -33,8 +33,6 @@ from whaleid.pipeline.runner import Only, run, target_tasks, tasks_to_do
 from whaleid.training.schedule import full_data_experiment
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 EVERYTHING = {
     "rerank": {"expansion": {"neighbours": [2], "alpha": [1.0]}, "reciprocal": None, "labels": None},
     "stack": {"num_iterations": 10, "groups": 2, "seeds": 1, "min_data_in_leaf": 5, "first": 8, "candidates": 15},

@@ -22,8 +22,6 @@ from whaleid.retrieval.candidates import Candidates
 from whaleid.retrieval.identities import nearest_identities
 from whaleid.retrieval.rerankers import every_setting, query_graph, widest_graph
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 SMALL = {
     "expansion": {"neighbours": [2], "alpha": [3]},
     "augmentation": {"neighbours": [1], "alpha": [3]},

@@ -25,8 +25,6 @@ from whaleid.pipeline.metrics import read_figures
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.score import solution_scores
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 RERANK = {
     "expansion": {"neighbours": [2], "alpha": [3]},
     "labels": {"neighbours": [6], "alpha": [0.7], "steps": [1, 3]},

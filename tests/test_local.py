@@ -22,8 +22,6 @@ from whaleid.pipeline.project import Project
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 CONFIG = LocalConfig(size=128, keypoints=60, neighbours=5, power=0.5)
 
 

@@ -33,8 +33,6 @@ from whaleid.local_matching.rootsift import LENGTH, UNIT
 from whaleid.local_matching.votes import nearest_descriptors
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 NAMES = ["local learned", "local supported", "local image", "local pairs"]
 FEW = {"neighbours": 4, "num_iterations": 8, "min_data_in_leaf": 2}
 

@@ -18,8 +18,6 @@ from whaleid.ensemble.stack import stack_rankings
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 STACK = {"num_iterations": 10, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 

@@ -28,8 +28,6 @@ from whaleid.ensemble.stack import split_identities
 from whaleid.ensemble.unknown import best_threshold, rank_stats, with_unknown
 from whaleid.retrieval.identities import nearest_identities
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), probability=st.booleans())

@@ -33,8 +33,6 @@ from whaleid.report.page import write_report
 from whaleid.report.queries import query_data, shown_queries
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 COMBINE = {
     "concat": {"whiten": 16},
     "classifier": {"epochs": 2, "seeds": 1},

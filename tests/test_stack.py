@@ -26,8 +26,6 @@ from whaleid.ensemble.unknown import SHARES, best_threshold, map_at, rank_stats,
 from whaleid.evaluation.metrics import expected_share_weights
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 SMALL = {"num_iterations": 30, "seeds": 1, "min_data_in_leaf": 20, "first": 8, "candidates": 15}
 
 

@@ -27,8 +27,6 @@ from whaleid.local_matching.votes import local_candidates
 from whaleid.report.matches import draw_matches
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("without_worth")
-
 WIDE = VerifyConfig(scale=10, turn=180, shift=9)
 """Agrees with everything."""
 

@@ -16,6 +16,8 @@ from whaleid.ensemble.results import BlendWorth, MemberWorth
 from whaleid.ensemble.simulation import with_simulated_unknowns
 from whaleid.ensemble.summary import worth_lines
 
+pytestmark = pytest.mark.usefixtures("worth")
+
 
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory):

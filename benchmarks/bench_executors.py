@@ -6,8 +6,9 @@ A task is a process that sleeps and writes a file. Sleeping takes no processor, 
 the engine's own cost to be seen. It is what the executor takes more than a bare loop in the same run: as many threads
 as workers, each of which starts one process after the other. To start a process takes longer on a busy machine, also
 in the bare loop; the time over the sleep alone is given too. A run of whaleid loads its libraries besides, which is not
-in this. Ray is started beforehand, as one node with a core for each worker; one local worker does the tasks in this
-process.
+in this: `local` does so for each run, and Ray once for each of its workers, before its first run. One task for each
+worker that does not sleep goes ahead and takes that time (`first_s`). Ray is started beforehand, as one node with a
+core for each worker; one local worker does the tasks in this process.
 """
 
 from __future__ import annotations
@@ -89,22 +90,30 @@ def bare_loop(workers: int, each: int, seconds: float) -> float:
         return time.perf_counter() - begin
 
 
-def measure(name: str, workers: int, each: int, seconds: float) -> dict[str, Any]:
-    """Seconds of so many tasks for each worker, and what the engine adds to the bare loop."""
-    bare = bare_loop(workers, each, seconds)
-    with tempfile.TemporaryDirectory() as place, engine(name, workers):
-        tasks = tasks_of(Path(place), workers * each, seconds)
+def spread(name: str, workers: int, count: int, seconds: float) -> float:
+    """Seconds that an executor takes for so many tasks."""
+    with tempfile.TemporaryDirectory() as place:
+        tasks = tasks_of(Path(place), count, seconds)
         begin = time.perf_counter()
         done = sum(1 for _ in make_executor(name, 2 * workers if name == "ray" else workers, []).run(tasks))
         taken = time.perf_counter() - begin
         assert done == len(tasks) and all(task.output.exists() for task in tasks)
+    return taken
+
+
+def measure(name: str, workers: int, each: int, seconds: float) -> dict[str, Any]:
+    """Seconds of so many tasks for each worker, and what the engine adds to the bare loop."""
+    bare = bare_loop(workers, each, seconds)
+    with engine(name, workers):
+        first, taken = (spread(name, workers, *sort) for sort in ((workers, 0.0), (workers * each, seconds)))
     added, above_sleep = taken / bare - 1, taken / (each * seconds) - 1
-    times = f"{added:+.1%} of the bare loop, {above_sleep:+.1%} of the sleep"
-    print(f"{name:6} {workers} workers, {done:2} tasks of {seconds:.0f} s: {times}")
+    times = f"{added:+.1%} of the bare loop, {above_sleep:+.1%} of the sleep; {first:.1f} s before the first"
+    print(f"{name:6} {workers} workers, {workers * each:2} tasks of {seconds:.0f} s: {times}", flush=True)
     return {
         "executor": name,
         "workers": workers,
-        "tasks": done,
+        "tasks": workers * each,
+        "first_s": first,
         "seconds": taken,
         "bare_s": bare,
         "added": added,

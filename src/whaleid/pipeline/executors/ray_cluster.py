@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from whaleid.pipeline.executors.forked import do_forked
 from whaleid.pipeline.executors.local import MEMORY_OF_A_RUN
 from whaleid.pipeline.executors.remote import RemoteCommand, command_of, do_here, failed, load_engine
 from whaleid.pipeline.tasks import Task
@@ -50,7 +51,8 @@ class RayExecutor:
     def _send(self, tasks: list[Task]) -> Iterator[Task]:
         ray = _connected()
         share, at_once = _share_of_a_run(ray.nodes())
-        work = ray.remote(max_calls=1, max_retries=RETRIES, scheduling_strategy="SPREAD", **share)(_work)
+        # max_calls=0: workers stay, also those with a GPU; what a run leaves behind ends with its own process
+        work = ray.remote(max_calls=0, max_retries=RETRIES, scheduling_strategy="SPREAD", **share)(do_forked)
         queue, window, done = list(tasks), self.jobs or 2 * at_once, 0
         running: dict[Any, tuple[Task, RemoteCommand]] = {}
         with follow_bars() as bars:
@@ -70,10 +72,6 @@ class RayExecutor:
             finally:
                 for reference in running:
                     ray.cancel(reference, force=True)
-
-
-def _work(command: RemoteCommand) -> str | None:
-    return command()
 
 
 def _raise_if_failed(ray: Any, reference: Any, task: Task) -> None:

@@ -48,7 +48,7 @@ class RemoteCommand:
     variables: dict[str, str]
 
     def __call__(self) -> str | None:
-        """Do it in this process, so that it ends with the engine's worker. Returns None, or what failed and where."""
+        """Do it in this process. Returns None, or what failed and where."""
         unseen = next((path for path in (self.folder, self.log) if not path.exists()), None)
         if unseen is not None:
             return f"on node {socket.gethostname()}: {unseen}: not found; all nodes must share this folder"
@@ -57,8 +57,10 @@ class RemoteCommand:
         os.environ[PROGRESS_FILE] = str(self.progress)
         with self.log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
             code = _run_module(self.words)
-        if code == 0:
-            return None
+        return None if code == 0 else self.failed(code)
+
+    def failed(self, code: int) -> str:
+        """What is said of it where its process ended with an exit code."""
         return f"on node {socket.gethostname()} ended with code {code}: {last_line(self.log)}"
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 from copy import deepcopy
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -74,11 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     `${...}` stays text, because it could put a variable of the environment, a key say, into what is published.
     """
     try:
-        written = path.read_bytes()
-        if written not in _READ:
-            _refuse_traps(path)
-            _READ[written] = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        content = deepcopy(_READ[written])
+        content = deepcopy(_parsed(path, path.read_bytes()))
     except (YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise WhaleidError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -86,19 +84,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-_READ: dict[bytes, Any] = {}
-"""What a YAML file says -> its content: each of a recipe's experiments asks for `default.yaml`, which takes 0.05 s."""
+@lru_cache(maxsize=64)
+def _parsed(path: Path, written: bytes) -> Any:
+    """Content of a YAML file; each of a recipe's experiments asks for `default.yaml`, which takes 0.05 s to parse."""
+    _refuse_traps(path, written)
+    return OmegaConf.to_container(OmegaConf.load(BytesIO(written)), resolve=False)
 
 
-def _refuse_traps(path: Path) -> None:
+def _refuse_traps(path: Path, written: bytes) -> None:
     """Refuse aliases, a few of which nested stand for billions of values, and NUL, which no name of a file holds."""
-    with path.open("rb") as file:
-        for token in yaml.scan(file):
-            place = f"{path}: row {token.start_mark.line + 1}"
-            if isinstance(token, yaml.AliasToken):
-                raise WhaleidError(f"{place}: alias '*{token.value}' is not read; write its values out")
-            if isinstance(token, yaml.ScalarToken) and "\0" in token.value:
-                raise WhaleidError(f"{place}: a value holds the character NUL; remove it")
+    for token in yaml.scan(written):
+        place = f"{path}: row {token.start_mark.line + 1}"
+        if isinstance(token, yaml.AliasToken):
+            raise WhaleidError(f"{place}: alias '*{token.value}' is not read; write its values out")
+        if isinstance(token, yaml.ScalarToken) and "\0" in token.value:
+            raise WhaleidError(f"{place}: a value holds the character NUL; remove it")
 
 
 def load_competition(name: str, settings: Settings | None = None) -> Competition:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from drawn import draw_sample
-from pipeline_world import submission_of
-from test_cli import COMPETITION, EXPERIMENT, RECIPE, refused
+from pipeline_world import submission_of, without_processes
+from test_cli import COMPETITION, EXPERIMENT, refused
+from test_cli import RECIPE as WITH_GALLERY
 
 from whaleid.cli import main as cli
 from whaleid.config import Recipe
@@ -26,6 +27,7 @@ from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.workspace import Workspace
 from whaleid.utils.errors import WhaleidError
 
+RECIPE = WITH_GALLERY.replace("combine: {", "combine: {full_gallery: false, ")  # no answer depends on it
 Files = dict[str, bytes]
 Change = Callable[[Files], None]
 
@@ -295,7 +297,9 @@ def test_from_the_command_line(
     assert f"archive: {packed}: " in run(monkeypatch, capsys, ["archive", *options, "--output", str(packed)])
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "predictions", "--archive", str(packed)])
     assert said.startswith("equal to the archive's, byte for byte\nsubmission: work/drawn/rebuilt/recipe-predictions/")
+    started = without_processes(monkeypatch)
     said = run(monkeypatch, capsys, ["rebuild", *options, "--from", "train", "--jobs", "2", "--archive", str(packed)])
+    assert len(started) == 2
     assert said.startswith("equal to the archive's, byte for byte\n")  # its processes trained in the rebuild's folder
     assert (finished / "work" / "drawn" / "rebuilt" / "recipe-train" / "drawn" / "runs" / "tiny" / "fold1").is_dir()
     said = refused(monkeypatch, capsys, ["rebuild", *options, "--from", "weights", "--archive", "none.zip"])

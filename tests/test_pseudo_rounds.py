@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from drawn import draw_sample
-from pipeline_world import current, figures_of, submission_of
+from pipeline_world import current, figures_of, submission_of, without_processes
 from test_cli import COMPETITION, EXPERIMENT
 from training_world import stop_after
 
@@ -198,9 +198,11 @@ def test_several_at_once_and_a_round_by_itself(
     whole = written(project)
     assert sorted(whole) == ["tiny.round1/fold0", "tiny.round1/fold1", "tiny/fold0", "tiny/fold1"]
     assert all(current(project, "train").values())
-    for fold in range(2):  # of each process most is its start: the round's own runs alone are trained by some
+    for fold in range(2):
         shutil.rmtree(project.at_round(1).workspace.run("tiny", fold))
+    started = without_processes(monkeypatch)
     assert not train_round(1, jobs=2), capsys.readouterr().err
+    assert len(started) == 2
     again = written(project)
     assert {name for name in whole if again[name] != whole[name]} == {"tiny.round1/fold0", "tiny.round1/fold1"}
     assert all(current(project, "train").values())

@@ -17,7 +17,7 @@ from whaleid.utils.errors import WhaleidError
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    draw_sample(tmp_path / "data", identities=8, train_images=24, test_images=8)
+    draw_sample(tmp_path / "data", identities=8, train_images=40, test_images=10)
     (tmp_path / "drawn.yaml").write_text(COMPETITION)
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "recipe.yaml").write_text("folds: 2\nexperiments: [tiny]\n")

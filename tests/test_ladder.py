@@ -21,8 +21,6 @@ from whaleid.ensemble.simulation import TAKEN_OUT
 from whaleid.retrieval.candidates import read_candidates
 from whaleid.utils.errors import WhaleidError
 
-pytestmark = pytest.mark.usefixtures("worth")
-
 
 @pytest.fixture(scope="module")
 def world() -> World:

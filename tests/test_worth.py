@@ -107,3 +107,18 @@ def test_a_setting_chosen_by_folds_is_worth_measured_on_its_training_folds(tmp_p
         )
         assert one.gain is not None
         assert one.gain.gain == pytest.approx(result.worth.map - without.rung("blend").score.map)
+
+
+@pytest.mark.parametrize(("unknown", "folds"), [(True, 3), (False, 3), (True, 1)])
+def test_a_ladder_says_the_same_twice(tmp_path, unknown, folds):
+    """With an unknown label and without, and of one fold alone."""
+    world = make_world(identities=10, seed=3, unknown=unknown)
+    sources = [
+        dataclasses.replace(source, folds={fold: source.folds[fold] for fold in range(folds)})
+        for source in write_sources(world, tmp_path / "features", count=2)
+    ]
+    given = recipe(classifier={"epochs": 2, "seeds": 1})
+    one, other = (
+        combine(world.images, world.folds, sources, given, world.competition, tmp_path / name) for name in "ab"
+    )
+    assert one.worth is not None and one.as_json() == other.as_json()

@@ -30,7 +30,7 @@ from whaleid.pipeline.metrics import require_figures
 from whaleid.pipeline.runner import run
 from whaleid.pipeline.sources import sources
 from whaleid.report.examples import add_gallery_images, choose_examples
-from whaleid.report.explain import write_explanation
+from whaleid.report.explain import write_explanations
 from whaleid.report.grid import draw_grid
 from whaleid.report.image_map import image_map
 from whaleid.report.inputs import read_results, read_top_guesses
@@ -172,7 +172,8 @@ example = add_gallery_images(examples[:1], results.protocol, results.images, nea
 guess = next(guess for guess in example.guesses if guess.row is not None)
 explained = plot.with_name("explain.png")
 names = results.images["image"][example.row], results.images["image"][guess.row]
-print("\n".join(write_explanation(project, names, explained)[:-1]))
+(lines,) = write_explanations(project, names[0], {names[1]: explained})
+print("\n".join(lines[:-1]))
 picture, small = Picture.open(explained).convert("RGB"), explained.with_suffix(".jpg")
 picture.thumbnail((700, 1200))
 picture.save(small, quality=75)  # a tenth of the bytes

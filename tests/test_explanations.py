@@ -20,14 +20,14 @@ from whaleid.models.explanations import (
     STEPS,
     _mutual_pairs,
     agreeing_regions,
-    deletion_score,
+    deletion_scores,
     grid_shape,
     saliency_maps,
     similarity_maps,
 )
 from whaleid.models.pooling import AveragePool, build_pool
 from whaleid.pipeline.workspace import read_folds
-from whaleid.report.explain import write_explanation
+from whaleid.report.explain import load_networks, write_explanations
 from whaleid.utils.errors import WhaleidError
 
 NECKS = {
@@ -129,9 +129,8 @@ def test_a_known_mark_holds_most_of_the_map(pool: str) -> None:
 def test_deleting_what_matters_first_lowers_the_similarity_first() -> None:
     """A network that sees red along one axis and grey along another: without its mark an image points elsewhere."""
     images, where = marked()
-    net = embedder(neck="linear", red=True)
-    good, bad = (deletion_score(net, images, values.astype(float)) for values in (where, ~where))
-    assert good < bad
+    scores = deletion_scores(embedder(neck="linear", red=True), images, {"good": where, "bad": ~where})
+    assert list(scores) == ["good", "bad"] and scores["good"] < scores["bad"]
 
 
 def test_saliency_is_where_the_similarity_depends_on_pixels() -> None:
@@ -227,15 +226,38 @@ def test_a_network_of_one_resolution_or_with_its_channels_last_has_no_middle_lay
 
 
 def test_an_image_is_deleted_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that tells how much is left: the mean of 1 - 1/n, ..., 0 parts."""
+    """A network that tells how much is left of the first image: the area under 1, 1 - 1/n, ..., 0 is 1/2."""
     images = np.zeros((2, 20, 40, 3), np.uint8)
     images[:, ::2] = 200
     seen: list[Tensor] = []
+
+    def share_left(pixels: Tensor) -> Tensor:
+        seen.append((pixels != 100).any(dim=3).float().mean(dim=(1, 2)))
+        return seen[-1][:, None]
+
     net = embedder()
-    monkeypatch.setattr(net, "embed", lambda pixels: (seen.append(pixels), torch.ones(len(pixels), 1))[1])
-    assert deletion_score(net, images, np.random.default_rng(0).random((2, 5, 10))) == 1.0
-    left = (seen[1] != 100).any(dim=3).float().mean(dim=(1, 2))
-    assert len(seen) == 3 and left.tolist() == pytest.approx([1 - step / STEPS for step in range(1, STEPS + 1)])
+    monkeypatch.setattr(net, "embed", share_left)
+    maps = {name: np.random.default_rng(seed).random((2, 5, 10)) for seed, name in enumerate("ab")}
+    assert deletion_scores(net, images, maps) == pytest.approx({"a": 0.5, "b": 0.5})
+    parts = [1 - step / STEPS for step in range(1, STEPS)]
+    assert [left.tolist() for left in seen] == [pytest.approx([1, 0, *parts, *parts])] * 2
+
+
+def test_a_deletion_score_by_loops() -> None:
+    """One pass at a time, one map: the trapezoids of the similarity with the whole other image."""
+    net, images = embedder(neck="linear"), noise(5)
+    maps = np.random.default_rng(1).random((2, *images.shape[1:3]))
+    areas = []
+    for side in range(2):
+        order, curve = np.argsort(-maps[side], axis=None), []
+        for step in range(STEPS + 1):
+            left = images[side].copy()
+            left.reshape(-1, 3)[order[: step * len(order) // STEPS]] = images[side].mean(axis=(0, 1)).astype(np.uint8)
+            one, other = net.embed(torch.from_numpy(np.stack([left, images[1 - side]])))
+            curve.append(float(one @ other))
+        areas.append(np.trapezoid(curve, dx=1 / STEPS))
+    found = deletion_scores(net, images, {"other": maps[::-1], "map": maps})
+    assert found["map"] == pytest.approx(np.mean(areas), abs=1e-5) and found["other"] != pytest.approx(found["map"])
 
 
 def test_tokens_are_laid_out_as_the_image() -> None:
@@ -257,9 +279,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def test_a_trained_network_explains_two_images(world: World, tmp_path: Path) -> None:
     folds = read_folds(world.project.workspace)
     images = [folds.loc[folds["fold"] == fold, "image"].iloc[0] for fold in (0, 1)]
-    lines = write_explanation(world.project, (images[0], images[1]), tmp_path / "pair.png")
+    (lines,) = write_explanations(world.project, images[0], {images[1]: tmp_path / "pair.png"})
     assert re.fullmatch(r"similarity -?\d\.\d{4} by one/fold0", lines[0])
-    other = write_explanation(world.project, (images[1], images[0]), tmp_path / "other.png")
+    (other,) = write_explanations(world.project, images[1], {images[0]: tmp_path / "other.png"})
     assert other[0].endswith(" by one/fold1")  # the run that did not see the first image
     assert re.fullmatch(r"keypoints: \d+ of \d+ mutual matches agree in geometry", lines[1])
     assert re.fullmatch(r"regions of a middle layer: \d+ of \d+ pairs, \d+% of their weight", lines[2])
@@ -267,8 +289,25 @@ def test_a_trained_network_explains_two_images(world: World, tmp_path: Path) -> 
     assert lines[5].startswith("activation map of a middle layer: ") and "random weights" in lines[6]
     with Image.open(tmp_path / "pair.png") as picture:
         assert picture.format == "PNG" and picture.height > picture.width / 2
-    again = write_explanation(world.project, (images[0], images[1]), tmp_path / "again.png")
-    assert again[:-1] == lines[:-1]
+
+
+def test_several_others_are_explained_as_each_alone(world: World, tmp_path: Path) -> None:
+    image, *others = read_folds(world.project.workspace)["image"].iloc[:3]
+    alone = [next(write_explanations(world.project, image, {name: tmp_path / "alone.png"})) for name in others]
+    paths = {name: tmp_path / f"{place}.png" for place, name in enumerate(others)}
+    together = list(write_explanations(world.project, image, paths))
+    assert [lines[:-1] for lines in together] == [lines[:-1] for lines in alone] and alone[0][:-1] != alone[1][:-1]
+    assert [lines[-1] for lines in together] == [str(path) for path in paths.values() if path.is_file()]
+
+
+def test_the_untrained_network_is_the_trained_ones_and_always_the_same(world: World) -> None:
+    folder = world.project.workspace.run("one", 0)
+    networks, again = load_networks(folder), load_networks(folder)
+    trained, control, other = (
+        list(net.parameters()) for net in (networks.run.embedder, networks.untrained, again.untrained)
+    )
+    assert [one.shape for one in control] == [one.shape for one in trained]
+    assert not torch.equal(control[0], trained[0]) and all(map(torch.equal, control, other))
 
 
 def test_the_command_says_what_is_wrong_in_one_line(world: World, tmp_path: Path) -> None:
@@ -276,6 +315,7 @@ def test_the_command_says_what_is_wrong_in_one_line(world: World, tmp_path: Path
     for words, work, said in (
         (("no.jpg", "no.jpg"), "work", "no image 'no.jpg' in the competition"),
         (("a", "b", "-o", "x.jpg"), "work", "x.jpg: the image is written as PNG"),
+        (("a", "b", "c", "-o", "x.png"), "work", "x.png: one picture for 2 pairs; leave out -o"),
         (("a", "b"), "empty", "not there yet"),
     ):
         found = CliRunner().invoke(app, ["explain", *words, *options, "-w", str(world.folder / work)])

@@ -88,15 +88,20 @@ def matches(
 def explain(
     context: Context,
     image: Annotated[str, typer.Argument(help="name of an image, as in the competition's CSV")],
-    other: Annotated[str, typer.Argument(help="name of the image to compare it with")],
+    others: Annotated[list[str], typer.Argument(help="names of the images to compare it with, a picture for each")],
     output: PictureOption = None,
 ) -> None:
     """Why are these two similar? Keypoints, where the first network sees them agree, and what its score depends on.
 
     Example: whaleid explain 00001.jpg 00002.jpg -c nyala
     """
-    from whaleid.report.explain import write_explanation
+    from whaleid.report.explain import write_explanations
     from whaleid.report.places import report_file
+    from whaleid.utils.errors import WhaleidError
 
-    path = output or report_file(context.project.workspace, "explain", (image, other), ".png")
-    print("\n".join(write_explanation(context.project, (image, other), path)))
+    if output and len(others) > 1:
+        raise WhaleidError(f"{output}: one picture for {len(others)} pairs; leave out -o, or name one other image")
+    workspace = context.project.workspace
+    paths = {other: output or report_file(workspace, "explain", (image, other), ".png") for other in others}
+    for lines in write_explanations(context.project, image, paths):
+        print("\n".join(lines), flush=True)

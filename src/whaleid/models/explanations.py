@@ -7,6 +7,7 @@ has a deletion score, to be compared with that of a map by a network of random w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from whaleid.models.embedder import Embedder
 from whaleid.utils.errors import WhaleidError
 
-STEPS = 10
+STEPS = 5
 """Equal parts in which an image is deleted."""
 FINER = 16
 """A middle layer has at least as many times the positions of the last one: a stage of a quarter of its stride."""
@@ -114,7 +115,7 @@ def agreeing_regions(embedder: Embedder, images: np.ndarray) -> Regions | None:
         None where no layer has more positions than the last one: a transformer of one resolution.
     """
     pixels = torch.from_numpy(images).to(_device(embedder)).float().requires_grad_()
-    layer = _middle_layer(embedder, pixels)
+    layer = _middle_layer(embedder, pixels[:1])
     if layer is None:
         return None
     kept: list[Tensor] = []
@@ -165,29 +166,33 @@ def _mutual_pairs(cosines: Tensor, relevance: Tensor, other: Tensor) -> tuple[Te
     return pairs[order], strength[order].float()
 
 
-def deletion_score(embedder: Embedder, images: np.ndarray, maps: np.ndarray) -> float:
-    """Mean similarity while parts of an image are deleted, those with the largest values first: low for a good map.
+def deletion_scores(embedder: Embedder, images: np.ndarray, maps: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Mean similarity while an image is deleted, parts with the largest values of a map first: low for a good map.
 
     Parameters
     ----------
     embedder, images
         As in `similarity_maps`.
-    maps : float array, shape (2, h', w')
+    maps : mapping of str to float array, shape (2, h', w')
         They are enlarged to the images' size.
 
     Returns
     -------
-    float
-        Mean over both images, of which one at a time is deleted in STEPS equal parts. A deleted pixel gets the image's
-        mean colour.
+    dict of str to float
+        Of each map the area under the similarity against the share that is deleted, by trapezoids of 1 / STEPS; the
+        mean over both images, of which one at a time is deleted. A deleted pixel gets the image's mean colour.
     """
-    with torch.no_grad():
-        whole = embedder.embed(torch.from_numpy(images).to(_device(embedder)))
-        scores = []
-        for which, values in enumerate(maps):
-            left = torch.from_numpy(_deleted(images[which], values)).to(_device(embedder))
-            scores.append((embedder.embed(left) @ whole[1 - which]).mean())
-    return float(torch.stack(scores).mean())
+    lefts = [_partly_deleted(images[side], [values[side] for values in maps.values()]) for side in range(2)]
+    with torch.inference_mode():
+        one, other = (embedder.embed(torch.from_numpy(left).to(_device(embedder))) for left in lefts)
+        areas = (_areas(one @ other[0]) + _areas(other @ one[0])) / 2
+    return dict(zip(maps, areas.tolist(), strict=True))
+
+
+def _areas(similarity: Tensor) -> Tensor:
+    """Areas (m,) under the curves of m maps. similarity: (2 + m * (STEPS - 1),), rows as of `_partly_deleted`."""
+    ends, between = similarity[:2].mean(), similarity[2:].unflatten(0, (-1, STEPS - 1))
+    return (ends + between.sum(1)) / STEPS
 
 
 def grid_shape(shape: tuple[int, ...], image: tuple[int, ...]) -> tuple[int, int]:
@@ -208,15 +213,21 @@ def _lengths(embeddings: Tensor, slices: int) -> Tensor:
     return (parts.norm(dim=2, keepdim=True) * math.sqrt(slices)).expand_as(parts).flatten(1)
 
 
-def _deleted(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image (h, w, 3) with 1, 2, ... of STEPS parts deleted: uint8 (STEPS, h, w, 3)."""
+def _partly_deleted(image: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
+    """The image, all of it deleted, and by each map 1, 2, ..., STEPS - 1 of STEPS equal parts of it deleted.
+
+    image: uint8 (h, w, 3). maps: float (h', w') each. Returns uint8 (2 + len(maps) * (STEPS - 1), h, w, 3).
+    """
     height, width = image.shape[:2]
-    large = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    place = np.empty(large.size, dtype=int)
-    place[np.argsort(-large, axis=None, kind="stable")] = np.arange(large.size)
-    part = (place * STEPS // large.size).reshape(height, width, 1)
     colour = image.mean(axis=(0, 1)).astype(np.uint8)
-    return np.stack([np.where(part <= step, colour, image) for step in range(STEPS)])
+    left = [image, np.broadcast_to(colour, image.shape)]
+    for values in maps:
+        large = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        place = np.empty(large.size, dtype=int)
+        place[np.argsort(-large, axis=None, kind="stable")] = np.arange(large.size)
+        part = (place * STEPS // large.size).reshape(height, width, 1)
+        left += [np.where(part < step, colour, image) for step in range(1, STEPS)]
+    return np.stack(left)
 
 
 def _device(embedder: Embedder) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ import torch
 from whaleid.data.cache import build_cache, open_cache
 from whaleid.data.masks import masks_of
 from whaleid.models.embedder import Embedder, build_embedder
-from whaleid.models.explanations import Regions, agreeing_regions, deletion_score, saliency_maps, similarity_maps
+from whaleid.models.explanations import Regions, agreeing_regions, deletion_scores, saliency_maps, similarity_maps
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.rounds import in_used_round
 from whaleid.pipeline.workspace import read_folds, read_images
@@ -58,64 +59,78 @@ class Explanation:
     regions: Regions | None
 
 
-def write_explanation(project: Project, names: tuple[str, str], path: Path) -> list[str]:
-    """Draw why two images of a competition are similar to `path`, a PNG, and say it in lines.
+def write_explanations(project: Project, image: str, paths: Mapping[str, Path]) -> Iterator[list[str]]:
+    """Draw why an image of a competition is similar to others, one after the other, and say it in lines.
 
-    The network is the recipe's first one; of its runs, the one that was trained without the first image.
+    The network is the recipe's first one; of its runs, the one that was trained without the image.
 
     Parameters
     ----------
     project : Project
         Trained.
-    names : (str, str)
-        Of the images, as in the CSV.
-    path : Path
+    image : str
+        As in the CSV.
+    paths : mapping of str to Path
+        Name of another image -> the PNG to write.
+
+    Yields
+    ------
+    list of str
+        Lines about the similarity to the next of the others; the last is its path.
 
     Raises
     ------
     WhaleidError
         Where an image is not in the competition, or the network is not trained.
     """
-    if path.suffix.lower() != ".png":
-        raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
+    for path in paths.values():
+        if path.suffix.lower() != ".png":
+            raise WhaleidError(f"{path}: the image is written as PNG; give a name that ends in .png")
     project = in_used_round(project)
     images = read_images(project.workspace)
-    rows = row_of(images, names[0]), row_of(images, names[1])
-    folder = _run_of(project, names[0])
+    rows = [row_of(images, name) for name in (image, *paths)]
+    folder = _run_of(project, image)
+    networks = load_networks(folder)
+    first = f"by {folder.relative_to(project.workspace.root / 'runs').as_posix()}"
+    pixels = network_pixels(project, images.iloc[rows], networks.run)
+    for place, path in enumerate(paths.values(), start=1):
+        pair = rows[0], rows[place]
+        found = explain(networks, pixels[[0, place]])
+        panels = _panels(project, found, pixels[[0, place]], images, pair)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            draw_column(panels).save(temporary, format="PNG", compress_level=1)
+        yield [f"similarity {found.cosine:.4f} {first}", *(text for text, _ in panels), str(path)]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A trained run, and the same network with weights that were never trained."""
+
+    run: TrainedRun
+    untrained: Embedder
+
+
+def load_networks(folder: Path) -> Networks:
+    """The run of a folder and its control, on the default device."""
     run = load_run(folder, default_device())
-    pixels = network_pixels(project, images.iloc[list(rows)], run)
-    found = explain(run, pixels)
-    matches, drawn = match_pair(project, images, rows)
-    panels = [(f"keypoints: {matches_line(matches)}", drawn)]
-    if found.regions is not None and len(found.regions.pairs):
-        panels.append(_region_panel(pixels, found.regions, images, rows))
-    panels += [(_title(name, found), _overlays(pixels, maps, images, rows)) for name, maps in found.maps.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        draw_column(panels).save(temporary, format="PNG", compress_level=3)  # 0.2 s; PIL's own level 0.5, 8 % less
-    run_name = folder.relative_to(project.workspace.root / "runs").as_posix()
-    return [f"similarity {found.cosine:.4f} by {run_name}", *(text for text, _ in panels), str(path)]
-
-
-def explain(run: TrainedRun, pixels: np.ndarray) -> Explanation:
-    """Maps of two images, uint8 (2, h, w, 3) as the network sees them, and their deletion scores."""
-    cosine, similarity = similarity_maps(run.embedder, pixels)
-    maps = {"similarity map": similarity, "saliency": saliency_maps(run.embedder, pixels)}
-    regions = agreeing_regions(run.embedder, pixels)
-    if regions is not None:
-        maps["activation map of a middle layer"] = regions.relevance
-    maps[CONTROL] = saliency_maps(_random_embedder(run), pixels)
-    deletion = {name: deletion_score(run.embedder, pixels, values) for name, values in maps.items()}
-    return Explanation(cosine, run.embedder.pool.exact, maps, deletion, regions)
-
-
-def _random_embedder(run: TrainedRun) -> Embedder:
-    """The same network with weights that were never trained."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, slices = run.experiment.model, run.experiment.head.slices
         made = build_embedder(model, pretrained=False, size=run.size, slices=slices)
-    return made.to(default_device()).eval().requires_grad_(False)
+    return Networks(run, made.to(default_device()).eval().requires_grad_(False))
+
+
+def explain(networks: Networks, pixels: np.ndarray) -> Explanation:
+    """Maps of two images, uint8 (2, h, w, 3) as the network sees them, and their deletion scores."""
+    embedder = networks.run.embedder
+    cosine, similarity = similarity_maps(embedder, pixels)
+    maps = {"similarity map": similarity, "saliency": saliency_maps(embedder, pixels)}
+    regions = agreeing_regions(embedder, pixels)
+    if regions is not None:
+        maps["activation map of a middle layer"] = regions.relevance
+    maps[CONTROL] = saliency_maps(networks.untrained, pixels)
+    return Explanation(cosine, embedder.pool.exact, maps, deletion_scores(embedder, pixels, maps), regions)
 
 
 def _run_of(project: Project, image: str) -> Path:
@@ -132,13 +147,24 @@ def _run_of(project: Project, image: str) -> Path:
     return folder
 
 
-def network_pixels(project: Project, pair: pd.DataFrame, run: TrainedRun) -> np.ndarray:
-    """Two images (rows of images.parquet) as a network sees them, uint8 (2, h, w, 3)."""
-    masks = masks_of(project.competition, pair)
+def network_pixels(project: Project, chosen: pd.DataFrame, run: TrainedRun) -> np.ndarray:
+    """Images (rows of images.parquet) as a network sees them, uint8 (n, h, w, 3)."""
+    masks = masks_of(project.competition, chosen)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch, "cache")
-        build_cache(pair, project.competition.root, folder, run.size, run.experiment.image, 1, masks)
-        return open_cache(folder).read_many(np.arange(2))
+        build_cache(chosen, project.competition.root, folder, run.size, run.experiment.image, 1, masks)
+        return open_cache(folder).read_many(np.arange(len(chosen)))
+
+
+def _panels(
+    project: Project, found: Explanation, pixels: np.ndarray, images: pd.DataFrame, rows: tuple[int, int]
+) -> list[tuple[str, np.ndarray]]:
+    """Texts and pictures of an explanation. pixels: uint8 (2, h, w, 3). rows: of images.parquet."""
+    matches, drawn = match_pair(project, images, rows)
+    panels = [(f"keypoints: {matches_line(matches)}", drawn)]
+    if found.regions is not None and len(found.regions.pairs):
+        panels.append(_region_panel(pixels, found.regions, images, rows))
+    return panels + [(_title(name, found), _overlays(pixels, maps, images, rows)) for name, maps in found.maps.items()]
 
 
 def _title(name: str, found: Explanation) -> str:

@@ -230,24 +230,24 @@
       element(text, "b", {}, `${verdict === "right" ? "✓" : "✗"} ${nameOf(guess.code)}`);
       text.append(` ${guess.score.toFixed(3)}`);
     }
-    explainers(item, query, listed);
+    explainer(item, query, listed);
     return item;
   }
 
   const quoted = (text) => (/^[\w./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
-  /** The commands that explain the first guess with a picture and, where that is wrong, the right one among them. */
-  function explainers(item, query, listed) {
+  /** The command that explains the first guess with a picture and, where that is wrong, the right one among them. */
+  function explainer(item, query, listed) {
     const pictured = listed.filter((guess) => guess.row >= 0);
     const asked = new Set([pictured[0], pictured.find((guess) => isRightGuess(guess, query))]);
     asked.delete(undefined);
     if (!asked.size) return;
     const why = element(item, "details", { class: "why" });
     element(why, "summary", {}, "Why?");
-    for (const guess of asked) {
-      const command = `whaleid explain ${quoted(name(query))} ${quoted(queries.names[guess.row])} ${queries.options}`;
-      element(why, "pre", { tabindex: 0, "aria-label": `command that explains ${nameOf(guess.code)}` }, command);
-    }
+    const others = [...asked].map((guess) => quoted(queries.names[guess.row]));
+    const label = `command that explains ${[...asked].map((guess) => nameOf(guess.code)).join(" and ")}`;
+    const command = ["whaleid explain", quoted(name(query)), ...others, queries.options].join(" ");
+    element(why, "pre", { tabindex: 0, "aria-label": label }, command);
   }
 
   /** Arrow keys move from card to card, and over the ends to the next page. */

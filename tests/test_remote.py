@@ -1,5 +1,6 @@
 """What a node of a cluster is sent, and what is said where it cannot do it."""
 
+import errno
 import json
 import os
 import socket
@@ -40,6 +41,11 @@ def test_a_failure_names_the_node_and_its_last_line(here: Path) -> None:
     assert problem is not None and problem.startswith(f"on node {socket.gethostname()} ended with code ")
     assert "missing.json" in problem
     assert "missing.json" in (here / "work" / "logs" / "a.log").read_text()
+
+
+def test_a_node_whose_disk_is_full_is_named(here: Path) -> None:
+    command = replace(command_of(copying(Path("work"), "a", "missing.json"), []), log=Path("/dev/full"))
+    assert command() == f"on node {socket.gethostname()}: /dev/full: {os.strerror(errno.ENOSPC)}"
 
 
 @pytest.mark.parametrize("unseen", ["folder", "log"])

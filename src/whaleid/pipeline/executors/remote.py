@@ -55,8 +55,11 @@ class RemoteCommand:
         os.chdir(self.folder)
         os.environ.update(self.variables)
         os.environ[PROGRESS_FILE] = str(self.progress)
-        with self.log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
-            code = _run_module(self.words)
+        try:
+            with self.log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
+                code = _run_module(self.words)
+        except OSError as error:  # the disk is full, and the log cannot say so
+            return f"on node {socket.gethostname()}: {self.log}: {error.strerror}"
         return None if code == 0 else self.failed(code)
 
     def failed(self, code: int) -> str:

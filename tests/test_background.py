@@ -140,7 +140,7 @@ def test_a_run_that_keeps_the_background_has_the_key_of_before_there_was_a_choic
     project = with_experiment(make_project(tmp_path, local=False), "keep")
     (one,) = project.experiments
     dumped = one.model_dump(
-        mode="json", exclude={"name": True, "adapter_of": True, "features": True, "train": {"workers"}}
+        mode="json", exclude={"name": True, "adapter_of": True, "features": True, "train": {"workers", "gpus"}}
     )
     del dumped["image"]["background"]
     assert run_key(project, one, 0) == digest("run", VERSION["train"], folds_key(project), dumped, 0)

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,23 @@ def test_a_failed_task_is_reported_with_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(WhaleidError, match="bad ended with code 1: no such backbone"):
         list(LocalExecutor(2).run([bad, slow]))
     assert not (tmp_path / "late").exists()
+
+
+def test_where_one_fails_the_others_have_ended(tmp_path: Path) -> None:
+    """Whoever begins their tasks next finds the locks free, and nobody who still writes."""
+    ready, ended = tmp_path / "ready", tmp_path / "ended"
+    bad = script(tmp_path, "bad", f"import os, time\nwhile not os.path.exists(r'{ready}'): time.sleep(0.02)\nexit(1)")
+    end = f"lambda *_: (time.sleep(0.5), open(r'{ended}', 'w'), sys.exit())"
+    wait = f"signal.signal(signal.SIGTERM, {end}); open(r'{ready}', 'w'); time.sleep(30)"
+    with pytest.raises(WhaleidError, match="bad ended with code 1"):
+        list(LocalExecutor(2).run([bad, script(tmp_path, "slow", f"import signal, sys, time; {wait}")]))
+    assert ended.exists()
+
+
+def test_a_process_that_could_not_say_why_had_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(WhaleidError, match="mute ended with code 1: the disk is full"):
+        list(LocalExecutor(2).run([script(tmp_path, "mute", "import os; os._exit(1)") for _ in range(2)]))
 
 
 def test_a_task_has_a_command_line_of_its_own(tmp_path: Path) -> None:

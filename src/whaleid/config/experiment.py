@@ -166,6 +166,8 @@ class TrainConfig(Model):
     """Of initial weights, batches and augmentation."""
     workers: Annotated[int, Field(ge=0)]
     """Processes that prepare images; 0: none, the threads of this process do."""
+    gpus: Positive = 1
+    """Of a run: more than one divide each batch among them. Without GPUs, so many processes share the cores."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -153,7 +153,7 @@ def _labels_digest(project: Project, fold: int | None) -> list[str]:
 def _training_settings(experiment: ExperimentBase) -> dict[str, Any]:
     """Settings that trained weights depend on; runs that keep the background are those of before there was a choice."""
     image = set() if experiment.image.needs_masks else {"background"}
-    left_out = {"name": True, "adapter_of": True, "features": True, "train": {"workers"}, "image": image}
+    left_out = {"name": True, "adapter_of": True, "features": True, "train": {"workers", "gpus"}, "image": image}
     return experiment.model_dump(mode="json", exclude=left_out)
 
 

@@ -156,6 +156,7 @@ def _train_task(project: Project, experiment: Experiment, fold: int | None, stat
         tuple(reads),
         resumes=True,
         run=(experiment.name, fold),
+        gpus=experiment.train.gpus,
         command="train",
     )
 

@@ -25,13 +25,13 @@ _TEXT = """#!/bin/bash
 #SBATCH --job-name=whaleid-{competition}
 #SBATCH --array=0-{last}
 #SBATCH --ntasks=1
-#SBATCH --cpus-per-task=1
+#SBATCH --cpus-per-task={gpus}
 #SBATCH --mem={memory}G
 #SBATCH --time={hours}:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={logs}/slurm-%A_%a.log
-##SBATCH --gpus=1
+##SBATCH --gpus={gpus}
 set -euo pipefail
 cd {folder}
 export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
@@ -65,6 +65,7 @@ def write_sbatch(project: Project, options: list[str], hours: float, path: Path)
     if not tasks:
         raise WhaleidError(f"{path}: nothing to write, all runs of recipe {project.recipe.name} are done")
     lines = [shlex.join([sys.executable, "-m", *task.words(options)]) for task in tasks]
+    gpus = max(task.gpus for task in tasks)
     logs = (project.workspace.root / "logs").absolute()
     logs.mkdir(parents=True, exist_ok=True)  # SLURM starts no job whose log has no folder
     text = _TEXT.format(
@@ -73,7 +74,8 @@ def write_sbatch(project: Project, options: list[str], hours: float, path: Path)
         file=path.name,
         options=shlex.join(options),
         last=len(tasks) - 1,
-        memory=math.ceil(MEMORY_OF_A_RUN / 2**30),
+        memory=math.ceil(gpus * MEMORY_OF_A_RUN / 2**30),
+        gpus=gpus,
         hours=max(1, math.ceil(hours * SPARE)),
         logs=logs,
         folder=shlex.quote(str(Path.cwd())),
@@ -87,5 +89,8 @@ def write_sbatch(project: Project, options: list[str], hours: float, path: Path)
 def _runs(project: Project) -> list[Task]:
     """The first round's runs whose checkpoint or features are missing, as tasks that do both."""
     tasks = [task for task in tasks_to_do(project, "features") if task.command is not None]
-    runs = {task.run: replace(task, command="features", shard=None) for task in tasks if not task.workspace.round}
-    return [task for run_, task in runs.items() if run_ is not None]
+    runs: dict[tuple[str, int | None], Task] = {}
+    for task in tasks:
+        if task.run is not None and not task.workspace.round:  # a run's training comes first, with its GPUs
+            runs.setdefault(task.run, replace(task, command="features", shard=None))
+    return list(runs.values())

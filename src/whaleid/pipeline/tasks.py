@@ -49,6 +49,8 @@ class Task:
         Experiment and fold of the run that it belongs to; fold None: the run on all labelled images.
     shard : int, optional
         Number of the shard, where it is one of the run's features.
+    gpus : int
+        GPUs, or without any processes, that do it together.
     command : str, optional
         Command of `whaleid` that does this task alone; None: done only in the process of the pipeline.
     """
@@ -64,6 +66,7 @@ class Task:
     resumes: bool = False
     run: tuple[str, int | None] | None = None
     shard: int | None = None
+    gpus: int = 1
     command: str | None = None
 
     @property
@@ -122,26 +125,41 @@ def environment_line(stamps: list[tuple[str, dict[str, Any]]]) -> str | None:
     return f"note: what goes on here began elsewhere, so that last digits may differ: {' | '.join(parts)}"
 
 
+def together() -> bool:
+    """Whether this is one of the processes of an `accelerate launch`, which do a task together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _alone(task: Task) -> AbstractContextManager[object]:
-    """Lock of a task's output; none for the processes of one `accelerate launch`, which do the task together."""
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return nullcontext() if together else locked(task.workspace.lock(task.output))
+    """Lock of a task's output; none for processes that do it together."""
+    return nullcontext() if together() else locked(task.workspace.lock(task.output))
 
 
 def _make(task: Task) -> None:
-    began, workspace = time.monotonic(), task.workspace
-    resumed = {"begun": task.key} if task.resumes else {}
+    if together() and os.environ.get("RANK", "0") != "0":  # the first process notes what they all make
+        task.make()
+        return
+    began = time.monotonic()
+    begin(task)
+    with doing(task.stage, task.item):
+        notes = task.make() or {}
+    task.workspace.mark_current(task.output, task.key, **_resumed(task), **measured(began), **notes)
+
+
+def begin(task: Task) -> None:
+    """Remove what other settings left at the output's place, and note what is being made there."""
     if task.resumes:
-        before = workspace.stamp(task.output)
+        before = task.workspace.stamp(task.output)
         if before.get("begun") != task.key:
             _clear(task.output)
         elif line := environment_line([(task.name, before)]):
             say(line)
     # a kill between output and key must not leave an earlier key
-    workspace.mark_current(task.output, "", **resumed, environment=environment())
-    with doing(task.stage, task.item):
-        notes = task.make() or {}
-    workspace.mark_current(task.output, task.key, **resumed, **measured(began), **notes)
+    task.workspace.mark_current(task.output, "", **_resumed(task), environment=environment())
+
+
+def _resumed(task: Task) -> dict[str, str]:
+    return {"begun": task.key} if task.resumes else {}
 
 
 def _clear(output: Path) -> None:

@@ -143,7 +143,7 @@ def train_run(
 
 def run_key(experiment: ExperimentBase, fold: int | None, items: TrainingItems, size: tuple[int, int], key: str) -> str:
     """Digest of all that a run's weights depend on: settings, items, image size, and what the caller knows."""
-    left_out = {"name": True, "adapter_of": True, "features": True, "train": {"workers"}}
+    left_out = {"name": True, "adapter_of": True, "features": True, "train": {"workers", "gpus"}}
     settings = experiment.model_dump(mode="json", exclude=left_out)
     content = sha256()
     for array in (items.rows, items.mirrored, items.labels):

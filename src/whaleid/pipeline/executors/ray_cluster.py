@@ -50,9 +50,11 @@ class RayExecutor:
 
     def _send(self, tasks: list[Task]) -> Iterator[Task]:
         ray = _connected()
-        share, at_once = _share_of_a_run(ray.nodes())
+        shares = {gpus: _share_of_a_run(ray.nodes(), gpus) for gpus in {task.gpus for task in tasks}}
         # max_calls=0: workers stay, also those with a GPU; what a run leaves behind ends with its own process
-        work = ray.remote(max_calls=0, max_retries=RETRIES, scheduling_strategy="SPREAD", **share)(do_forked)
+        common = {"max_calls": 0, "max_retries": RETRIES, "scheduling_strategy": "SPREAD"}
+        work = {gpus: ray.remote(**common, **share)(do_forked) for gpus, (share, _) in shares.items()}
+        at_once = max(at_once for _, at_once in shares.values())
         queue, window, done = list(tasks), self.jobs or 2 * at_once, 0
         running: dict[Any, tuple[Task, RemoteCommand]] = {}
         with follow_bars() as bars:
@@ -61,7 +63,7 @@ class RayExecutor:
                     while queue and len(running) < window:
                         task = queue.pop(0)
                         command = command_of(task, self.options)
-                        running[work.remote(command)] = task, command
+                        running[work[task.gpus].remote(command)] = task, command
                     for found in ray.wait(list(running), timeout=0.5)[0]:
                         task, _ = running.pop(found)
                         _raise_if_failed(ray, found, task)
@@ -87,10 +89,10 @@ def _raise_if_failed(ray: Any, reference: Any, task: Task) -> None:
         raise failed(task, problem)
 
 
-def _share_of_a_run(nodes: list[dict[str, Any]]) -> tuple[dict[str, int], int]:
-    """Resources of a run on these nodes, as Ray names them, and how many runs fit at once.
+def _share_of_a_run(nodes: list[dict[str, Any]], gpus: int = 1) -> tuple[dict[str, int], int]:
+    """Resources of a run of so many GPUs on these nodes, as Ray names them, and how many runs fit at once.
 
-    A run has a GPU and its share of the cores beside it, or, where no node has a GPU, a core.
+    A GPU comes with its share of the cores beside it; where no node has one, a core takes its place.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpus = [found for found in resources if found.get("GPU", 0) >= 1]
@@ -99,11 +101,13 @@ def _share_of_a_run(nodes: list[dict[str, Any]]) -> tuple[dict[str, int], int]:
         beside = min(found.get("CPU", 1) // found["GPU"] for found in with_gpus)
         share = {"num_gpus": 1, "num_cpus": max(1, int(beside))}
     share["memory"] = MEMORY_OF_A_RUN
+    share = {name: gpus * amount for name, amount in share.items()}
     at_once = sum(_fitting(found, share) for found in resources)
     if not at_once:
+        wanted = f"{gpus} GPUs" if with_gpus and gpus > 1 else f"{gpus} cores" if gpus > 1 else "a core"
         raise WhaleidError(
-            f"none of the {len(resources)} nodes of the Ray cluster has a core and "
-            f"{MEMORY_OF_A_RUN / 2**30:.0f} GiB of memory for a run; add a larger node"
+            f"none of the {len(resources)} nodes of the Ray cluster has {wanted} and "
+            f"{share['memory'] / 2**30:.0f} GiB of memory for a run; add a larger node"
         )
     return share, at_once
 

@@ -92,15 +92,20 @@ class SlurmExecutor:
         earlier = partial(_earlier_job, submitit, folder) if self.cluster == "slurm" else lambda _: None
         found = [(task, job) for task in tasks if (job := earlier(task)) is not None]
         kept = [task.name for task, _ in found]
-        return found + self._new_jobs([task for task in tasks if task.name not in kept], folder, submitit)
+        new = [task for task in tasks if task.name not in kept]
+        for gpus in sorted({task.gpus for task in new}):
+            found += self._new_jobs([task for task in new if task.gpus == gpus], gpus, folder, submitit)
+        return found
 
-    def _new_jobs(self, tasks: list[Task], folder: Path, submitit: Any) -> list[tuple[Task, Any]]:
-        if not tasks:
-            return []
+    def _new_jobs(self, tasks: list[Task], gpus: int, folder: Path, submitit: Any) -> list[tuple[Task, Any]]:
+        """An array of jobs, each for a run of so many GPUs."""
         engine = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
-        engine.update_parameters(name="whaleid", timeout_min=MINUTES, cpus_per_task=1, mem_gb=MEMORY_OF_A_RUN / 2**30)
+        memory = gpus * MEMORY_OF_A_RUN / 2**30
+        engine.update_parameters(name="whaleid", timeout_min=MINUTES, cpus_per_task=gpus, mem_gb=memory)
         if self.cluster == "slurm":
             engine.update_parameters(slurm_array_parallelism=self.jobs or AT_ONCE)
+            if gpus > 1:  # whether a run of one has a GPU is for SBATCH_GPUS to say
+                engine.update_parameters(slurm_additional_parameters={"gpus": gpus})
         with engine.batch():
             jobs = [engine.submit(_Resumable(command_of(task, self.options))) for task in tasks]
         for task, job in zip(tasks, jobs, strict=True):

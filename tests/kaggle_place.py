@@ -9,12 +9,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
-from kaggle_server import FakeKaggle
+from kaggle_server import FakeKaggle, ForkedClient
 
 from whaleid.cli import main as cli
+from whaleid.kaggle import client
 
 SLUG = "whale-names"
 TRAIN, TEST = 12, 6
@@ -95,6 +97,7 @@ class World:
             contextlib.redirect_stderr(err),
             mock.patch.dict(os.environ, self.environment(**environment), clear=True),
             mock.patch.object(sys, "argv", ["whaleid", *self.words(*words)[3:]]),
+            mock.patch.object(client, "subprocess", SimpleNamespace(Popen=ForkedClient, DEVNULL=subprocess.DEVNULL)),
         ):
             try:
                 cli.main()

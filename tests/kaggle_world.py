@@ -6,14 +6,16 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from drawn import draw_sample
-from kaggle_server import KEY, TOKEN, USER, FakeKaggle
+from kaggle_server import KEY, TOKEN, USER, FakeKaggle, ForkedClient
 
 from whaleid.cli import main as cli
 from whaleid.cli.context import Context
@@ -131,6 +133,7 @@ def at_kaggle(monkeypatch: pytest.MonkeyPatch, folder: Path, **more: str) -> Ite
     monkeypatch.chdir(folder)
     monkeypatch.setattr(client, "WAITS", (0.01,))
     monkeypatch.setattr(client, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(client, "subprocess", SimpleNamespace(Popen=ForkedClient, DEVNULL=subprocess.DEVNULL))
     with FakeKaggle() as server:
         wanted = server.environment(home, **more)
         for name in set(os.environ) - set(wanted):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from drawn import draw_sample
+
 from whaleid.config.settings import VARIABLE
-from whaleid.data.sample import make_sample
 
 COMPETITION = """
 name: drawn
@@ -51,7 +52,7 @@ _SERVER.set_forkserver_preload(
 
 def make_world(folder: Path) -> Path:
     """The competition, its recipe and its experiment in a folder."""
-    make_sample(folder / "data", identities=10, train_images=45, test_images=12, workers=1)
+    draw_sample(folder / "data", identities=10, train_images=45, test_images=13)
     settings = {"WEIGHTS_DIR": "weights", "SUBMISSION_DIR": "submissions"}
     files = {"drawn.yaml": COMPETITION, "tiny.yaml": EXPERIMENT, "recipe.yaml": RECIPE}
     for name, text in {**files, "SETTINGS.json": json.dumps(settings)}.items():

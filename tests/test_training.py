@@ -1,11 +1,9 @@
-"""One run from images to checkpoint. As a script it is the processes that tests need killed, or two of."""
+"""One run from images to checkpoint."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -408,10 +406,11 @@ TWO = {
 
 @pytest.fixture(scope="session")
 def children(case: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of runs that killed themselves, and of one by two processes: one import of torch for all."""
+    """Folder of runs that killed themselves, and of one by two processes: forks, which need not import torch."""
     out = tmp_path_factory.mktemp("children")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, __file__, str(case), str(out)], check=True, env=environment, timeout=300)
+    killed = [partial(train_and_die, case, out / name, step, settings) for name, (step, settings) in KILLED.items()]
+    assert in_children(killed) == [-signal.SIGKILL] * len(killed)
+    assert two_processes(case, out / "two", TWO) == [0, 0]
     return out
 
 
@@ -425,13 +424,3 @@ def train_and_die(case: Path, out: Path, step: int, settings: dict[str, Any]) ->
 
     loop.take_step = take_step
     train(case, out, small(**settings), save_seconds=0.0)
-
-
-def main(case: Path, out: Path) -> None:
-    killed = [partial(train_and_die, case, out / name, step, settings) for name, (step, settings) in KILLED.items()]
-    assert in_children(killed) == [-signal.SIGKILL] * len(killed)
-    assert two_processes(case, out / "two", TWO) == [0, 0]
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

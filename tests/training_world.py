@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -125,6 +126,7 @@ def in_children(works: list[Callable[[], None]]) -> list[int]:
 
 def train_as_rank(case: Path, out: Path, rank: int, port: int, settings: dict[str, Any]) -> None:
     """One of two processes of a run; leaves its weights as `rank<r>.safetensors` in `out`."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a fork knows of the one process that trained before it
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -38,7 +38,7 @@ Choose = Callable[[ImagePairs, dict[str, Any]], np.ndarray]
 
 def score_of(pairs: ImagePairs, fitted: dict[str, Any], identity: np.ndarray) -> FormScore:
     """Adjusted Rand index with its interval."""
-    return clusters.evaluate([clusters.answer(pairs, fitted, None)], [pairs], [identity], None)
+    return clusters.evaluate(clusters.outcomes([clusters.answer(pairs, fitted, None)], [pairs], [identity], None))
 
 
 def informative(pairs: ImagePairs, fitted: dict[str, Any]) -> np.ndarray:

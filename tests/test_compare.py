@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from browser import WHERE, Browser, browser
 from test_report import SOURCE, SUMMARY, Page, make_project
 
 from whaleid.config import Answer
+from whaleid.evaluation import one_or_unknown as one_or_unknown_form
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import run
 from whaleid.pipeline.workspace import Workspace
 from whaleid.report.compare import (
     ABSENT,
+    answer_difference,
     compare_entries,
     comparison_lines,
     difference,
@@ -237,6 +240,8 @@ def one_or_unknown(tmp_path_factory: pytest.TempPathFactory) -> Project:
     metrics = read_json(made.workspace.metrics)
     plain = json.loads(json.dumps(metrics["own"])) | {"recipe": "plain"}
     plain["ladder"]["answer"] |= {"value": 0.875, "low": 0.75, "high": 1.0}
+    path = made.workspace.candidates("plain") / "outcomes.parquet"
+    pd.read_parquet(path).assign(answer=lambda table: table["unknown"]).iloc[::-1].to_parquet(path)
     write_json(made.workspace.metrics, metrics | {"plain": plain})
     return made
 
@@ -247,8 +252,14 @@ def test_recipes_are_compared_by_the_competitions_metric(one_or_unknown: Project
     figures = read_json(one_or_unknown.workspace.metrics)
     answers = {name: figures[name]["ladder"]["answer"] for name in ("plain", "own")}
     assert found.metrics == ["sqrt(BAKS x BAUS)"] and found.entries[2].answer is None
+    # `plain` calls all unknown: no known identity is found, and its score is 0
+    (difference,) = found.answers.values()
+    assert list(found.answers) == [(0, 1)] and difference.gain.gain == pytest.approx(answers["own"]["value"], abs=1e-9)
+    assert 0 <= difference.gain.low < difference.gain.gain < difference.gain.high
+    assert difference.queries == answers["own"]["queries"]
     lines = comparison_lines(found)
-    assert "sqrt(BAKS x BAUS) (out of fold)" in lines[0]
+    assert "sqrt(BAKS x BAUS) (out of fold)" in lines[0] and "difference in sqrt(BAKS x BAUS)" in lines[0]
+    assert sum(str(difference.gain) in line for line in lines) == 1
     best_first = sorted(answers, key=lambda name: -answers[name]["value"])
     for name, line in zip(best_first, lines[1:3], strict=True):
         own = answers[name]
@@ -260,6 +271,24 @@ def test_recipes_are_compared_by_the_competitions_metric(one_or_unknown: Project
     content = path.read_text()
     assert not Page(content).open
     assert all(f'<td data-value="{own["value"]}">{own["value"]:.5f}</td>' in content for own in answers.values())
+    assert content.count(f'<td data-value="{difference.gain.gain}">{difference.gain.gain:+.5f}</td>') == 1
+    backwards = f"{-difference.gain.gain:+.4f} [{-difference.gain.high:+.4f}, {-difference.gain.low:+.4f}]"
+    assert backwards in content and content.count("Difference of the row from the column in") == 2
+    assert f">{found.differences[0, 1].gain.gain:+.5f}</td>" in content
+
+
+def test_answers_are_compared_on_rows_of_one_name_and_one_truth(one_or_unknown: Project) -> None:
+    own, _ = compare_entries(["own", "plain"], one_or_unknown.competition, one_or_unknown.workspace).entries
+    outcomes = own.outcomes
+    assert outcomes is not None
+    other = replace(own, outcomes=outcomes.iloc[5:].assign(answer="wrong"))
+    found = answer_difference("one_or_unknown", own, other)
+    assert found is not None and found.queries == len(outcomes) - 5
+    expected = one_or_unknown_form.evaluate(outcomes.iloc[5:]).value
+    assert found.gain.gain == pytest.approx(-expected)
+    elsewhere = replace(own, outcomes=outcomes.assign(truth=outcomes["truth"] + "?"))
+    assert answer_difference("one_or_unknown", own, elsewhere) is None
+    assert answer_difference("one_or_unknown", own, replace(own, outcomes=None)) is None
 
 
 def test_the_report_begins_with_the_competitions_metric(one_or_unknown: Project) -> None:

@@ -17,7 +17,7 @@ from whaleid.evaluation.clusters import adjusted_rand_index
 from whaleid.evaluation.forms import score_files
 from whaleid.evaluation.one_confident import global_average_precision
 from whaleid.evaluation.one_or_unknown import baks, baus
-from whaleid.evaluation.pairs import identity_balanced_map
+from whaleid.evaluation.pairs import metric, precision_of_queries
 from whaleid.evaluation.rank_metrics import cmc, mean_inverse_negative_penalty, recall_at_k
 from whaleid.evaluation.ranked_images import average_precision_at_k
 from whaleid.evaluation.rejection import rejection_curve, threshold_for_false_acceptance
@@ -114,7 +114,7 @@ def test_average_precision_at_k_equals_a_naive_loop(ranked: list[str], relevant:
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("pqrst"), LEVELS, st.booleans()), min_size=1, max_size=40))
-def test_identity_balanced_map_equals_a_naive_loop(rows: list[tuple[str, float, bool]]) -> None:
+def test_precisions_of_queries_and_their_balanced_mean_equal_a_naive_loop(rows: list[tuple[str, float, bool]]) -> None:
     identity_of = dict(zip("pqrst", "xxyyz", strict=True))
     by_identity: dict[str, list[float]] = {}
     for query in "pqrst":
@@ -124,14 +124,17 @@ def test_identity_balanced_map_equals_a_naive_loop(rows: list[tuple[str, float, 
             by_identity.setdefault(identity_of[query], []).append(value)
     query = np.array([row[0] for row in rows])
     identity = np.array([identity_of[one] for one in query])
-    found = identity_balanced_map(query, identity, np.array([row[1] for row in rows]), np.array([r[2] for r in rows]))
-    assert found.to_dict() == pytest.approx({name: np.mean(values) for name, values in by_identity.items()})
+    found = precision_of_queries(query, identity, np.array([row[1] for row in rows]), np.array([r[2] for r in rows]))
+    means = found.groupby("truth")["precision"].mean().to_dict()
+    assert means == pytest.approx({name: np.mean(values) for name, values in by_identity.items()})
+    if means:
+        assert metric(found)(np.ones(len(found), int)) == pytest.approx(np.mean(list(means.values())))
 
 
 def test_equal_similarities_are_one_step() -> None:
     same = np.array(["q"] * 4)
-    found = identity_balanced_map(same, same, np.zeros(4), np.array([True, False, False, False]))
-    assert found.to_dict() == {"q": pytest.approx(0.25)}
+    found = precision_of_queries(same, same, np.zeros(4), np.array([True, False, False, False]))
+    assert found.values.tolist() == [["q", "q", pytest.approx(0.25)]]
 
 
 @settings(max_examples=60, deadline=None)

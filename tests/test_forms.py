@@ -38,8 +38,17 @@ def answer(ranked, fitted, unknown):
 def unreadable(image, likely):
     return f"{likely[0]} 0"
 
-def evaluate(answers, ranked, truth, unknown, seed=0):
-    return scored([cell.split() for cell in answers], truth.identity)
+STRATUM, UNIT = (), ("row",)
+
+def outcomes(answers, ranked, truth, unknown):
+    return pd.DataFrame({"row": ranked.images, "truth": truth.identity, "answer": answers})
+
+def metric(table):
+    gain = gains([cell.split() for cell in table["answer"]], table["truth"])
+    return lambda counts: float(counts @ gain / counts.sum())
+
+def evaluate(table, seed=0):
+    return scored([cell.split() for cell in table["answer"]], table["truth"])
 
 def check_submission(path, sample, known=None, k=5):
     answers, wanted = pd.read_csv(path), pd.read_csv(sample)
@@ -50,8 +59,11 @@ def score_submission(submission, solution, seed=0):
     return scored([cell.split() for cell in answers["Id"]], truths["Id"][answers.index])
 
 def scored(answers, truth):
-    gain = np.array([(1 if name == true else -1) * float(value) for (name, value), true in zip(answers, truth)])
+    gain = gains(answers, truth)
     return with_interval("gain", gain.mean(), gain, len(gain))
+
+def gains(answers, truth):
+    return np.array([(1 if name == true else -1) * float(value) for (name, value), true in zip(answers, truth)])
 '''
 
 

@@ -32,6 +32,8 @@ class FormAnswer:
     ----------
     score : FormScore
         Out of fold.
+    outcomes : DataFrame
+        What it was made of (`Form.outcomes`).
     optimistic : bool
         Whether something was fitted on the queries that are scored: one fold alone.
     fitted : Any
@@ -43,6 +45,7 @@ class FormAnswer:
     """
 
     score: FormScore
+    outcomes: pd.DataFrame
     optimistic: bool
     fitted: Any
     cells: dict[str, str]
@@ -92,12 +95,12 @@ def answer_by_identities(
     ]
     answers = [form.answer(*given, competition.unknown) for given in zip(own, fitted.by_fold, strict=True)]
     joined = [answer for part in answers for answer in part]
-    score = form.evaluate(joined, _stacked(own), _joined(truths), competition.unknown, seed)
+    outcomes = form.outcomes(joined, _stacked(own), _joined(truths), competition.unknown)
     cells: dict[str, str] = {}
     if final.test:
         test = _test_identities(final, blend, datasets[protocol.test_rows])
         cells = dict(zip(test.images.tolist(), form.answer(test, fitted.full, competition.unknown), strict=True))
-    return FormAnswer(score, not protocol.crossfitted, fitted.full, cells)
+    return FormAnswer(form.evaluate(outcomes, seed), outcomes, not protocol.crossfitted, fitted.full, cells)
 
 
 def datasets_of(images: pd.DataFrame, competition: Competition) -> np.ndarray:

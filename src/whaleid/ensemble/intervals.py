@@ -1,18 +1,21 @@
-"""Difference of two rankings' scores on the same queries, with its interval."""
+"""Difference of two rankings' or answers' scores on the same queries, with its interval."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from whaleid.ensemble.protocol import Protocol
+from whaleid.evaluation.form_score import resampled_counts
+from whaleid.evaluation.forms import Form
 from whaleid.evaluation.metrics import reciprocal_rank_at_k
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Difference of two MAP@k on the same queries, with its paired 95 % bootstrap interval."""
+    """Difference of two scores on the same queries, with its paired 95 % bootstrap interval."""
 
     gain: float
     low: float
@@ -44,6 +47,19 @@ def paired_gain(difference: np.ndarray, weights: np.ndarray, seed: int, bootstra
     low, high = np.quantile(means, (0.025, 0.975))
     mean = float(weights @ difference / weights.sum())
     return Gain(mean, min(float(low), mean), max(float(high), mean))
+
+
+def paired_answer_gain(form: Form, first: pd.DataFrame, second: pd.DataFrame, seed: int) -> Gain:
+    """Difference in a form's metric, second less first, with the 95 % interval over what the form's own resamples.
+
+    first, second: outcomes (`Form.outcomes`) of the same rows in the same order.
+    """
+    one, other = form.metric(first), form.metric(second)
+    counts = resampled_counts(first, form.UNIT, form.STRATUM, np.random.default_rng(seed))
+    low, high = np.quantile([other(drawn) - one(drawn) for drawn in counts], (0.025, 0.975))
+    every = np.ones(len(first), dtype=int)
+    gain = other(every) - one(every)
+    return Gain(gain, min(float(low), gain), max(float(high), gain))
 
 
 def weighted_map(protocol: Protocol, ranks: np.ndarray) -> float:

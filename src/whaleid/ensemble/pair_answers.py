@@ -130,12 +130,13 @@ def answer_by_pairs(
 
     fitted = cross_fit(protocol, fit)
     answers = [form.answer(one, value, None) for one, value in zip(own, fitted.by_fold, strict=True)]
-    score = form.evaluate(answers, own, truths, None, recipe.seed)
+    outcomes = form.outcomes(answers, own, truths, None)
+    score = form.evaluate(outcomes, recipe.seed)
     cells = {} if target is None else dict(zip(target.rows, form.answer(target, fitted.full, None), strict=True))
     doubts = None
     if target is not None and competition.answer.form == CLUSTERS:
         doubts = doubts_table(target, fitted.full)
-    return FormAnswer(score, not protocol.crossfitted, fitted.full, cells, doubts)
+    return FormAnswer(score, outcomes, not protocol.crossfitted, fitted.full, cells, doubts)
 
 
 def doubts_table(pairs: ImagePairs, fitted: Any) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from whaleid.ensemble.stack import Stack, importance
 from whaleid.ensemble.stack_models import STACK_FOLDER, write_stack_models
 from whaleid.ensemble.unknown import ShareMap
 from whaleid.evaluation.metrics import MapScore, SliceScore
-from whaleid.evaluation.submission_file import ANSWER, DOUBTS, write_answer_file
+from whaleid.evaluation.submission_file import ANSWER, DOUBTS, OUTCOMES, write_answer_file
 from whaleid.retrieval.candidates import Candidates, write_candidates
 from whaleid.utils.files import atomic_path, write_json
 
@@ -301,11 +301,11 @@ def blend_weights(
 
 
 def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
-    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `doubts.csv`, `stack/`, at last
-    `ladder.json`.
+    """Write `oof.parquet` and `test.parquet` (candidates of every rung), `answer.csv`, `outcomes.parquet` (what the
+    answers' score out of fold was made of), `doubts.csv`, `stack/`, at last `ladder.json`.
 
-    test.parquet is left out where there are no test images, stack/ where there is no stack, answer.csv where the last
-    rung's guesses are the answer, doubts.csv but for the form clusters.
+    test.parquet is left out where there are no test images, stack/ where there is no stack, answer.csv and
+    outcomes.parquet where the last rung's guesses are the answer, doubts.csv but for the form clusters.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "oof.parquet", _oof_blocks(result, protocol))
@@ -313,10 +313,12 @@ def write_result(result: LadderResult, protocol: Protocol, out: Path) -> None:
     if len(result.test_images):
         tests = ((rung.name, AVERAGED, rung.test) for rung in result.rungs if rung.test is not None)
         write_candidates(out / "test.parquet", tests)
-    (out / ANSWER).unlink(missing_ok=True)
+    for name in (ANSWER, OUTCOMES, DOUBTS):
+        (out / name).unlink(missing_ok=True)
     if result.answer is not None:
         write_answer_file(out / ANSWER, result.answer.cells)
-    (out / DOUBTS).unlink(missing_ok=True)
+        with atomic_path(out / OUTCOMES) as temporary:
+            result.answer.outcomes.to_parquet(temporary, index=False)
     if result.answer is not None and result.answer.doubts is not None:
         with atomic_path(out / DOUBTS) as temporary:
             result.answer.doubts.to_csv(temporary, index=False)

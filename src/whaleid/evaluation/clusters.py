@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from whaleid.evaluation.agglomeration import NO_LABEL, Constraints, Linkage, Merges, agglomerate
 from whaleid.evaluation.form_input import ImagePairs, PairTable
-from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
+from whaleid.evaluation.form_score import DRAWS, FormScore, Metric, with_interval
 from whaleid.evaluation.frames import DATASET, read_pair, require_one_label
 from whaleid.evaluation.submission_file import cell_problems
 
 NEEDS, TABLES = "pairs", ("among", "to_gallery")
+STRATUM, UNIT = ("dataset",), ("row",)
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds that are tried."""
 LINKAGES: tuple[Linkage, ...] = ("average", "single")
@@ -138,18 +140,29 @@ def unreadable(image: str, likely: list[str]) -> str:
     return f"cluster_{image}"
 
 
-def evaluate(
-    answers: Sequence[list[str]],
-    sets: Sequence[ImagePairs],
-    identities: Sequence[np.ndarray],
-    unknown: str | None,
-    seed: int = 0,
-) -> FormScore:
-    """As `score_submission`, each set being one of its own: clusters and identities of two sets are never the same."""
+def outcomes(
+    answers: Sequence[list[str]], sets: Sequence[ImagePairs], identities: Sequence[np.ndarray], unknown: str | None
+) -> pd.DataFrame:
+    """`row, truth, cluster, dataset` of each image: clusters and identities of two sets are never the same."""
     places = np.repeat(np.arange(len(sets)), [len(names) for names in identities])
     columns = (np.concatenate(column) for column in (identities, answers))
     truth, cluster = ([f"{place} {name}" for place, name in zip(places, column, strict=True)] for column in columns)
-    return _score(np.array(truth), np.array(cluster), np.concatenate([one.datasets for one in sets]), seed)
+    row, datasets = (np.concatenate([getattr(one, name) for one in sets]) for name in ("images", "datasets"))
+    return pd.DataFrame({"row": row, "truth": truth, "cluster": cluster, "dataset": datasets})
+
+
+def metric(table: pd.DataFrame) -> Metric:
+    """Mean over data sets of the adjusted Rand index."""
+    rows = [np.flatnonzero(table["dataset"] == name) for name in sorted(set(table["dataset"]))]
+    truth, cluster = table["truth"].to_numpy(), table["cluster"].to_numpy()
+    codes = [_codes(truth[one], cluster[one]) for one in rows]
+    pairs = list(zip(codes, rows, strict=True))
+    return lambda counts: float(np.mean([_index(code, counts[one].astype(float)) for code, one in pairs]))
+
+
+def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
+    """As `score_submission`, of outcomes."""
+    return _score(*(table[name].to_numpy() for name in ("truth", "cluster", "dataset")), seed)
 
 
 def _thinned(pairs: ImagePairs, identity: np.ndarray, target: ImagePairs) -> tuple[ImagePairs, np.ndarray]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 DRAWS = 1000
 """Resamples of an interval."""
+Metric = Callable[[np.ndarray], float]
+"""How often each row of a form's outcomes counts, int (n,) -> the form's metric."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,44 @@ def resampled_means(values: np.ndarray, rng: np.random.Generator, draws: int = D
     if not len(values):
         return np.full(draws, np.nan)
     return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)])
+
+
+def resampled_counts(
+    table: pd.DataFrame, unit: Sequence[str], stratum: Sequence[str], rng: np.random.Generator, draws: int = DRAWS
+) -> Iterator[np.ndarray]:
+    """How often each row comes where units are resampled with replacement within their stratum.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of n rows.
+    unit, stratum : sequences of str
+        Columns whose values together name the unit, and the stratum, of a row; none: all rows are one stratum.
+    rng : Generator
+    draws : int
+
+    Yields
+    ------
+    int array, shape (n,)
+    """
+    of_row = table.groupby([*stratum, *unit], sort=True).ngroup().to_numpy()
+    within = np.zeros(len(table), int) if not stratum else table.groupby(list(stratum), sort=True).ngroup().to_numpy()
+    strata = [np.unique(of_row[within == one]) for one in range(within.max() + 1)]
+    for _ in range(draws):
+        counts = np.zeros(of_row.max() + 1, dtype=int)
+        for units in strata:
+            counts[units] = np.bincount(rng.integers(len(units), size=len(units)), minlength=len(units))
+        yield counts[of_row]
+
+
+def unit_shares(table: pd.DataFrame, unit: Sequence[str]) -> np.ndarray:
+    """1 / number of rows of each row's unit, float (n,): the weights of a mean over units of the mean over their rows.
+
+    unit: columns whose values together name the unit of a row.
+    """
+    return 1.0 / table.groupby(list(unit))[unit[0]].transform("size").to_numpy()
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted mean of values (n,); 0 where no weight is above 0."""
+    return float(weights @ values / weights.sum()) if weights.any() else 0.0

@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from whaleid.evaluation.form_score import FormScore
+import pandas as pd
+
+from whaleid.evaluation.form_score import FormScore, Metric
 from whaleid.evaluation.submission_file import write_cells
 from whaleid.utils.errors import WhaleidError
 
@@ -70,7 +72,7 @@ class Score(Protocol):
 
 
 class Form(Protocol):
-    """What a form's module holds. `topk`, whose answers are the ladder's guesses, has no fit, answer and evaluate."""
+    """What a form's module holds. `topk`, whose answers are the ladder's guesses, has nothing from `fit` on."""
 
     NEEDS: str
     """What its answers are made from: the ladder's `guesses`, ranked `identities` (`RankedIdentities`), or `pairs` of
@@ -100,8 +102,20 @@ class Form(Protocol):
     answer: Callable[..., list[str]]
     """(input, fitted, unknown) -> the cell of each row."""
 
+    outcomes: Callable[..., pd.DataFrame]
+    """(answers, input, truth, unknown) -> what the metric of answers whose truth is known is made of; of pairs, lists
+    of each. A row for each row that is scored, with its name `row` and its right answer `truth`."""
+
     evaluate: Callable[..., FormScore]
-    """(answers, input, truth, unknown, seed) -> the metric of answers whose truth is known; of pairs, lists of each."""
+    """(outcomes, seed) -> the metric with its interval."""
+
+    metric: Callable[[pd.DataFrame], Metric]
+    """outcomes -> the metric of rows that come several times or never."""
+
+    UNIT: tuple[str, ...]
+    """Columns of the outcomes that name what an interval resamples; `STRATUM`: within what."""
+
+    STRATUM: tuple[str, ...]
 
 
 def get_form(name: str = TOPK) -> Form:

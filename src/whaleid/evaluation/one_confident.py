@@ -7,7 +7,7 @@ Weyand et al., "Google Landmarks Dataset v2", 2020: global average precision (mi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 
 from whaleid.evaluation.form_input import RankedIdentities, Truth
-from whaleid.evaluation.form_score import DRAWS, FormScore, with_interval
+from whaleid.evaluation.form_score import DRAWS, FormScore, Metric, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
 from whaleid.evaluation.rejection import operating_points
 from whaleid.evaluation.submission_file import file_problems, is_finite, listed
 from whaleid.utils.errors import WhaleidError
 
 NEEDS = "identities"
+STRATUM, UNIT = (), ("row",)
 
 
 def global_average_precision(
@@ -69,16 +70,34 @@ def unreadable(image: str, likely: list[str]) -> str:
     return ""
 
 
-def evaluate(
-    answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str | None, seed: int = 0
-) -> FormScore:
-    """As `score_submission`, of answers whose truth is known, with the weights of the truth."""
+def outcomes(answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str | None) -> pd.DataFrame:
+    """`row, truth, given, confidence, right, relevant, weight` of each image of the truth that has a weight."""
     used = truth.weights > 0
     words = [cell.split() for cell, counts in zip(answers, used, strict=True) if counts]
     label = np.array([row[0] if row else "" for row in words], dtype=object)
     confidence = np.array([float(row[1]) if row else 0.0 for row in words])
-    right = (label == truth.identity[used]) & truth.known[used]
-    return _score(label != "", confidence, right, truth.known[used], truth.weights[used], seed)
+    identity, known = truth.identity[used], truth.known[used]
+    columns = {"row": ranked.images[used], "truth": identity, "given": label != "", "confidence": confidence}
+    return pd.DataFrame(
+        {**columns, "right": (label == identity) & known, "relevant": known, "weight": truth.weights[used]}
+    )
+
+
+def metric(table: pd.DataFrame) -> Metric:
+    """GAP."""
+    gap = _gap(*_columns(table))
+    place = np.arange(len(table))
+    order = np.argsort(-table["confidence"].to_numpy(), kind="stable")
+    return lambda counts: gap(np.repeat(place, counts[order]))
+
+
+def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
+    """As `score_submission`, of outcomes, with their weights."""
+    return _score(*_columns(table), seed)
+
+
+def _columns(table: pd.DataFrame) -> list[np.ndarray]:
+    return [table[name].to_numpy() for name in ("given", "confidence", "right", "relevant", "weight")]
 
 
 # -------------------------------------------------------------------------------------------- checking, scoring
@@ -162,6 +181,16 @@ def _score(
     seed: int,
 ) -> FormScore:
     """GAP of queries, (n,) each, with its interval."""
+    gap = _gap(given, confidence, right, relevant, weights)
+    rng, n = np.random.default_rng(seed), len(given)
+    draws = np.array([gap(np.sort(rng.integers(n, size=n))) for _ in range(DRAWS)])
+    return with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
+
+
+def _gap(
+    given: np.ndarray, confidence: np.ndarray, right: np.ndarray, relevant: np.ndarray, weights: np.ndarray
+) -> Callable[[np.ndarray], float]:
+    """GAP of some of the queries, (n,) each: of ascending places in their order by falling confidence."""
     order = np.argsort(-confidence, kind="stable")
     given, confidence, right, relevant, weights = (
         values[order] for values in (given, confidence, right, relevant, weights)
@@ -173,9 +202,7 @@ def _score(
             return 0.0
         return global_average_precision(confidence[asked], right[asked], labelled, weights[asked])
 
-    rng, n = np.random.default_rng(seed), len(order)
-    draws = np.array([gap(np.sort(rng.integers(n, size=n))) for _ in range(DRAWS)])
-    return with_interval("GAP", gap(np.arange(n)), draws, int(relevant.sum()))
+    return gap
 
 
 def _answers(answers: AnswerFrame) -> tuple[np.ndarray, np.ndarray]:

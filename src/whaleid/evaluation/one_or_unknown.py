@@ -18,10 +18,11 @@ import pandas as pd
 
 from whaleid.evaluation import topk
 from whaleid.evaluation.form_input import RankedIdentities, Truth
-from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
+from whaleid.evaluation.form_score import FormScore, Metric, resampled_means, unit_shares, weighted_mean, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair, require_one_label
 
 NEEDS = "identities"
+STRATUM, UNIT = ("dataset", "known"), ("truth",)
 KNOWN = "known"
 """Column of a solution that says whether the identity is in the training data."""
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
@@ -121,9 +122,32 @@ def unreadable(image: str, likely: list[str]) -> str:
     return likely[0]
 
 
-def evaluate(answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str, seed: int = 0) -> FormScore:
-    """As `score_submission`, of answers whose truth is known."""
-    return _score(np.array(answers), truth.identity, truth.known, ranked.datasets, unknown, seed)
+def outcomes(answers: list[str], ranked: RankedIdentities, truth: Truth, unknown: str) -> pd.DataFrame:
+    """`row, truth, known, dataset, answer, unknown` of each image."""
+    columns = {"truth": truth.identity, "known": truth.known, "dataset": ranked.datasets, "answer": answers}
+    return pd.DataFrame({"row": ranked.images, **columns, "unknown": unknown})
+
+
+def metric(table: pd.DataFrame) -> Metric:
+    """Mean over data sets of sqrt(BAKS x BAUS)."""
+    truth, given, known = (table[name].to_numpy() for name in ("truth", "answer", "known"))
+    right = np.where(known, given == truth, given == table["unknown"]).astype(float)
+    share = unit_shares(table, (*STRATUM, *UNIT))
+    datasets = [table["dataset"].to_numpy() == name for name in sorted(set(table["dataset"]))]
+    kinds = [(np.flatnonzero(rows & known), np.flatnonzero(rows & ~known)) for rows in datasets]
+
+    def value(counts: np.ndarray) -> float:
+        weights = counts * share
+        parts = [[weighted_mean(right[rows], weights[rows]) for rows in both] for both in kinds]
+        return float(np.sqrt(np.prod(parts, axis=1)).mean())
+
+    return value
+
+
+def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
+    """As `score_submission`, of outcomes."""
+    given, truth, known, datasets = (table[name].to_numpy() for name in ("answer", "truth", "known", "dataset"))
+    return _score(given, truth, known, datasets, table["unknown"].iloc[0], seed)
 
 
 # -------------------------------------------------------------------------------------------- checking, scoring

@@ -13,18 +13,19 @@ import numpy as np
 import pandas as pd
 
 from whaleid.evaluation.form_input import ImagePairs
-from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
+from whaleid.evaluation.form_score import FormScore, Metric, resampled_means, unit_shares, weighted_mean, with_interval
 from whaleid.evaluation.frames import AnswerFrame, read_pair
 from whaleid.evaluation.submission_file import cell_problems, is_finite
 from whaleid.utils.errors import WhaleidError
 
 NEEDS, TABLES = "pairs", ("among",)
+STRATUM, UNIT = (), ("truth",)
 
 
-def identity_balanced_map(
+def precision_of_queries(
     query: np.ndarray, identity: np.ndarray, similarity: np.ndarray, relevant: np.ndarray
-) -> pd.Series:
-    """Mean average precision of each identity; its mean is identity-balanced mAP.
+) -> pd.DataFrame:
+    """Average precision of each query; the mean over identities of their queries' mean is identity-balanced mAP.
 
     Parameters
     ----------
@@ -36,16 +37,17 @@ def identity_balanced_map(
 
     Returns
     -------
-    Series of float, index: identity
+    DataFrame
+        `row` (the query), `truth` (its identity), `precision`.
     """
     from sklearn.metrics import average_precision_score
 
     values = []
     for rows in pd.Series(np.arange(len(query))).groupby(query).indices.values():
         if relevant[rows].any():
-            values.append((identity[rows[0]], average_precision_score(relevant[rows], similarity[rows])))
-    frame = pd.DataFrame(values, columns=["identity", "precision"])
-    return frame.groupby("identity")["precision"].mean()
+            precision = average_precision_score(relevant[rows], similarity[rows])
+            values.append((query[rows[0]], identity[rows[0]], precision))
+    return pd.DataFrame(values, columns=["row", "truth", "precision"])
 
 
 # ------------------------------------------------------------------------------------------------ answering
@@ -65,22 +67,28 @@ def unreadable(row: str, likely: list[str]) -> str:
     return "0"
 
 
-def evaluate(
-    answers: Sequence[list[str]],
-    sets: Sequence[ImagePairs],
-    identities: Sequence[np.ndarray],
-    unknown: str | None,
-    seed: int = 0,
-) -> FormScore:
-    """As `score_submission`, of all pairs of the images of each set."""
+def outcomes(
+    answers: Sequence[list[str]], sets: Sequence[ImagePairs], identities: Sequence[np.ndarray], unknown: str | None
+) -> pd.DataFrame:
+    """As `precision_of_queries`, of all pairs of the images of each set."""
     columns = []
     for cells, pairs, identity in zip(answers, sets, identities, strict=True):
         first, second = pairs.among.first, pairs.among.second
         same = identity[first] == identity[second]
         columns.append((pairs.images[first], identity[first], np.array(cells, dtype=float), same))
     query, identity, similarity, relevant = (np.concatenate(column) for column in zip(*columns, strict=True))
-    means = identity_balanced_map(query, identity, similarity, relevant)
-    return _score(means, len(np.unique(query)), seed)
+    return precision_of_queries(query, identity, similarity, relevant)
+
+
+def metric(table: pd.DataFrame) -> Metric:
+    """Identity-balanced mAP."""
+    precision, share = table["precision"].to_numpy(), unit_shares(table, UNIT)
+    return lambda counts: weighted_mean(precision, counts * share)
+
+
+def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
+    """Identity-balanced mAP of outcomes, with its interval."""
+    return _score(table, len(table), seed)
 
 
 # -------------------------------------------------------------------------------------------- checking, scoring
@@ -123,14 +131,15 @@ def score_submission(submission: Path, solution: Path, seed: int = 0) -> FormSco
     query, identity, other = (_filled(truths, name) for name in ("query_image", "query_identity", "gallery_identity"))
     first = identity.groupby(query).transform("first")
     truths.require(identity == first, identity, "is a second identity of one query image")
-    means = identity_balanced_map(query.to_numpy(), identity.to_numpy(), similarity, (identity == other).to_numpy())
-    if not len(means):
+    found = precision_of_queries(query.to_numpy(), identity.to_numpy(), similarity, (identity == other).to_numpy())
+    if not len(found):
         raise WhaleidError(f"{solution}: no pair shows one identity; nothing to find")
-    return _score(means, query.nunique(), seed)
+    return _score(found, query.nunique(), seed)
 
 
-def _score(means: pd.Series, queries: int, seed: int) -> FormScore:
-    """means: of each identity."""
+def _score(found: pd.DataFrame, queries: int, seed: int) -> FormScore:
+    """found: as of `precision_of_queries`."""
+    means = found.groupby("truth")["precision"].mean()
     draws = resampled_means(means.to_numpy(), np.random.default_rng(seed))
     return with_interval("identity-balanced mAP", float(means.mean()), draws, queries)
 

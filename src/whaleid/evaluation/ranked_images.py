@@ -12,15 +12,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from whaleid.config.competition import RANKED_IMAGES
 from whaleid.evaluation import topk
 from whaleid.evaluation.form_input import ImagePairs
-from whaleid.evaluation.form_score import FormScore, resampled_means, with_interval
+from whaleid.evaluation.form_score import FormScore, Metric, resampled_means, with_interval
 from whaleid.evaluation.frames import read_pair
 from whaleid.utils.errors import WhaleidError
 
 NEEDS, TABLES = "pairs", ("to_gallery",)
+STRATUM, UNIT = (), ("row",)
 
 
 def average_precision_at_k(ranked: Sequence[str], relevant: Collection[str], k: int = RANKED_IMAGES) -> float:
@@ -66,26 +68,34 @@ def unreadable(image: str, likely: list[str]) -> str:
     return ""
 
 
-def evaluate(
-    answers: Sequence[list[str]],
-    sets: Sequence[ImagePairs],
-    identities: Sequence[np.ndarray],
-    unknown: str | None,
-    seed: int = 0,
-) -> FormScore:
-    """mAP@100 of answers whose truth is known: the relevant images are the labelled ones of the query's identity."""
+def outcomes(
+    answers: Sequence[list[str]], sets: Sequence[ImagePairs], identities: Sequence[np.ndarray], unknown: str | None
+) -> pd.DataFrame:
+    """`row, truth, precision` of each query with a relevant image: a labelled one of the query's identity."""
     values = []
     for cells, pairs, identity in zip(answers, sets, identities, strict=True):
         order = np.argsort(pairs.gallery_identity, kind="stable")
         labels = pairs.gallery_identity[order]
         starts, ends = (np.searchsorted(labels, identity, side) for side in ("left", "right"))
-        for cell, start, end in zip(cells, starts, ends, strict=True):
+        for place, (cell, start, end) in enumerate(zip(cells, starts, ends, strict=True)):
             if end > start:
                 relevant = set(pairs.gallery[order[start:end]])
-                values.append(average_precision_at_k(cell.split(), relevant, RANKED_IMAGES))
+                precision = average_precision_at_k(cell.split(), relevant, RANKED_IMAGES)
+                values.append((pairs.images[place], identity[place], precision))
     if not values:
         raise WhaleidError("ranked_images: no image has another of its identity in another fold; nothing can be scored")
-    return _score(np.array(values), RANKED_IMAGES, seed)
+    return pd.DataFrame(values, columns=["row", "truth", "precision"])
+
+
+def metric(table: pd.DataFrame) -> Metric:
+    """mAP@100."""
+    precision = table["precision"].to_numpy()
+    return lambda counts: float(counts @ precision / counts.sum())
+
+
+def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
+    """mAP@100 of outcomes, with its interval."""
+    return _score(table["precision"].to_numpy(), RANKED_IMAGES, seed)
 
 
 # -------------------------------------------------------------------------------------------- checking, scoring

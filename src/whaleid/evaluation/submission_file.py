@@ -31,6 +31,8 @@ from whaleid.utils.files import atomic_path
 
 ANSWER = "answer.csv"
 """File beside the candidates: each row of the test set and its cell."""
+OUTCOMES = "outcomes.parquet"
+"""File beside the candidates: what the score out of fold of the form's answers is made of (`Form.outcomes`)."""
 DOUBTS = "doubts.csv"
 """File beside the candidates: pairs of images that are worth a person's look, in the form clusters."""
 _LISTED = 10  # problems of one kind that are listed

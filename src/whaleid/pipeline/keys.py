@@ -108,6 +108,7 @@ def candidates_key(project: Project) -> str:
     divided = {name: getattr(project.competition, name) for name in ("species_column", "view", "group_is_individual")}
     protocol |= {name: value for name, value in divided.items() if value}  # keys from before them hold
     combine = project.recipe.combine.model_dump(mode="json")
+    protocol |= {} if answer.form == TOPK else {"outcomes": 1}  # of these forms alone they lie beside the answers
     asked = [] if answer.pairs is None else [_asked_digest(project.competition)]
     decided = _decisions(project) if answer.form == CLUSTERS else []
     return digest("candidates", VERSION["candidates"], inputs, protocol, combine, project.recipe.seed, *asked, *decided)

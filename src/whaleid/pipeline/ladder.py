@@ -24,7 +24,7 @@ from whaleid.utils.files import atomic_path, read_json, write_json
 
 FIGURES, RANKS = "figures.json", "ranks.csv"
 """Beside the candidates: their part of metrics.json; the rank of the true identity among the final guesses, 0: none."""
-CANDIDATES = ("oof.parquet", "test.parquet", "answer.csv", "doubts.csv", "ladder.json")
+CANDIDATES = ("oof.parquet", "test.parquet", "answer.csv", "outcomes.parquet", "doubts.csv", "ladder.json")
 
 
 def candidates_folder(project: Project) -> Path:

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from whaleid.config import Competition
-from whaleid.ensemble.intervals import Gain, paired_gain
+from whaleid.ensemble.intervals import Gain, paired_answer_gain, paired_gain
 from whaleid.evaluation.form_score import FormScore
+from whaleid.evaluation.forms import get_form
 from whaleid.evaluation.metrics import reciprocal_rank_at_k
 from whaleid.pipeline.workspace import Workspace
 from whaleid.report import charts
@@ -45,12 +46,15 @@ class Comparison:
     settings : dict
         Key that differs -> its value in each entry, ABSENT where it has none.
     differences : dict
-        (i, j) -> difference of entry j from entry i, i < j; only where both are ranked and share queries.
+        (i, j) -> difference in MAP@k of entry j from entry i, i < j; only where both are ranked and share queries.
+    answers : dict
+        The same in the competition's own metric, where both have answers that are scored by it.
     """
 
     entries: tuple[Entry, ...]
     settings: dict[str, list[Any]]
     differences: dict[tuple[int, int], Difference]
+    answers: dict[tuple[int, int], Difference]
 
     @property
     def metrics(self) -> list[str]:
@@ -62,9 +66,29 @@ def compare_entries(names: list[str], competition: Competition, workspace: Works
     """Compare recipes, rankers and runs of a work folder; names as in `entries.read_entries`."""
     entries = tuple(read_entries(names, competition, workspace))
     pairs = [(i, j) for j in range(len(entries)) for i in range(j)]
-    found = {(i, j): difference(entries[i].ranks, entries[j].ranks) for i, j in pairs}
-    shown = {pair: one for pair, one in found.items() if one is not None}
-    return Comparison(entries, _settings(entries), shown)
+    ranked = {(i, j): difference(entries[i].ranks, entries[j].ranks) for i, j in pairs}
+    form = competition.answer.form
+    answered = {(i, j): answer_difference(form, entries[i], entries[j]) for i, j in pairs}
+    return Comparison(entries, _settings(entries), *(_found(one) for one in (ranked, answered)))
+
+
+def _found(differences: dict[tuple[int, int], Difference | None]) -> dict[tuple[int, int], Difference]:
+    return {pair: one for pair, one in differences.items() if one is not None}
+
+
+def answer_difference(form: str, first: Entry, second: Entry, seed: int = 0) -> Difference | None:
+    """Paired difference in the form's metric, second less first, on the rows of one name and one right answer.
+
+    None where an entry has no answers by that metric, and where they share no row.
+    """
+    if first.outcomes is None or second.outcomes is None:
+        return None
+    tables = [outcomes.set_index(["row", "truth"]) for outcomes in (first.outcomes, second.outcomes)]
+    common = tables[0].index.intersection(tables[1].index, sort=False)
+    if not len(common):
+        return None
+    own, other = (table.loc[common].reset_index() for table in tables)
+    return Difference(paired_answer_gain(get_form(form), own, other, seed), len(common))
 
 
 def difference(first: Ranks | None, second: Ranks | None, seed: int = 0) -> Difference | None:
@@ -151,11 +175,14 @@ def comparison_lines(found: Comparison) -> list[str]:
 
 
 def _figures_row(place: int, found: Comparison) -> dict[str, str]:
-    entry, gain = found.entries[place], found.differences.get((0, place))
-    score = entry.score
+    entry, gain, answer = found.entries[place], found.differences.get((0, place)), found.answers.get((0, place))
+    score, own = entry.score, {}
+    for metric in found.metrics:
+        own |= {f"{metric} (out of fold)": _interval(answer_in(entry, metric))}
+        own |= {f"difference in {metric}": str(answer.gain) if answer and answer_in(entry, metric) else ""}
     return {
         "": entry.name,
-        **{f"{metric} (out of fold)": _interval(answer_in(entry, metric)) for metric in found.metrics},
+        **own,
         "MAP (out of fold)": "not ranked" if score is None else f"{score.map:.5f} [{score.low:.4f}, {score.high:.4f}]",
         "difference": "" if gain is None else str(gain.gain),
         "queries": "" if entry.ranks is None else f"{entry.ranks.images:,}",
@@ -196,7 +223,7 @@ def write_comparison(found: Comparison, competition: Competition, path: Path) ->
         metrics=found.metrics,
         entries=[_page_row(place, found) for place in range(len(found.entries))],
         settings={key: [setting_text(value) for value in values] for key, values in found.settings.items()},
-        gains=[[_pair(i, j, found) for j in range(len(found.entries))] for i in range(len(found.entries))],
+        pairs=_pair_tables(found, competition.k),
         charts=_charts(found.entries),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,10 +232,11 @@ def write_comparison(found: Comparison, competition: Competition, path: Path) ->
 
 
 def _page_row(place: int, found: Comparison) -> dict[str, Any]:
-    entry, gain = found.entries[place], found.differences.get((0, place))
+    entry, gain, answer = found.entries[place], found.differences.get((0, place)), found.answers.get((0, place))
+    scores = [answer_in(entry, metric) for metric in found.metrics]
     return {
         "name": entry.name,
-        "answers": [answer_in(entry, metric) for metric in found.metrics],
+        "answers": [(score, None if score is None else answer) for score in scores],
         "score": entry.score,
         "queries": 0 if entry.ranks is None else entry.ranks.images,
         "gain": gain,
@@ -219,13 +247,22 @@ def _page_row(place: int, found: Comparison) -> dict[str, Any]:
     }
 
 
-def _pair(i: int, j: int, found: Comparison) -> Gain | None:
+def _pair_tables(found: Comparison, k: int) -> dict[str, list[list[Gain | None]]]:
+    """Metric -> difference of the entry of each row from that of each column."""
+    places = range(len(found.entries))
+    tables = {f"MAP@{k}": found.differences}
+    if found.answers:
+        tables = {" or ".join(found.metrics): found.answers, **tables}
+    return {name: [[_pair(i, j, gains) for j in places] for i in places] for name, gains in tables.items()}
+
+
+def _pair(i: int, j: int, differences: dict[tuple[int, int], Difference]) -> Gain | None:
     """Difference of entry i from entry j."""
-    if (j, i) in found.differences:
-        return found.differences[j, i].gain
-    if (i, j) not in found.differences:
+    if (j, i) in differences:
+        return differences[j, i].gain
+    if (i, j) not in differences:
         return None
-    gain = found.differences[i, j].gain
+    gain = differences[i, j].gain
     return Gain(-gain.gain, -gain.high, -gain.low)
 
 

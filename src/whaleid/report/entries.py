@@ -18,6 +18,7 @@ from whaleid.ensemble.protocol import NONE, query_weights, read_protocol
 from whaleid.ensemble.simulation import is_simulated, simulated_protocol
 from whaleid.evaluation.form_score import FormScore
 from whaleid.evaluation.metrics import MapScore, score_ranks
+from whaleid.evaluation.submission_file import OUTCOMES
 from whaleid.pipeline.metrics import answer_score
 from whaleid.pipeline.workspace import Workspace, fold_name, read_folds, read_images
 from whaleid.report.inputs import read_losses, read_top_guesses
@@ -94,6 +95,8 @@ class Entry:
     answer : FormScore or None
         Score out of fold of a recipe's answers by the competition's own metric; None where that is MAP@k, and for
         what gives no answers: a ranker, a run.
+    outcomes : DataFrame or None
+        What that was made of (`Form.outcomes`).
     runs : tuple of dict
         Summary of each run.
     curves : dict
@@ -106,6 +109,7 @@ class Entry:
     ranks: Ranks | None
     score: MapScore | None
     answer: FormScore | None = None
+    outcomes: pd.DataFrame | None = None
     runs: tuple[dict[str, Any], ...] = ()
     curves: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
 
@@ -196,8 +200,11 @@ def _recipe_entry(
     settings = {key: value for key, value in figures["settings"]["recipe"].items() if key not in ("name", "set")}
     experiments = {item["name"]: item for item in figures["settings"]["experiments"]}
     curves = _curves(figures, runs, workspace)
-    answer = answer_score(figures) if ranker is None and figures["ladder"].get("answer") else None
-    return Entry(name, settings, experiments, ranks, score, answer, tuple(runs.values()), curves)
+    answer, outcomes = None, None
+    if ranker is None and figures["ladder"].get("answer"):
+        path = workspace.candidates(figures["recipe"]) / OUTCOMES
+        answer, outcomes = answer_score(figures), pd.read_parquet(path) if path.is_file() else None
+    return Entry(name, settings, experiments, ranks, score, answer, outcomes, tuple(runs.values()), curves)
 
 
 def _rung(figures: dict[str, Any], ranker: str | None) -> dict[str, Any]:
@@ -265,7 +272,7 @@ def _run_entry(name: str, competition: Competition, workspace: Workspace) -> Ent
     score = None if ranks is None else score_ranks(ranks.ranks, ranks.k, ranks.weights)
     losses = read_losses(folder)
     curves = {settings["head"]["name"]: {settings["name"]: losses}} if losses else {}
-    return Entry(name, {}, {settings["name"]: settings}, ranks, score, None, (summary,), curves)
+    return Entry(name, {}, {settings["name"]: settings}, ranks, score, runs=(summary,), curves=curves)
 
 
 def _ranks_of_run(summary: dict[str, Any], competition: Competition, workspace: Workspace) -> Ranks | None:

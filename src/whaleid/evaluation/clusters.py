@@ -162,7 +162,8 @@ def metric(table: pd.DataFrame) -> Metric:
 
 def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
     """As `score_submission`, of outcomes."""
-    return _score(*(table[name].to_numpy() for name in ("truth", "cluster", "dataset")), seed)
+    truth, cluster, datasets = (table[name].to_numpy() for name in ("truth", "cluster", "dataset"))
+    return _score(truth, cluster, datasets, seed)
 
 
 def _thinned(pairs: ImagePairs, identity: np.ndarray, target: ImagePairs) -> tuple[ImagePairs, np.ndarray]:

@@ -23,6 +23,7 @@ from whaleid.utils.errors import WhaleidError
 
 NEEDS = "identities"
 STRATUM, UNIT = (), ("row",)
+_COLUMNS = ("given", "confidence", "right", "relevant", "weight")
 
 
 def global_average_precision(
@@ -96,8 +97,9 @@ def evaluate(table: pd.DataFrame, seed: int = 0) -> FormScore:
     return _score(*_columns(table), seed)
 
 
-def _columns(table: pd.DataFrame) -> list[np.ndarray]:
-    return [table[name].to_numpy() for name in ("given", "confidence", "right", "relevant", "weight")]
+def _columns(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    given, confidence, right, relevant, weight = (table[name].to_numpy() for name in _COLUMNS)
+    return given, confidence, right, relevant, weight
 
 
 # -------------------------------------------------------------------------------------------- checking, scoring

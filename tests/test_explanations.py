@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from whaleid.cli.main import app
 from whaleid.models.embedder import BatchNormNeck, Embedder
 from whaleid.models.explanations import (
-    STEPS,
+    SHARES,
     _mutual_pairs,
     agreeing_regions,
     deletion_scores,
@@ -225,8 +225,8 @@ def test_a_network_of_one_resolution_or_with_its_channels_last_has_no_middle_lay
     assert agreeing_regions(net, noise()) is None
 
 
-def test_an_image_is_deleted_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that tells how much is left of the first image: the area under 1, 1 - 1/n, ..., 0 is 1/2."""
+def test_shares_of_an_image_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that tells how much is left of an image: the area under the line from 1 to 0 is 1/2."""
     images = np.zeros((2, 20, 40, 3), np.uint8)
     images[:, ::2] = 200
     seen: list[Tensor] = []
@@ -239,7 +239,7 @@ def test_an_image_is_deleted_in_equal_parts(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(net, "embed", share_left)
     maps = {name: np.random.default_rng(seed).random((2, 5, 10)) for seed, name in enumerate("ab")}
     assert deletion_scores(net, images, maps) == pytest.approx({"a": 0.5, "b": 0.5})
-    parts = [1 - step / STEPS for step in range(1, STEPS)]
+    parts = [1 - share for share in SHARES]
     assert [left.tolist() for left in seen] == [pytest.approx([1, 0, *parts, *parts])] * 2
 
 
@@ -250,12 +250,12 @@ def test_a_deletion_score_by_loops() -> None:
     areas = []
     for side in range(2):
         order, curve = np.argsort(-maps[side], axis=None), []
-        for step in range(STEPS + 1):
+        for share in (0, *SHARES, 1):
             left = images[side].copy()
-            left.reshape(-1, 3)[order[: step * len(order) // STEPS]] = images[side].mean(axis=(0, 1)).astype(np.uint8)
+            left.reshape(-1, 3)[order[: round(share * len(order))]] = images[side].mean(axis=(0, 1)).astype(np.uint8)
             one, other = net.embed(torch.from_numpy(np.stack([left, images[1 - side]])))
             curve.append(float(one @ other))
-        areas.append(np.trapezoid(curve, dx=1 / STEPS))
+        areas.append(np.trapezoid(curve, [0, *SHARES, 1]))
     found = deletion_scores(net, images, {"other": maps[::-1], "map": maps})
     assert found["map"] == pytest.approx(np.mean(areas), abs=1e-5) and found["other"] != pytest.approx(found["map"])
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from whaleid.models.embedder import Embedder
 from whaleid.utils.errors import WhaleidError
 
-STEPS = 5
-"""Equal parts in which an image is deleted."""
+SHARES = (0.1, 0.25, 0.5, 0.75)
+"""Shares of an image that are deleted beside none and all: close where the similarity falls fastest."""
 FINER = 16
 """A middle layer has at least as many times the positions of the last one: a stage of a quarter of its stride."""
 _BLUR = 0.03  # of the width: gradients of single pixels are noise, as pixels next to one another share them
@@ -179,7 +179,7 @@ def deletion_scores(embedder: Embedder, images: np.ndarray, maps: Mapping[str, n
     Returns
     -------
     dict of str to float
-        Of each map the area under the similarity against the share that is deleted, by trapezoids of 1 / STEPS; the
+        Of each map the area under the similarity against the share that is deleted, by trapezoids between SHARES; the
         mean over both images, of which one at a time is deleted. A deleted pixel gets the image's mean colour.
     """
     lefts = [_partly_deleted(images[side], [values[side] for values in maps.values()]) for side in range(2)]
@@ -190,9 +190,10 @@ def deletion_scores(embedder: Embedder, images: np.ndarray, maps: Mapping[str, n
 
 
 def _areas(similarity: Tensor) -> Tensor:
-    """Areas (m,) under the curves of m maps. similarity: (2 + m * (STEPS - 1),), rows as of `_partly_deleted`."""
-    ends, between = similarity[:2].mean(), similarity[2:].unflatten(0, (-1, STEPS - 1))
-    return (ends + between.sum(1)) / STEPS
+    """Areas (m,) under the curves of m maps. similarity: (2 + m * len(SHARES),), rows as of `_partly_deleted`."""
+    between = similarity[2:].unflatten(0, (-1, len(SHARES)))
+    whole, nothing = (end.expand(len(between), 1) for end in similarity[:2])
+    return torch.trapezoid(torch.cat([whole, between, nothing], dim=1), similarity.new_tensor([0, *SHARES, 1]))
 
 
 def grid_shape(shape: tuple[int, ...], image: tuple[int, ...]) -> tuple[int, int]:
@@ -214,9 +215,9 @@ def _lengths(embeddings: Tensor, slices: int) -> Tensor:
 
 
 def _partly_deleted(image: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray:
-    """The image, all of it deleted, and by each map 1, 2, ..., STEPS - 1 of STEPS equal parts of it deleted.
+    """The image, all of it deleted, and SHARES of it deleted by each map.
 
-    image: uint8 (h, w, 3). maps: float (h', w') each. Returns uint8 (2 + len(maps) * (STEPS - 1), h, w, 3).
+    image: uint8 (h, w, 3). maps: float (h', w') each. Returns uint8 (2 + len(maps) * len(SHARES), h, w, 3).
     """
     height, width = image.shape[:2]
     colour = image.mean(axis=(0, 1)).astype(np.uint8)
@@ -225,8 +226,8 @@ def _partly_deleted(image: np.ndarray, maps: Sequence[np.ndarray]) -> np.ndarray
         large = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         place = np.empty(large.size, dtype=int)
         place[np.argsort(-large, axis=None, kind="stable")] = np.arange(large.size)
-        part = (place * STEPS // large.size).reshape(height, width, 1)
-        left += [np.where(part < step, colour, image) for step in range(1, STEPS)]
+        place = place.reshape(height, width, 1)
+        left += [np.where(place < share * place.size, colour, image) for share in SHARES]
     return np.stack(left)
 
 

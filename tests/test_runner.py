@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from drawn import draw_sample
@@ -10,6 +11,8 @@ from drawn import draw_sample
 from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.tasks import Task, do
+from whaleid.pipeline.workspace import Workspace
+from whaleid.utils.errors import WhaleidError
 
 COMPETITION = """
 name: drawn
@@ -31,6 +34,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.commands: list[tuple[str, str | None]] = []
+
+    def check(self) -> None:
+        pass
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
         for task in tasks:
@@ -69,7 +75,7 @@ def test_of_one_run_only_that_one(project: Project) -> None:
     ]
 
 
-class Interrupted:
+class Interrupted(Recorder):
     """Does the first task, and is interrupted in the second."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
@@ -87,3 +93,19 @@ def test_an_interrupted_run_notes_where_it_goes_on(project: Project) -> None:
     assert stop.value.__notes__ == [
         "stopped in train, 1 of 2 done; the same command goes on there: tiny/fold1 from its beginning"
     ]
+
+
+class Missing(Recorder):
+    """An engine that is not there."""
+
+    def check(self) -> None:
+        raise WhaleidError("no cluster")
+
+
+def test_an_engine_that_is_missing_is_told_before_the_first_stage(project: Project) -> None:
+    fresh = replace(project, workspace=Workspace(project.workspace.root.with_name("other")))
+    with pytest.raises(WhaleidError, match="no cluster"):
+        run(fresh, "train", Missing())
+    assert not fresh.workspace.images.exists()
+    run(fresh, "images", Missing())  # which needs no engine
+    assert fresh.workspace.images.exists()

@@ -90,6 +90,8 @@ def run(
     needed = {task.name for task in to_do}
     if needed:
         require(settings_checks(project))
+        if any(task.command is not None for task in to_do):
+            executor.check()
         if line := environment_line(_read(project, to_do)):
             say(line)
     for step in steps(project):

@@ -18,6 +18,10 @@ class Executor(Protocol):
     What is done stays done where the process ends early: it is in files, and the next run leaves it out.
     """
 
+    def check(self) -> None:
+        """Raise WhaleidError where the engine cannot be used: before the first stage, which may take hours."""
+        ...
+
     def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """Do the tasks; yield each when it is done. Raises WhaleidError where one fails."""
         ...

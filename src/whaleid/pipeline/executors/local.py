@@ -46,6 +46,9 @@ class LocalExecutor:
     jobs: int = 1
     options: list[str] = field(default_factory=list)
 
+    def check(self) -> None:
+        """This machine is there."""
+
     def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """Do the tasks; what is done is kept where one fails, and processes still running are ended."""
         for gpus in sorted({task.gpus for task in tasks}):

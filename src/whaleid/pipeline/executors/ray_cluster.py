@@ -41,6 +41,10 @@ class RayExecutor:
     jobs: int = 0
     options: list[str] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Connect to the cluster. Raises WhaleidError where there is none."""
+        _connected()
+
     def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """Do the tasks; Ray ends those that are left where one fails, or where this process ends."""
         sent = [task for task in tasks if task.command is not None]

@@ -48,6 +48,10 @@ class SlurmExecutor:
     options: list[str] = field(default_factory=list)
     cluster: str = "slurm"
 
+    def check(self) -> None:
+        """Raise WhaleidError where submitit, or SLURM, is not here."""
+        self._engine()
+
     def run(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """Do the tasks; jobs that are left are cancelled where one fails."""
         sent = [task for task in tasks if task.command is not None]

@@ -234,7 +234,7 @@ def test_ladder_has_its_rungs(tmp_path):
 
 def test_the_ablation_takes_its_parts_off(tmp_path):
     """A part off is the recipe without that part."""
-    world = local_world(tmp_path / "local")
+    world = local_world(tmp_path / "local", identities=10)
     sources = write_sources(world, tmp_path / "features", count=1)
     tables = world.images, world.folds, sources
     plan = recipe(local_matching={"learned": FEW}, classifier=None)

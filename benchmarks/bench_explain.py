@@ -12,6 +12,7 @@ of other competitions stay in the results.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from whaleid.config.settings import read_settings
 from whaleid.ensemble.intervals import Gain, paired_gain
 from whaleid.ensemble.protocol import FoldPart, read_protocol
 from whaleid.features.files import read_features
+from whaleid.models.explanations import SHARES
 from whaleid.pipeline.project import Project
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.workspace import read_folds, read_images
@@ -78,7 +80,8 @@ def deletion_scores(project: Project, count: int) -> tuple[np.ndarray, dict[str,
 def seconds_of_two(project: Project, query: int, candidates: list[int]) -> dict[str, float]:
     """Seconds on the clock and of the processor to explain a query with two candidates; rows of images.parquet.
 
-    Part of them is reading the networks. A pass is one image's through the network, ten together.
+    Part of them is reading the networks. A pass is one image's through the network, ten together. `load`: programs that
+    wanted a core; where they are more than the cores, the time on the clock is theirs.
     """
     names = read_images(project.workspace)["image"]
     run_folder = project.run_folder(project.experiments[0], project.folds[0])
@@ -92,7 +95,8 @@ def seconds_of_two(project: Project, query: int, candidates: list[int]) -> dict[
     with torch.inference_mode():
         ten = _seconds(lambda: embedder.embed(pixels))
     times = {"clock": whole[0], "clock of reading": reading[0], "processor": whole[1]}
-    return times | {"processor of reading": reading[1], "processor of a pass": ten[1] / 10}
+    times |= {"processor of reading": reading[1], "processor of a pass": ten[1] / 10}
+    return times | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
@@ -142,7 +146,7 @@ def main() -> None:
         figures[name]["less_control"] = asdict(gain)
         figures[name]["below_control"] = float((scores[name] < scores[CONTROL]).mean())
     head = {"run": f"{project.experiments[0].name}, fold {project.folds[0]}"}
-    head |= {"pairs": len(cosines), "similarity": float(cosines.mean()), "seconds": seconds}
+    head |= {"deleted": list(SHARES), "pairs": len(cosines), "similarity": float(cosines.mean()), "seconds": seconds}
     rows = read_json(given.out) if given.out.is_file() else {}
     write_json(given.out, rows | {project.competition.name: head | {"maps": figures, "machine": platform.machine()}})
 

@@ -8,12 +8,13 @@ as workers, each of which starts one process after the other. To start a process
 in the bare loop; the time over the sleep alone is given too. A run of whaleid loads its libraries besides, which is not
 in this: `local` does so for each run, and Ray once for each of its workers, before its first run. One task for each
 worker that does not sleep goes ahead and takes that time (`first_s`). Ray is started beforehand, as one node with a
-core for each worker; one local worker does the tasks in this process.
+core for each worker; one local worker does the tasks in this process. What is not measured keeps its figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import tempfile
@@ -113,6 +114,8 @@ def measure(name: str, workers: int, each: int, seconds: float) -> dict[str, Any
         "executor": name,
         "workers": workers,
         "tasks": workers * each,
+        "task_s": seconds,
+        "load": os.getloadavg()[0],
         "first_s": first,
         "seconds": taken,
         "bare_s": bare,
@@ -131,12 +134,13 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out.absolute()
     os.chdir(Path(__file__).parent)  # `python -m sleeping` is found in the current folder
-    rows = []
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     gpu_count()  # loads torch, once for a process
     for name in given.executors:
         for workers in given.workers:
-            rows.append(measure(name, workers, given.each, given.seconds))
-            write_json(out, {"task_s": given.seconds, "cpus": os.cpu_count(), "load": os.getloadavg()[0], "rows": rows})
+            new = measure(name, workers, given.each, given.seconds)
+            rows = [row for row in rows if (row["executor"], row["workers"]) != (name, workers)] + [new]
+            write_json(out, {"cpus": os.cpu_count(), "rows": rows})
 
 
 if __name__ == "__main__":

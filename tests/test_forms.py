@@ -18,14 +18,14 @@ from whaleid.pipeline.leaderboard import leaderboard_lines
 from whaleid.pipeline.submission import latest_submission, submission_problems
 from whaleid.utils.errors import WhaleidError
 
+pytestmark = pytest.mark.usefixtures("worth")
+
 TOY = '''
 """The most probable identity with its probability, which is won where it is right and lost where it is wrong."""
 import numpy as np
 import pandas as pd
 
 from whaleid.evaluation.form_score import with_interval
-
-pytestmark = pytest.mark.usefixtures("worth")
 
 NEEDS = "identities"
 

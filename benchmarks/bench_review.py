@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from drawn_pairs import draw, fit_models, image_pairs
 
+from whaleid.ensemble.intervals import paired_answer_gain
 from whaleid.evaluation import clusters
 from whaleid.evaluation.clusters import LINKAGES, THRESHOLDS, adjusted_rand_index, joined_pairs, merges_of
 from whaleid.evaluation.doubts import doubtful_pairs
 from whaleid.evaluation.form_input import ImagePairs
 from whaleid.evaluation.form_score import FormScore
+from whaleid.evaluation.forms import get_form
 from whaleid.utils.files import write_json
 
 BATCH = 50
@@ -36,9 +39,14 @@ CASES = [(noise, density) for noise in (0.8, 1.2, 1.6) for density in (2.0, 4.0,
 Choose = Callable[[ImagePairs, dict[str, Any]], np.ndarray]
 
 
+def outcomes_of(pairs: ImagePairs, fitted: dict[str, Any], identity: np.ndarray) -> pd.DataFrame:
+    """What the adjusted Rand index is made of."""
+    return clusters.outcomes([clusters.answer(pairs, fitted, None)], [pairs], [identity], None)
+
+
 def score_of(pairs: ImagePairs, fitted: dict[str, Any], identity: np.ndarray) -> FormScore:
     """Adjusted Rand index with its interval."""
-    return clusters.evaluate(clusters.outcomes([clusters.answer(pairs, fitted, None)], [pairs], [identity], None))
+    return clusters.evaluate(outcomes_of(pairs, fitted, identity))
 
 
 def informative(pairs: ImagePairs, fitted: dict[str, Any]) -> np.ndarray:
@@ -62,8 +70,8 @@ def at_random(seed: int) -> Choose:
 def curve(
     pairs: ImagePairs, fitted: dict[str, Any], identity: np.ndarray, choose: Choose, decisions: int
 ) -> list[dict[str, float]]:
-    """ARI after every BATCH decisions of an oracle, from none on."""
-    everyone = np.concatenate([identity, pairs.gallery_identity])
+    """ARI after every BATCH decisions of an oracle, from none on; the last row has the paired gain of all."""
+    everyone, before = np.concatenate([identity, pairs.gallery_identity]), outcomes_of(pairs, fitted, identity)
     rows = [{"decisions": 0, **_shown(score_of(pairs, fitted, identity))}]
     for count in range(BATCH, decisions + 1, BATCH):
         asked = _undecided(choose(pairs, fitted), pairs)[:BATCH]
@@ -74,6 +82,8 @@ def curve(
             cannot_link=np.concatenate([pairs.cannot_link, asked[~same]]),
         )
         rows.append({"decisions": count, **_shown(score_of(pairs, fitted, identity))})
+    gain = paired_answer_gain(get_form("clusters"), before, outcomes_of(pairs, fitted, identity), seed=0)
+    rows[-1] |= {f"paired_{name}": round(value, 4) for name, value in asdict(gain).items()}
     return rows
 
 
@@ -110,16 +120,21 @@ def drawn_case(noise: float, density: float, decisions: int, seed: int = 0) -> d
     target = draw(rng, int(240 / density), density, noise)
     pairs = image_pairs(target, models)
     fitted = clusters.fit(sets, [one.identity for one in training], pairs)
-    plain = {"linkage": "single", "anchors": False, "threshold": 0.5}
+    return {"noise": noise, "density": density, **compared(pairs, fitted, target.identity, decisions, seed)}
+
+
+def compared(
+    pairs: ImagePairs, fitted: dict[str, Any], identity: np.ndarray, decisions: int, seed: int = 0
+) -> dict[str, Any]:
+    """What was chosen, the best of all, a plain threshold with either linkage, and the curves of both kinds."""
+    plain = {linkage: {"linkage": linkage, "anchors": False, "threshold": 0.5} for linkage in LINKAGES}
     return {
-        "noise": noise,
-        "density": density,
-        "images": len(target.identity),
+        "images": len(identity),
         "fitted": fitted,
-        "best": best_of_all(pairs, target.identity),
-        "plain": _shown(score_of(pairs, plain, target.identity)),
-        "informative": curve(pairs, fitted, target.identity, informative, decisions),
-        "random": curve(pairs, fitted, target.identity, at_random(seed), decisions),
+        "best": best_of_all(pairs, identity),
+        "plain": {linkage: _shown(score_of(pairs, given, identity)) for linkage, given in plain.items()},
+        "informative": curve(pairs, fitted, identity, informative, decisions),
+        "random": curve(pairs, fitted, identity, at_random(seed), decisions),
     }
 
 
@@ -136,28 +151,21 @@ def main() -> None:
         from trained_forms import clusters_of_test
 
         pairs, fitted, identity = clusters_of_test(given.competition, given.recipe, given.work, given.truth)
-        cases = [
-            {
-                "competition": given.competition,
-                "images": len(identity),
-                "fitted": fitted,
-                "informative": curve(pairs, fitted, identity, informative, given.decisions),
-                "random": curve(pairs, fitted, identity, at_random(0), given.decisions),
-            }
-        ]
+        cases = [{"competition": given.competition, **compared(pairs, fitted, identity, given.decisions)}]
     else:
         cases = [drawn_case(noise, density, given.decisions) for noise, density in CASES]
     for case in cases:
         name = case.get("competition") or f"noise {case['noise']}, {case['density']:g} images an identity"
         print(f"{name} ({case['images']} images), {case['fitted']}", flush=True)
-        if "best" in case:
-            best, plain = case["best"], case["plain"]["ari"]
-            print(f"  best of all {best['ari']:.3f}; P(same) of 0.5, single linkage, no anchors {plain:.3f}")
+        plain = ", ".join(f"{linkage} linkage {found['ari']:.3f}" for linkage, found in case["plain"].items())
+        print(f"  best of all {case['best']['ari']:.3f}; P(same) of 0.5, no anchors: {plain}")
         for kind in ("informative", "random"):
             points = [
                 f"{row['decisions']}: {row['ari']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in case[kind]
             ]
-            print(f"  {kind:<11} {'  '.join(points)}")
+            last = case[kind][-1]
+            gain = f"{last['paired_gain']:+.3f} [{last['paired_low']:+.3f}, {last['paired_high']:+.3f}]"
+            print(f"  {kind:<11} {'  '.join(points)}; paired gain {gain}")
     write_json(given.out, cases)
 
 

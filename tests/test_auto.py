@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import COMPETITION
 
+from whaleid.auto import facts as facts_module
 from whaleid.auto import throughput
 from whaleid.auto.choose import (
     ANOTHER,
@@ -32,7 +33,7 @@ from whaleid.auto.choose import (
     local_share,
     options,
 )
-from whaleid.auto.facts import Facts, Machine, facts_of
+from whaleid.auto.facts import Facts, Machine, facts_of, find_machine
 from whaleid.auto.opening import open_project, recipe_file
 from whaleid.auto.throughput import Throughput, line_through
 from whaleid.auto.write import reasons_of, write_recipe
@@ -41,6 +42,7 @@ from whaleid.cli.training import plan
 from whaleid.config.files import load_recipe
 from whaleid.config.settings import Settings
 from whaleid.local_matching.cost import PAIRS, local_cost
+from whaleid.pipeline import plan as plan_module
 from whaleid.pipeline.plan import Census
 from whaleid.utils.errors import WhaleidError
 
@@ -77,7 +79,12 @@ def all_facts() -> st.SearchStrategy[Facts]:
     machines = st.one_of(
         st.integers(1, 16).flatmap(
             lambda cores: st.builds(
-                Machine, st.just(cores), st.just(0), st.integers(1, cores), st.just(LAPTOP.backbones)
+                Machine,
+                st.just(cores),
+                st.just(0),
+                st.integers(1, cores),
+                st.just(LAPTOP.backbones),
+                slowness=st.floats(0.3, 5),
             )
         ),
         st.just(STATION),
@@ -96,7 +103,7 @@ def all_facts() -> st.SearchStrategy[Facts]:
         counts,
         st.just(3.0),
         st.just(0),
-        groups=st.integers(2, 50_000),
+        groups=st.one_of(st.just(2), st.integers(2, 50_000)),
         grouped=st.just(0),
         area=st.floats(1000, 1e7),
         keypoints=st.integers(1, 1000),
@@ -242,16 +249,20 @@ def test_votes_stay_beside_fewer_folds_where_they_fit() -> None:
 
 def test_a_frozen_network_stands_in_where_those_of_all_folds_would_hardly_be_trained() -> None:
     """As long as learned match scores, which need all folds, have the time for it."""
-    made = {float(minutes): chosen(NYALA, minutes) for minutes in np.arange(1, 12, 0.25)}
+    made = {float(minutes): chosen(NYALA, minutes) for minutes in np.arange(1, 12, 0.05)}
     first, last = (pick(minutes for minutes, choice in made.items() if frozen(choice)) for pick in (min, max))
     assert all(frozen(choice) == (first <= minutes <= last) for minutes, choice in made.items())
-    assert first > 1 and last < 12 and made[first - 0.25].local is None
-    trained = made[last + 0.25]
+    assert first > 1 and last < 12
+    before, trained = (max(m for m in made if m < first), min(m for m in made if m > last))
+    assert made[before].local is None
+    trained = made[trained]
     assert trained.networks[0].passes == FROZEN and len(trained.trained) == 4
     hasty = made[first]
     embedded = NYALA.census.all_images * VIEWS * FORWARD * RATE.seconds(8192) / 1.24
     assert hasty.seconds["training"] == pytest.approx(START + embedded) and hasty.networks[0].epochs == 0
     assert pairs_of(made[last]) > pairs_of(trained)
+    assert all(choice.local.learned for choice in made.values() if frozen(choice) and choice.local)
+    assert not any(frozen(chosen(replace(NYALA, groups=2), minutes)) for minutes in made), "two folds are too few"
     crowd = replace(NYALA, census=replace(NYALA.census, test=LOCAL_IMAGES))
     assert not any(frozen(chosen(crowd, minutes)) for minutes in range(1, 40))
 
@@ -262,7 +273,15 @@ def test_on_a_slower_core_local_matching_is_reckoned_to_take_longer() -> None:
     assert at_ease.local == chosen(NYALA, 60).local
     assert at_ease.seconds["local matching"] == 2 * chosen(NYALA, 60).seconds["local matching"]
     assert at_ease.seconds["training"] < chosen(NYALA, 60).seconds["training"]
-    assert pairs_of(pressed) <= pairs_of(chosen(NYALA, 12))
+    assert pairs_of(pressed) < pairs_of(chosen(NYALA, 12))
+    long = chosen(slow, 400), chosen(NYALA, 400)
+    again = [choice.seconds["the full gallery"] - choice.seconds["the rest"] for choice in long]
+    assert again[0] == pytest.approx(2 * again[1])
+
+
+def test_a_machine_is_as_slow_as_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts_module, "slowness", lambda: 7.0)
+    assert find_machine(Path("weights")).slowness == 7.0
 
 
 def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() -> None:
@@ -361,7 +380,7 @@ def test_real_steps_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "minutes"), [(NYALA, 15), (NYALA, 400), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)]
+    ("facts", "minutes"), [(NYALA, 5), (NYALA, 15), (NYALA, 400), (FLUKES, 12), (replace(NYALA, machine=STATION), 60)]
 )
 def test_what_is_written_is_an_ordinary_recipe(tmp_path: Path, facts: Facts, minutes: int) -> None:
     choice = chosen(facts, minutes)
@@ -428,3 +447,13 @@ def test_a_plan_says_once_why(drawn: Path, capsys: pytest.CaptureFixture[str]) -
         plan(Context(competition=str(drawn / "drawn.yaml"), work=drawn / "work", minutes=5))
         printed = capsys.readouterr()
         assert (printed.out + printed.err).count("expected minutes: ") == 1
+
+
+def test_a_plan_reckons_local_matching_by_the_core(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = open_project(str(drawn / "drawn.yaml"), None, drawn / "work", minutes=60)
+    census, minutes = Census(20_000, 0, 5_000, 10_000, 1.0, estimated=True), []
+    for factor in (1.0, 3.0):
+        monkeypatch.setattr(plan_module, "slowness", lambda factor=factor: factor)
+        (line,) = (line for line in plan_module.plan_lines(project, census) if line.startswith("local matching"))
+        minutes.append(int(line.split()[2]))
+    assert minutes[1] == pytest.approx(3 * minutes[0], abs=2) and minutes[0] > 10

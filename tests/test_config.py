@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from whaleid.config import Recipe
-from whaleid.config.files import load_competition, load_experiment, load_recipe, parse_overrides
+from whaleid.config.files import load_competition, load_experiment, load_recipe, parse_overrides, read_yaml
 from whaleid.config.keys import known_keys
 from whaleid.config.reference import reference
 from whaleid.config.settings import config_root, repository_root
@@ -120,6 +120,15 @@ def test_what_a_file_says_wins_over_what_it_extends(tmp_path: Path) -> None:
     (tmp_path / "child.yaml").write_text("extends: base\ntrain: {lr: 0.25}\n")
     experiment = load_experiment(str(tmp_path / "child.yaml"))
     assert (experiment.train.lr, experiment.train.batch, experiment.name) == (0.25, 12, "child")
+
+
+def test_what_is_done_to_a_files_content_does_not_reach_who_reads_it_next(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("a: {b: [1]}")
+    read_yaml(path)["a"]["b"].append(2)
+    assert read_yaml(path) == {"a": {"b": [1]}}
+    path.write_text("a: 3")
+    assert read_yaml(path) == {"a": 3}
 
 
 def test_a_circle_is_named(tmp_path: Path) -> None:

@@ -15,26 +15,10 @@ from test_cli import COMPETITION
 
 from whaleid.auto import facts as facts_module
 from whaleid.auto import throughput
-from whaleid.auto.choose import (
-    ANOTHER,
-    FEW,
-    FORWARD,
-    FROZEN,
-    LARGER,
-    LOCAL_IMAGES,
-    MIRRORED,
-    MOST,
-    MOST_PAIRS,
-    START,
-    VIEWS,
-    Choice,
-    choose,
-    fold_number,
-    local_share,
-    options,
-)
+from whaleid.auto.choose import FORWARD, LOCAL_IMAGES, MOST_PAIRS, START, VIEWS, Choice, choose, local_share
 from whaleid.auto.facts import Facts, Machine, facts_of, find_machine
 from whaleid.auto.opening import open_project, recipe_file
+from whaleid.auto.options import ANOTHER, FEW, FROZEN, LARGER, MIRRORED, MOST, fold_number, options
 from whaleid.auto.throughput import Throughput, line_through
 from whaleid.auto.write import reasons_of, write_recipe
 from whaleid.cli.context import Context

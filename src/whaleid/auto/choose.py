@@ -13,17 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from whaleid.auto.facts import Facts, Machine
+from whaleid.auto.options import FEW, FROZEN, MOST, Network, fold_number, options, training_images
+from whaleid.auto.reasons import reasons_for
 from whaleid.auto.throughput import Throughput
 from whaleid.config import LocalConfig
 from whaleid.config.local_matching import LearnedConfig, PairsConfig
 from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.local_matching.cost import PAIRS, local_cost, within_budget
-
-BACKBONES = {
-    "cpu": ("tf_efficientnet_lite0",),
-    "cuda": ("convnext_base", "convnext_small", "tf_efficientnet_lite0"),
-}
-"""Networks that are considered, the largest first. The GPU's were not measured."""
 
 USED = 0.9
 """Share of the minutes that is planned: estimates are right to about a tenth."""
@@ -47,66 +43,8 @@ LOCAL_SHARE, LOCAL_IMAGES = 0.6, 5000
 """Largest share of the planned time that local matching may take, up to so many images; of more, ever less."""
 MOST_PAIRS = 400_000
 """Pairs of images in all (nyala, 1,942 queries: peak memory 2.4 GiB with 100 pairs a query)."""
-LARGER, ANOTHER = 4, 8
-"""Times that a network sees each photograph before more pixels, and before a second network, may be worth more (drawn
-flukes, 3,000 images of 2,000 whales, equal time; kNN out of fold: 7 at 8,192 pixels .213, 4 at 16,384 .268).
-ANOTHER was not measured; on GPUs it holds for both."""
-SEEN = 78
-"""And images that a run sees in all, for each pixel of a picture's side: 10,000 at 16,384 pixels. At about equal cost,
-kNN out of fold of one fold of four: cattle, with mirror images, 8,192 pixels 18,700 seen .774, 16,384 pixels 10,000
-seen .795; nyala, 16,384 pixels 30,700 seen .236, 32,768 pixels 14,800 seen .236; without frozen stages nyala, 16,384
-pixels 18,000 seen .214, 32,768 pixels 9,000 seen .219; lion (two folds), 8,192 pixels 7,000 seen .153, 16,384 pixels
-3,500 seen .131. That the number grows with the side is a guess."""
 AGAIN = 0.05
 """Largest share of the minutes for the scores with the full gallery, which no answer depends on."""
-MANY_IMAGES = 10.0
-"""Labelled images of the mean identity from which a mirrored photograph is another identity. Chosen with the figures of
-one fold known, of nyala (6.4: mirrored ones hardly learn) and of cattle (14: kNN of the known .909 out of fold and on
-the solution instead of .891 and .858)."""
-MIRRORED = 25
-"""Times from which a mirrored one is another identity there (cattle, kNN out of fold: 10 times .63, 29 times .84; as
-the same animal .87, but .78 instead of .82 on the solution)."""
-FROZEN = 4
-"""Times below which one frozen network stands in for those of all folds, so that learned match scores have the time."""
-FEW = 15
-"""Times below which fewer folds are trained (10,081 drawn flukes, top-1 of the known: six runs of 2 epochs had .18, one
-of 25 epochs .49)."""
-MOST = 100
-"""Times above which nothing is expected to be gained."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """One experiment: `auto/<base>`, or `frozen`, with a backbone and a size.
-
-    Attributes
-    ----------
-    base, backbone : str
-    pixels : int
-    mirrored : bool
-        Whether a mirrored photograph is another identity: an epoch is then as long as two.
-    passes : int
-        Times that a photograph is seen, mirrored or not; 0: a frozen network, one run for all folds.
-    """
-
-    base: str
-    backbone: str
-    pixels: int
-    mirrored: bool = False
-    passes: int = 1
-
-    @property
-    def epochs(self) -> int:
-        """Of the experiment; at least 1 where it is trained."""
-        return max(1, self.passes // 2) if self.mirrored else self.passes
-
-
-@dataclass(frozen=True)
-class Option:
-    """Networks that are trained together where each photograph is seen `enough` times by every one."""
-
-    networks: tuple[Network, ...]
-    enough: int
 
 
 @dataclass(frozen=True)
@@ -203,14 +141,16 @@ def choose(facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> Cho
             fewer = _fewer_folds(budget, planned)
         networks, trained = fewer or (options(facts)[0].networks, (0,))
     assert networks is not None
-    training = budget.training_seconds(networks, len(trained) if networks[0].passes else 1)
+    training = budget.training_seconds(networks, 1 if networks[0].frozen else len(trained))
     seconds = {"training": training, "local matching": matching, "the rest": around}
     again = _seconds_again(facts, folds, local)
     full_gallery = again <= min(AGAIN * 60 * minutes, 60 * minutes - sum(seconds.values()))
     if full_gallery:
         seconds["the full gallery"] = again
     choice = Choice(folds, trained, networks, local, full_gallery, seconds, ())
-    return replace(choice, reasons=tuple(_reasons(choice, facts, minutes, rates)))
+    return replace(
+        choice, reasons=tuple(reasons_for(choice, facts, minutes, rates, local_share(facts.census.all_images)))
+    )
 
 
 def local_share(images: int) -> float:
@@ -306,57 +246,6 @@ def _pair_numbers(facts: Facts) -> list[int]:
     return [images for images in PAIRS if queries * images <= MOST_PAIRS] or [PAIRS[-1]]
 
 
-def fold_number(facts: Facts) -> int:
-    """Folds: 5 on GPUs; else as many runs as fill the slots to the end, 3 to 5."""
-    machine = facts.machine
-    wanted = 5 if machine.gpus or machine.slots > 4 else 4 if machine.slots in (2, 4) else 3
-    return max(2, min(wanted, facts.groups))
-
-
-def training_images(facts: Facts) -> float:
-    """Labelled images that a run is trained on."""
-    folds = fold_number(facts)
-    return facts.census.labelled * (folds - 1) / folds
-
-
-def options(facts: Facts) -> list[Option]:
-    """Networks to choose from, the cheapest first; none has more pixels than the images have."""
-    names = facts.machine.backbones
-    small, middle, large = names[-1], names[len(names) // 2], names[0]
-    mirrored = bool(facts.machine.gpus) or facts.mean_images >= MANY_IMAGES
-    if facts.machine.gpus:
-        first, second = "large_arcface", "large_softmax"
-        considered = [
-            [(first, small, 50176)],
-            [(first, middle, 50176)],
-            [(first, large, 82944)],
-            [(first, large, 147456)],
-            [(first, large, 147456), (second, middle, 147456)],
-        ]
-    else:
-        first = "mirrored" if mirrored else "arcface"
-        second = f"{first}_softmax"
-        single = [[(first, small, pixels)] for pixels in (8192, 16384, 32768, 49152)]
-        considered = [*single, [*single[-1], (second, small, 32768)]]
-    made = [
-        tuple(Network(base, name, int(min(pixels, facts.area)), mirrored) for base, name, pixels in option)
-        for option in considered
-    ]
-    listed = [
-        Option(option, _enough(option, facts) if place else 1) for place, option in enumerate(dict.fromkeys(made))
-    ]
-    if first != "mirrored":
-        return listed
-    plain = tuple(replace(network, base="arcface", mirrored=False) for network in listed[0].networks)
-    return [Option(plain, 1), replace(listed[0], enough=MIRRORED), *listed[1:]]
-
-
-def _enough(option: tuple[Network, ...], facts: Facts) -> int:
-    """Passes from which an option is worth more than the one before it."""
-    fewest = LARGER if len(option) == 1 and not facts.machine.gpus else ANOTHER
-    return max(fewest, math.ceil(SEEN * math.sqrt(option[0].pixels) / training_images(facts)))
-
-
 def _networks(budget: _Budget, trained: int, seconds: float) -> tuple[Network, ...] | None:
     """The most expensive option that gets enough passes; None where the cheapest does not get one."""
     for option in reversed(options(budget.facts)):
@@ -390,66 +279,3 @@ def _speed(machine: Machine, runs: int, pixels: float) -> float:
     threads = machine.cores // min(machine.slots, runs) / max(1, machine.cores // machine.slots)
     added = min(1.0, max(0.0, SHARED + DOUBLED * math.log2(pixels / 8192)))
     return 1 + added * (threads - 1) if threads > 1 else 1.0
-
-
-def _reasons(choice: Choice, facts: Facts, minutes: float, rates: Mapping[str, Throughput]) -> list[str]:
-    census, first = facts.census, choice.networks[0]
-    speed = 1 / rates[first.backbone].seconds(first.pixels)
-    lines = [
-        f"{minutes:g} minutes on {facts.machine.words}; {facts.machine.slots} runs at once, each of {speed:.0f} images "
-        f"a second in training ({first.backbone}, {first.pixels:,} pixels; measured)",
-        f"{census.labelled:,} labelled images of {census.identities:,} identities (median {facts.median_images:g}, "
-        f"{facts.singletons:,} with one), {census.unknown:,} unknown, {census.test:,} to identify; "
-        f"the median image has {facts.area:,.0f} pixels, a drawn one {facts.keypoints:,} keypoints",
-    ]
-    if census.unknown:
-        lines.append("unknown images are not trained on: each would be a class of one image; they are queries")
-    if facts.grouped:
-        lines.append(f"{facts.grouped:,} labelled images are copies or of one encounter with others: they share folds")
-    lines.append(_fold_reason(choice, facts))
-    for network in choice.networks:
-        seen = f"each photograph {network.passes} times" if network.passes else "as pretrained"
-        lines.append(f"{network.base}: {network.backbone} at {network.pixels:,} pixels, {seen}")
-    lines.append(_option_reason(choice, facts))
-    share = local_share(census.all_images)
-    lines.append(f"local matching: {_local_words(choice.local)}; at most {share:.0%} of the time may go to it")
-    if not choice.full_gallery:
-        lines.append("scores with the full gallery are not estimated: local matching would take too long once more")
-    total = sum(choice.seconds.values())
-    parts = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in choice.seconds.items())
-    lines.append(f"expected minutes: {parts}; {total / 60:.1f} in all")
-    if total > 60 * minutes:
-        lines.append("the smallest recipe takes longer than the minutes given")
-    return lines
-
-
-def _local_words(local: LocalConfig | None) -> str:
-    if local is None:
-        return "left out"
-    if local.learned is None:
-        return f"plain votes of at most {local.keypoints:,} keypoints an image"
-    pairs = local.learned.pairs
-    also = "" if pairs is None else f", and {pairs.images} pairs a query"
-    return f"learned match scores of at most {local.keypoints:,} keypoints an image{also}"
-
-
-def _fold_reason(choice: Choice, facts: Facts) -> str:
-    if not choice.networks[0].passes:
-        return f"{choice.folds} folds, for the learned match scores"
-    if len(choice.trained) == choice.folds:
-        return f"{choice.folds} folds: they keep {facts.machine.slots} runs at once busy to the end"
-    few = f"with more, a run would see a photograph under {FEW} times"
-    return f"of {choice.folds} folds only {len(choice.trained)} trained: {few}"
-
-
-def _option_reason(choice: Choice, facts: Facts) -> str:
-    considered = options(facts)
-    if not choice.networks[0].passes:
-        return f"trained ones would see a photograph under {FROZEN} times beside learned match scores"
-    chosen = tuple(replace(network, passes=1) for network in choice.networks)
-    place = [option.networks for option in considered].index(chosen)
-    if place == len(considered) - 1:
-        return "nothing larger is considered on such a machine"
-    larger = considered[place + 1]
-    words = " and ".join(f"{item.base} at {item.pixels:,} pixels" for item in larger.networks)
-    return f"next would be {words}, for which the minutes do not suffice: {larger.enough} times a photograph"

@@ -131,7 +131,7 @@ def count_keypoints(images: pd.DataFrame, root: Path, weights: Path) -> int:
 
 def find_machine(weights: Path) -> Machine:
     """This machine. weights: folder of pretrained backbones."""
-    from whaleid.auto.choose import BACKBONES
+    from whaleid.auto.options import BACKBONES
     from whaleid.models.weights import at_hand
     from whaleid.pipeline.executors.local import sensible
 

@@ -74,8 +74,9 @@ def _choose(
     competition: Competition, workspace: Workspace, path: Path, minutes: int, skip_unreadable: bool, settings: Settings
 ) -> None:
     """Look, measure, choose and write; says on standard error what was chosen."""
-    from whaleid.auto.choose import choose, options
+    from whaleid.auto.choose import choose
     from whaleid.auto.facts import count_keypoints, facts_of, find_machine
+    from whaleid.auto.options import options
     from whaleid.auto.throughput import measure
     from whaleid.auto.write import write_recipe
     from whaleid.pipeline.data_stages import build_images_table

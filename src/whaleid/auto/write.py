@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from whaleid.auto.choose import Choice, Network
+from whaleid.auto.choose import Choice
+from whaleid.auto.options import Network
 from whaleid.utils.files import atomic_path
 
 WHITEN = 256
@@ -49,7 +50,7 @@ def _recipe(choice: Choice, names: list[str]) -> dict[str, Any]:
 
 def _experiment(network: Network) -> dict[str, Any]:
     made: dict[str, Any] = {"model": {"backbone": network.backbone}, "image": {"pixels": network.pixels}}
-    if not network.passes:
+    if network.frozen:
         return {"extends": network.base, **made}
     return {"extends": f"auto/{network.base}", **made, "train": {"epochs": network.epochs}}
 

@@ -258,6 +258,11 @@ def test_on_a_slower_core_local_matching_is_reckoned_to_take_longer() -> None:
     assert at_ease.seconds["local matching"] == 2 * chosen(NYALA, 60).seconds["local matching"]
     assert at_ease.seconds["training"] < chosen(NYALA, 60).seconds["training"]
     assert pairs_of(pressed) < pairs_of(chosen(NYALA, 12))
+    slower = replace(NYALA, machine=replace(LAPTOP, slowness=5.0))
+    for minutes in range(4, 40, 2):
+        choice = chosen(slower, minutes)
+        assert sum(choice.seconds.values()) <= 60 * minutes
+        assert frozen(choice) or choice.seconds["local matching"] <= 60 * minutes * local_share(2000)
     long = chosen(slow, 400), chosen(NYALA, 400)
     again = [choice.seconds["the full gallery"] - choice.seconds["the rest"] for choice in long]
     assert again[0] == pytest.approx(2 * again[1])

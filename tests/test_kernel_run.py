@@ -76,7 +76,11 @@ def test_the_submission_is_the_local_one(world: World, tmp_path: Path, monkeypat
     assert secret_search.places(tmp_path) == []  # its log, its output, what it left anywhere
 
 
-def test_the_submission_is_the_local_one_in_the_old_layout(world: World, tmp_path: Path) -> None:
+def test_the_submission_is_the_local_one_in_the_old_layout(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what members are worth, on which no answer depends, is not measured there."""
+    monkeypatch.setattr("whaleid.ensemble.ladder.blend_worth", lambda *_: pytest.fail("measured in a kernel"))
     metadata = json.loads((world.bundle.folder / "kernel" / "kernel-metadata.json").read_text())
     mount_inputs(world.bundle.folder, world.project.competition, metadata, tmp_path / "input", "old")
     assert run(world, tmp_path / "input") == 0

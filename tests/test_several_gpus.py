@@ -104,6 +104,18 @@ def test_a_process_that_accelerate_started_starts_no_others(place: Path, monkeyp
 # ---------------------------------------------------------------------------------------- what an executor gives it
 
 
+def test_runs_at_once_are_as_many_as_have_their_gpus(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of four GPUs on a machine of four: one after the other."""
+    asked: list[int] = []
+    monkeypatch.setattr(local, "gpu_count", lambda: 4)
+    monkeypatch.setattr(local, "sensible", lambda: 4)
+    monkeypatch.setattr(LocalExecutor, "_processes", lambda _, tasks, jobs, start: asked.append(jobs) or iter(()))
+    for gpus in (1, 4):
+        project, options = opened(place, "work", f"train.gpus={gpus}")
+        list(LocalExecutor(0, options).run(train_tasks(project)))
+    assert asked == [2, 1, 1]
+
+
 def test_runs_at_once_have_gpus_of_their_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "gpu_count", lambda: 4)
     seen: list[Any] = []

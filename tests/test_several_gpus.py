@@ -1,6 +1,7 @@
 """A run of several GPUs: accelerate starts its processes inside its task; executors give the task so many."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from whaleid.pipeline.project import Project, open_project
 from whaleid.pipeline.run_stages import train_tasks
 from whaleid.pipeline.runner import Only, run
 from whaleid.pipeline.sbatch import write_sbatch
+from whaleid.pipeline.tasks import do
 from whaleid.training.checkpoint import CHECKPOINT
 from whaleid.utils.errors import WhaleidError
 
@@ -99,6 +101,18 @@ def test_a_process_that_accelerate_started_starts_no_others(place: Path, monkeyp
     monkeypatch.setattr(local, "do", lambda task: done.append(task.item))
     assert len(list(LocalExecutor(1, ["-w", "w"]).run(train_tasks(opened(place, "work", "train.gpus=2")[0])[:1]))) == 1
     assert done == ["tiny/fold0"]
+
+
+def test_one_process_alone_notes_what_all_have_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = replace(train_tasks(opened(place, "work")[0])[0], reads=(), make=lambda: task.output.mkdir(parents=True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    do(task)
+    assert task.output.is_dir() and not task.current
+    task.output.rmdir()
+    monkeypatch.setenv("RANK", "0")
+    do(task)
+    assert task.current
 
 
 # ---------------------------------------------------------------------------------------- what an executor gives it

@@ -23,7 +23,7 @@ from measuring import cpu_seconds, in_own_process, peak_gib
 from threadpoolctl import threadpool_limits
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
-from whaleid.local_matching.cost import local_cost
+from whaleid.local_matching.cost import local_cost, this_core
 from whaleid.local_matching.keypoints import Described
 from whaleid.local_matching.match_score import (
     MatchScorer,
@@ -191,7 +191,7 @@ def measure(gallery_size: int, query_count: int, keypoints: int, threads: int, f
         peak = peak_gib()  # without the exact search that checks
         found = missed(described, queries, gallery, nearest.places)
     scored_queries = np.isin(truth, identity[:gallery_size]) & (np.arange(query_count) >= trained)
-    cost = local_cost(gallery_size, 0, query_count, 0, config)
+    cost = local_cost(gallery_size, 0, query_count, 0, config, this_core())
     return {
         "gallery": gallery_size,
         "queries": query_count,

@@ -25,7 +25,8 @@ from whaleid.cli.context import Context
 from whaleid.cli.training import plan
 from whaleid.config.files import load_recipe
 from whaleid.config.settings import Settings
-from whaleid.local_matching.cost import PAIRS, local_cost
+from whaleid.local_matching import cost as cost_module
+from whaleid.local_matching.cost import PAIRS, Core, local_cost
 from whaleid.pipeline import plan as plan_module
 from whaleid.pipeline.plan import Census
 from whaleid.utils.errors import WhaleidError
@@ -68,7 +69,7 @@ def all_facts() -> st.SearchStrategy[Facts]:
                 st.just(0),
                 st.integers(1, cores),
                 st.just(LAPTOP.backbones),
-                slowness=st.floats(0.3, 5),
+                core=st.builds(Core, st.floats(0.3, 5), st.floats(1e-10, 1e-8)),
             )
         ),
         st.just(STATION),
@@ -187,7 +188,7 @@ def test_the_full_gallery_costs_all_rankers_once_more() -> None:
     assert choice.full_gallery and choice.local is not None
     counted = choice.local.model_copy(update={"keypoints": NYALA.keypoints})
     whole, own = (
-        local_cost(census.labelled, census.unknown, census.test, choice.folds, counted, full_gallery=full).total
+        local_cost(census.labelled, census.unknown, census.test, choice.folds, counted, Core(), full_gallery=full).total
         for full in (True, False)
     )
     naive = choice.seconds["the rest"] + (whole - own) / LAPTOP.cores
@@ -251,14 +252,19 @@ def test_a_frozen_network_stands_in_where_those_of_all_folds_would_hardly_be_tra
     assert not any(frozen(chosen(crowd, minutes)) for minutes in range(1, 40))
 
 
+def slower_core(factor: float) -> Core:
+    """A core that takes `factor` times as long for everything."""
+    return Core(factor, factor * Core().product)
+
+
 def test_on_a_slower_core_local_matching_is_reckoned_to_take_longer() -> None:
-    slow = replace(NYALA, machine=replace(LAPTOP, slowness=2.0))
+    slow = replace(NYALA, machine=replace(LAPTOP, core=slower_core(2)))
     at_ease, pressed = chosen(slow, 60), chosen(slow, 12)
     assert at_ease.local == chosen(NYALA, 60).local
     assert at_ease.seconds["local matching"] == 2 * chosen(NYALA, 60).seconds["local matching"]
     assert at_ease.seconds["training"] < chosen(NYALA, 60).seconds["training"]
     assert pairs_of(pressed) < pairs_of(chosen(NYALA, 12))
-    slower = replace(NYALA, machine=replace(LAPTOP, slowness=5.0))
+    slower = replace(NYALA, machine=replace(LAPTOP, core=slower_core(5)))
     for minutes in range(4, 40, 2):
         choice = chosen(slower, minutes)
         assert sum(choice.seconds.values()) <= 60 * minutes
@@ -268,9 +274,16 @@ def test_on_a_slower_core_local_matching_is_reckoned_to_take_longer() -> None:
     assert again[0] == pytest.approx(2 * again[1])
 
 
+def test_products_alone_may_be_slow() -> None:
+    slow = replace(NYALA, machine=replace(LAPTOP, core=Core(product=10 * Core().product)))
+    plain, paired = chosen(NYALA, 60), chosen(slow, 60)
+    assert paired.seconds["local matching"] > 2 * plain.seconds["local matching"]
+    assert pairs_of(chosen(slow, 12)) < pairs_of(chosen(NYALA, 12))
+
+
 def test_a_machine_is_as_slow_as_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts_module, "slowness", lambda: 7.0)
-    assert find_machine(Path("weights")).slowness == 7.0
+    monkeypatch.setattr(facts_module, "this_core", lambda: slower_core(7))
+    assert find_machine(Path("weights")).core == slower_core(7)
 
 
 def test_a_mirrored_photograph_is_another_identity_where_identities_have_many() -> None:
@@ -442,7 +455,7 @@ def test_a_plan_reckons_local_matching_by_the_core(drawn: Path, monkeypatch: pyt
     project = open_project(str(drawn / "drawn.yaml"), None, drawn / "work", minutes=60)
     census, minutes = Census(20_000, 0, 5_000, 10_000, 1.0, estimated=True), []
     for factor in (1.0, 3.0):
-        monkeypatch.setattr(plan_module, "slowness", lambda factor=factor: factor)
+        monkeypatch.setattr(cost_module, "this_core", lambda factor=factor: slower_core(factor))
         (line,) = (line for line in plan_module.plan_lines(project, census) if line.startswith("local matching"))
         minutes.append(int(line.split()[2]))
     assert minutes[1] == pytest.approx(3 * minutes[0], abs=2) and minutes[0] > 10

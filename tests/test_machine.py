@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
+from threading import Barrier, local
 
+import cv2
 import psutil
 import pytest
 
@@ -68,13 +70,40 @@ def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_core_is_compared_by_the_least_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.05 < machine.slowness() < 50
-    machine.slowness.cache_clear()
-    took = iter(
-        second for start, seconds in enumerate([9, 8, 7, 0.05, 9, 9, 9, 9]) for second in (start, start + seconds)
-    )
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    took = iter(second for start, seconds in enumerate([9, 0.5, 7]) for second in (start, start + seconds))
     monkeypatch.setattr("time.thread_time", lambda: next(took))
-    assert machine.slowness() == pytest.approx(2.0)
+    assert machine.busy_seconds(lambda: None, 3) == 0.5
+
+
+def test_a_core_is_compared_while_all_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+    together = Barrier(3, timeout=60)
+    assert machine.busy_seconds(together.wait, 2) >= 0.0
+
+
+def test_one_core_may_be_disturbed_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+    turn, of_thread = iter([1.0, 8.0, 2.0]), local()
+    together = Barrier(3, timeout=60)  # so that each core has its own thread
+
+    def clock() -> float:
+        if not hasattr(of_thread, "step"):
+            of_thread.step, of_thread.seconds = next(turn), 0.0
+        return of_thread.seconds
+
+    def work() -> None:
+        together.wait()
+        of_thread.seconds += of_thread.step
+
+    monkeypatch.setattr("time.thread_time", clock)
+    assert machine.busy_seconds(work, 2) == 2.0
+
+
+def test_comparing_a_core_leaves_threads_as_they_were() -> None:
+    before = cv2.getNumThreads()
     machine.slowness.cache_clear()
+    assert machine.slowness() > 0 and cv2.getNumThreads() == before
 
 
 def test_nobody_else_counts_cores() -> None:

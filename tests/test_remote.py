@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,45 @@ def test_an_address_that_does_not_answer_is_named(
         monkeypatch.setattr(ray_cluster, "load_engine", lambda *_: ray)
         with pytest.raises(WhaleidError, match=message):
             next(iter(EXECUTORS["ray"](0, []).run([copying(tmp_path, "a")])))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Ray cluster"),
+        (b"", "is no Ray cluster"),
+        (None, "timed out"),
+        (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]), "the cluster was asked"),
+    ],
+    ids=["web server", "closes", "mute", "HTTP/2"],
+)
+def test_another_server_at_the_address_is_told_from_a_cluster(
+    answer: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(**_: object) -> None:
+        raise ConnectionError("the cluster was asked")
+
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.5)
+    ray = type("Ray", (), {"is_initialized": staticmethod(lambda: False), "init": staticmethod(asked)})
+    monkeypatch.setattr(ray_cluster, "load_engine", lambda *_: ray)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(answer_once, server, answer)
+        monkeypatch.setenv(ray_cluster.ADDRESS, f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(WhaleidError, match=message):
+            next(iter(EXECUTORS["ray"](0, []).run([copying(tmp_path, "a")])))
+        served.result()
+
+
+def answer_once(server: socket.socket, answer: bytes | None) -> None:
+    """Answer one client; None: wait until it gives up."""
+    connection, _ = server.accept()
+    with connection:
+        if answer is None:
+            while connection.recv(1024):
+                pass
+        else:
+            connection.recv(1024)
+            connection.sendall(answer)
 
 
 # ---------------------------------------------------------------------------------------------- a run's share

@@ -205,13 +205,13 @@ def _seconds_again(facts: Facts, folds: int, local: LocalConfig | None) -> float
     """What it takes to rank, blend and stack once more, for the scores with the full gallery."""
     if local is None:
         return 0.0
-    census = facts.census
+    census, core = facts.census, facts.machine.core
     counted = local.model_copy(update={"keypoints": min(local.keypoints, facts.keypoints)})
     once, twice = (
-        local_cost(census.labelled, census.unknown, census.test, folds, counted, full_gallery=again).total
+        local_cost(census.labelled, census.unknown, census.test, folds, counted, core, full_gallery=again).total
         for again in (False, True)
     )
-    return _seconds_around(facts) + (twice - once) * _core_share(facts.machine)
+    return _seconds_around(facts) + (twice - once) / facts.machine.cores
 
 
 def _too_seldom(networks: tuple[Network, ...], facts: Facts) -> bool:
@@ -224,20 +224,16 @@ def _local_within(
     facts: Facts, folds: int, seconds: float, learned: LearnedConfig | None
 ) -> tuple[LocalConfig | None, float]:
     """The most of local matching that fits into the seconds of all cores, and its own seconds; (None, 0) for none."""
-    census, share = facts.census, _core_share(facts.machine)
+    census, machine = facts.census, facts.machine
     wanted = LocalConfig(learned=learned)
     all_there_are = min(wanted.keypoints, facts.keypoints)
     counted = wanted.model_copy(update={"keypoints": all_there_are})
-    found, cost = within_budget(census.labelled, census.unknown, census.test, folds, counted, seconds / share)
+    given = census.labelled, census.unknown, census.test, folds, counted, machine.core
+    found, cost = within_budget(*given, seconds * machine.cores)
     if found is None:
         return None, 0.0
     limit = wanted.keypoints if found.keypoints == all_there_are else found.keypoints
-    return found.model_copy(update={"keypoints": limit}), cost.total * share
-
-
-def _core_share(machine: Machine) -> float:
-    """Seconds of all cores here for a core-second of the machine that local matching was measured on."""
-    return machine.slowness / machine.cores
+    return found.model_copy(update={"keypoints": limit}), cost.total / machine.cores
 
 
 def _pair_numbers(facts: Facts) -> list[int]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from whaleid.config import LocalConfig
+from whaleid.local_matching.cost import Core, this_core
 from whaleid.pipeline.plan import Census, census_of
 from whaleid.utils.device import gpu_count
-from whaleid.utils.machine import cores, slowness
+from whaleid.utils.machine import cores
 
 LOOKED_AT = 20
 """Images whose keypoints are counted; takes about a second."""
@@ -28,15 +29,15 @@ class Machine:
         Runs at the same time, as the executor starts them: one a GPU, else one a core while the memory lasts.
     backbones : tuple of str
         Networks that `auto` knows whose weights are at hand, the largest first.
-    slowness : float
-        Of a core, from `utils.machine.slowness`.
+    core : Core
+        How fast local matching is.
     """
 
     cores: int
     gpus: int
     slots: int
     backbones: tuple[str, ...]
-    slowness: float = 1.0
+    core: Core = field(default_factory=Core)
 
     @property
     def words(self) -> str:
@@ -137,4 +138,4 @@ def find_machine(weights: Path) -> Machine:
 
     gpus = gpu_count()
     names = BACKBONES["cuda" if gpus else "cpu"]
-    return Machine(cores(), gpus, sensible(), tuple(name for name in names if at_hand(name, weights)), slowness())
+    return Machine(cores(), gpus, sensible(), tuple(name for name in names if at_hand(name, weights)), this_core())

@@ -1,8 +1,8 @@
 """What local matching costs before it is done, and what of it a budget allows.
 
 The model counts what is done most: images described, descriptors compared whole or by their codes, queries scored, and
-keypoints of two images compared. Each has one measured constant. A query costs the same whatever the number of queries;
-a larger gallery makes its lists longer only above `compressed.MOST_LISTS` of them.
+keypoints of two images compared. Each has one measured constant, which `Core` brings to this machine. A query costs the
+same whatever the number of queries; a larger gallery makes its lists longer only above `compressed.MOST_LISTS` of them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from whaleid.config import LocalConfig
 from whaleid.local_matching.compressed import BRANCHES, COMPARED, LISTED, MOST_LISTS, PROBES, TRAINING
 from whaleid.local_matching.kmeans import ROUNDS
+from whaleid.local_matching.mutual import product_seconds
 from whaleid.local_matching.votes import EXACT
+from whaleid.utils.machine import slowness
 
-# Seconds of one core of an EPYC with AVX-512, shared with other programs: `utils.machine.slowness` is 1 there.
+# Seconds of one core of an EPYC with AVX-512, shared with other programs: that of `Core()`.
 _DESCRIBED = 0.025  # an image of 256 pixels, by RootSIFT (nyala); grows with its area
 _WHOLE = 3e-9  # two descriptors of 128 numbers
 _CODES = 4e-9  # two descriptors by their codes
@@ -22,7 +24,8 @@ _ADDED = 5e-6  # a descriptor of the gallery read, encoded and added
 _FITTED = 3.0  # the codes' centres
 _AGAIN = 1.2e-7  # a descriptor read and compared once more: most of it waits for memory
 _SCORED = 1.3e-5  # a query's descriptor in votes and learned match scores, fitting included
-_PAIRED = 1.1e-9  # two keypoints of a pair of images, by products of bytes
+_PRODUCT = 3.6e-10  # of two descriptors of a pair of images, by the instructions for bytes
+_PAIRED = 7.4e-10  # and everything else for two keypoints of a pair
 _PIXELS = 256  # of the side that `_DESCRIBED` was measured at
 
 PAIRS = (100, 50, 30, 20)
@@ -30,6 +33,27 @@ PAIRS = (100, 50, 30, 20)
 KEYPOINTS = (1000, 700, 500, 350, 250)
 """Numbers of keypoints, tried with the fewest pairs: they cost more (nyala, local matching alone, MAP@5 out of fold:
 0.476 with 200 and with 100 pairs of 1,000 keypoints, 0.467 with 50, 0.436 with 20, 0.377 with 50 of 500 keypoints)."""
+
+
+@dataclass(frozen=True)
+class Core:
+    """How fast a core is while all of them are busy; by default that of the constants.
+
+    Attributes
+    ----------
+    slowness : float
+        `utils.machine.slowness`.
+    product : float
+        `mutual.product_seconds`, which differs more between processors (3.5e-9 without AVX-512, where slowness is 3).
+    """
+
+    slowness: float = 1.0
+    product: float = _PRODUCT
+
+
+def this_core() -> Core:
+    """A core of this machine, measured."""
+    return Core(slowness(), product_seconds())
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class LocalCost:
 
 
 def local_cost(
-    known: int, unknown: int, test: int, folds: int, config: LocalConfig, full_gallery: bool = False
+    known: int, unknown: int, test: int, folds: int, config: LocalConfig, core: Core, full_gallery: bool = False
 ) -> LocalCost:
     """Cost of local matching for a competition: every labelled image is a query out of fold, every test image is one.
 
@@ -71,6 +95,7 @@ def local_cost(
         0: the test images are the only queries.
     config : LocalConfig
         Geometric verification is not counted.
+    core : Core
     full_gallery : bool
         Whether the folds' queries are ranked once more, with half of the gallery.
     """
@@ -84,15 +109,15 @@ def local_cost(
     learned = config.learned
     pairs = 0 if learned is None or learned.pairs is None else learned.pairs.images
     return LocalCost(
-        keypoints=_DESCRIBED * (labelled + test) * (config.size / _PIXELS) ** 2,
-        search=search,
-        scores=_SCORED * queries * config.keypoints * (learned is not None),
-        pairs=_PAIRED * queries * pairs * config.keypoints**2,
+        keypoints=core.slowness * _DESCRIBED * (labelled + test) * (config.size / _PIXELS) ** 2,
+        search=core.slowness * search,
+        scores=core.slowness * _SCORED * queries * config.keypoints * (learned is not None),
+        pairs=(core.product + core.slowness * _PAIRED) * queries * pairs * config.keypoints**2,
     )
 
 
 def search_cost(queries: float, gallery: float) -> float:
-    """Core-seconds of the search of `queries` descriptors among `gallery` others."""
+    """Seconds of `Core()` for the search of `queries` descriptors among `gallery` others."""
     if not queries:
         return 0.0
     if gallery <= EXACT:
@@ -106,13 +131,13 @@ def search_cost(queries: float, gallery: float) -> float:
 
 
 def within_budget(
-    known: int, unknown: int, test: int, folds: int, config: LocalConfig, core_seconds: float
+    known: int, unknown: int, test: int, folds: int, config: LocalConfig, core: Core, core_seconds: float
 ) -> tuple[LocalConfig | None, LocalCost]:
     """As much of local matching as a budget allows: fewer pairs first, then fewer keypoints, no pairs, plain votes.
 
     Parameters
     ----------
-    known, unknown, test, folds
+    known, unknown, test, folds, core
         As for `local_cost`.
     config : LocalConfig
         What is wanted.
@@ -125,9 +150,9 @@ def within_budget(
     LocalCost
         Its cost; that of the least where it is None.
     """
-    cost = local_cost(known, unknown, test, folds, config)
+    cost = local_cost(known, unknown, test, folds, config, core)
     for choice in _choices(config):
-        cost = local_cost(known, unknown, test, folds, choice)
+        cost = local_cost(known, unknown, test, folds, choice, core)
         if cost.total <= core_seconds:
             return choice, cost
     return None, cost

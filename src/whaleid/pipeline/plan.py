@@ -210,17 +210,16 @@ def _needs_lines(project: Project, census: Census) -> list[str]:
 
 def _local_lines(project: Project, census: Census) -> list[str]:
     """What local matching takes, where the recipe has it."""
-    from whaleid.local_matching.cost import local_cost
+    from whaleid.local_matching.cost import local_cost, this_core
 
     config = project.local_matching
     if config is None:
         return []
     again = project.recipe.combine.full_gallery
-    cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config, again)
-    minute = 60 / slowness()
-    parts = ", ".join(f"{name} {seconds / minute:.0f}" for name, seconds in asdict(cost).items())
+    cost = local_cost(census.labelled, census.unknown, census.test, len(project.folds), config, this_core(), again)
+    parts = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in asdict(cost).items())
     keypoints = f"if every image has {config.keypoints:,} keypoints"
-    return [f"local matching: {cost.total / minute:.0f} minutes of a core {keypoints} ({parts})"]
+    return [f"local matching: {cost.total / 60:.0f} minutes of a core {keypoints} ({parts})"]
 
 
 def recipe_needs(project: Project, census: Census, device: str) -> Needs:

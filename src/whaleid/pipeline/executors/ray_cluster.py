@@ -21,7 +21,10 @@ RETRIES = 5
 """Times that a run begins again, where it stopped, because its node or its worker died."""
 PATIENCE = 10
 """Seconds for the cluster's address to answer."""
-
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client of HTTP/2 begins (RFC 9113, 3.4): a fixed line and an empty frame of settings."""
+_FRAME_HEAD, _SETTINGS = 9, 4
+"""Bytes of a frame's head, of which the fourth is its kind; the kind that a server of HTTP/2 sends first."""
 
 _START = f"start one with `ray start --head`, or name its address, host:port, with {ADDRESS}"
 
@@ -139,13 +142,25 @@ def _connected() -> Any:
 
 
 def _require_answer(address: str) -> None:
-    """Raise WhaleidError at once where nothing listens; Ray itself would try for minutes."""
+    """Raise WhaleidError at once where no cluster listens; Ray itself would try for minutes, or for ever."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise WhaleidError(f"{ADDRESS}={address}: the address of a Ray cluster is host:port")
     try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        speaks = _speaks_grpc(host, int(port))
     except OSError as error:
         raise WhaleidError(
             f"no Ray cluster answers at {ADDRESS}={address} ({error.strerror or error}); {_START}"
         ) from error
+    if not speaks:
+        raise WhaleidError(f"what answers at {ADDRESS}={address} is no Ray cluster; {_START}")
+
+
+def _speaks_grpc(host: str, port: int) -> bool:
+    """Whether a server answers as gRPC does, which is HTTP/2. Raises OSError where none answers in time."""
+    with socket.create_connection((host, port), timeout=PATIENCE) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "1":  # what is said is encrypted
+            return True
+        connection.sendall(_HELLO)
+        head = connection.makefile("rb").read(_FRAME_HEAD)
+    return len(head) == _FRAME_HEAD and head[3] == _SETTINGS

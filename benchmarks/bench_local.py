@@ -27,12 +27,13 @@ from whaleid.local_matching.pair_score import (
     MatchParts,
     PairMatches,
     fit_pair_scorer,
+    identity_scores,
     likely_images,
     match_pairs,
-    pair_score_candidates,
     pair_training_matches,
     pair_values,
     same_identity,
+    score_candidates,
 )
 from whaleid.local_matching.rootsift import LENGTH, rooted
 from whaleid.local_matching.votes import EXACT, build_index, local_candidates, nearest_descriptors
@@ -130,7 +131,9 @@ def measure(images: int, keypoints: int, threads: int) -> dict[str, Any]:
     products = bare_products(described, queries, pictures)
     score, paired_teaching, _ = cpu_seconds(lambda: pair_scores(matched, truth, codes, pairs))
     shape = len(queries), classes
-    paired, ranking, _ = cpu_seconds(lambda: pair_score_candidates(matched, score, codes, shape, pairs.rest, KEEP))
+    paired, ranking, _ = cpu_seconds(
+        lambda: score_candidates(identity_scores(matched, score, codes, shape, pairs.rest), KEEP)
+    )
     return {
         "images": images,
         "queries": len(queries),

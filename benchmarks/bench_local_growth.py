@@ -34,12 +34,13 @@ from whaleid.local_matching.match_score import (
 from whaleid.local_matching.pair_score import (
     MatchParts,
     fit_pair_scorer,
+    identity_scores,
     likely_images,
     match_pairs,
-    pair_score_candidates,
     pair_training_matches,
     pair_values,
     same_identity,
+    score_candidates,
 )
 from whaleid.local_matching.rootsift import LENGTH, rooted
 from whaleid.local_matching.votes import build_index, local_candidates, nearest_descriptors
@@ -142,7 +143,7 @@ def rank_pairs(
         matched = match_pairs(described, frames, queries[part], images[part], config, threads)
         score = model.log_ratio(pair_values(matched, parts.log_ratios(matched, None), np.ones(1, bool)))
         shape = len(queries[part]), classes
-        found[part], _ = pair_score_candidates(matched, score, codes, shape, config.rest, KEEP)
+        found[part], _ = score_candidates(identity_scores(matched, score, codes, shape, config.rest), KEEP)
     return found
 
 

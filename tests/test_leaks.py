@@ -112,9 +112,12 @@ def test_random_labels_are_worth_nothing_with_the_full_gallery_either(tmp_path):
     assert {"net0", "concat kNN", "blend"} <= set(given) and max(given.values()) < chance + LUCK, (given, chance)
 
 
-def test_random_labels_are_not_found_by_learned_matching(tmp_path):
-    """Marks that tell the animals, under labels that do not: match scores, pairs, and a stack of them."""
-    world = relabelled(local_world(tmp_path / "local", identities=40), np.random.default_rng(1))
+@pytest.mark.parametrize(
+    "spoilt", [lambda world: relabelled(world, np.random.default_rng(1)), swapped], ids=["random", "swapped"]
+)
+def test_labels_that_tell_nothing_are_not_found_by_learned_matching(tmp_path, spoilt):
+    """Marks that tell the animals, under labels that do not: match scores, pairs, queries together, a stack of them."""
+    world = spoilt(local_world(tmp_path / "local", identities=40))
     sources = write_sources(world, tmp_path / "features", count=1, overfit=0.1)
     config = recipe(local_matching={"learned": FEW}, classifier=None, stack=EVERYTHING["stack"]).combine
     protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])

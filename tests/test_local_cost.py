@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whaleid.config import LearnedConfig, LocalConfig, PairsConfig
-from whaleid.local_matching.cost import PAIRS, Core, LocalCost, local_cost, search_cost, this_core, within_budget
+from whaleid.local_matching.cost import PAIRS, Core, local_cost, search_cost, this_core, within_budget
 from whaleid.local_matching.mutual import product_seconds
+from whaleid.local_matching.query_pairs import MOST
 from whaleid.local_matching.votes import EXACT
 from whaleid.utils.machine import slowness
 
@@ -43,6 +44,14 @@ def test_out_of_fold_every_labelled_image_is_a_query_too():
         assert getattr(once, part) == pytest.approx(getattr(alone, part) * (1000 + 2500) / 1000)
         assert getattr(with_folds, part) == pytest.approx(getattr(alone, part) * (1000 + 2 * 2500) / 1000)
     assert alone.search < once.search < with_folds.search < 2 * once.search
+
+
+def test_queries_are_matched_with_one_another_too():
+    alone = FULL.model_copy(update={"learned": LearnedConfig(pairs=None)})
+    cost, without = (local_cost(2000, 0, 1000, 4, config, CORE) for config in (FULL, alone))
+    keypoints = [1000 * 1000, *[500 * 1000] * 4]
+    assert cost.search - without.search == pytest.approx(sum(search_cost(one, one) for one in keypoints))
+    assert cost.pairs == pytest.approx(3000 * (50 + MOST) * 1000**2 * 1.1e-9)
 
 
 def test_parts_that_are_left_out_cost_nothing():
@@ -80,9 +89,9 @@ def test_a_budget_is_kept_and_more_is_never_less(known, unknown, test, share):
 def test_pairs_take_as_long_as_products_and_everything_else_as_the_core():
     slow_products, slow = Core(product=3 * CORE.product), Core(2.0, 2 * CORE.product)
     plain, one, two = (local_cost(2000, 500, 1000, 3, FULL, core) for core in (CORE, slow_products, slow))
-    pairs = 3500 * 50 * 1000**2
+    pairs = 3500 * (50 + MOST) * 1000**2
     assert one == replace(plain, pairs=plain.pairs + 2 * pairs * CORE.product)
-    assert two == LocalCost(*(pytest.approx(2 * seconds) for seconds in asdict(plain).values()))
+    assert asdict(two) == {part: pytest.approx(2 * seconds) for part, seconds in asdict(plain).items()}
 
 
 def test_a_core_is_measured():

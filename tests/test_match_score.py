@@ -33,7 +33,7 @@ from whaleid.local_matching.rootsift import LENGTH, UNIT
 from whaleid.local_matching.votes import nearest_descriptors
 from whaleid.utils.errors import WhaleidError
 
-NAMES = ["local learned", "local supported", "local image", "local pairs"]
+NAMES = ["local learned", "local supported", "local image", "local pairs", "local together"]
 FEW = {"neighbours": 4, "num_iterations": 8, "min_data_in_leaf": 2}
 
 
@@ -228,7 +228,7 @@ def test_ladder_has_its_rungs(tmp_path):
         world.images, world.folds, sources, config, world.competition, tmp_path / "out", tmp_path / "local"
     )
     names = [rung.name for rung in result.rungs]
-    assert names[-6:] == ["local matching", *NAMES, "blend"]
+    assert names[-7:] == ["local matching", *NAMES, "blend"]
     assert result.rung("local learned").score.map > 0.5
 
 

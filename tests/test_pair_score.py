@@ -20,12 +20,13 @@ from whaleid.local_matching.pair_score import (
     MatchParts,
     PairMatches,
     fit_pair_scorer,
+    identity_scores,
     likely_images,
     match_pairs,
-    pair_score_candidates,
     pair_training_matches,
     pair_values,
     same_identity,
+    score_candidates,
 )
 from whaleid.local_matching.rootsift import UNIT
 from whaleid.local_matching.votes import nearest_descriptors
@@ -112,7 +113,7 @@ def test_scores_of_pairs_equal_loops(seed, count, rest):
     cells = np.sort(rng.permutation(12)[:count])
     matches = drawn_pairs(cells // 4, cells % 4)
     values, codes = rng.normal(size=count), np.array([0, 2, 2, 1])
-    found, scores = pair_score_candidates(matches, values, codes, (3, 4), rest, 4)
+    found, scores = score_candidates(identity_scores(matches, values, codes, (3, 4), rest), 4)
     for query in range(3):
         expected: dict[int, float] = {}
         for code in range(3):
@@ -181,7 +182,7 @@ def test_marks_in_one_arrangement_find_their_picture():
     asked = match_pairs(described, frames, np.arange(24, 40), every, config)
     assert model is not None
     score = model.log_ratio(pair_values(asked, parts.log_ratios(asked, None), both))
-    found, scores = pair_score_candidates(asked, score, codes, (16, 8), config.rest, 8)
+    found, scores = score_candidates(identity_scores(asked, score, codes, (16, 8), config.rest), 8)
     assert found[:, 0].tolist() == truth.tolist()
     assert scores[:, 0].min() > 1 > scores[:, 1].max()
 

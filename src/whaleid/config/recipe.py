@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from whaleid.config.base import Model, Positive, Share
-from whaleid.config.local_matching import LocalConfig
+from whaleid.config.local_matching import LocalConfig, PairsConfig
 from whaleid.config.retrieval import RerankConfig
 from whaleid.config.stack import StackConfig
 
@@ -79,6 +79,12 @@ class CombineConfig(Model):
     full_gallery: bool = True
     """Whether to estimate each score with every labelled image in the gallery, as the test set has it: all is ranked
     once more with half of each identity's images. No answer depends on it."""
+
+    @property
+    def pairs(self) -> PairsConfig | None:
+        """Matching pair by pair, where the recipe has it."""
+        learned = None if self.local_matching is None else self.local_matching.learned
+        return None if learned is None else learned.pairs
 
 
 class PseudoConfig(Model):

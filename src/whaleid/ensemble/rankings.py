@@ -47,6 +47,22 @@ class Source:
 
 
 @dataclass(frozen=True)
+class LikeQueries:
+    """The other queries that look most like each query: rows of images.parquet, int64 (q, m), -1 padded.
+
+    Attributes
+    ----------
+    oof : tuple of int64 arrays
+        Of each fold's queries.
+    test : tuple of int64 arrays
+        Of the test images, by each part's models; empty where there are none.
+    """
+
+    oof: tuple[np.ndarray, ...]
+    test: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Candidates of one ranker for every fold's queries and for the test images.
 
@@ -71,6 +87,8 @@ class Ranking:
         What was fitted on OOF lists, for the report: the names of the settings (re-ranking), the blends, the stacks.
     embedding_features : EmbeddingFeatures or None
         What the stack reads beside the lists (concatenation).
+    alike : LikeQueries or None
+        Which queries look like which, where pairs of queries are matched (concatenation).
     """
 
     name: str
@@ -82,6 +100,7 @@ class Ranking:
     thresholds: CrossFitted[float | None] | None = None
     fitted: CrossFitted[Any] | None = None
     embedding_features: EmbeddingFeatures | None = None
+    alike: LikeQueries | None = None
 
     @property
     def oof(self) -> tuple[Candidates, ...]:

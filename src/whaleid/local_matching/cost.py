@@ -13,6 +13,7 @@ from whaleid.config import LocalConfig
 from whaleid.local_matching.compressed import BRANCHES, COMPARED, LISTED, MOST_LISTS, PROBES, TRAINING
 from whaleid.local_matching.kmeans import ROUNDS
 from whaleid.local_matching.mutual import product_seconds
+from whaleid.local_matching.query_pairs import MOST
 from whaleid.local_matching.votes import EXACT
 from whaleid.utils.machine import slowness
 
@@ -106,8 +107,12 @@ def local_cost(
     search = search_cost(test * config.keypoints, known * config.keypoints)
     for gallery in galleries:
         search += folds * search_cost(labelled / folds * config.keypoints, gallery * config.keypoints)
-    learned = config.learned
-    pairs = 0 if learned is None or learned.pairs is None else learned.pairs.images
+    learned, pairs = config.learned, 0
+    if learned is not None and learned.pairs is not None:
+        pairs = learned.pairs.images + MOST
+        search += search_cost(test * config.keypoints, test * config.keypoints)
+        of_fold = labelled / max(folds, 1) * config.keypoints
+        search += len(galleries) * folds * search_cost(of_fold, of_fold)
     return LocalCost(
         keypoints=core.slowness * _DESCRIBED * (labelled + test) * (config.size / _PIXELS) ** 2,
         search=core.slowness * search,

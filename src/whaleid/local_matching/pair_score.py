@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from scipy import sparse
 
 from whaleid.config import LearnedConfig, PairsConfig, TreesConfig
 from whaleid.local_matching.keypoints import Described
@@ -352,10 +353,10 @@ def fit_pair_scorer(tables: Sequence[tuple[np.ndarray, np.ndarray]]) -> MatchSco
 # ------------------------------------------------------------------------------------------------------- ranking
 
 
-def pair_score_candidates(
-    matches: PairMatches, score: np.ndarray, codes: np.ndarray, shape: tuple[int, int], rest: float, keep: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The identities whose images matched best.
+def identity_scores(
+    matches: PairMatches, score: np.ndarray, codes: np.ndarray, shape: tuple[int, int], rest: float
+) -> sparse.csr_matrix:
+    """What each query's matched identities score, float64 (q, c); identities without a matched image have no element.
 
     Parameters
     ----------
@@ -368,22 +369,34 @@ def pair_score_candidates(
         Number of queries and of identities.
     rest : float
         Weight of what an identity's images score together, beside its best image.
+    """
+    cells, place = np.unique(matches.query * shape[1] + codes[matches.rows], return_inverse=True)
+    best = np.full(len(cells), -np.inf)
+    np.maximum.at(best, place, score)
+    together = np.bincount(place, np.maximum(score, 0), len(cells))
+    return sparse.csr_matrix((best + rest * together, (cells // shape[1], cells % shape[1])), shape)
+
+
+def score_candidates(scores: sparse.csr_matrix, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The identities that score best.
+
+    Parameters
+    ----------
+    scores : sparse matrix, shape (q, c)
+        As from `identity_scores`.
     keep : int
         Width of the lists.
 
     Returns
     -------
     int64 and float32 arrays, shape (q, keep)
-        Codes, -1 padded, and scores, descending, -inf padded. Only identities with a matched image are listed.
+        Codes, -1 padded, and scores, descending, -inf padded. Only identities with an element are listed.
     """
-    found = np.empty((shape[0], keep), dtype=np.int64), np.empty((shape[0], keep), dtype=np.float32)
-    for start in range(0, shape[0], _TABLED):
-        queries = min(_TABLED, shape[0] - start)
-        own = slice(*np.searchsorted(matches.query, (start, start + queries)))
-        cells = (matches.query[own] - start) * shape[1] + codes[matches.rows[own]]
-        best = np.full(queries * shape[1], -np.inf)
-        np.maximum.at(best, cells, score[own])
-        together = np.bincount(cells, np.maximum(score[own], 0), len(best))
-        part = best_identities((best + rest * together).reshape(queries, shape[1]), keep)
-        found[0][start : start + queries], found[1][start : start + queries] = part
+    queries = len(scores.indptr) - 1
+    found = np.empty((queries, keep), dtype=np.int64), np.empty((queries, keep), dtype=np.float32)
+    for start in range(0, queries, _TABLED):
+        part = scores[start : start + _TABLED].tocoo()
+        table = np.full(part.shape, -np.inf)
+        table[part.row, part.col] = part.data
+        found[0][start : start + _TABLED], found[1][start : start + _TABLED] = best_identities(table, keep)
     return found

@@ -14,7 +14,7 @@ VERSION = {
     "train": 1,
     "features": 1,
     "labels": 2,
-    "candidates": 14,
+    "candidates": 15,
     "context": 2,
     "score": 1,
 }

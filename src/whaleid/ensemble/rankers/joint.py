@@ -12,7 +12,10 @@ from whaleid.ensemble.embedding_features import EmbeddingFeatures, EmbeddingTabl
 from whaleid.ensemble.protocol import FoldPart, QuerySet
 from whaleid.ensemble.rankers.base import JointFeatures, Lists, Ranker, RankerContext, Without, rank_parts
 from whaleid.ensemble.rankers.single import rank_by_knn
-from whaleid.ensemble.rankings import Ranking
+from whaleid.ensemble.rankings import LikeQueries, Ranking
+from whaleid.local_matching.query_pairs import MOST
+from whaleid.retrieval.identities import PADDING
+from whaleid.retrieval.index import nearest
 
 
 class ConcatRanker(Ranker):
@@ -29,8 +32,8 @@ class ConcatRanker(Ranker):
 
         lists, test = rank_parts(context, model)
         features = None if context.config.stack is None else _embedding_features(context, joint)
-        ranking = Ranking("concat kNN", self.kind, lists, test, False, embedding_features=features)
-        return [ranking]
+        alike = None if context.config.pairs is None else _like_queries(context, joint)
+        return [Ranking("concat kNN", self.kind, lists, test, False, embedding_features=features, alike=alike)]
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         if config.concat.whiten is not None:
@@ -84,3 +87,45 @@ def _embedding_features(context: RankerContext, joint: JointFeatures) -> Embeddi
         if all_labelled is not None:
             test.append(embedding_table(embeddings, all_labelled, *given))
     return EmbeddingFeatures(tuple(oof), tuple(test))
+
+
+def _like_queries(context: RankerContext, joint: JointFeatures) -> LikeQueries:
+    """The other queries most like each query, by all features."""
+    oof: list[np.ndarray] = []
+    test: list[np.ndarray] = []
+    for part in context.parts:
+        embeddings: np.ndarray = joint[part]
+        for query_set, found in zip(context.protocol.queries(part), (oof, test), strict=True):
+            if query_set is not None:
+                groups = [places for places, _ in context.protocol.pieces(query_set)]
+                found.append(nearest_queries(embeddings[query_set.rows], query_set.rows, groups, MOST))
+    return LikeQueries(tuple(oof), tuple(test))
+
+
+def nearest_queries(embeddings: np.ndarray, rows: np.ndarray, groups: list[np.ndarray], most: int) -> np.ndarray:
+    """The other queries with the nearest embeddings.
+
+    Parameters
+    ----------
+    embeddings : float32 array, shape (q, d)
+        Unit rows.
+    rows : int64 array, shape (q,)
+        Rows of images.parquet.
+    groups : list of int64 arrays
+        Places of queries that may be compared with one another.
+    most : int
+
+    Returns
+    -------
+    int64 array, shape (q, most)
+        Rows of images.parquet, nearest first, -1 padded.
+    """
+    found = np.full((len(rows), most), PADDING)
+    for places in groups:
+        own = embeddings[places]
+        _, near = nearest(own, own, min(most + 1, len(places)))
+        others = near != np.arange(len(places))[:, None]
+        order = np.argsort(~others, axis=1, kind="stable")[:, :most]  # the query itself goes to the end
+        near, others = np.take_along_axis(near, order, axis=1), np.take_along_axis(others, order, axis=1)
+        found[places, : near.shape[1]] = np.where(others, rows[places][near], PADDING)
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from whaleid.ensemble.rankings import Ranking
 from whaleid.local_matching.geometric_verification import verified_candidates
 from whaleid.local_matching.keypoints import Described, read_described
 from whaleid.local_matching.matchers import Matcher, matcher_of
+from whaleid.local_matching.pair_candidates import in_turn
 from whaleid.local_matching.votes import Nearest, local_candidates, nearest_apart
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
@@ -177,6 +179,15 @@ def network_candidates(context: RankerContext) -> list[np.ndarray | None]:
         return [None] * len(all_queries)
     test = [average(found[0].test, context.keep)] if found[0].test else []
     return [lists.codes for lists in (*found[0].oof, *test)]
+
+
+def network_queries(context: RankerContext) -> list[np.ndarray | None]:
+    """Other queries by the features of all networks, as `network_candidates`: rows of images.parquet, -1 padded."""
+    found, all_queries = context.of_kind("concat"), local_inputs(context).all
+    if not found or found[0].alike is None:
+        return [None] * len(all_queries)
+    alike = found[0].alike
+    return [*alike.oof, *([reduce(in_turn, alike.test)] if alike.test else [])]
 
 
 def _config(context: RankerContext) -> LocalConfig:

@@ -7,18 +7,17 @@ With n folds that is n models, n (n - 1) / 2 more without two folds, and one of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from whaleid.config import CombineConfig, LearnedConfig, PairsConfig
+from whaleid.config import CombineConfig, LearnedConfig
 from whaleid.config.recipe import FEWEST_FOLDS
 from whaleid.ensemble.cross_fitting import OofLists
 from whaleid.ensemble.rankers.base import Lists, Ranker, RankerContext, Without
-from whaleid.ensemble.rankers.local import LocalQueries, local_inputs, network_candidates, test_lists
+from whaleid.ensemble.rankers.local import local_inputs, test_lists
 from whaleid.ensemble.rankings import Ranking
 from whaleid.local_matching.keypoints import frames_of
 from whaleid.local_matching.match_score import (
@@ -28,27 +27,14 @@ from whaleid.local_matching.match_score import (
     match_score_candidates,
     training_matches_of,
 )
-from whaleid.local_matching.pair_score import (
-    MatchParts,
-    PairMatches,
-    fit_pair_scorer,
-    likely_images,
-    match_pairs,
-    pair_score_candidates,
-    pair_training_matches,
-    pair_values,
-    parts_of,
-    same_identity,
-)
 from whaleid.retrieval.candidates import Candidates
 from whaleid.utils.errors import WhaleidError
 from whaleid.utils.machine import cores
 
 LEARNED = {"all": "local learned", "supported": "local supported", "image": "local image"}
 """Form of the match score -> name of the ranking."""
-BY_PAIRS = "local pairs"
-"""Name of the ranking by pairs of images."""
-_PAIRS = "pairs"
+PAIRS = "pair_score"
+"""Kind of the rankings by pairs of images (`pair_scores.py`), which need match scores."""
 
 _Result = TypeVar("_Result")
 _Excluded = frozenset[int]  # places of the folds that a model was not fitted on
@@ -66,8 +52,8 @@ class MatchScoreRanker(Ranker):
         return config.local_matching is not None and config.local_matching.learned is not None
 
     def rank(self, context: RankerContext) -> list[Ranking]:
-        local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
-        frames = _frames(context)
+        local, config, classes = local_inputs(context), learned_config(context), len(context.protocol.classes)
+        frames = image_frames(context)
         if len(local.folds) < FEWEST_FOLDS:
             raise WhaleidError(
                 f"combine.local_matching.learned: {len(local.folds)} folds with features; it needs {FEWEST_FOLDS}: "
@@ -85,107 +71,33 @@ class MatchScoreRanker(Ranker):
             return match_score_candidates(*given, config, context.keep, workers=cores())
 
         context.report("matches of the training folds")
-        tables = _in_parallel(training_matches, len(local.folds))
+        tables = in_parallel(training_matches, len(local.folds))
 
         def fit(folds: list[int]) -> MatchScorer | None:
             return fit_match_scorer([tables[place] for place in folds], config)
 
-        return _cross_fitted(context, self.kind, LEARNED, fit, rank)
+        return cross_fitted(context, self.kind, LEARNED, fit, rank)
 
     def ablations(self, config: CombineConfig) -> Iterator[Without]:
         assert config.local_matching is not None
         votes = config.local_matching.model_copy(update={"learned": None})
-        kinds = (self.kind, PairScoreRanker.kind)
+        kinds = (self.kind, PAIRS)
         yield Without("learned match score", config.model_copy(update={"local_matching": votes}), kinds)
 
 
-class PairScoreRanker(Ranker):
-    """The images of the likeliest identities matched pair by pair, each match with its learned score."""
-
-    kind, level, blend = "pair_score", "local", "member"
-
-    def is_on(self, config: CombineConfig) -> bool:
-        return (
-            config.local_matching is not None
-            and config.local_matching.learned is not None
-            and config.local_matching.learned.pairs is not None
-        )
-
-    def rank(self, context: RankerContext) -> list[Ranking]:
-        local, config, classes = local_inputs(context), _config(context), len(context.protocol.classes)
-        frames = _frames(context)
-        pairs = config.pairs
-        assert pairs is not None
-        matched = []
-        for number, (one, by_networks) in enumerate(zip(local.all, network_candidates(context), strict=True)):
-            context.report(f"{BY_PAIRS}: {number + 1} of {len(local.all)}")
-            given = local.described, frames, one.queries.rows
-            likely = likely_images(*given, one.codes, classes, one.nearest, config, pairs.images, by_networks)
-            matched.append(match_pairs(*given, likely, pairs, cores()))
-
-        folds = len(local.folds)
-        parts = _match_parts(local.folds, matched[:folds], pairs)
-        context.report("scores of pairs")
-        seen_by = [*range(folds), None]
-        log_ratios = _in_parallel(lambda place: parts.log_ratios(matched[place], seen_by[place]), len(matched))
-
-        def values(place: int, models: np.ndarray) -> np.ndarray:
-            return pair_values(matched[place], log_ratios[place], models)
-
-        def fit(of_folds: list[int]) -> _PairModel:
-            models, tables = parts.of_folds(of_folds), []
-            for place in of_folds:
-                one = local.folds[place]
-                tables.append((values(place, models), same_identity(matched[place], one.truth, one.codes)))
-            return _PairModel(models, fit_pair_scorer(tables))
-
-        def rank(place: int, models: list[_PairModel]) -> list[dict[str, Lists]]:
-            one = local.all[place]
-            given = one.codes, (len(one.queries.rows), classes), pairs.rest, context.keep
-            scores = [model.score(values(place, model.parts)) for model in models]
-            return [{_PAIRS: pair_score_candidates(matched[place], score, *given)} for score in scores]
-
-        return _cross_fitted(context, self.kind, {_PAIRS: BY_PAIRS}, fit, rank)
-
-    def ablations(self, config: CombineConfig) -> Iterator[Without]:
-        assert config.local_matching is not None and config.local_matching.learned is not None
-        learned = config.local_matching.learned.model_copy(update={"pairs": None})
-        local = config.local_matching.model_copy(update={"learned": learned})
-        yield Without("pair score", config.model_copy(update={"local_matching": local}), (self.kind,))
-
-
-def _config(context: RankerContext) -> LearnedConfig:
+def learned_config(context: RankerContext) -> LearnedConfig:
+    """The recipe's learned match score."""
     assert context.config.local_matching is not None and context.config.local_matching.learned is not None
     return context.config.local_matching.learned
 
 
-def _frames(context: RankerContext) -> np.ndarray:
+def image_frames(context: RankerContext) -> np.ndarray:
     """Width and height of every image as described, float (n, 2)."""
     assert context.config.local_matching is not None
     return frames_of(context.images, context.config.local_matching.size)
 
 
-@dataclass(frozen=True)
-class _PairModel:
-    """What scores pairs: the models of matches that count (`pair_score.pair_values`), and the trees of pairs."""
-
-    parts: np.ndarray
-    trees: MatchScorer | None
-
-    def score(self, values: np.ndarray) -> np.ndarray:
-        """Log ratio of each pair, float64 (p,); 0 where nothing could be fitted. values: float32 (p, any)."""
-        return np.zeros(len(values)) if self.trees is None else self.trees.log_ratio(values)
-
-
-def _match_parts(folds: Sequence[LocalQueries], matched: Sequence[PairMatches], config: PairsConfig) -> MatchParts:
-    """The models of single matches, one for each part of each fold."""
-    halves, tables = parts_of(len(folds)), []
-    for one, matches in zip(folds, matched, strict=True):
-        tables += pair_training_matches(matches, one.truth, one.codes, halves, config)
-    return MatchParts(halves, tuple(_in_parallel(lambda part: fit_match_scorer([tables[part]], config), len(tables))))
-
-
-def _cross_fitted(
+def cross_fitted(
     context: RankerContext,
     kind: str,
     names: dict[str, str],
@@ -227,11 +139,11 @@ def _fit_models(fit: Callable[[list[int]], _Model], folds: int) -> dict[_Exclude
     places = range(folds)
     wanted = {frozenset[int]()} | {frozenset({one, other}) for one in places for other in places}
     order = sorted(wanted, key=sorted)
-    models = _in_parallel(lambda number: fit([place for place in places if place not in order[number]]), len(order))
+    models = in_parallel(lambda number: fit([place for place in places if place not in order[number]]), len(order))
     return dict(zip(order, models, strict=True))
 
 
-def _in_parallel(work: Callable[[int], _Result], count: int) -> list[_Result]:
+def in_parallel(work: Callable[[int], _Result], count: int) -> list[_Result]:
     """work(0) .. work(count - 1), on all cores."""
     with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(work, range(count)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from whaleid.ensemble.rankers.base import Level, Ranker
 from whaleid.ensemble.rankers.joint import ClassifierRanker, ConcatRanker
 from whaleid.ensemble.rankers.local import VerificationRanker, VotesRanker
-from whaleid.ensemble.rankers.match_scores import MatchScoreRanker, PairScoreRanker
+from whaleid.ensemble.rankers.match_scores import MatchScoreRanker
+from whaleid.ensemble.rankers.pair_scores import PairScoreRanker
 from whaleid.ensemble.rankers.rerank import RerankRanker
 from whaleid.ensemble.rankers.second_level import BlendRanker, StackRanker
 from whaleid.ensemble.rankers.single import KnnRanker, LogitsRanker, SiameseRanker

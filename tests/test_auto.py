@@ -184,7 +184,7 @@ def test_one_run_has_the_other_core_too() -> None:
 
 
 def test_the_full_gallery_costs_all_rankers_once_more() -> None:
-    choice, census = chosen(NYALA, 60), NYALA.census
+    choice, census = chosen(NYALA, 90), NYALA.census
     assert choice.full_gallery and choice.local is not None
     counted = choice.local.model_copy(update={"keypoints": NYALA.keypoints})
     whole, own = (
@@ -207,18 +207,18 @@ def often_enough(choice: Choice) -> bool:
 def test_pairs_are_given_up_while_networks_see_a_photograph_too_seldom() -> None:
     """And no further: with fewer pairs than it has, each choice's networks reach FEW only by the pairs given up. Larger
     networks see photographs often enough."""
-    hasty, calm = chosen(NYALA, 7), chosen(NYALA, 30)
+    hasty, calm = chosen(NYALA, 8), chosen(NYALA, 30)
     assert pairs_of(hasty) == PAIRS[-1] and hasty.networks[0].passes < FEW
     assert pairs_of(calm) == PAIRS[0] and often_enough(calm)
     larger = chosen(NYALA, 15)  # whose networks had time for smaller pictures often enough
     assert pairs_of(larger) == PAIRS[0] and larger.networks[0].passes < FEW
-    between = [chosen(NYALA, minutes) for minutes in np.arange(7, 30, 0.25)]
+    between = [chosen(NYALA, minutes) for minutes in np.arange(8, 30, 0.25)]
     assert any(PAIRS[-1] < pairs_of(choice) < PAIRS[0] for choice in between)
     assert all(often_enough(choice) for choice in between if pairs_of(choice) > PAIRS[-1])
 
 
 def test_the_full_gallery_is_estimated_where_it_takes_little() -> None:
-    made = {minutes: chosen(NYALA, minutes) for minutes in (15, 60, 400)}
+    made = {minutes: chosen(NYALA, minutes) for minutes in (15, 90, 400)}
     assert [choice.full_gallery for choice in made.values()] == [False, True, True]
     for minutes, choice in made.items():
         assert choice.seconds.get("the full gallery", 0.0) <= 3 * minutes

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ladder_world import World, recipe, write_sources
 from scipy.special import expit
-from test_match_score import described_at_random
+from test_match_score import FEW, described_at_random, local_world
 from test_pair_score import drawn_pairs
 
 from whaleid.config import LearnedConfig
+from whaleid.ensemble.ladder import rank_all
+from whaleid.ensemble.protocol import Protocol, read_protocol
+from whaleid.ensemble.rankers import pair_scores
 from whaleid.ensemble.rankers.joint import nearest_queries
+from whaleid.ensemble.rankings import Ranking, Source
 from whaleid.local_matching import query_pairs
 from whaleid.local_matching.pair_score import identity_scores, score_candidates
 from whaleid.local_matching.query_pairs import (
@@ -173,3 +181,53 @@ def test_nearest_queries_equal_loops(seed: int, most: int) -> None:
             order = sorted(others, key=lambda one: -float(embeddings[place] @ embeddings[one]))
             expected = rows[order][:most].tolist()
             assert found[place].tolist() == [*expected, *[-1] * (most - len(expected))]
+
+
+# ------------------------------------------------------------------------------------------------- in the ladder
+
+
+def ranked(folder: Path, world: World, sources: list[Source]) -> tuple[Protocol, dict[str, Ranking]]:
+    protocol = read_protocol(world.images, world.folds, world.competition, [0, 1, 2])
+    config = recipe(local_matching={"learned": FEW}, classifier=None).combine
+    return protocol, {one.name: one for one in rank_all(sources, world.images, protocol, config, 0, folder)}
+
+
+def test_networks_name_other_queries_in_the_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, named = local_world(tmp_path / "local"), []
+    sources = write_sources(world, tmp_path / "features", count=1)
+
+    def spy(*given: Any) -> np.ndarray:
+        named.append((given[2], given[5]))
+        return likely_queries(*given)
+
+    monkeypatch.setattr(pair_scores, "likely_queries", spy)
+    protocol, _ = ranked(tmp_path / "local", world, sources)
+    identity = world.images["identity"].to_numpy(dtype=object).copy()
+    identity[protocol.test_rows] = world.solution
+    assert [rows.tolist() for rows, _ in named] == [
+        *(part.rows.tolist() for part in protocol.parts),
+        protocol.test_rows.tolist(),
+    ]
+    for rows, others in named:
+        assert others.shape[0] == len(rows) and set(others.ravel().tolist()) <= {-1, *rows.tolist()}
+        assert not (others == rows[:, None]).any()
+        siblings = [(identity[rows] == identity[row]).sum() > 1 for row in rows]
+        hit = identity[others[siblings, 0]] == identity[rows[siblings]]
+        assert hit.mean() > 5 / len(rows), "networks that tell identities name queries of the same one"
+
+
+def test_queries_answer_together_in_the_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they differ from each alone, out of fold and on the test set; where nothing is fitted they do not."""
+    world = local_world(tmp_path / "local")
+    sources = write_sources(world, tmp_path / "features", count=1)
+    for fitted in (True, False):
+        if not fitted:
+            monkeypatch.setattr(pair_scores, "fit_likeness", lambda _: None)
+        _, rankings = ranked(tmp_path / "local", world, sources)
+        alone, together = rankings["local pairs"], rankings["local together"]
+        for one, two in zip((*alone.oof, alone.test[0]), (*together.oof, together.test[0]), strict=True):
+            assert np.array_equal(one.scores, two.scores) is not fitted
+            assert fitted or np.array_equal(one.codes, two.codes)
+            if fitted:  # what others say is only added
+                best = np.isfinite(one.scores[:, 0])
+                assert (two.scores[best, 0] >= one.scores[best, 0] - 1e-6).all()

@@ -45,7 +45,7 @@ class Core:
     slowness : float
         `utils.machine.slowness`.
     product : float
-        `mutual.product_seconds`, which differs more between processors (3.5e-9 without AVX-512, where slowness is 3).
+        `mutual.product_seconds`, which differs more between processors (5.7e-9 without AVX-512, where slowness is 2.4).
     """
 
     slowness: float = 1.0
